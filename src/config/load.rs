@@ -1,0 +1,479 @@
+//! Layers the settings and checks them; every error names the key and where its value came from.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use config::{Config, File, FileFormat, Map, Value, ValueKind};
+
+use super::types::HostPort;
+use super::{Role, Settings};
+
+/// Why settings were refused. The text names the key and the file, variable or flag that set it.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file is missing, unreadable or not TOML.
+    #[error("{}: {reason}", path.display())]
+    File {
+        /// The file as given.
+        path: PathBuf,
+        /// What was wrong, with line and column where it is known.
+        reason: String,
+    },
+    /// A key that does not exist.
+    #[error("unknown key `{key}` in {origin}{}", nearest.as_ref().map(|n| format!("; did you mean `{n}`?")).unwrap_or_default())]
+    UnknownKey {
+        /// The dotted key.
+        key: String,
+        /// Where it was set.
+        origin: String,
+        /// The most similar key that exists.
+        nearest: Option<String>,
+    },
+    /// A value of the wrong type, form or range.
+    #[error("`{key}` in {origin}: {reason}")]
+    Value {
+        /// The dotted key.
+        key: String,
+        /// Where it was set.
+        origin: String,
+        /// What was wrong and what is wanted.
+        reason: String,
+    },
+}
+
+/// The layers above the defaults.
+#[derive(Clone, Debug, Default)]
+pub struct Source {
+    /// The TOML file, if one was named.
+    pub file: Option<PathBuf>,
+    /// `(dotted key, flag, value)` of each flag that was given.
+    pub flags: Vec<(&'static str, &'static str, String)>,
+    /// The environment to read `MSA__SECTION__KEY` from; `None` means that of the process.
+    pub env: Option<Map<String, String>>,
+}
+
+/// Returns the settings of `role`, layered and checked.
+///
+/// # Errors
+/// The first wrong key, see [`ConfigError`].
+pub fn load(role: Role, source: &Source) -> Result<Settings, ConfigError> {
+    let layers = Layers::read(role, source)?;
+    let known = leaves(&layers.defaults.cache);
+    layers.check_keys(&known)?;
+    for (key, default) in &known {
+        layers.check_type(key, default)?;
+    }
+    let settings = layers.merged.clone().try_deserialize();
+    let settings = settings.map_err(|e| layers.refuse("?", reason_of(&e)))?;
+    validate(&settings, |key, reason| layers.refuse(key, reason))?;
+    Ok(settings)
+}
+
+/// Returns every key with its default for `role`, in alphabetical order; an empty default means none.
+#[must_use]
+pub fn rows(role: Role) -> Vec<(String, String)> {
+    leaves(&defaults(role).cache)
+        .into_iter()
+        .map(|(key, value)| {
+            let text = match value.kind {
+                ValueKind::Nil => String::new(),
+                ValueKind::Array(_) => {
+                    let list: Vec<String> = value.try_deserialize().unwrap_or_default();
+                    format!("{list:?}")
+                }
+                _ => value.into_string().unwrap_or_default(),
+            };
+            (key, text)
+        })
+        .collect()
+}
+
+/// The layers, kept apart so that an error can say where a value came from.
+struct Layers<'a> {
+    source: &'a Source,
+    defaults: Config,
+    file: Config,
+    env: Config,
+    merged: Config,
+}
+
+impl<'a> Layers<'a> {
+    fn read(role: Role, source: &'a Source) -> Result<Self, ConfigError> {
+        let environment = config::Environment::with_prefix("MSA")
+            .prefix_separator("__")
+            .separator("__")
+            .try_parsing(true)
+            .list_separator(",")
+            .with_list_parse_key("registry.endpoints")
+            .source(source.env.clone());
+        let build = |builder: config::ConfigBuilder<config::builder::DefaultState>| {
+            builder.build().map_err(|e| ConfigError::Value {
+                key: "?".to_owned(),
+                origin: "the environment or a flag".to_owned(),
+                reason: reason_of(&e),
+            })
+        };
+        let mut layers = Self {
+            source,
+            defaults: defaults(role),
+            file: source.file.as_deref().map_or_else(|| Ok(Config::default()), read_file)?,
+            env: build(Config::builder().add_source(environment))?,
+            merged: Config::default(),
+        };
+        let mut builder = Config::builder()
+            .add_source(layers.defaults.clone())
+            .add_source(layers.file.clone())
+            .add_source(layers.env.clone());
+        for (key, _, value) in &source.flags {
+            let kind = if *key == "registry.endpoints" {
+                let list = value.split(',').filter(|part| !part.is_empty());
+                ValueKind::Array(list.map(|part| Value::new(None, part)).collect())
+            } else {
+                ValueKind::String(value.clone())
+            };
+            builder = match builder.set_override(*key, Value::new(None, kind)) {
+                Ok(builder) => builder,
+                Err(e) => return Err(layers.refuse(key, reason_of(&e))),
+            };
+        }
+        layers.merged = build(builder)?;
+        Ok(layers)
+    }
+
+    /// Returns where the value of `key` came from.
+    fn origin(&self, key: &str) -> String {
+        if let Some((_, flag, _)) = self.source.flags.iter().find(|(name, _, _)| *name == key) {
+            return format!("flag {flag}");
+        }
+        if self.env.get::<Value>(key).is_ok() {
+            let name = key.to_uppercase().replace('.', "__");
+            return format!("the environment variable MSA__{name}");
+        }
+        match &self.source.file {
+            Some(path) if self.file.get::<Value>(key).is_ok() => path.display().to_string(),
+            _ => "the defaults".to_owned(),
+        }
+    }
+
+    fn refuse(&self, key: &str, reason: String) -> ConfigError {
+        ConfigError::Value {
+            key: key.to_owned(),
+            origin: self.origin(key),
+            reason,
+        }
+    }
+
+    fn check_keys(&self, known: &[(String, Value)]) -> Result<(), ConfigError> {
+        for (key, _) in leaves(&self.merged.cache) {
+            if known.iter().any(|(name, _)| *name == key) {
+                continue;
+            }
+            let nearest = known
+                .iter()
+                .map(|(name, _)| (strsim::jaro_winkler(name, &key), name))
+                .filter(|(score, _)| *score > 0.8)
+                .max_by(|a, b| a.0.total_cmp(&b.0))
+                .map(|(_, name)| name.clone());
+            return Err(ConfigError::UnknownKey {
+                origin: self.origin(&key),
+                key,
+                nearest,
+            });
+        }
+        Ok(())
+    }
+
+    /// Checks the type of one key by reading the defaults with this one value in them; so the error
+    /// can name the key whatever the type says of itself.
+    fn check_type(&self, key: &str, default: &Value) -> Result<(), ConfigError> {
+        let Ok(value) = self.merged.get::<Value>(key) else {
+            return Ok(()); // unset
+        };
+        let number = matches!(default.kind, ValueKind::I64(_) | ValueKind::U64(_));
+        if number && matches!(value.kind, ValueKind::Float(_) | ValueKind::Boolean(_)) {
+            return Err(self.refuse(key, "want a whole number".to_owned()));
+        }
+        Config::builder()
+            .add_source(self.defaults.clone())
+            .set_override(key, value)
+            .and_then(|builder| builder.build())
+            .and_then(Config::try_deserialize::<Settings>)
+            .map(|_| ())
+            .map_err(|e| self.refuse(key, reason_of(&e)))
+    }
+}
+
+fn defaults(role: Role) -> Config {
+    // cannot fail: the settings are plain structs of strings and numbers; a test reads every role's
+    Config::try_from(&Settings::for_role(role)).unwrap_or_default()
+}
+
+fn read_file(path: &Path) -> Result<Config, ConfigError> {
+    let refuse = |reason: String| ConfigError::File {
+        path: path.to_owned(),
+        reason,
+    };
+    let text = std::fs::read_to_string(path).map_err(|e| refuse(e.to_string()))?;
+    Config::builder()
+        .add_source(File::from_str(&text, FileFormat::Toml))
+        .build()
+        .map_err(|e| match e {
+            config::ConfigError::FileParse { cause, .. } => refuse(cause.to_string()),
+            other => refuse(other.to_string()),
+        })
+}
+
+/// Returns the leaves of a tree, `section.key`, sorted.
+fn leaves(tree: &Value) -> Vec<(String, Value)> {
+    fn walk(at: &str, value: &Value, out: &mut Vec<(String, Value)>) {
+        match &value.kind {
+            ValueKind::Table(table) => {
+                for (key, inner) in table {
+                    let path = if at.is_empty() {
+                        key.clone()
+                    } else {
+                        format!("{at}.{key}")
+                    };
+                    walk(&path, inner, out);
+                }
+            }
+            _ => out.push((at.to_owned(), value.clone())),
+        }
+    }
+    let mut out = Vec::new();
+    walk("", tree, &mut out);
+    out.sort_by(|a, b| a.0.cmp(&b.0));
+    out
+}
+
+/// Returns what is wrong, without the key and origin that [`ConfigError`] adds itself.
+fn reason_of(error: &config::ConfigError) -> String {
+    match error {
+        config::ConfigError::Type {
+            unexpected,
+            expected,
+            ..
+        } => format!("{unexpected} is not {expected}"),
+        config::ConfigError::At { error, .. } => reason_of(error),
+        other => other.to_string(),
+    }
+}
+
+/// Checks ranges and what keys mean together.
+fn validate(
+    s: &Settings,
+    refuse: impl Fn(&str, String) -> ConfigError,
+) -> Result<(), ConfigError> {
+    let ms = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+    let ranges: [(&str, u64, u64, u64); 23] = [
+        ("admin.max_connections", s.admin.max_connections as u64, 1, 100_000),
+        ("client.connect_timeout_ms", ms(s.client.connect_timeout), 10, 60_000),
+        ("client.deadline_ms", ms(s.client.deadline), 1, 600_000),
+        ("client.keepalive_ms", ms(s.client.keepalive), 100, 600_000),
+        ("client.keepalive_timeout_ms", ms(s.client.keepalive_timeout), 100, 60_000),
+        ("client.reconnect_cap_ms", ms(s.client.reconnect_cap), 100, 60_000),
+        ("grpc.max_connections", s.grpc.max_connections as u64, 1, 1_000_000),
+        ("grpc.max_concurrent_streams", u64::from(s.grpc.max_concurrent_streams), 1, 100_000),
+        ("http.body_timeout_ms", ms(s.http.body_timeout), 100, 600_000),
+        ("http.header_timeout_ms", ms(s.http.header_timeout), 100, 600_000),
+        ("http.max_connections", s.http.max_connections as u64, 1, 1_000_000),
+        ("log.slow_ms", ms(s.log.slow), 0, 600_000),
+        ("registry.backoff_cap_ms", ms(s.registry.backoff_cap), 100, 60_000),
+        ("registry.ttl_s", s.registry.ttl.as_secs(), 1, 3600),
+        ("registry.keepalive_ms", ms(s.registry.keepalive), 100, ms(s.registry.ttl) / 2),
+        ("registry.timeout_ms", ms(s.registry.timeout), 100, 60_000),
+        ("registry.watch_silence_ms", ms(s.registry.watch_silence), 1000, 60_000),
+        ("registry.weight", u64::from(s.registry.weight), 1, 1000),
+        ("shutdown.announce_ms", ms(s.shutdown.announce), 0, 10_000),
+        ("shutdown.grace_ms", ms(s.shutdown.grace), 0, 600_000),
+        ("up.feed_replicas", s.up.feed_replicas as u64, 0, 64),
+        ("up.profile_replicas", s.up.profile_replicas as u64, 0, 64),
+        ("up.topic_replicas", s.up.topic_replicas as u64, 0, 64),
+    ];
+    for (key, value, low, high) in ranges {
+        if !(low..=high).contains(&value) {
+            return Err(refuse(key, format!("{value} is out of range, want {low} to {high}")));
+        }
+    }
+    let prefix = &s.registry.prefix;
+    if prefix.len() < 2 || !prefix.starts_with('/') || !prefix.ends_with('/') {
+        let reason = format!("{prefix:?} must begin and end with `/`, with a name between");
+        return Err(refuse("registry.prefix", reason));
+    }
+    for endpoint in &s.registry.endpoints {
+        endpoint_host(endpoint).map_err(|reason| refuse("registry.endpoints", reason))?;
+    }
+    let remote = s.registry.is_remote();
+    if let Some(addr) = &s.grpc.advertise_addr
+        && !callable_from(&addr.host, remote)
+    {
+        let reason = format!("{addr} cannot be called from another host, and etcd is remote");
+        return Err(refuse("grpc.advertise_addr", reason));
+    }
+    if let Err(e) = tracing_subscriber::filter::EnvFilter::builder().parse(&s.log.level) {
+        return Err(refuse("log.level", e.to_string()));
+    }
+    if let Some(addr) = &s.trace.zipkin_addr
+        && !(addr.starts_with("http://") || addr.starts_with("https://"))
+    {
+        let reason = format!("{addr:?} is not a URL, want http://host:port/api/v2/spans");
+        return Err(refuse("trace.zipkin_addr", reason));
+    }
+    Ok(())
+}
+
+impl super::Registry {
+    /// Returns true if an endpoint of etcd is on another host.
+    #[must_use]
+    pub fn is_remote(&self) -> bool {
+        self.endpoints
+            .iter()
+            .filter_map(|e| endpoint_host(e).ok())
+            .any(|host| !is_loopback(&host))
+    }
+}
+
+/// Returns the host of etcd's `http://host:port` or `host:port`.
+fn endpoint_host(endpoint: &str) -> Result<String, String> {
+    if endpoint.starts_with("https://") {
+        return Err(format!("{endpoint:?}: TLS to etcd is not supported yet"));
+    }
+    let bare = endpoint.strip_prefix("http://").unwrap_or(endpoint);
+    let parsed: Result<HostPort, String> = bare.trim_end_matches('/').parse();
+    match parsed {
+        Ok(addr) if addr.port != 0 => Ok(addr.host),
+        _ => Err(format!("{endpoint:?} is not an etcd address, want host:port")),
+    }
+}
+
+fn is_loopback(host: &str) -> bool {
+    let bare = host.trim_matches(['[', ']']);
+    bare == "localhost" || bare.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
+}
+
+/// Returns false for an address that callers elsewhere can certainly not reach.
+pub(super) fn callable_from(host: &str, remote: bool) -> bool {
+    let bare = host.trim_matches(['[', ']']);
+    let unspecified = bare
+        .parse()
+        .is_ok_and(|ip: std::net::IpAddr| ip.is_unspecified());
+    !unspecified && !(remote && is_loopback(host))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_file(text: &str) -> Result<Settings, String> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("app.toml");
+        std::fs::write(&path, text).unwrap();
+        let source = Source {
+            file: Some(path.clone()),
+            env: Some(Map::new()),
+            ..Source::default()
+        };
+        let shown = path.display().to_string();
+        load(Role::Feed, &source).map_err(|e| e.to_string().replace(&shown, "app.toml"))
+    }
+
+    #[test]
+    fn later_layers_win() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("app.toml");
+        std::fs::write(&path, "[client]\ndeadline_ms = 3\nkeepalive_ms = 300\nreconnect_cap_ms = 333\n").unwrap();
+        let env = [("MSA__CLIENT__DEADLINE_MS", "4"), ("MSA__CLIENT__KEEPALIVE_MS", "400")];
+        let source = Source {
+            file: Some(path),
+            flags: vec![("client.deadline_ms", "--x", "5".to_owned())],
+            env: Some(env.map(|(k, v)| (k.to_owned(), v.to_owned())).into()),
+        };
+        let client = load(Role::Feed, &source).unwrap().client;
+        assert_eq!(client.deadline, Duration::from_millis(5));
+        assert_eq!(client.keepalive, Duration::from_millis(400));
+        assert_eq!(client.reconnect_cap, Duration::from_millis(333));
+        assert_eq!(client.connect_timeout, Duration::from_secs(1));
+    }
+
+    #[test]
+    fn an_error_names_key_and_origin() {
+        let cases = [
+            ("[client]\ndeadlin_ms = 1", "unknown key `client.deadlin_ms` in app.toml; did you mean `client.deadline_ms`?"),
+            ("[zzz]\nq = 1", "unknown key `zzz.q` in app.toml"),
+            ("client = 3", "unknown key `client` in app.toml"),
+            ("[client]\ndeadline_ms = \"soon\"", "`client.deadline_ms` in app.toml: string \"soon\" is not"),
+            ("[client]\ndeadline_ms = 1.5", "`client.deadline_ms` in app.toml: want a whole number"),
+            ("[client]\ndeadline_ms = true", "`client.deadline_ms` in app.toml: want a whole number"),
+            ("[client]\ndeadline_ms = -1", "`client.deadline_ms` in app.toml: "),
+            ("[client]\ndeadline_ms = 0", "`client.deadline_ms` in app.toml: 0 is out of range, want 1 to 600000"),
+            ("[client]\nbalancer = \"best\"", "`client.balancer` in app.toml: "),
+            ("[grpc]\naddr = \"here\"", "`grpc.addr` in app.toml: `here` is not an address to listen on"),
+            ("[grpc]\nadvertise_addr = \"a b:1\"", "`grpc.advertise_addr` in app.toml: `a b:1` is not an address to call"),
+            ("[store]\nurl = \"mysql:x\"", "`store.url` in app.toml: `mysql:x` is not a store"),
+            ("[registry]\nprefix = \"services\"", "`registry.prefix` in app.toml: "),
+            ("[registry]\nendpoints = [\"nowhere\"]", "`registry.endpoints` in app.toml: \"nowhere\" is not an etcd address"),
+            ("[registry]\nendpoints = [\"https://a:1\"]", "`registry.endpoints` in app.toml: \"https://a:1\": TLS"),
+            ("[registry]\nkeepalive_ms = 2000", "`registry.keepalive_ms` in app.toml: 2000 is out of range, want 100 to 1500"),
+            ("[log]\nlevel = \"a=b=c\"", "`log.level` in app.toml: "),
+            ("[log]\nformat = \"xml\"", "`log.format` in app.toml: "),
+            ("[trace]\nzipkin_addr = \"z:1\"", "`trace.zipkin_addr` in app.toml: "),
+            (
+                "[registry]\nendpoints = [\"10.0.0.1:2379\"]\n[grpc]\nadvertise_addr = \"127.0.0.1:0\"",
+                "`grpc.advertise_addr` in app.toml: 127.0.0.1:0 cannot be called from another host",
+            ),
+            ("not toml", "app.toml: "),
+        ];
+        for (text, want) in cases {
+            let error = with_file(text).expect_err(text);
+            assert!(error.contains(want), "{text:?} gave {error:?}, want {want:?}");
+        }
+        let gone = Source {
+            file: Some("/nowhere/app.toml".into()),
+            ..Source::default()
+        };
+        let error = load(Role::Feed, &gone).expect_err("missing file").to_string();
+        assert!(error.starts_with("/nowhere/app.toml: "), "{error}");
+    }
+
+    #[test]
+    fn an_error_names_variable_and_flag() {
+        let env = [("MSA__CLIENT__DEADLINE_MS".to_owned(), "x".to_owned())];
+        let source = Source {
+            env: Some(env.into()),
+            ..Source::default()
+        };
+        let error = load(Role::Feed, &source).expect_err("env").to_string();
+        assert!(error.contains("MSA__CLIENT__DEADLINE_MS") && error.contains("client.deadline_ms"), "{error}");
+        let source = Source {
+            flags: vec![("grpc.addr", "--addr", "x".to_owned())],
+            env: Some(Map::new()),
+            ..Source::default()
+        };
+        let error = load(Role::Feed, &source).expect_err("flag").to_string();
+        assert!(error.contains("flag --addr") && error.contains("grpc.addr"), "{error}");
+    }
+
+    #[test]
+    fn endpoints_come_as_a_list_from_every_layer() {
+        let env = [("MSA__REGISTRY__ENDPOINTS".to_owned(), "a:1,b:2".to_owned())];
+        let mut source = Source {
+            env: Some(env.into()),
+            ..Source::default()
+        };
+        assert_eq!(load(Role::Feed, &source).unwrap().registry.endpoints, ["a:1", "b:2"]);
+        source.flags = vec![("registry.endpoints", "--etcd-addr", "http://c:3,d:4".to_owned())];
+        assert_eq!(load(Role::Feed, &source).unwrap().registry.endpoints, ["http://c:3", "d:4"]);
+    }
+
+    #[test]
+    fn every_role_has_valid_defaults() {
+        let bare = Source {
+            env: Some(Map::new()),
+            ..Source::default()
+        };
+        for role in [Role::Apigateway, Role::Feed, Role::Profile, Role::Topic, Role::Up] {
+            load(role, &bare).unwrap();
+            assert!(rows(role).iter().any(|(key, _)| key == "grpc.advertise_addr"));
+        }
+    }
+}

@@ -1,0 +1,409 @@
+//! The settings of every role: one struct per concern, each field with its unit, range and default.
+//!
+//! Layers, the later wins: defaults, the TOML file (`--config`), the environment
+//! (`MSA__SECTION__KEY`), flags. [`load`] does the layering, names the wrong key and where it was set,
+//! and opens nothing: no socket, no database, no secret.
+
+mod load;
+mod types;
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+pub use load::{ConfigError, Source, load, rows};
+pub use types::{Balancer, HostPort, ListenAddr, LogFormat, StoreUrl};
+
+/// What one process does; the name is the registry's, the metrics' and the command line's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Role {
+    /// The HTTP gateway.
+    Apigateway,
+    /// The feed service.
+    Feed,
+    /// The profile service; calls the feed service.
+    Profile,
+    /// The topic service.
+    Topic,
+    /// Every role in one process, on loopback.
+    Up,
+}
+
+impl Role {
+    /// The services that register and are called.
+    pub const SERVICES: [Self; 3] = [Self::Feed, Self::Profile, Self::Topic];
+
+    /// Returns the name used everywhere for this role.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Apigateway => "apigateway",
+            Self::Feed => "feed",
+            Self::Profile => "profile",
+            Self::Topic => "topic",
+            Self::Up => "up",
+        }
+    }
+
+    /// Returns the ports of the role: service and admin.
+    const fn ports(self) -> (u16, u16) {
+        match self {
+            Self::Apigateway | Self::Up => (8080, 6060),
+            Self::Feed => (8082, 6062),
+            Self::Profile => (8083, 6063),
+            Self::Topic => (8084, 6064),
+        }
+    }
+}
+
+/// Everything that can be set, for any role; a role ignores the sections that are not its own.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Settings {
+    /// The HTTP listener of the gateway.
+    pub http: Http,
+    /// The gRPC listener of a service.
+    pub grpc: Grpc,
+    /// The second listener of every role, for operators.
+    pub admin: Admin,
+    /// Where instances are registered and found.
+    pub registry: Registry,
+    /// How this process calls services.
+    pub client: Client,
+    /// Where a service keeps its records.
+    pub store: Store,
+    /// How a process stops.
+    pub shutdown: Shutdown,
+    /// What is logged, and how.
+    pub log: Log,
+    /// Where traces go.
+    pub trace: Trace,
+    /// What `up` runs.
+    pub up: Up,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self::for_role(Role::Up)
+    }
+}
+
+impl Settings {
+    /// Returns the defaults of a role; they differ in ports, bind addresses and the store.
+    #[must_use]
+    pub fn for_role(role: Role) -> Self {
+        let (service, admin) = role.ports();
+        let http_addr = match role {
+            Role::Up => ListenAddr::loopback(8080),
+            _ => ListenAddr::any(8080),
+        };
+        let store = match role {
+            Role::Up => StoreUrl::Sqlite(PathBuf::from("data")),
+            _ => StoreUrl::Memory,
+        };
+        let endpoints = match role {
+            Role::Up => Vec::new(),
+            _ => vec!["127.0.0.1:2379".to_owned()],
+        };
+        Self {
+            http: Http {
+                addr: http_addr,
+                ..Http::default()
+            },
+            grpc: Grpc {
+                addr: ListenAddr::any(service),
+                ..Grpc::default()
+            },
+            admin: Admin {
+                addr: ListenAddr::loopback(admin),
+                ..Admin::default()
+            },
+            registry: Registry {
+                endpoints,
+                ..Registry::default()
+            },
+            client: Client::default(),
+            store: Store { url: store },
+            shutdown: Shutdown::default(),
+            log: Log::default(),
+            trace: Trace::default(),
+            up: Up::default(),
+        }
+    }
+}
+
+/// The HTTP listener of the gateway.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Http {
+    /// Address to listen on. Default `:8080` (every interface), with `up` `127.0.0.1:8080`.
+    pub addr: ListenAddr,
+    /// Connections at the same time, 1 to 1000000. Default 10000. At the limit the connection that has
+    /// been idle longest is closed for the new one; if none is idle the new one waits in the backlog.
+    pub max_connections: usize,
+    /// Time a client has for the head of a request, and that a kept-alive connection may stay idle,
+    /// 100 to 600000 ms. Default 10000.
+    #[serde(rename = "header_timeout_ms", with = "types::millis")]
+    pub header_timeout: Duration,
+    /// Time a client has for a whole request body, 100 to 600000 ms. Default 10000; then 408.
+    #[serde(rename = "body_timeout_ms", with = "types::millis")]
+    pub body_timeout: Duration,
+}
+
+impl Default for Http {
+    fn default() -> Self {
+        Self {
+            addr: ListenAddr::any(8080),
+            max_connections: 10_000,
+            header_timeout: Duration::from_secs(10),
+            body_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+/// The gRPC listener of a service.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Grpc {
+    /// Address to listen on. Default `:8082` (feed), `:8083` (profile), `:8084` (topic).
+    pub addr: ListenAddr,
+    /// Address that is registered for others to call, `host:port`; port 0 stands for the bound port.
+    /// Default: the bind address if it is a specific one, else the source address of the route to the
+    /// registry, with the bound port.
+    pub advertise_addr: Option<HostPort>,
+    /// Connections at the same time, 1 to 1000000. Default 10000.
+    pub max_connections: usize,
+    /// Calls at the same time on one connection, 1 to 100000. Default 1024.
+    pub max_concurrent_streams: u32,
+}
+
+impl Default for Grpc {
+    fn default() -> Self {
+        Self {
+            addr: ListenAddr::any(8082),
+            advertise_addr: None,
+            max_connections: 10_000,
+            max_concurrent_streams: 1024,
+        }
+    }
+}
+
+/// The second listener of every role: metrics, health, status.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Admin {
+    /// Address to listen on. Default loopback, port 6060 (gateway, `up`), 6062, 6063 or 6064.
+    pub addr: ListenAddr,
+    /// Address that is registered for Prometheus, `host:port`; port 0 stands for the bound port.
+    /// Default: as for the service address; a loopback address is not advertised to a remote registry.
+    pub advertise_addr: Option<HostPort>,
+    /// Connections at the same time, 1 to 100000. Default 256.
+    pub max_connections: usize,
+}
+
+impl Default for Admin {
+    fn default() -> Self {
+        Self {
+            addr: ListenAddr::loopback(6060),
+            advertise_addr: None,
+            max_connections: 256,
+        }
+    }
+}
+
+/// Where instances are registered and found.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Registry {
+    /// etcd's client URLs, `http://host:port` or `host:port`. Default `["127.0.0.1:2379"]`; with `up` none,
+    /// which means the registry inside the process.
+    pub endpoints: Vec<String>,
+    /// What every key begins with; must begin and end with `/`. Default `/services/`.
+    pub prefix: String,
+    /// Life of an instance's lease, 1 to 3600 s. Default 3. A crashed instance stays listed up to 0.5 s
+    /// longer than this.
+    #[serde(rename = "ttl_s", with = "types::seconds")]
+    pub ttl: Duration,
+    /// Time between two renewals of the lease, 100 ms to half the TTL. Default 1000.
+    #[serde(rename = "keepalive_ms", with = "types::millis")]
+    pub keepalive: Duration,
+    /// Time one request to etcd may take, 100 to 60000 ms. Default 1000.
+    #[serde(rename = "timeout_ms", with = "types::millis")]
+    pub timeout: Duration,
+    /// Longest wait between two tries while etcd is away, 100 to 60000 ms. Default 5000; the first wait
+    /// is 100 ms, each next one up to twice as long, with jitter.
+    #[serde(rename = "backoff_cap_ms", with = "types::millis")]
+    pub backoff_cap: Duration,
+    /// Silence after which etcd's watch stream is given up and made anew, 1000 to 60000 ms. Default
+    /// 3000. A progress request goes out every third of it.
+    #[serde(rename = "watch_silence_ms", with = "types::millis")]
+    pub watch_silence: Duration,
+    /// Availability zone written into the registration, for balancers to come. Default none.
+    pub zone: Option<String>,
+    /// Relative weight written into the registration, 1 to 1000, for balancers to come. Default 100.
+    pub weight: u32,
+}
+
+impl Default for Registry {
+    fn default() -> Self {
+        Self {
+            endpoints: Vec::new(),
+            prefix: "/services/".to_owned(),
+            ttl: Duration::from_secs(3),
+            keepalive: Duration::from_secs(1),
+            timeout: Duration::from_secs(1),
+            backoff_cap: Duration::from_secs(5),
+            watch_silence: Duration::from_secs(3),
+            zone: None,
+            weight: 100,
+        }
+    }
+}
+
+/// How this process calls services.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Client {
+    /// Time for a whole request, 1 to 600000 ms. Default 2000. A caller shortens it by
+    /// `x-request-timeout-ms` (HTTP) or `grpc-timeout` (gRPC), and never extends it.
+    #[serde(rename = "deadline_ms", with = "types::millis")]
+    pub deadline: Duration,
+    /// Time for opening one connection to an instance, 10 to 60000 ms. Default 1000.
+    #[serde(rename = "connect_timeout_ms", with = "types::millis")]
+    pub connect_timeout: Duration,
+    /// Longest wait between two tries to connect to an instance that is down, 100 to 60000 ms. Default
+    /// 1000; the first wait is 50 ms.
+    #[serde(rename = "reconnect_cap_ms", with = "types::millis")]
+    pub reconnect_cap: Duration,
+    /// Time between two HTTP/2 pings on a connection with calls, 100 to 600000 ms. Default 5000.
+    #[serde(rename = "keepalive_ms", with = "types::millis")]
+    pub keepalive: Duration,
+    /// Time a ping may stay unanswered before the connection is given up, 100 to 60000 ms. Default 2000.
+    #[serde(rename = "keepalive_timeout_ms", with = "types::millis")]
+    pub keepalive_timeout: Duration,
+    /// How the next instance is chosen. Default and only choice for now: `round_robin`.
+    pub balancer: Balancer,
+}
+
+impl Default for Client {
+    fn default() -> Self {
+        Self {
+            deadline: Duration::from_secs(2),
+            connect_timeout: Duration::from_secs(1),
+            reconnect_cap: Duration::from_secs(1),
+            keepalive: Duration::from_secs(5),
+            keepalive_timeout: Duration::from_secs(2),
+            balancer: Balancer::RoundRobin,
+        }
+    }
+}
+
+/// Where a service keeps its records.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Store {
+    /// `memory:` (lost at exit) or `sqlite:PATH` (durable; PATH a file of this service alone, shared by
+    /// its instances on the same machine). Default `memory:`; `up` keeps `feed.db`, `profile.db` and
+    /// `topic.db` below `up.data_dir`.
+    pub url: StoreUrl,
+}
+
+impl Default for Store {
+    fn default() -> Self {
+        Self {
+            url: StoreUrl::Memory,
+        }
+    }
+}
+
+/// How a process stops.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Shutdown {
+    /// Time for calls in flight to end after SIGTERM, 0 to 600000 ms. Default 10000; what is left then
+    /// is cut off.
+    #[serde(rename = "grace_ms", with = "types::millis")]
+    pub grace: Duration,
+    /// Time between announcing `draining` and deleting the key, in which callers turn away, 0 to
+    /// 10000 ms. Default 50.
+    #[serde(rename = "announce_ms", with = "types::millis")]
+    pub announce: Duration,
+}
+
+impl Default for Shutdown {
+    fn default() -> Self {
+        Self {
+            grace: Duration::from_secs(10),
+            announce: Duration::from_millis(50),
+        }
+    }
+}
+
+/// What is logged, and how.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Log {
+    /// A level (`error`, `warn`, `info`, `debug`, `trace`) or tracing-subscriber directives such as
+    /// `info,microservice_app::client=debug`. Default `info`.
+    pub level: String,
+    /// `text` or `json`, on standard error. Default `text`.
+    pub format: LogFormat,
+    /// Requests slower than this are logged at level info, failed ones always, all others at level
+    /// debug; 0 to 600000 ms. Default 1000.
+    #[serde(rename = "slow_ms", with = "types::millis")]
+    pub slow: Duration,
+}
+
+impl Default for Log {
+    fn default() -> Self {
+        Self {
+            level: "info".to_owned(),
+            format: LogFormat::Text,
+            slow: Duration::from_secs(1),
+        }
+    }
+}
+
+/// Where traces go.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Trace {
+    /// Zipkin's collector, `http://host:port[/api/v2/spans]`. Default none. Read and checked, but no
+    /// spans are exported yet: requests carry B3 trace ids only.
+    pub zipkin_addr: Option<String>,
+}
+
+/// What `up` runs.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Up {
+    /// Directory of the SQLite files; made if it is missing. Default `data`.
+    pub data_dir: PathBuf,
+    /// Address of the first feed instance. Default `127.0.0.1:8082`.
+    pub feed_addr: ListenAddr,
+    /// Address of the first profile instance. Default `127.0.0.1:8083`.
+    pub profile_addr: ListenAddr,
+    /// Address of the first topic instance. Default `127.0.0.1:8084`.
+    pub topic_addr: ListenAddr,
+    /// Instances of feed, 0 to 64. Default 1; those after the first take free ports.
+    pub feed_replicas: usize,
+    /// Instances of profile, 0 to 64. Default 1.
+    pub profile_replicas: usize,
+    /// Instances of topic, 0 to 64. Default 1.
+    pub topic_replicas: usize,
+}
+
+impl Default for Up {
+    fn default() -> Self {
+        Self {
+            data_dir: PathBuf::from("data"),
+            feed_addr: ListenAddr::loopback(8082),
+            profile_addr: ListenAddr::loopback(8083),
+            topic_addr: ListenAddr::loopback(8084),
+            feed_replicas: 1,
+            profile_replicas: 1,
+            topic_replicas: 1,
+        }
+    }
+}
