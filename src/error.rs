@@ -100,12 +100,12 @@ impl Code {
 
 /// A failed request. The message is for the caller: it names what is wrong and leaks nothing.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{}{message}", field.map(|f| format!("{f}: ")).unwrap_or_default())]
+#[error("{}{message}", field.as_ref().map(|f| format!("{f}: ")).unwrap_or_default())]
 pub struct Error {
     /// What kind of failure.
     pub code: Code,
     /// The wrong input field, for [`Code::BadRequest`].
-    pub field: Option<&'static str>,
+    pub field: Option<Cow<'static, str>>,
     /// Lower case, no full stop.
     pub message: Cow<'static, str>,
 }
@@ -121,10 +121,10 @@ impl Error {
     }
 
     /// Returns a [`Code::BadRequest`] that names the field.
-    pub fn bad(field: &'static str, message: impl Into<Cow<'static, str>>) -> Self {
+    pub fn bad(field: impl Into<Cow<'static, str>>, message: impl Into<Cow<'static, str>>) -> Self {
         Self {
             code: Code::BadRequest,
-            field: Some(field),
+            field: Some(field.into()),
             message: message.into(),
         }
     }
