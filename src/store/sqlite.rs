@@ -105,8 +105,8 @@ impl Sqlite {
     /// # Errors
     /// A text that says what is wrong with the file.
     pub fn open(path: &Path, schema: &'static Schema) -> Result<Self, String> {
-        let mut writer = connect(path).map_err(|e| e.to_string())?;
-        migrate(&mut writer, schema)?;
+        let mut db = connect(path).map_err(|e| e.to_string())?;
+        migrate(&mut db, schema)?;
         let reader = connect(path).map_err(|e| e.to_string())?;
         reader
             .pragma_update(None, "query_only", true)
@@ -116,7 +116,7 @@ impl Sqlite {
         let (reads, mut read_queue) = mpsc::channel::<Read>(QUEUE);
         let full = Arc::new(AtomicBool::new(false));
         let seen_full = full.clone();
-        spawn("store-write", move || run_writes(&writer, queue, &seen_full))?;
+        spawn("store-write", move || run_writes(&db, queue, &seen_full))?;
         spawn("store-read", move || {
             while let Some(read) = read_queue.blocking_recv() {
                 read(&reader);
