@@ -17,7 +17,7 @@ use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 use tonic_reflection::pb::v1::{ServerReflectionRequest, ServerReflectionResponse};
 
 use crate::kit::app::App;
-use crate::kit::peer;
+use crate::kit::{measured, peer};
 
 async fn channel(addr: SocketAddr) -> Channel {
     let endpoint = Endpoint::from_shared(format!("http://{addr}")).unwrap();
@@ -129,9 +129,16 @@ async fn a_call_ends_at_its_grpc_timeout() {
     let addr = app.addresses.of(Role::Profile).unwrap();
     let ada = profile::PutProfileRequest { user_id: 7, ..Default::default() };
     let _: profile::OkResponse = call(addr, "/profile.Profile/PutProfile", Request::new(ada)).await.unwrap();
-    let mut asked = Request::new(profile::GetProfileRequest { user_id: 7 });
-    asked.metadata_mut().insert("grpc-timeout", "300m".parse().unwrap());
-    let begun = tokio::time::Instant::now();
-    let _: profile::GetProfileResponse = call(addr, "/profile.Profile/GetProfile", asked).await.unwrap();
-    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+    // half of the time is for feed; without the header it would be half of the default 2 s
+    measured("a profile without feeds in time", || async move {
+        let mut asked = Request::new(profile::GetProfileRequest { user_id: 7 });
+        asked.metadata_mut().insert("grpc-timeout", "1200m".parse().unwrap());
+        let begun = tokio::time::Instant::now();
+        let answer: Result<profile::GetProfileResponse, _> =
+            call(addr, "/profile.Profile/GetProfile", asked).await;
+        let took = begun.elapsed();
+        let in_time = (Duration::from_millis(550)..Duration::from_millis(950)).contains(&took);
+        if answer.is_ok() && in_time { Ok(()) } else { Err((answer, took)) }
+    })
+    .await;
 }
