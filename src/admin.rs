@@ -102,11 +102,11 @@ impl Admin {
     fn metrics(&self) -> Response {
         let inner = &self.0;
         inner.metrics.view(&inner.view);
-        for role in &inner.roles {
-            if let Some(registration) = &role.registration {
-                inner.metrics.registration(role.name, *registration.borrow());
-            }
-        }
+        let registrations = inner.roles.iter().filter_map(|role| {
+            let state = *role.registration.as_ref()?.borrow();
+            Some((role.name, state))
+        });
+        inner.metrics.registrations(registrations);
         let mut response = text(StatusCode::OK, inner.metrics.text());
         let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
         response.headers_mut().insert(header::CONTENT_TYPE, kind);

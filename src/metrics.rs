@@ -83,7 +83,7 @@ impl Metrics {
             )?,
             registration: gauge(
                 "registry_registration_state",
-                "1 for the state that this process's registration is in.",
+                "Registrations of this process, by state.",
                 &["service", "state"],
             )?,
             view: gauge(
@@ -135,11 +135,14 @@ impl Metrics {
         self.endpoints.with_label_values(&[service, state]).set(count);
     }
 
-    /// Sets the state of a registration.
-    pub fn registration(&self, service: &str, state: Registered) {
-        for known in [Registered::Absent, Registered::Up, Registered::Draining, Registered::Gone] {
-            let value = i64::from(known == state);
-            self.registration.with_label_values(&[service, known.name()]).set(value);
+    /// Counts registrations by state.
+    pub fn registrations(&self, states: impl Iterator<Item = (&'static str, Registered)>) {
+        self.registration.reset();
+        for (service, state) in states {
+            for known in [Registered::Absent, Registered::Up, Registered::Draining, Registered::Gone] {
+                let count = self.registration.with_label_values(&[service, known.name()]);
+                count.add(i64::from(known == state));
+            }
         }
     }
 
@@ -203,12 +206,12 @@ mod tests {
         let metrics = Metrics::new().unwrap();
         metrics.http("/api/x", "GET", 200, Duration::from_millis(3));
         metrics.grpc("feed.Feed", "GetFeeds", tonic::Code::Ok, Duration::ZERO);
-        metrics.registration("feed", Registered::Up);
+        metrics.registrations([("feed", Registered::Up), ("feed", Registered::Up)].into_iter());
         let text = metrics.text();
         for line in [
             "http_server_request_duration_seconds_bucket{code=\"200\",method=\"GET\",route=\"/api/x\",le=\"0.005\"} 1",
             "grpc_server_handling_seconds_count{code=\"OK\",method=\"GetFeeds\",service=\"feed.Feed\"} 1",
-            "registry_registration_state{service=\"feed\",state=\"up\"} 1",
+            "registry_registration_state{service=\"feed\",state=\"up\"} 2",
             "build_info{version=",
             "process_resident_memory_bytes ",
         ] {

@@ -15,9 +15,10 @@ use crate::cli;
 use crate::client::{self, Client};
 use crate::config::{ListenAddr, Role, Settings, StoreUrl};
 use crate::http::Gateway;
+use crate::listener::Listener;
 use crate::metrics::Metrics;
 use crate::registry::{Etcd, Instance, Local, Registration, Registry, advertise};
-use crate::server::{Listener, Protocol, Stop, serve};
+use crate::server::{Protocol, Stop, serve};
 use crate::service::{Handler, Service};
 
 /// What a gateway's drain may take beyond its longest deadline.
@@ -53,6 +54,23 @@ pub struct Process {
     gateways: Vec<Listener>,
     clients: Vec<Client>,
     roles: Vec<admin::Role>,
+}
+
+/// Held by roles that call others; the token beside it is cancelled when the last one is dropped.
+#[derive(Clone)]
+struct Present(#[expect(dead_code, reason = "held, not read")] watch::Receiver<()>);
+
+impl Present {
+    fn new() -> (Self, CancellationToken) {
+        let (last, present) = watch::channel(());
+        let gone = CancellationToken::new();
+        let token = gone.clone();
+        tokio::spawn(async move {
+            last.closed().await;
+            token.cancel();
+        });
+        (Self(present), gone)
+    }
 }
 
 /// A service instance before its start.
@@ -172,13 +190,22 @@ impl Process {
     pub async fn run(mut self, stop: CancellationToken, ready: impl FnOnce()) -> anyhow::Result<()> {
         let admin_addr = self.admin.addr();
         let mut tasks = JoinSet::new();
-        for prepared in std::mem::take(&mut self.services) {
-            self.start_service(prepared, &stop, admin_addr, &mut tasks).await?;
-        }
         let gateways = std::mem::take(&mut self.gateways);
-        if !gateways.is_empty() {
-            self.start_gateway(gateways, &stop, admin_addr, &mut tasks);
+        // in one process those who call drain before those who are called, so that a request which has
+        // begun still finds its services
+        let (edge, edge_gone) = Present::new();
+        let (profiles, profiles_gone) = Present::new();
+        self.start_gateway(gateways, &stop, &edge, admin_addr, &mut tasks);
+        for prepared in std::mem::take(&mut self.services) {
+            let callers_gone = [stop.clone(), edge_gone.clone(), profiles_gone.clone()];
+            let (wait_for, present) = match prepared.service {
+                Service::Profile(..) => (&callers_gone[..2], Some(profiles.clone())),
+                Service::Feed(_) => (&callers_gone[..], None),
+                Service::Topic(_) => (&callers_gone[..2], None),
+            };
+            self.start_service(prepared, wait_for.to_vec(), present, admin_addr, &mut tasks).await?;
         }
+        drop((edge, profiles));
         let admin = Admin::new(self.roles, self.clients, self.registry.view(), self.metrics).handler();
         let end = CancellationToken::new();
         let admin = serve(
@@ -200,10 +227,12 @@ impl Process {
         Ok(())
     }
 
+    /// Starts one instance. It drains once each of `stop` is cancelled, and is present until it has.
     async fn start_service(
         &mut self,
         prepared: Prepared,
-        stop: &CancellationToken,
+        stop: Vec<CancellationToken>,
+        present: Option<Present>,
         admin: SocketAddr,
         tasks: &mut JoinSet<()>,
     ) -> anyhow::Result<()> {
@@ -234,9 +263,11 @@ impl Process {
         }
         let mut registration = self.registry.register(instance);
         let phase = self.add_role(name, bound, Some(service), Some(&registration), warnings);
-        let (stop, announce) = (stop.clone(), self.settings.shutdown.announce);
+        let announce = self.settings.shutdown.announce;
         tasks.spawn(async move {
-            stop.cancelled().await;
+            for each in stop {
+                each.cancelled().await;
+            }
             phase.send_replace(Phase::Draining);
             registration.drain().await;
             handler.set_serving(false).await;
@@ -247,18 +278,24 @@ impl Process {
             if let Err(error) = server.await {
                 tracing::error!(%error, service = name, "server failed");
             }
+            drop(present);
             registration.revoke().await;
         });
         Ok(())
     }
 
+    /// Starts the gateway on each of its sockets. They drain on `stop` and are present until they have.
     fn start_gateway(
         &mut self,
         listeners: Vec<Listener>,
         stop: &CancellationToken,
+        present: &Present,
         admin: SocketAddr,
         tasks: &mut JoinSet<()>,
     ) {
+        if listeners.is_empty() {
+            return;
+        }
         let name = Role::Apigateway.name();
         let client = self.client(&Role::SERVICES.map(Role::name));
         let gateway = Gateway::new(client, &self.metrics, &self.settings);
@@ -277,24 +314,25 @@ impl Process {
             let server = tokio::spawn(server);
             // nobody balances over gateways; they register to be seen, so an address that cannot be
             // found is no reason not to serve
-            let registration = match advertise::service(bound, None, &self.settings.registry) {
+            let (registration, warnings) = match advertise::service(bound, None, &self.settings.registry) {
                 Ok(addr) => {
-                    let (instance, _) = self.instance(name, addr, admin);
-                    Some(self.registry.register(instance))
+                    let (instance, warnings) = self.instance(name, addr, admin);
+                    (Some(self.registry.register(instance)), warnings)
                 }
-                Err(error) => {
-                    tracing::warn!(%error, "the gateway is not registered");
-                    None
-                }
+                Err(error) => (None, vec![format!("not registered: {error}")]),
             };
-            let phase = self.add_role(name, bound, None, registration.as_ref(), Vec::new());
-            let stop = stop.clone();
+            for warning in &warnings {
+                tracing::warn!(service = name, "{warning}");
+            }
+            let phase = self.add_role(name, bound, None, registration.as_ref(), warnings);
+            let (stop, present) = (stop.clone(), present.clone());
             tasks.spawn(async move {
                 stop.cancelled().await;
                 phase.send_replace(Phase::Draining);
                 if let Err(error) = server.await {
                     tracing::error!(%error, service = name, "server failed");
                 }
+                drop(present);
                 if let Some(registration) = registration {
                     registration.revoke().await;
                 }

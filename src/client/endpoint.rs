@@ -31,6 +31,9 @@ use crate::registry::Instance;
 const FIRST_WAIT: Duration = Duration::from_millis(50);
 /// A connection that lasted this long was a good one: the next tries begin with the first wait again.
 const STEADY: Duration = Duration::from_secs(1);
+/// Calls that were given up and whose late answers are still recognised, per connection. h2 remembers 50
+/// by default and, after 1024 answers to calls that it forgot, ends the connection for everyone on it.
+const MAX_RESETS: usize = 10_000;
 /// HTTP/2 windows: a largest answer fits without a round trip.
 const WINDOW: u32 = 4 * 1024 * 1024;
 
@@ -310,6 +313,8 @@ pub async fn connect(
             .timer(TokioTimer::new())
             .keep_alive_interval(settings.keepalive)
             .keep_alive_timeout(settings.keepalive_timeout)
+            .max_concurrent_reset_streams(MAX_RESETS)
+            .max_local_error_reset_streams(None)
             .initial_connection_window_size(WINDOW)
             .initial_stream_window_size(WINDOW)
             .handshake(TokioIo::new(stream));

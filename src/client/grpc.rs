@@ -109,8 +109,10 @@ pub enum Read {
 /// Reads the answer of a unary call.
 pub async fn read(response: Response<Incoming>) -> Result<Answer, Read> {
     let (head, body) = response.into_parts();
-    if let Some(status) = Status::from_header_map(&head.headers) {
-        return Err(Read::Said(status)); // headers only: a failure without a message
+    match Status::from_header_map(&head.headers) {
+        Some(status) if status.code() == tonic::Code::Ok => return Err(Read::Lost("no message".to_owned())),
+        Some(status) => return Err(Read::Said(status)), // headers only
+        None => {}
     }
     if head.status != http::StatusCode::OK {
         return Err(Read::Lost(format!("HTTP status {} instead of gRPC", head.status)));

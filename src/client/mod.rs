@@ -111,6 +111,9 @@ impl Client {
     {
         request.check()?;
         let framed = grpc::frame(request)?;
+        if context.remaining().is_zero() {
+            return Err(timeout(rpc)); // nothing is sent that nobody waits for
+        }
         let attempts = self.attempts(rpc, framed, context);
         let answer = match tokio::time::timeout_at(context.deadline, attempts).await {
             Ok(answer) => answer?,

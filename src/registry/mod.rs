@@ -101,7 +101,8 @@ impl View {
 #[derive(Clone, Debug)]
 pub struct ViewHandle {
     view: watch::Receiver<Arc<View>>,
-    confirmed: watch::Receiver<Option<Instant>>,
+    /// `None` for a registry inside the process: it is never out of date.
+    confirmed: Option<watch::Receiver<Option<Instant>>>,
     differences: watch::Receiver<usize>,
 }
 
@@ -127,7 +128,10 @@ impl ViewHandle {
     /// Returns how long ago the registry last confirmed the view; `None` before the first time.
     #[must_use]
     pub fn age(&self) -> Option<Duration> {
-        self.confirmed.borrow().map(|at| at.elapsed())
+        match &self.confirmed {
+            Some(confirmed) => confirmed.borrow().map(|at| at.elapsed()),
+            None => Some(Duration::ZERO),
+        }
     }
 
     /// Returns in how many keys the periodic list differed from what the events said: lost events.
@@ -150,7 +154,7 @@ impl Publisher {
         let (view, view_rx) = watch::channel(Arc::default());
         let (confirmed, confirmed_rx) = watch::channel(None);
         let (differences, differences_rx) = watch::channel(0);
-        let handle = ViewHandle { view: view_rx, confirmed: confirmed_rx, differences: differences_rx };
+        let handle = ViewHandle { view: view_rx, confirmed: Some(confirmed_rx), differences: differences_rx };
         (Self { view, confirmed, differences }, handle)
     }
 

@@ -16,5 +16,6 @@ mod grpc;
 mod kit;
 mod lifecycle;
 mod numbers;
+mod registry_edge;
 mod resilience;
 mod walkthrough;

@@ -125,15 +125,17 @@ impl Reader {
         let mut progress = tokio::time::interval(settings.watch_silence / 3);
         let mut relist = tokio::time::interval_at(Instant::now() + settings.relist, settings.relist);
         let mut check: Option<(Instant, GetResponse)> = None;
+        let mut heard = Instant::now();
         loop {
             let due = check.as_ref().map(|(due, _)| *due);
             // biased: news before questions
             tokio::select! {
                 biased;
-                message = tokio::time::timeout(settings.watch_silence, stream.message()) => match message {
-                    Err(_) => return Err(Failure::Silent(settings.watch_silence)),
-                    Ok(message) => self.apply(settings, &message?.ok_or(Failure::Ended)?, shared)?,
-                },
+                message = tokio::time::timeout_at(heard + settings.watch_silence, stream.message()) => {
+                    let message = message.map_err(|_| Failure::Silent(settings.watch_silence))?;
+                    heard = Instant::now();
+                    self.apply(settings, &message?.ok_or(Failure::Ended)?, shared)?;
+                }
                 // a member without a leader or a frozen one leaves this unanswered
                 _ = progress.tick() => limit(settings, "a progress request", stream.request_progress()).await?,
                 _ = relist.tick() => {
