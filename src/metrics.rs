@@ -88,7 +88,7 @@ impl Metrics {
             )?,
             view: gauge(
                 "registry_view",
-                "The view of the registry: revision, instances, ignored keys.",
+                "The view of the registry: revision, instances, those in limbo, ignored keys, resets, differences found.",
                 &["what"],
             )?,
             view_age: add(
@@ -147,12 +147,16 @@ impl Metrics {
     pub fn view(&self, view: &crate::registry::ViewHandle) {
         let age = view.age();
         self.view_age.set(age.map_or(-1.0, |age| age.as_secs_f64()));
+        let differences = view.differences();
         let view = view.get();
         let instances = view.services.values().map(std::collections::BTreeMap::len).sum::<usize>();
         let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         self.view.with_label_values(&["revision"]).set(view.revision);
         self.view.with_label_values(&["instances"]).set(count(instances));
         self.view.with_label_values(&["ignored"]).set(count(view.ignored));
+        self.view.with_label_values(&["limbo"]).set(count(view.limbo.len()));
+        self.view.with_label_values(&["resets"]).set(i64::try_from(view.epoch).unwrap_or(i64::MAX));
+        self.view.with_label_values(&["differences"]).set(count(differences));
     }
 
     /// Returns everything in Prometheus' text format.

@@ -5,13 +5,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use http::HeaderValue;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, Admin, Phase};
 use crate::cli;
-use crate::client::Client;
+use crate::client::{self, Client};
 use crate::config::{ListenAddr, Role, Settings, StoreUrl};
 use crate::http::Gateway;
 use crate::metrics::Metrics;
@@ -71,7 +72,8 @@ impl Process {
         let registry: Arc<dyn Registry> = if settings.registry.endpoints.is_empty() {
             Arc::new(Local::default())
         } else {
-            Arc::new(Etcd::start(settings.registry.clone()))
+            let probe = client::probe(settings.client.clone(), settings.registry.prefix.clone());
+            Arc::new(Etcd::start(settings.registry.clone(), probe))
         };
         Ok(Self {
             admin: Listener::bind(settings.admin.addr.0)?,
@@ -138,7 +140,13 @@ impl Process {
     }
 
     fn client(&mut self, services: &[&'static str]) -> Client {
-        let client = Client::new(services, &self.settings.client, &self.registry.view(), &self.metrics);
+        let client = Client::new(
+            services,
+            &self.settings.client,
+            &self.settings.registry.prefix,
+            &self.registry.view(),
+            &self.metrics,
+        );
         self.clients.push(client.clone());
         client
     }
@@ -201,7 +209,11 @@ impl Process {
     ) -> anyhow::Result<()> {
         let Prepared { service, listener, addr } = prepared;
         let name = service.name();
-        let handler = Handler::new(&service, &self.metrics, self.settings.client.deadline).await?;
+        let (instance, warnings) = self.instance(name, addr, admin);
+        let identity = client::identity(&self.settings.registry.prefix, name);
+        let id = HeaderValue::from_str(&instance.id)?;
+        let deadline = self.settings.client.deadline;
+        let mut handler = Handler::new(&service, identity, id, &self.metrics, deadline).await?;
         let bound = listener.addr();
         let begin = CancellationToken::new();
         let server = serve(
@@ -216,7 +228,6 @@ impl Process {
         );
         let server = tokio::spawn(server);
         handler.set_serving(true).await;
-        let (instance, warnings) = self.instance(name, addr, admin);
         tracing::info!(service = name, addr = %bound, advertised = instance.addr, %admin, "serving");
         for warning in service.store().warnings().iter().chain(&warnings) {
             tracing::warn!(service = name, "{warning}");
@@ -231,6 +242,7 @@ impl Process {
             handler.set_serving(false).await;
             tokio::time::sleep(announce).await;
             registration.delete().await;
+            handler.end_watches().await;
             begin.cancel();
             if let Err(error) = server.await {
                 tracing::error!(%error, service = name, "server failed");

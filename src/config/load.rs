@@ -245,7 +245,7 @@ fn reason_of(error: &config::ConfigError) -> String {
 /// Checks ranges and what keys mean together.
 fn validate(s: &Settings, refuse: impl Fn(&str, String) -> ConfigError) -> Result<(), ConfigError> {
     let ms = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
-    let ranges: [(&str, u64, u64, u64); 23] = [
+    let ranges: [(&str, u64, u64, u64); 24] = [
         ("admin.max_connections", s.admin.max_connections as u64, 1, 100_000),
         ("client.connect_timeout_ms", ms(s.client.connect_timeout), 10, 60_000),
         ("client.deadline_ms", ms(s.client.deadline), 1, 600_000),
@@ -261,6 +261,7 @@ fn validate(s: &Settings, refuse: impl Fn(&str, String) -> ConfigError) -> Resul
         ("registry.backoff_cap_ms", ms(s.registry.backoff_cap), 100, 60_000),
         ("registry.ttl_s", s.registry.ttl.as_secs(), 1, 3600),
         ("registry.keepalive_ms", ms(s.registry.keepalive), 100, ms(s.registry.ttl) / 2),
+        ("registry.relist_ms", ms(s.registry.relist), 1000, 3_600_000),
         ("registry.timeout_ms", ms(s.registry.timeout), 100, 60_000),
         ("registry.watch_silence_ms", ms(s.registry.watch_silence), 1000, 60_000),
         ("registry.weight", u64::from(s.registry.weight), 1, 1000),
