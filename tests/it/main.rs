@@ -10,6 +10,7 @@
 
 mod bad_requests;
 mod discovery;
+mod docs;
 mod durability;
 mod gateway;
 mod grpc;
