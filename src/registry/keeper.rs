@@ -173,17 +173,7 @@ mod tests {
     use super::*;
 
     fn instance(addr: &str) -> Instance {
-        Instance {
-            service: "feed".to_owned(),
-            addr: addr.to_owned(),
-            id: addr.to_owned(),
-            version: String::new(),
-            zone: None,
-            weight: 100,
-            draining: false,
-            admin: None,
-            started_at: 0,
-        }
+        Instance { id: addr.to_owned(), ..Instance::bare("feed", addr) }
     }
 
     fn keeper(addrs: &[&str]) -> (Keeper, Instant) {

@@ -49,6 +49,24 @@ pub struct Instance {
     pub started_at: u64,
 }
 
+impl Instance {
+    /// Returns an instance of which nothing but the address is known.
+    #[must_use]
+    pub fn bare(service: &str, addr: &str) -> Self {
+        Self {
+            service: service.to_owned(),
+            addr: addr.to_owned(),
+            id: String::new(),
+            version: String::new(),
+            zone: None,
+            weight: 100,
+            draining: false,
+            admin: None,
+            started_at: 0,
+        }
+    }
+}
+
 /// The instances of one service by address.
 pub type Instances = BTreeMap<String, Arc<Instance>>;
 

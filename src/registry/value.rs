@@ -106,29 +106,25 @@ pub fn decode_key<'a>(prefix: &str, key: &'a [u8]) -> Result<(&'a str, &'a str),
 /// # Errors
 /// Why the value is not one of ours.
 pub fn decode(service: &str, addr: &str, value: &[u8]) -> Result<Instance, &'static str> {
-    let instance = |attributes: Option<Attributes>| {
-        let a = attributes.unwrap_or_default();
-        Instance {
-            service: service.to_owned(),
-            addr: addr.to_owned(),
-            id: a.id,
-            version: a.version,
-            zone: a.zone,
-            weight: a.weight.clamp(1, 1000),
-            draining: a.state == State::Draining,
-            admin: a.admin,
-            started_at: a.started_at,
-        }
-    };
     if value == addr.as_bytes() {
-        return Ok(instance(None));
+        return Ok(Instance::bare(service, addr));
     }
     let entry: Entry =
         serde_json::from_slice(value).map_err(|_| "the value is neither naming JSON nor host:port")?;
     if entry.addr != addr {
         return Err("the value's address is not the key's");
     }
-    Ok(instance(entry.instance))
+    let a = entry.instance.unwrap_or_default();
+    Ok(Instance {
+        id: a.id,
+        version: a.version,
+        zone: a.zone,
+        weight: a.weight.clamp(1, 1000),
+        draining: a.state == State::Draining,
+        admin: a.admin,
+        started_at: a.started_at,
+        ..Instance::bare(service, addr)
+    })
 }
 
 #[cfg(test)]

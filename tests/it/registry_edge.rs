@@ -50,6 +50,13 @@ async fn wait_for_topics(admin: SocketAddr, what: &str, fits: impl Fn(&[Value]) 
     .await;
 }
 
+async fn wait_until_both_are_certain(admin: SocketAddr) {
+    wait_for_topics(admin, "both are certain again", |topics| {
+        topics.len() == 2 && topics.iter().all(|topic| topic["limbo"] == false)
+    })
+    .await;
+}
+
 /// Calls without a pause until it is told to stop; returns the calls made and the failures.
 fn load(gateway: SocketAddr) -> (Arc<AtomicBool>, JoinHandle<(usize, Vec<String>)>) {
     let stop = Arc::new(AtomicBool::new(false));
@@ -92,10 +99,7 @@ async fn an_etcd_frozen_for_longer_than_the_leases_fails_no_call() {
         (etcd.list("/services/topic/").await.len() == 2).then_some(())
     })
     .await;
-    wait_for_topics(admin, "both are certain again", |topics| {
-        topics.len() == 2 && topics.iter().all(|topic| topic["limbo"] == false)
-    })
-    .await;
+    wait_until_both_are_certain(admin).await;
     no_failures(load).await;
 }
 
@@ -112,10 +116,7 @@ async fn a_wiped_etcd_empties_no_view() {
         (status(admin).await["registry"]["epoch"].as_u64() >= Some(1)).then_some(())
     })
     .await;
-    wait_for_topics(admin, "both are certain again", |topics| {
-        topics.len() == 2 && topics.iter().all(|topic| topic["limbo"] == false)
-    })
-    .await;
+    wait_until_both_are_certain(admin).await;
     no_failures(load).await;
 }
 
@@ -208,6 +209,7 @@ async fn a_recycled_address_is_refused_by_identity() {
     let (_gateway, addr, admin) = role(&etcd, "apigateway", "127.0.0.1:0", &[]);
     let (_feed, feed_addr, _) = role(&etcd, "feed", "127.0.0.1:0", &[]);
     let (_topic, _, _) = role(&etcd, "topic", "127.0.0.1:0", &[]);
+    wait_for_topics(admin, "the right one is called", |topics| topics.len() == 1).await;
     let mut client = etcd.client().await;
     client.put(format!("/services/topic/{feed_addr}"), feed_addr.to_string(), None).await.unwrap();
     wait_for("the wrong one is known as such", || async {

@@ -56,17 +56,8 @@ impl App {
 
     /// Registers an instance of a service that is not ours: a relay, a dead port.
     pub fn register(&self, service: &str, addr: SocketAddr) -> Registration {
-        self.registry.register(Instance {
-            service: service.to_owned(),
-            addr: addr.to_string(),
-            id: "00000000000000ff".to_owned(),
-            version: String::new(),
-            zone: None,
-            weight: 100,
-            draining: false,
-            admin: None,
-            started_at: 0,
-        })
+        let bare = Instance::bare(service, &addr.to_string());
+        self.registry.register(Instance { id: "00000000000000ff".to_owned(), ..bare })
     }
 
     /// Returns the value of a metric line, 0 if it is not there.
