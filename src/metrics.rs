@@ -3,10 +3,12 @@
 //! Labels are bounded: route templates, rpc names of [`crate::rpc`], statuses and codes; never a path, a
 //! user or an address.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use prometheus::{
-    Encoder as _, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
+    Encoder as _, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 
 use crate::registry::Registered;
@@ -25,8 +27,19 @@ pub struct Metrics {
     retries: IntCounterVec,
     endpoints: IntGaugeVec,
     registration: IntGaugeVec,
-    view: IntGaugeVec,
+    view: ViewMetrics,
     view_age: prometheus::Gauge,
+}
+
+/// What is known of the registry.
+#[derive(Clone, Debug)]
+struct ViewMetrics {
+    revision: IntGauge,
+    instances: IntGauge,
+    limbo: IntGauge,
+    ignored: IntGauge,
+    resets: IntCounter,
+    differences: IntCounter,
 }
 
 /// Registers a collector. It cannot fail: the names below are valid and distinct, and a test makes them.
@@ -53,6 +66,8 @@ impl Metrics {
         };
         let gauge =
             |name: &str, help: &str, labels: &[&str]| add(r, IntGaugeVec::new(Opts::new(name, help), labels));
+        let single = |name: &str, help: &str| add(r, IntGauge::new(name, help));
+        let total = |name: &str, help: &str| add(r, IntCounter::new(name, help));
         let metrics = Self {
             http: latency(
                 "http_server_request_duration_seconds",
@@ -86,11 +101,26 @@ impl Metrics {
                 "Registrations of this process, by state.",
                 &["service", "state"],
             )?,
-            view: gauge(
-                "registry_view",
-                "The view of the registry: revision, instances, those in limbo, ignored keys, resets, differences found.",
-                &["what"],
-            )?,
+            view: ViewMetrics {
+                revision: single(
+                    "registry_view_revision",
+                    "Revision of the view; grows within an epoch of the registry.",
+                )?,
+                instances: single("registry_view_instances", "Instances in the view, those in limbo too.")?,
+                limbo: single(
+                    "registry_view_limbo",
+                    "Instances that the registry has lost but that are still believed in.",
+                )?,
+                ignored: single("registry_view_ignored_keys", "Keys below the prefix that cannot be read.")?,
+                resets: total(
+                    "registry_view_resets_total",
+                    "How often the registry was another one or an older state of itself.",
+                )?,
+                differences: total(
+                    "registry_view_differences_total",
+                    "Keys in which a periodic list differed from what the events had said.",
+                )?,
+            },
             view_age: add(
                 r,
                 prometheus::Gauge::new(
@@ -152,14 +182,15 @@ impl Metrics {
         self.view_age.set(age.map_or(-1.0, |age| age.as_secs_f64()));
         let differences = view.differences();
         let view = view.get();
-        let instances = view.services.values().map(std::collections::BTreeMap::len).sum::<usize>();
         let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
-        self.view.with_label_values(&["revision"]).set(view.revision);
-        self.view.with_label_values(&["instances"]).set(count(instances));
-        self.view.with_label_values(&["ignored"]).set(count(view.ignored));
-        self.view.with_label_values(&["limbo"]).set(count(view.limbo.len()));
-        self.view.with_label_values(&["resets"]).set(i64::try_from(view.epoch).unwrap_or(i64::MAX));
-        self.view.with_label_values(&["differences"]).set(count(differences));
+        self.view.revision.set(view.revision);
+        self.view.instances.set(count(view.services.values().map(BTreeMap::len).sum()));
+        self.view.limbo.set(count(view.limbo.len()));
+        self.view.ignored.set(count(view.ignored));
+        // both only grow; what was counted elsewhere is caught up with
+        self.view.resets.inc_by(view.epoch.saturating_sub(self.view.resets.get()));
+        let differences = u64::try_from(differences).unwrap_or(u64::MAX);
+        self.view.differences.inc_by(differences.saturating_sub(self.view.differences.get()));
     }
 
     /// Returns everything in Prometheus' text format.

@@ -17,3 +17,38 @@ pub mod topic {
 
 /// The encoded descriptors of the three packages, for reflection.
 pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+
+#[cfg(test)]
+mod tests {
+    use prost::Message as _;
+
+    use super::{feed, profile, topic};
+
+    /// The bytes on the wire, field by field: tag (number and type), then value. Clients of the original
+    /// depend on every number.
+    #[test]
+    fn messages_have_the_originals_numbers() {
+        let record = feed::FeedRecord { id: 1, user_id: 2, content: "c".to_owned() };
+        assert_eq!(record.encode_to_vec(), [0x08, 1, 0x10, 2, 0x1a, 1, b'c']);
+        let asked = feed::GetFeedsRequest { user_id: 1, size: 2, before: 3 };
+        assert_eq!(asked.encode_to_vec(), [0x08, 1, 0x10, 2, 0x18, 3]);
+        let page = feed::GetFeedsResponse { feeds: vec![record], shortened: false };
+        assert_eq!(page.encode_to_vec(), [0x0a, 7, 0x08, 1, 0x10, 2, 0x1a, 1, b'c']);
+        assert_eq!(feed::OkResponse {}.encode_to_vec(), []);
+
+        assert_eq!(profile::GetProfileRequest { user_id: 1 }.encode_to_vec(), [0x08, 1]);
+        let found = profile::GetProfileResponse {
+            user_id: 1,
+            name: "n".to_owned(),
+            company: "c".to_owned(),
+            title: "t".to_owned(),
+            feeds: vec![vec![7]],
+        };
+        let bytes = [0x08, 1, 0x12, 1, b'n', 0x1a, 1, b'c', 0x22, 1, b't', 0x2a, 1, 7];
+        assert_eq!(found.encode_to_vec(), bytes);
+
+        assert_eq!(topic::GetTopicRequest { topic_id: 1 }.encode_to_vec(), [0x08, 1]);
+        let found = topic::GetTopicResponse { topic_id: 1, subject: "s".to_owned(), content: "c".to_owned() };
+        assert_eq!(found.encode_to_vec(), [0x08, 1, 0x12, 1, b's', 0x1a, 1, b'c']);
+    }
+}
