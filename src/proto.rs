@@ -34,7 +34,7 @@ mod tests {
         assert_eq!(asked.encode_to_vec(), [0x08, 1, 0x10, 2, 0x18, 3]);
         let page = feed::GetFeedsResponse { feeds: vec![record], shortened: false };
         assert_eq!(page.encode_to_vec(), [0x0a, 7, 0x08, 1, 0x10, 2, 0x1a, 1, b'c']);
-        assert_eq!(feed::OkResponse {}.encode_to_vec(), []);
+        assert!(feed::OkResponse {}.encode_to_vec().is_empty());
 
         assert_eq!(profile::GetProfileRequest { user_id: 1 }.encode_to_vec(), [0x08, 1]);
         let found = profile::GetProfileResponse {
