@@ -9,6 +9,7 @@ pub mod process;
 
 use std::fmt::Debug;
 use std::net::{SocketAddr, TcpListener};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -44,8 +45,15 @@ pub async fn measured<F: Future<Output = Result<T, E>>, T, E: Debug>(
     panic!("{what}: {tries:?}");
 }
 
-/// Returns an address that was free a moment ago. Where a listener can take port 0 itself, let it.
+/// Returns an address that is free, for a program that cannot take port 0 itself. Each call has a port of
+/// its own, below those that the kernel gives out by itself, so that nobody takes it before it is used.
 pub fn free_addr() -> SocketAddr {
-    let socket = TcpListener::bind("127.0.0.1:0").expect("a free port");
-    socket.local_addr().expect("its address")
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    loop {
+        let step = std::process::id().wrapping_mul(7919).wrapping_add(NEXT.fetch_add(1, Relaxed));
+        let port = u16::try_from(10_000 + step % 20_000).expect("below 30000");
+        if let Ok(socket) = TcpListener::bind(("127.0.0.1", port)) {
+            return socket.local_addr().expect("its address");
+        }
+    }
 }
