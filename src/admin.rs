@@ -67,14 +67,15 @@ pub struct Admin(Arc<Inner>);
 struct Inner {
     roles: Vec<Role>,
     clients: Vec<Client>,
-    view: ViewHandle,
+    /// None in a process that calls nobody.
+    view: Option<ViewHandle>,
     metrics: Metrics,
 }
 
 impl Admin {
     /// Returns an admin listener's content for a process.
     #[must_use]
-    pub fn new(roles: Vec<Role>, clients: Vec<Client>, view: ViewHandle, metrics: Metrics) -> Self {
+    pub fn new(roles: Vec<Role>, clients: Vec<Client>, view: Option<ViewHandle>, metrics: Metrics) -> Self {
         Self(Arc::new(Inner { roles, clients, view, metrics }))
     }
 
@@ -101,7 +102,9 @@ impl Admin {
 
     fn metrics(&self) -> Response {
         let inner = &self.0;
-        inner.metrics.view(&inner.view);
+        if let Some(view) = &inner.view {
+            inner.metrics.view(view);
+        }
         let registrations = inner.roles.iter().filter_map(|role| {
             let state = *role.registration.as_ref()?.borrow();
             Some((role.name, state))
@@ -118,15 +121,18 @@ impl Admin {
         for role in &self.0.roles {
             role.examine(&mut failures, &mut warnings).await;
         }
-        let known = self.0.view.get().is_known();
-        let gateway = self.0.roles.iter().any(|role| role.service.is_none());
-        match self.0.view.age() {
-            Some(age) if age > STALE => {
-                warnings.push(format!("registry: last heard from {} s ago", age.as_secs()));
+        if let Some(view) = &self.0.view {
+            let gateway = self.0.roles.iter().any(|role| role.service.is_none());
+            match view.age() {
+                Some(age) if age > STALE => {
+                    warnings.push(format!("registry: last heard from {} s ago", age.as_secs()));
+                }
+                None if gateway && !view.get().is_known() => {
+                    failures.push("registry: never heard from yet".to_owned());
+                }
+                None => warnings.push("registry: never heard from yet".to_owned()),
+                Some(_) => {}
             }
-            None if gateway && !known => failures.push("registry: never heard from yet".to_owned()),
-            None => warnings.push("registry: never heard from yet".to_owned()),
-            Some(_) => {}
         }
         for (service, snapshot) in self.0.clients.iter().flat_map(Client::snapshots) {
             if snapshot.usable.is_empty() {
@@ -144,18 +150,6 @@ impl Admin {
     }
 
     fn status(&self) -> Response {
-        let view = self.0.view.get();
-        let instances = view.services.iter().map(|(name, instances)| {
-            let list = instances.values().map(|instance| {
-                json!({
-                    "addr": instance.addr, "id": instance.id, "version": instance.version,
-                    "zone": instance.zone, "weight": instance.weight, "draining": instance.draining,
-                    "admin": instance.admin, "started_at": instance.started_at,
-                    "limbo": view.limbo.contains(&(instance.service.clone(), instance.addr.clone())),
-                })
-            });
-            (name.clone(), Value::Array(list.collect()))
-        });
         let roles = self.0.roles.iter().map(|role| {
             let registration = role.registration.as_ref().map(|state| state.borrow().name());
             json!({
@@ -166,13 +160,7 @@ impl Admin {
         let body = json!({
             "version": crate::cli::VERSION,
             "roles": roles.collect::<Vec<_>>(),
-            "registry": {
-                "cluster_id": view.cluster_id, "revision": view.revision,
-                "age_seconds": self.0.view.age().map(|age| age.as_secs_f64()),
-                "epoch": view.epoch, "differences": self.0.view.differences(),
-                "ignored_keys": view.ignored,
-                "services": instances.collect::<serde_json::Map<_, _>>(),
-            },
+            "registry": self.0.view.as_ref().map(registry),
             "clients": self.0.clients.iter().map(endpoints).collect::<Vec<_>>(),
         });
         let mut response = text(StatusCode::OK, format!("{body:#}\n"));
@@ -210,12 +198,35 @@ impl Role {
             }
             warnings.extend(service.store().warnings().into_iter().map(|w| format!("{name}: {w}")));
         }
-        let absent = |state: &watch::Receiver<Registered>| *state.borrow() == Registered::Absent;
+        let absent = |state: &watch::Receiver<Registered>| {
+            matches!(*state.borrow(), Registered::Unknown | Registered::Absent)
+        };
         if phase == Phase::Serving && self.registration.as_ref().is_some_and(absent) {
             warnings.push(format!("{name}: not registered"));
         }
         warnings.extend(self.warnings.iter().map(|w| format!("{name}: {w}")));
     }
+}
+
+fn registry(handle: &ViewHandle) -> Value {
+    let view = handle.get();
+    let instances = view.services.iter().map(|(name, instances)| {
+        let list = instances.values().map(|instance| {
+            json!({
+                "addr": instance.addr, "id": instance.id, "version": instance.version,
+                "zone": instance.zone, "weight": instance.weight, "draining": instance.draining,
+                "admin": instance.admin, "started_at": instance.started_at,
+                "limbo": view.limbo.contains(&(instance.service.clone(), instance.addr.clone())),
+            })
+        });
+        (name.clone(), Value::Array(list.collect()))
+    });
+    json!({
+        "cluster_id": view.cluster_id, "revision": view.revision, "epoch": view.epoch,
+        "age_seconds": handle.age().map(|age| age.as_secs_f64()),
+        "differences": handle.differences(), "ignored_keys": view.ignored,
+        "services": instances.collect::<serde_json::Map<_, _>>(),
+    })
 }
 
 fn endpoints(client: &Client) -> Value {

@@ -12,6 +12,8 @@ const BACKLOG: i32 = 4096;
 pub struct Listener {
     socket: TcpListener,
     addr: SocketAddr,
+    /// True if somebody else holds the socket too and will give it to the next process.
+    shared: bool,
 }
 
 impl Listener {
@@ -20,13 +22,13 @@ impl Listener {
     /// # Errors
     /// When it is taken or not of this host; the text names the address.
     pub fn bind(addr: SocketAddr) -> std::io::Result<Self> {
-        let bind = || {
+        let bind = || -> std::io::Result<Self> {
             let domain = socket2::Domain::for_address(addr);
             let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None)?;
             socket.set_reuse_address(true)?;
             socket.bind(&addr.into())?;
             socket.listen(BACKLOG)?;
-            Self::adopt(socket.into())
+            Ok(Self { shared: false, ..Self::adopt(socket.into())? })
         };
         bind().map_err(|e| std::io::Error::new(e.kind(), format!("cannot listen on {addr}: {e}")))
     }
@@ -39,7 +41,7 @@ impl Listener {
         socket.set_nonblocking(true)?;
         let socket = TcpListener::from_std(socket)?;
         let addr = socket.local_addr()?;
-        Ok(Self { socket, addr })
+        Ok(Self { socket, addr, shared: true })
     }
 
     /// Returns the bound address.
@@ -56,10 +58,13 @@ impl Listener {
     }
 
     /// Closes the socket and returns the connections that the kernel has already accepted: dropped, they
-    /// would be reset.
+    /// would be reset. Those of a shared socket wait there for the next process.
     #[must_use]
     pub fn close(self) -> Vec<TcpStream> {
         let mut waiting = Vec::new();
+        if self.shared {
+            return waiting;
+        }
         // not tokio's accept: that gives up when its budget or its idea of readiness runs out
         let Ok(socket) = self.socket.into_std() else { return waiting };
         while let Ok((stream, _)) = socket.accept() {

@@ -1,12 +1,17 @@
 //! Which role to run: command line, settings, log, listeners, run, exit status.
 
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::{CommandFactory as _, Parser as _};
 use microservice_app::cli::{CheckConfig, Cli, Command};
 use microservice_app::config::{self, Role, Settings, Source};
 use microservice_app::process::Process;
+use microservice_app::registry::advertise;
 use microservice_app::{shutdown, telemetry, up};
+
+/// Longest wait for a route to the registry at the start of a service; then it gives up.
+const ROUTE_LIMIT: Duration = Duration::from_secs(30);
 
 /// Exit status for wrong flags or settings, as clap's for wrong flags.
 const USAGE: u8 = 2;
@@ -43,6 +48,14 @@ fn main() -> ExitCode {
 async fn run(role: Role, settings: Settings) -> anyhow::Result<()> {
     let stop = shutdown::on_signal()?;
     telemetry::note_tracing(&settings.trace);
+    let derived = settings.grpc.addr.0.ip().is_unspecified() && settings.grpc.advertise_addr.is_none();
+    if derived && !matches!(role, Role::Up | Role::Apigateway) {
+        // the address to advertise is the one that this route begins at
+        let wait = advertise::wait_for_route(&settings.registry, ROUTE_LIMIT);
+        if stop.run_until_cancelled(wait).await.is_none() {
+            return Ok(());
+        }
+    }
     let process = match role {
         Role::Up => up::assemble(settings)?,
         Role::Apigateway => {

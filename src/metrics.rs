@@ -169,7 +169,7 @@ impl Metrics {
     pub fn registrations(&self, states: impl Iterator<Item = (&'static str, Registered)>) {
         self.registration.reset();
         for (service, state) in states {
-            for known in [Registered::Absent, Registered::Up, Registered::Draining, Registered::Gone] {
+            for known in Registered::ALL {
                 let count = self.registration.with_label_values(&[service, known.name()]);
                 count.add(i64::from(known == state));
             }

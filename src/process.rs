@@ -81,8 +81,8 @@ struct Prepared {
 }
 
 impl Process {
-    /// Binds the admin listener and begins to follow the registry: etcd if the settings name it, else
-    /// one inside the process. Must be called inside a tokio runtime.
+    /// Binds the admin listener and chooses the registry: etcd if the settings name it, else one inside
+    /// the process. Must be called inside a tokio runtime.
     ///
     /// # Errors
     /// When the address is taken.
@@ -91,7 +91,7 @@ impl Process {
             Arc::new(Local::default())
         } else {
             let probe = client::probe(settings.client.clone(), settings.registry.prefix.clone());
-            Arc::new(Etcd::start(settings.registry.clone(), probe))
+            Arc::new(Etcd::new(settings.registry.clone(), probe))
         };
         Ok(Self {
             admin: Listener::bind(settings.admin.addr.0)?,
@@ -206,7 +206,9 @@ impl Process {
             self.start_service(prepared, wait_for.to_vec(), present, admin_addr, &mut tasks).await?;
         }
         drop((edge, profiles));
-        let admin = Admin::new(self.roles, self.clients, self.registry.view(), self.metrics).handler();
+        // who calls nobody does not follow the registry
+        let view = (!self.clients.is_empty()).then(|| self.registry.view());
+        let admin = Admin::new(self.roles, self.clients, view, self.metrics).handler();
         let end = CancellationToken::new();
         let admin = serve(
             self.admin,

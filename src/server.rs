@@ -104,7 +104,7 @@ impl<S> Drop for Busy<S> {
 /// A body that keeps its connection busy.
 struct Guarded<B, S> {
     body: Pin<Box<B>>,
-    _busy: Busy<S>,
+    _busy: Option<Busy<S>>,
 }
 
 impl<B: http_body::Body, S> http_body::Body for Guarded<B, S> {
@@ -269,7 +269,9 @@ where
                             .headers_mut()
                             .insert(http::header::CONNECTION, HeaderValue::from_static("close"));
                     }
-                    // busy until the body has been written, or nobody wants it any more
+                    // on HTTP/1 busy until the body has been written, or nobody wants it any more; on HTTP/2
+                    // a body that goes on is a health watch, which must not hold the connection's slot
+                    let busy = http1.then_some(busy);
                     Ok::<_, Infallible>(response.map(|body| Guarded { body: Box::pin(body), _busy: busy }))
                 }
             })
@@ -319,19 +321,21 @@ where
             }
         };
         let evicted = tokio::select! {
+            biased; // what has arrived is seen before the order to stop
             result = &mut connection => return log_end(result),
             () = first_request => return,
             () = conn.close.notified() => true,
             () = self.stop.begin.cancelled() => false,
         };
-        if !evicted && !http1 && !conn.used.load(Relaxed) {
-            return;
-        }
-        if !evicted && http1 && conn.busy.load(Relaxed) == 0 {
+        let quiet = if http1 { conn.busy.load(Relaxed) == 0 } else { !conn.used.load(Relaxed) };
+        if !evicted && quiet {
             tokio::select! {
                 result = &mut connection => return log_end(result),
                 () = tokio::time::sleep(IDLE_LINGER) => {}
             }
+        }
+        if !http1 && !conn.used.load(Relaxed) {
+            return; // hyper would wait for a preface that may never come
         }
         finish(connection.as_mut());
         let limit = if evicted { EVICTION } else { Duration::MAX };

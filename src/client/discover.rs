@@ -26,6 +26,8 @@ pub struct Snapshot {
     pub usable: Vec<Arc<Endpoint>>,
     /// True if the first connection to some instance is still being opened: worth waiting for.
     pub connecting: bool,
+    /// True once the registry has said who is there.
+    pub known: bool,
 }
 
 /// Readers of the latest snapshot.
@@ -53,6 +55,7 @@ impl Set {
             settings,
             metrics,
             changed: Arc::new(Notify::new()),
+            known: false,
             endpoints: BTreeMap::new(),
             snapshot: snapshot.clone(),
             publish,
@@ -83,6 +86,7 @@ struct Driver {
     metrics: Metrics,
     /// Notified by a connection whose state changed.
     changed: Arc<Notify>,
+    known: bool,
     endpoints: BTreeMap<String, Arc<Endpoint>>,
     snapshot: Arc<ArcSwap<Snapshot>>,
     publish: watch::Sender<u64>,
@@ -107,6 +111,7 @@ impl Driver {
 
     /// Opens endpoints for new instances and drops those that are gone.
     fn apply(&mut self, view: &View) {
+        self.known = view.is_known();
         let empty = BTreeMap::new();
         let instances = view.instances(self.service).unwrap_or(&empty);
         self.endpoints.retain(|addr, _| instances.contains_key(addr));
@@ -137,6 +142,7 @@ impl Driver {
             self.metrics.endpoints(self.service, state.name(), count);
         }
         self.snapshot.store(Arc::new(Snapshot {
+            known: self.known,
             connecting: all.iter().any(|e| e.state() == State::Connecting),
             all,
             usable,

@@ -3,6 +3,7 @@
 
 use std::convert::Infallible;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use futures_util::FutureExt as _;
@@ -10,11 +11,13 @@ use http::HeaderValue;
 use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http2::SendRequest;
 use prost::Message as _;
+use tonic::Status;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
 use super::endpoint::{Link, connect};
 use super::grpc::{self, Read};
+use crate::backoff::Backoff;
 use crate::config;
 use crate::context::WRONG_SERVICE;
 use crate::error::chain;
@@ -62,7 +65,8 @@ pub fn identity(prefix: &str, service: &str) -> HeaderValue {
     HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static("?"))
 }
 
-/// Follows the health of the instance at the other end of a connection, as long as it tells.
+/// Follows the health of the instance at the other end of a connection, as long as that lasts; a stream
+/// that ends is asked for again.
 ///
 /// *Cancellation*: the stream is reset.
 pub async fn watch(
@@ -71,10 +75,23 @@ pub async fn watch(
     identity: &HeaderValue,
     link: &Link,
 ) -> Infallible {
-    if let Err(reason) = follow(sender, addr, identity, link).await {
-        tracing::debug!(addr, reason, "health is not followed");
+    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
+    loop {
+        match follow(sender.clone(), addr, identity, link).await {
+            Ok(Told::Nothing) => return std::future::pending().await,
+            Ok(Told::Something) => backoff.reset(),
+            Err(reason) => tracing::debug!(addr, reason, "health is not followed"),
+        }
+        tokio::time::sleep(backoff.next_wait()).await;
     }
-    std::future::pending().await
+}
+
+/// What came of one stream.
+enum Told {
+    /// The instance does not tell its health, or is another service: no use asking again.
+    Nothing,
+    /// The stream has ended after a word or more.
+    Something,
 }
 
 async fn follow(
@@ -82,14 +99,15 @@ async fn follow(
     addr: &str,
     identity: &HeaderValue,
     link: &Link,
-) -> Result<(), String> {
+) -> Result<Told, String> {
     let request = grpc::request(addr, identity, WATCH, whole_server()?)?;
     let response = sender.send_request(request).await.map_err(|e| chain(&e))?;
-    // the stream alone must not keep the connection open
-    drop(sender);
     if let Some(other) = response.headers().get(WRONG_SERVICE) {
         link.wrong_service(addr, identity, other);
-        return Ok(());
+        return Ok(Told::Nothing);
+    }
+    if Status::from_header_map(response.headers()).is_some() {
+        return Ok(Told::Nothing); // refused without a word: it knows no health service
     }
     let mut body = response.into_body();
     let mut buffer = BytesMut::new();
@@ -102,7 +120,7 @@ async fn follow(
             link.health(serving(&message));
         }
     }
-    Ok(())
+    Ok(Told::Something)
 }
 
 /// Takes one message off the front of a stream's bytes; `None` if it has not all come yet.

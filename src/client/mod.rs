@@ -47,7 +47,12 @@ pub struct Client {
     deadline: Duration,
 }
 
+/// How long after its start a client waits for the registry's first word before it says that nobody is
+/// there.
+const FIRST_VIEW: Duration = Duration::from_secs(1);
+
 struct Service {
+    started: Instant,
     set: discover::Set,
     balance: Box<dyn balance::Balance>,
 }
@@ -69,7 +74,7 @@ impl Client {
             let identity = identity(prefix, name);
             let set = discover::Set::follow(name, identity, shared.clone(), view.clone(), metrics.clone());
             let balance = balance::of(settings.balancer);
-            (*name, Service { set, balance })
+            (*name, Service { started: Instant::now(), set, balance })
         };
         Self {
             services: Arc::new(services.iter().map(follow).collect()),
@@ -200,8 +205,18 @@ impl Service {
             if let Some(only) = any {
                 return Ok(only.clone());
             }
-            if !snapshot.connecting || changes.changed().await.is_err() {
-                return Err(Error::unavailable(format!("no instance of {} can be called", rpc.service)));
+            let none = || Error::unavailable(format!("no instance of {} can be called", rpc.service));
+            if snapshot.connecting {
+                changes.changed().await.map_err(|_| none())?;
+                continue;
+            }
+            // a process that has just started is about to learn who is there
+            let until = self.started + FIRST_VIEW;
+            if snapshot.known || Instant::now() >= until {
+                return Err(none());
+            }
+            if !matches!(tokio::time::timeout_at(until, changes.changed()).await, Ok(Ok(()))) {
+                return Err(none());
             }
         }
     }

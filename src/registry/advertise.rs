@@ -2,8 +2,14 @@
 //! which from another host means that host itself.
 
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs, UdpSocket};
+use std::time::Duration;
+
+use tokio::time::Instant;
 
 use crate::config::{HostPort, Registry};
+
+/// Time between two looks for a route.
+const ROUTE_RETRY: Duration = Duration::from_millis(500);
 
 /// Why no address could be found.
 #[derive(Debug, thiserror::Error)]
@@ -68,6 +74,25 @@ pub fn admin(
         return Some(format!("{host}:{}", bound.port()));
     }
     Some(bound.to_string())
+}
+
+/// Waits until the registry's name resolves and a route to it exists, at most `limit`: at boot, or beside
+/// a container that is about to start, that may take a while. Does not wait for etcd itself.
+pub async fn wait_for_route(registry: &Registry, limit: Duration) {
+    let begun = Instant::now();
+    let mut told = false;
+    while begun.elapsed() < limit {
+        let endpoints = registry.endpoints.clone();
+        match tokio::task::spawn_blocking(move || route_source(&endpoints)).await {
+            Ok(Err(reason)) => {
+                if !std::mem::replace(&mut told, true) {
+                    tracing::warn!(reason, "waiting for a route to the registry");
+                }
+            }
+            _ => return,
+        }
+        tokio::time::sleep(ROUTE_RETRY).await;
+    }
 }
 
 /// Returns the source address that the kernel would use towards the first endpoint it has a route to.

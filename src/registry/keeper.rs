@@ -69,9 +69,17 @@ impl Keeper {
 
     /// Replaces the registry's word by a whole list. Returns true if the list is not a later state of
     /// what was known before: another cluster, or a lower revision (a wiped etcd keeps its cluster id).
-    pub fn list(&mut self, cluster_id: u64, revision: i64, listed: Vec<Instance>, now: Instant) -> bool {
+    /// `older` says that a key in it has an older modification than was known.
+    pub fn list(
+        &mut self,
+        cluster_id: u64,
+        revision: i64,
+        older: bool,
+        listed: Vec<Instance>,
+        now: Instant,
+    ) -> bool {
         let known = self.revision > 0;
-        let reset = known && (cluster_id != self.cluster_id || revision < self.revision);
+        let reset = known && (older || cluster_id != self.cluster_id || revision < self.revision);
         if reset {
             self.epoch += 1;
         }
@@ -96,15 +104,18 @@ impl Keeper {
         reset
     }
 
-    /// Applies a put of the registry.
-    pub fn put(&mut self, revision: i64, instance: Instance) {
+    /// Notes how far the registry has come, also by keys that are not ours to read.
+    pub fn advance(&mut self, revision: i64) {
         self.revision = self.revision.max(revision);
+    }
+
+    /// Applies a put of the registry.
+    pub fn put(&mut self, instance: Instance) {
         self.add(instance);
     }
 
     /// Applies a delete of the registry.
-    pub fn delete(&mut self, revision: i64, service: &str, addr: &str, now: Instant) {
-        self.revision = self.revision.max(revision);
+    pub fn delete(&mut self, service: &str, addr: &str, now: Instant) {
         let Some(instances) = self.truth.get_mut(service) else { return };
         let removed = instances.remove(addr);
         if instances.is_empty() {
@@ -178,7 +189,7 @@ mod tests {
 
     fn keeper(addrs: &[&str]) -> (Keeper, Instant) {
         let (mut keeper, now) = (Keeper::default(), Instant::now());
-        assert!(!keeper.list(1, 10, addrs.iter().map(|a| instance(a)).collect(), now));
+        assert!(!keeper.list(1, 10, false, addrs.iter().map(|a| instance(a)).collect(), now));
         (keeper, now)
     }
 
@@ -196,57 +207,59 @@ mod tests {
     #[test]
     fn a_minority_leaves_at_once() {
         let (mut keeper, now) = keeper(&["a", "b", "c"]);
-        keeper.delete(11, "feed", "a", now);
+        keeper.delete("feed", "a", now);
         assert_eq!(shown(&keeper), "b c");
         // a second one, later: again one of two
-        keeper.delete(12, "feed", "b", now + 2 * WINDOW);
+        keeper.delete("feed", "b", now + 2 * WINDOW);
         assert_eq!(shown(&keeper), "c");
     }
 
     #[test]
     fn the_last_instance_and_a_majority_within_a_second_go_into_limbo() {
         let (mut alone, now) = keeper(&["a"]);
-        alone.delete(11, "feed", "a", now);
+        alone.delete("feed", "a", now);
         assert_eq!(shown(&alone), "a?");
 
         let (mut many, now) = keeper(&["a", "b", "c", "d", "e"]);
-        many.delete(11, "feed", "a", now);
-        many.delete(12, "feed", "b", now);
+        many.delete("feed", "a", now);
+        many.delete("feed", "b", now);
         assert_eq!(shown(&many), "c d e");
         // the third makes it a majority: the two before are doubted too
-        many.delete(13, "feed", "c", now + WINDOW);
+        many.delete("feed", "c", now + WINDOW);
         assert_eq!(shown(&many), "a? b? c? d e");
     }
 
     #[test]
     fn draining_instances_leave_at_once_even_the_last() {
         let (mut keeper, now) = keeper(&["a"]);
-        keeper.put(11, Instance { draining: true, ..instance("a") });
-        keeper.delete(12, "feed", "a", now);
+        keeper.put(Instance { draining: true, ..instance("a") });
+        keeper.delete("feed", "a", now);
         assert_eq!(shown(&keeper), "");
+        keeper.advance(12);
+        keeper.advance(11);
         assert_eq!(keeper.view().revision, 12);
     }
 
     #[test]
     fn limbo_ends_by_return_or_by_a_failed_probe() {
         let (mut keeper, now) = keeper(&["a", "b"]);
-        keeper.delete(11, "feed", "a", now);
-        keeper.delete(12, "feed", "b", now);
+        keeper.delete("feed", "a", now);
+        keeper.delete("feed", "b", now);
         assert_eq!(shown(&keeper), "a? b?");
-        keeper.put(13, instance("a"));
+        keeper.put(instance("a"));
         keeper.give_up("feed", "b");
         assert_eq!(shown(&keeper), "a");
         // neither counts as suddenly removed any more
-        keeper.put(14, instance("c"));
-        keeper.delete(15, "feed", "c", now);
+        keeper.put(instance("c"));
+        keeper.delete("feed", "c", now);
         assert_eq!(shown(&keeper), "a");
     }
 
     #[test]
     fn a_list_of_another_cluster_or_an_older_state_is_a_reset_and_removes_nobody() {
-        for (cluster, revision) in [(2, 99), (1, 3)] {
+        for (cluster, revision, older) in [(2, 99, false), (1, 3, false), (1, 10, true)] {
             let (mut keeper, now) = keeper(&["a", "b", "c"]);
-            assert!(keeper.list(cluster, revision, vec![instance("a")], now));
+            assert!(keeper.list(cluster, revision, older, vec![instance("a")], now));
             assert_eq!(shown(&keeper), "a b? c?");
             let view = keeper.view();
             assert_eq!((view.cluster_id, view.revision, view.epoch), (cluster, revision, 1));
@@ -256,12 +269,12 @@ mod tests {
     #[test]
     fn an_empty_list_removes_nobody_but_a_later_one_is_believed() {
         let (mut keeper, now) = keeper(&["a", "b", "c"]);
-        assert!(!keeper.list(1, 11, Vec::new(), now));
+        assert!(!keeper.list(1, 11, false, Vec::new(), now));
         assert_eq!(shown(&keeper), "a? b? c?");
         let (mut keeper, now) = self::keeper(&["a", "b", "c"]);
-        assert!(!keeper.list(1, 11, vec![instance("b"), instance("c")], now));
+        assert!(!keeper.list(1, 11, false, vec![instance("b"), instance("c")], now));
         assert_eq!(shown(&keeper), "b c");
-        assert!(!keeper.list(1, 12, vec![instance("d")], now + 2 * WINDOW));
+        assert!(!keeper.list(1, 12, false, vec![instance("d")], now + 2 * WINDOW));
         assert_eq!(shown(&keeper), "b? c? d", "two of three at once");
     }
 
@@ -270,7 +283,7 @@ mod tests {
         let (old, now) = keeper(&["a", "b"]);
         let mut restored = Keeper::restored(&old.view());
         assert_eq!(shown(&restored), "a b");
-        assert!(!restored.list(1, 20, vec![instance("b")], now));
+        assert!(!restored.list(1, 20, false, vec![instance("b")], now));
         assert_eq!(shown(&restored), "b");
     }
 }

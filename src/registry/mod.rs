@@ -222,6 +222,8 @@ enum Wish {
 /// What a registration is, as far as its task knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Registered {
+    /// The registry has not been heard from since the last change: the entry may be there or not.
+    Unknown,
     /// Not in the registry: not yet, or not any more.
     Absent,
     /// In the registry as `up`.
@@ -233,10 +235,14 @@ pub enum Registered {
 }
 
 impl Registered {
+    /// Every state.
+    pub const ALL: [Self; 5] = [Self::Unknown, Self::Absent, Self::Up, Self::Draining, Self::Gone];
+
     /// Returns the word for it in `/status` and logs.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
+            Self::Unknown => "unknown",
             Self::Absent => "absent",
             Self::Up => "up",
             Self::Draining => "draining",
@@ -286,7 +292,8 @@ impl Registration {
 
 /// A registry: etcd, or one inside the process.
 pub trait Registry: Send + Sync + 'static {
-    /// Returns the view. It is unknown ([`View::is_known`]) until the registry has been read once.
+    /// Returns the view; the first call begins to follow the registry, so who calls nobody need not ask
+    /// (nor have the right to read it). Must be called inside a tokio runtime. The view is unknown ([`View::is_known`]) until the registry has been read once.
     fn view(&self) -> ViewHandle;
 
     /// Begins to keep `instance` registered. Returns at once; the entry follows as soon as the registry

@@ -196,33 +196,31 @@ async fn a_gateway_serves_the_sockets_it_is_handed() {
     let etcd = Etcd::start().await;
     let sockets = [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
     let addrs = sockets.each_ref().map(|socket| socket.local_addr().unwrap());
-    // LISTEN_PID must name the process itself: the shell sets it and becomes the program
-    let mut command = Command::new("sh");
-    command.args([
-        "-c",
-        "LISTEN_PID=$$ exec \"$@\"",
-        "sh",
-        PROGRAM,
-        "apigateway",
-        "--http-addr",
-        "127.0.0.1:1",
-    ]);
-    command.args(["--debug-addr", "127.0.0.1:0", "--etcd-addr", &etcd.addr.to_string()]);
-    command.env("LISTEN_FDS", "2");
-    let mappings = sockets.iter().zip(3..).map(|(socket, child_fd)| FdMapping {
-        parent_fd: OwnedFd::from(socket.try_clone().unwrap()),
-        child_fd,
-    });
-    command.fd_mappings(mappings.collect()).unwrap();
-    let mut gateway = Process::spawn(command);
-    gateway.wait_for_role("apigateway");
+    let start = || {
+        // LISTEN_PID must name the process itself: the shell sets it and becomes the program
+        let mut command = Command::new("sh");
+        command.args(["-c", "LISTEN_PID=$$ exec \"$@\"", "sh", PROGRAM, "apigateway"]);
+        command.args(["--http-addr", "127.0.0.1:1", "--debug-addr", "127.0.0.1:0"]);
+        command.args(["--etcd-addr", &etcd.addr.to_string()]).env("LISTEN_FDS", "2");
+        let mappings = sockets.iter().zip(3..).map(|(socket, child_fd)| FdMapping {
+            parent_fd: OwnedFd::from(socket.try_clone().unwrap()),
+            child_fd,
+        });
+        command.fd_mappings(mappings.collect()).unwrap();
+        let mut gateway = Process::spawn(command);
+        gateway.wait_for_role("apigateway");
+        gateway
+    };
+    let mut gateway = start();
     for addr in addrs {
         assert_eq!(get(addr, "/nowhere").await.status, 404);
     }
-    // while it restarts nobody is refused: the socket stays, the next process answers
+    // while it restarts nobody is refused: a call waits in the socket for the next process
     gateway.stop(SOON);
-    let waiting = std::net::TcpStream::connect(addrs[0]);
-    assert!(waiting.is_ok());
+    let waiting = tokio::spawn(get(addrs[0], "/nowhere"));
+    tokio::task::yield_now().await;
+    let _gateway = start();
+    assert_eq!(waiting.await.unwrap().status, 404);
 }
 
 #[test]

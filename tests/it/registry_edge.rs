@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 use crate::kit::etcd::Etcd;
 use crate::kit::http::{Connection, get};
 use crate::kit::process::{PROGRAM, Process};
-use crate::kit::{SOON, wait_for};
+use crate::kit::wait_for;
 
 /// Lease of every instance here: the shortest, so that a test takes seconds.
 const TTL: Duration = Duration::from_secs(1);
@@ -48,6 +48,16 @@ async fn wait_for_topics(admin: SocketAddr, what: &str, fits: impl Fn(&[Value]) 
         (fits(&topics) && connected).then_some(())
     })
     .await;
+}
+
+/// Returns the revisions at which the topic keys were created, ascending.
+async fn created(etcd: &Etcd) -> Vec<i64> {
+    let options = etcd_client::GetOptions::new().with_prefix();
+    let list = etcd.client().await.get("/services/topic/", Some(options)).await;
+    let kvs = list.map(|list| list.kvs().to_vec()).unwrap_or_default();
+    let mut revisions: Vec<_> = kvs.iter().map(etcd_client::KeyValue::create_revision).collect();
+    revisions.sort_unstable();
+    revisions
 }
 
 async fn wait_until_both_are_certain(admin: SocketAddr) {
@@ -92,11 +102,13 @@ async fn an_etcd_frozen_for_longer_than_the_leases_fails_no_call() {
     let _topics = [(); 2].map(|()| role(&etcd, "topic", "127.0.0.1:0", &[]));
     wait_for_topics(admin, "both are called", |topics| topics.len() == 2).await;
     let load = load(addr);
+    let before = created(&etcd).await;
     etcd.signal(Signal::STOP);
     sleep(3 * TTL).await;
     etcd.signal(Signal::CONT);
-    wait_for("both keys are there", || async {
-        (etcd.list("/services/topic/").await.len() == 2).then_some(())
+    wait_for("both keys went and were put again", || async {
+        let now = created(&etcd).await;
+        (now.len() == 2 && now.iter().all(|revision| *revision > before[1])).then_some(())
     })
     .await;
     wait_until_both_are_certain(admin).await;
@@ -111,6 +123,16 @@ async fn a_wiped_etcd_empties_no_view() {
     let _topics = [(); 2].map(|()| role(&etcd, "topic", "127.0.0.1:0", &[]));
     wait_for_topics(admin, "both are called", |topics| topics.len() == 2).await;
     let load = load(addr);
+    // a wiped etcd keeps its cluster id: only its revisions tell
+    let mut client = etcd.client().await;
+    for round in 0..50 {
+        client.put("/elsewhere", round.to_string(), None).await.unwrap();
+    }
+    client.put("/services/topic/counted", "up to here", None).await.unwrap();
+    wait_for("the view has come that far", || async {
+        (status(admin).await["registry"]["revision"].as_i64() > Some(50)).then_some(())
+    })
+    .await;
     etcd.wipe().await;
     wait_for("the reset is announced", || async {
         (status(admin).await["registry"]["epoch"].as_u64() >= Some(1)).then_some(())
@@ -124,26 +146,24 @@ async fn a_wiped_etcd_empties_no_view() {
 #[tokio::test]
 async fn a_lost_instance_stays_while_it_answers_and_leaves_when_it_does_not() {
     let etcd = Etcd::start().await;
+    // its own registry is another one, so nobody puts the key again that this test deletes
+    let elsewhere = Etcd::start().await;
+    let (mut topic, listen, _) = role(&elsewhere, "topic", "127.0.0.1:0", &[]);
     let (_gateway, addr, admin) = role(&etcd, "apigateway", "127.0.0.1:0", &[]);
-    let (mut topic, listen, _) = role(&etcd, "topic", "127.0.0.1:0", &[]);
-    wait_for_topics(admin, "it is called", |topics| topics.len() == 1).await;
-    // an entry that nobody renews, for an instance that answers
     let mut client = etcd.client().await;
-    let bare = format!("/services/profile/{listen}");
-    client.put(bare.as_str(), listen.to_string(), None).await.unwrap();
-    wait_for("profile is listed", || async {
-        status(admin).await["registry"]["services"]["profile"][0]["addr"].as_str().map(str::to_owned)
-    })
-    .await;
-    // the last instance of its service: in doubt, and the probe finds another service there
-    client.delete(bare.as_str(), None).await.unwrap();
-    wait_for("profile is gone", || async {
-        status(admin).await["registry"]["services"]["profile"].is_null().then_some(())
-    })
-    .await;
-    // a crash of the last instance: its lease ends, the probe is refused
+    let key = format!("/services/topic/{listen}");
+    client.put(key.as_str(), listen.to_string(), None).await.unwrap();
+    wait_for_topics(admin, "it is called", |topics| topics.len() == 1).await;
+    client.delete(key.as_str(), None).await.unwrap();
+    wait_for_topics(admin, "it is in doubt", |topics| topics.len() == 1 && topics[0]["limbo"] == true).await;
+    // four probes
+    let until = Instant::now() + Duration::from_secs(2);
+    while Instant::now() < until {
+        assert_eq!(get(addr, "/api/topic/list").await.status, 200);
+        sleep(Duration::from_millis(50)).await;
+    }
     topic.kill();
-    wait_for("topic is gone", || async {
+    wait_for("it is gone", || async {
         status(admin).await["registry"]["services"]["topic"].is_null().then_some(())
     })
     .await;
@@ -230,15 +250,23 @@ async fn a_drain_is_seen_while_etcd_is_away() {
     let mut etcd = Etcd::start().await;
     let (_gateway, addr, admin) = role(&etcd, "apigateway", "127.0.0.1:0", &[]);
     let (_stays, _, _) = role(&etcd, "topic", "127.0.0.1:0", &[]);
-    let (mut leaves, _, _) = role(&etcd, "topic", "127.0.0.1:0", &[]);
+    // time to look while it drains
+    let env = [("MSA__SHUTDOWN__ANNOUNCE_MS", "10000")];
+    let (leaves, leaving, _) = role(&etcd, "topic", "127.0.0.1:0", &env);
     wait_for_topics(admin, "both are called", |topics| topics.len() == 2).await;
     etcd.kill();
     let load = load(addr);
-    sleep(Duration::from_millis(100)).await;
-    let left = tokio::task::spawn_blocking(move || leaves.stop(SOON));
-    left.await.unwrap();
-    sleep(Duration::from_millis(300)).await;
+    leaves.signal(Signal::TERM);
+    wait_for("its health is known", || async {
+        let status = status(admin).await;
+        let topics = status["clients"][0]["topic"].as_array()?.clone();
+        let state = topics.iter().find(|topic| topic["addr"] == leaving.to_string())?["state"].clone();
+        (state == "not_serving").then_some(())
+    })
+    .await;
     no_failures(load).await;
+    let metrics = get(admin, "/metrics").await.body;
+    assert!(!metrics.contains("client_retries_total{"), "calls still went there");
 }
 
 /// A restart at the same address while etcd is away: the same service, so it is called.

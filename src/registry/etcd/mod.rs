@@ -7,7 +7,7 @@
 mod reconcile;
 mod view;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use etcd_client::{Client, ConnectOptions};
@@ -24,10 +24,11 @@ const FIRST_WAIT: Duration = Duration::from_millis(100);
 pub type Probe = Arc<dyn Fn(Arc<Instance>) -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
 
 /// A registry in etcd.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Etcd {
     settings: Arc<config::Registry>,
-    view: ViewHandle,
+    probe: Probe,
+    view: Arc<OnceLock<ViewHandle>>,
 }
 
 /// Why a session with etcd ended.
@@ -50,20 +51,22 @@ enum Failure {
 }
 
 impl Etcd {
-    /// Begins to follow the registry. Does not wait for etcd: until it answers the view is unknown.
-    /// Must be called inside a tokio runtime; the task ends with it.
+    /// Returns a handle. Nothing is asked of etcd before the first [`Registry::view`] or
+    /// [`Registry::register`].
     #[must_use]
-    pub fn start(settings: config::Registry, probe: Probe) -> Self {
-        let settings = Arc::new(settings);
-        let (publisher, view) = Publisher::new();
-        tokio::spawn(view::follow(settings.clone(), publisher, probe));
-        Self { settings, view }
+    pub fn new(settings: config::Registry, probe: Probe) -> Self {
+        Self { settings: Arc::new(settings), probe, view: Arc::default() }
     }
 }
 
 impl Registry for Etcd {
     fn view(&self) -> ViewHandle {
-        self.view.clone()
+        let begin = || {
+            let (publisher, view) = Publisher::new();
+            tokio::spawn(view::follow(self.settings.clone(), publisher, self.probe.clone()));
+            view
+        };
+        self.view.get_or_init(begin).clone()
     }
 
     fn register(&self, instance: Instance) -> Registration {

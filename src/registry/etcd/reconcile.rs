@@ -16,7 +16,7 @@ const RENEWALS_PER_LOOK: u32 = 10;
 /// Starts the task.
 pub fn start(settings: Arc<Registry>, instance: Instance) -> Registration {
     let (wish, wishes) = watch::channel(Wish::Up);
-    let (state, state_rx) = watch::channel(Registered::Absent);
+    let (state, state_rx) = watch::channel(Registered::Unknown);
     let key = value::key(&settings.prefix, &instance.service, &instance.addr);
     let reconciler = Reconciler { settings, instance, key, wishes, state, lease: None };
     tokio::spawn(reconciler.run());
@@ -44,9 +44,9 @@ impl Reconciler {
             if matches!(failure, Failure::LeaseLost) {
                 self.lease = None;
             }
-            if *self.state.borrow() != Registered::Absent {
+            if *self.state.borrow() != Registered::Unknown {
                 backoff.reset();
-                self.state.send_replace(Registered::Absent);
+                self.state.send_replace(Registered::Unknown);
             }
             if *self.wishes.borrow() == Wish::Gone {
                 return; // the lease ends by itself

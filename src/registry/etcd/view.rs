@@ -20,6 +20,8 @@ use crate::registry::{Instance, Publisher, View, snapshot, value};
 const PROBE_EVERY: Duration = Duration::from_millis(500);
 /// How long events may lag behind a list before a difference between the two counts.
 const SETTLE: Duration = Duration::from_secs(1);
+/// Time after which an unchanged view is written again.
+const SAVE_ANYWAY: Duration = Duration::from_mins(5);
 /// Least time between two writes of the snapshot.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
 
@@ -161,6 +163,9 @@ impl Reader {
     /// Takes a list as the whole truth.
     fn take(&mut self, settings: &Registry, list: &GetResponse, shared: &Shared) {
         let (cluster_id, revision) = list.header().map_or((0, 0), |h| (h.cluster_id(), h.revision()));
+        // a wiped registry keeps its cluster id, and may have counted up to our revision again
+        let mut older = list.kvs().iter();
+        let older = older.any(|kv| self.known.get(kv.key()).is_some_and(|known| kv.mod_revision() < *known));
         self.revision = revision;
         self.known = list.kvs().iter().map(|kv| (kv.key().to_vec(), kv.mod_revision())).collect();
         self.gone.clear();
@@ -175,7 +180,7 @@ impl Reader {
         let (keys, ignored) = (instances.len(), self.ignored.len());
         let reset = shared.change(|keeper| {
             keeper.ignored = ignored;
-            keeper.list(cluster_id, revision, instances, Instant::now())
+            keeper.list(cluster_id, revision, older, instances, Instant::now())
         });
         if reset {
             tracing::warn!(cluster_id, revision, "the registry is another one or an older state of itself");
@@ -202,18 +207,19 @@ impl Reader {
                 let Some(kv) = event.kv() else { continue };
                 let (key, revision) = (kv.key(), kv.mod_revision());
                 self.revision = self.revision.max(revision);
+                keeper.advance(revision);
                 match event.event_type() {
                     EventType::Put => {
                         self.known.insert(key.to_vec(), revision);
                         self.gone.remove(key);
-                        self.put(settings, kv.key(), kv.value(), revision, keeper);
+                        self.put(settings, key, kv.value(), keeper);
                     }
                     EventType::Delete => {
                         self.known.remove(key);
                         self.gone.insert(key.to_vec());
                         self.ignored.remove(key);
                         if let Ok((service, addr)) = value::decode_key(&settings.prefix, key) {
-                            keeper.delete(revision, service, addr, Instant::now());
+                            keeper.delete(service, addr, Instant::now());
                         }
                     }
                 }
@@ -223,18 +229,18 @@ impl Reader {
         Ok(())
     }
 
-    fn put(&mut self, settings: &Registry, key: &[u8], value: &[u8], revision: i64, keeper: &mut Keeper) {
+    fn put(&mut self, settings: &Registry, key: &[u8], value: &[u8], keeper: &mut Keeper) {
         match decode(&settings.prefix, key, value) {
             Ok(instance) => {
                 self.ignored.remove(key);
-                keeper.put(revision, instance);
+                keeper.put(instance);
             }
             Err(reason) => {
                 let known = self.ignored.contains(key);
                 self.ignore(key, reason, known);
                 // an instance whose entry was overwritten by junk is as good as removed
                 if let Ok((service, addr)) = value::decode_key(&settings.prefix, key) {
-                    keeper.delete(revision, service, addr, Instant::now());
+                    keeper.delete(service, addr, Instant::now());
                 }
             }
         }
@@ -320,12 +326,20 @@ async fn save(settings: &Registry, shared: &Shared) {
         return std::future::pending().await;
     };
     let mut view = shared.publisher.view.subscribe();
+    view.mark_changed();
     let mut failing = false;
-    while view.changed().await.is_ok() {
+    loop {
+        // a quiet registry confirms the same view again and again: the file must not grow old meanwhile
+        let changed = tokio::time::timeout(SAVE_ANYWAY, view.changed()).await;
+        if changed.is_ok_and(|changed| changed.is_err()) {
+            return;
+        }
         let latest: Arc<View> = view.borrow_and_update().clone();
+        let confirmed = *shared.publisher.confirmed.borrow();
+        let Some(age) = confirmed.map(|at| at.elapsed()) else { continue };
         let path: PathBuf = path.clone();
         let shown = path.display().to_string();
-        let saved = tokio::task::spawn_blocking(move || snapshot::save(&path, &latest)).await;
+        let saved = tokio::task::spawn_blocking(move || snapshot::save(&path, &latest, age)).await;
         match saved {
             Ok(Ok(())) => failing = false,
             Ok(Err(error)) if !failing => {
