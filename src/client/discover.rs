@@ -1,0 +1,139 @@
+//! The endpoint set of one service: follows the registry's view and the state of each connection, and
+//! publishes a snapshot that callers read without a lock.
+//!
+//! It is a task of its own, so a client that is idle still learns of every change and connects before
+//! the first call.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use tokio::sync::{Notify, watch};
+
+use super::endpoint::{Endpoint, State};
+use crate::config;
+use crate::metrics::Metrics;
+use crate::registry::{View, ViewHandle};
+
+/// The instances of one service at one moment, sorted by address.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// Every instance that the registry lists.
+    pub all: Vec<Arc<Endpoint>>,
+    /// Those that get new calls: connected and not draining; if there are none, connected and draining.
+    pub usable: Vec<Arc<Endpoint>>,
+    /// True if the first connection to some instance is still being opened: worth waiting for.
+    pub connecting: bool,
+}
+
+/// Readers of the latest snapshot.
+#[derive(Clone, Debug)]
+pub struct Set {
+    snapshot: Arc<ArcSwap<Snapshot>>,
+    version: watch::Receiver<u64>,
+}
+
+impl Set {
+    /// Begins to follow a service. The task ends with the registry's or with the last reader.
+    #[must_use]
+    pub fn follow(
+        service: &'static str,
+        settings: Arc<config::Client>,
+        view: ViewHandle,
+        metrics: Metrics,
+    ) -> Self {
+        let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
+        let (publish, version) = watch::channel(0);
+        let driver = Driver {
+            service,
+            settings,
+            metrics,
+            changed: Arc::new(Notify::new()),
+            endpoints: BTreeMap::new(),
+            snapshot: snapshot.clone(),
+            publish,
+        };
+        tokio::spawn(driver.run(view));
+        Self { snapshot, version }
+    }
+
+    /// Returns the snapshot now.
+    #[must_use]
+    pub fn now(&self) -> Arc<Snapshot> {
+        self.snapshot.load_full()
+    }
+
+    /// Returns a receiver that is notified of each new snapshot from now on.
+    #[must_use]
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        let mut version = self.version.clone();
+        version.mark_unchanged();
+        version
+    }
+}
+
+struct Driver {
+    service: &'static str,
+    settings: Arc<config::Client>,
+    metrics: Metrics,
+    /// Notified by a connection whose state changed.
+    changed: Arc<Notify>,
+    endpoints: BTreeMap<String, Arc<Endpoint>>,
+    snapshot: Arc<ArcSwap<Snapshot>>,
+    publish: watch::Sender<u64>,
+}
+
+impl Driver {
+    async fn run(mut self, mut view: ViewHandle) {
+        self.apply(&view.get());
+        loop {
+            self.publish();
+            let changed = self.changed.clone();
+            tokio::select! {
+                changed = view.changed() => match changed {
+                    Ok(view) => self.apply(&view),
+                    Err(_) => return,
+                },
+                () = changed.notified() => {}
+                () = self.publish.closed() => return,
+            }
+        }
+    }
+
+    /// Opens endpoints for new instances and drops those that are gone.
+    fn apply(&mut self, view: &View) {
+        let empty = BTreeMap::new();
+        let instances = view.instances(self.service).unwrap_or(&empty);
+        self.endpoints.retain(|addr, _| instances.contains_key(addr));
+        for (addr, instance) in instances {
+            let endpoint = match self.endpoints.get(addr) {
+                Some(known) if known.instance == *instance => continue,
+                Some(known) if known.instance.id == instance.id => known.renamed(instance.clone()),
+                _ => Endpoint::open(instance.clone(), &self.settings, self.changed.clone()),
+            };
+            self.endpoints.insert(addr.clone(), Arc::new(endpoint));
+        }
+    }
+
+    fn publish(&self) {
+        let all: Vec<_> = self.endpoints.values().cloned().collect();
+        let up = |draining: bool| -> Vec<_> {
+            let fits = |e: &&Arc<Endpoint>| e.state() == State::Up && e.instance.draining == draining;
+            all.iter().filter(fits).cloned().collect()
+        };
+        let mut usable = up(false);
+        if usable.is_empty() {
+            usable = up(true);
+        }
+        for state in State::ALL {
+            let count = all.iter().filter(|e| e.state() == state).count();
+            self.metrics.endpoints(self.service, state.name(), count);
+        }
+        self.snapshot.store(Arc::new(Snapshot {
+            connecting: all.iter().any(|e| e.state() == State::Connecting),
+            all,
+            usable,
+        }));
+        self.publish.send_modify(|version| *version += 1);
+    }
+}

@@ -1,0 +1,260 @@
+//! One instance as a caller sees it: a connection that a task keeps open, and whether it is.
+//!
+//! tonic's channel hides what matters here: whether the connection is up, and whether a failed call ever
+//! left this host. So the connection is hyper's, and a task of ours opens it, watches it, and opens it
+//! again with backoff.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
+use std::sync::atomic::{AtomicU8, AtomicUsize};
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::client::conn::http2::{Builder, SendRequest};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::backoff::Backoff;
+use crate::config;
+use crate::registry::Instance;
+
+/// The first wait before connecting again.
+const FIRST_WAIT: Duration = Duration::from_millis(50);
+/// HTTP/2 windows: a largest answer fits without a round trip.
+const WINDOW: u32 = 4 * 1024 * 1024;
+
+/// Whether an instance can be called.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum State {
+    /// The first connection is being opened.
+    Connecting = 0,
+    /// Connected.
+    Up = 1,
+    /// The last try to connect failed, or the connection broke.
+    Down = 2,
+}
+
+impl State {
+    /// Every state.
+    pub const ALL: [Self; 3] = [Self::Connecting, Self::Up, Self::Down];
+
+    /// Returns the word for it in `/status` and metrics.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Connecting => "connecting",
+            Self::Up => "up",
+            Self::Down => "down",
+        }
+    }
+}
+
+/// Why a request got no response.
+#[derive(Debug)]
+pub enum SendError {
+    /// It never reached a handler: no connection, or the peer said that it did not process it. Sending
+    /// it elsewhere cannot double anything.
+    NotSent(String),
+    /// The connection broke; what the peer did is unknown.
+    Broken(hyper::Error),
+}
+
+/// One instance and the connection to it.
+#[derive(Clone, Debug)]
+pub struct Endpoint {
+    /// What the registry says of it.
+    pub instance: Arc<Instance>,
+    connection: Arc<Connection>,
+}
+
+/// Ends when the last endpoint that shares it is dropped; calls in flight still finish.
+#[derive(Debug)]
+struct Connection {
+    link: Arc<Link>,
+    _task: DropGuard,
+}
+
+#[derive(Debug, Default)]
+struct Link {
+    sender: ArcSwapOption<SendRequest<Full<Bytes>>>,
+    state: AtomicU8,
+    in_flight: AtomicUsize,
+    last_error: ArcSwapOption<String>,
+}
+
+impl Endpoint {
+    /// Begins to connect. `changed` is notified whenever the state changes.
+    #[must_use]
+    pub fn open(instance: Arc<Instance>, settings: &Arc<config::Client>, changed: Arc<Notify>) -> Self {
+        let link = Arc::new(Link::default());
+        let stop = CancellationToken::new();
+        let task = keep_connected(instance.addr.clone(), settings.clone(), link.clone(), changed);
+        tokio::spawn(stop.clone().run_until_cancelled_owned(task));
+        let connection = Connection {
+            link,
+            _task: stop.drop_guard(),
+        };
+        Self {
+            instance,
+            connection: Arc::new(connection),
+        }
+    }
+
+    /// Returns the same connection under newer attributes. Only for the same process (the same id): a
+    /// new one at an old address wants a connection of its own, without the old one's backoff.
+    #[must_use]
+    pub fn renamed(&self, instance: Arc<Instance>) -> Self {
+        Self {
+            instance,
+            connection: self.connection.clone(),
+        }
+    }
+
+    /// Returns whether it can be called.
+    #[must_use]
+    pub fn state(&self) -> State {
+        match self.connection.link.state.load(Acquire) {
+            0 => State::Connecting,
+            1 => State::Up,
+            _ => State::Down,
+        }
+    }
+
+    /// Returns the calls in flight.
+    #[must_use]
+    pub fn in_flight(&self) -> usize {
+        self.connection.link.in_flight.load(Relaxed)
+    }
+
+    /// Returns why it was last down.
+    #[must_use]
+    pub fn last_error(&self) -> Option<Arc<String>> {
+        self.connection.link.last_error.load_full()
+    }
+
+    /// Sends one request and returns the head of its response.
+    ///
+    /// *Cancellation*: dropping the future resets the stream, which cancels the handler; the connection
+    /// stays usable for others.
+    ///
+    /// # Errors
+    /// [`SendError`].
+    pub async fn send(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, SendError> {
+        let link = &self.connection.link;
+        let Some(sender) = link.sender.load_full() else {
+            return Err(SendError::NotSent("not connected".to_owned()));
+        };
+        let mut sender = SendRequest::clone(&sender);
+        sender.try_send_request(request).await.map_err(|mut error| {
+            if error.take_message().is_some() || unprocessed(error.error()) {
+                return SendError::NotSent(error.error().to_string());
+            }
+            SendError::Broken(error.into_error())
+        })
+    }
+
+    /// Counts a call as in flight until the guard is dropped.
+    #[must_use]
+    pub fn begin(&self) -> InFlight {
+        let link = self.connection.link.clone();
+        link.in_flight.fetch_add(1, Relaxed);
+        InFlight(link)
+    }
+}
+
+/// A call in flight.
+#[derive(Debug)]
+pub struct InFlight(Arc<Link>);
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        self.0.in_flight.fetch_sub(1, Relaxed);
+    }
+}
+
+/// Returns true if the peer promised not to have processed the request (RFC 9113, 6.8 and 8.7): it
+/// refused the stream, or its GOAWAY without error left the stream out.
+fn unprocessed(error: &hyper::Error) -> bool {
+    let h2 = std::error::Error::source(error).and_then(|e| e.downcast_ref::<h2::Error>());
+    h2.is_some_and(|e| {
+        e.is_remote()
+            && (e.reason() == Some(h2::Reason::REFUSED_STREAM)
+                || (e.is_go_away() && e.reason() == Some(h2::Reason::NO_ERROR)))
+    })
+}
+
+/// Keeps a connection open, for ever.
+async fn keep_connected(addr: String, settings: Arc<config::Client>, link: Arc<Link>, changed: Arc<Notify>) {
+    let mut backoff = Backoff::new(FIRST_WAIT, settings.reconnect_cap);
+    loop {
+        let error = match tokio::time::timeout(settings.connect_timeout, connect(&addr, &settings)).await {
+            Ok(Ok((sender, connection))) => {
+                // a task of its own: it outlives this one, so that calls in flight finish
+                let ended = tokio::spawn(connection);
+                link.sender.store(Some(Arc::new(sender)));
+                link.state.store(State::Up as u8, Release);
+                changed.notify_one();
+                backoff.reset();
+                let result = ended.await;
+                link.sender.store(None);
+                match result {
+                    Ok(Ok(())) => "closed by the peer".to_owned(),
+                    Ok(Err(error)) => error.to_string(),
+                    Err(error) => error.to_string(),
+                }
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => format!("no connection within {:?}", settings.connect_timeout),
+        };
+        if link.state.swap(State::Down as u8, AcqRel) != State::Down as u8 {
+            tracing::info!(addr, error, "instance is down");
+        }
+        link.last_error.store(Some(Arc::new(error)));
+        changed.notify_one();
+        tokio::time::sleep(backoff.next_wait()).await;
+    }
+}
+
+type Connecting = hyper::client::conn::http2::Connection<TokioIo<TcpStream>, Full<Bytes>, TokioExecutor>;
+
+async fn connect(
+    addr: &str,
+    settings: &config::Client,
+) -> Result<(SendRequest<Full<Bytes>>, Connecting), Box<dyn std::error::Error + Send + Sync>> {
+    let stream = dial(addr).await?;
+    let (sender, connection) = Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .keep_alive_interval(settings.keepalive)
+        .keep_alive_timeout(settings.keepalive_timeout)
+        .initial_connection_window_size(WINDOW)
+        .initial_stream_window_size(WINDOW)
+        .handshake(TokioIo::new(stream))
+        .await?;
+    Ok((sender, connection))
+}
+
+/// Opens a TCP connection with TCP_NODELAY: without it small requests wait 40 ms for an ack.
+async fn dial(addr: &str) -> std::io::Result<TcpStream> {
+    let stream = TcpStream::connect(addr).await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn dialled_connections_have_nodelay() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let stream = dial(&listener.local_addr().unwrap().to_string()).await.unwrap();
+        assert!(stream.nodelay().unwrap());
+    }
+}

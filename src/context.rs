@@ -1,0 +1,183 @@
+//! What travels with a request through every hop: its deadline and its ids.
+//!
+//! Over HTTP: `x-request-timeout-ms`, `x-request-id`, and a trace id from `b3`, `x-b3-traceid` or
+//! `traceparent`, in that order. Over gRPC: `grpc-timeout`, `x-request-id`, `x-b3-*`.
+
+use std::time::Duration;
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+use tokio::time::Instant;
+
+/// Id of a request, chosen by the caller or else by the gateway.
+pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
+/// Id of the trace that a request belongs to, 16 or 32 lower-case hex digits.
+pub const TRACE_ID: HeaderName = HeaderName::from_static("x-b3-traceid");
+/// Id of the calling span, 16 lower-case hex digits.
+pub const SPAN_ID: HeaderName = HeaderName::from_static("x-b3-spanid");
+/// What a degraded answer lacks: `feeds_unavailable`.
+pub const DEGRADED: HeaderName = HeaderName::from_static("x-degraded");
+const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+const B3: HeaderName = HeaderName::from_static("b3");
+const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
+
+/// Longest request id that is taken over from a caller, bytes.
+const MAX_REQUEST_ID: usize = 128;
+
+/// The context of one request.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// When the answer is due; every hop shortens what it passes on.
+    pub deadline: Instant,
+    /// 1 to 128 visible ASCII characters.
+    pub request_id: HeaderValue,
+    /// 16 or 32 lower-case hex digits.
+    pub trace_id: HeaderValue,
+}
+
+impl Context {
+    /// Returns a context with fresh ids.
+    #[must_use]
+    pub fn new(deadline: Instant) -> Self {
+        Self {
+            deadline,
+            request_id: hex(rand::random()),
+            trace_id: hex(rand::random()),
+        }
+    }
+
+    /// Returns the context that a caller's headers give; what they lack or garble is made up.
+    #[must_use]
+    pub fn from_headers(headers: &HeaderMap, deadline: Instant) -> Self {
+        let given = headers.get(REQUEST_ID).filter(|id| is_request_id(id));
+        Self {
+            deadline,
+            request_id: given.cloned().unwrap_or_else(|| hex(rand::random())),
+            trace_id: trace_id(headers).unwrap_or_else(|| hex(rand::random())),
+        }
+    }
+
+    /// Returns the time that is left, zero if it is over.
+    #[must_use]
+    pub fn remaining(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
+    }
+
+    /// Writes this context into the headers of a gRPC request.
+    pub fn write(&self, headers: &mut HeaderMap) {
+        headers.insert(GRPC_TIMEOUT, format_timeout(self.remaining()));
+        headers.insert(REQUEST_ID, self.request_id.clone());
+        headers.insert(TRACE_ID, self.trace_id.clone());
+        headers.insert(SPAN_ID, hex(rand::random()));
+    }
+
+    /// Returns the same context with an earlier deadline.
+    #[must_use]
+    pub fn with_deadline(&self, deadline: Instant) -> Self {
+        Self {
+            deadline: deadline.min(self.deadline),
+            ..self.clone()
+        }
+    }
+}
+
+/// Returns the caller's time limit of a gRPC request, if it has one that can be read.
+#[must_use]
+pub fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
+    let text = headers.get(GRPC_TIMEOUT)?.to_str().ok()?;
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
+        return None;
+    }
+    let amount: u64 = digits.parse().ok()?;
+    match unit {
+        "H" => Some(Duration::from_secs(amount * 3600)),
+        "M" => Some(Duration::from_secs(amount * 60)),
+        "S" => Some(Duration::from_secs(amount)),
+        "m" => Some(Duration::from_millis(amount)),
+        "u" => Some(Duration::from_micros(amount)),
+        "n" => Some(Duration::from_nanos(amount)),
+        _ => None,
+    }
+}
+
+/// Formats a time limit as gRPC wants it: at most eight digits and a unit, rounded down so that a hop
+/// never gets more time than its caller has.
+fn format_timeout(left: Duration) -> HeaderValue {
+    let text = match left.as_micros() {
+        us if us < 100_000_000 => format!("{us}u"),
+        us => format!("{}m", (us / 1000).min(99_999_999)),
+    };
+    HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static("0u"))
+}
+
+fn is_request_id(value: &HeaderValue) -> bool {
+    let bytes = value.as_bytes();
+    (1..=MAX_REQUEST_ID).contains(&bytes.len()) && bytes.iter().all(u8::is_ascii_graphic)
+}
+
+fn trace_id(headers: &HeaderMap) -> Option<HeaderValue> {
+    let text = |name| headers.get(name).and_then(|v: &HeaderValue| v.to_str().ok());
+    let b3 = text(B3).and_then(|v| v.split('-').next());
+    let multi = text(TRACE_ID);
+    let w3c = text(TRACEPARENT).and_then(|v| v.split('-').nth(1));
+    let found = [b3, multi, w3c].into_iter().flatten().find(|id| is_trace_id(id))?;
+    HeaderValue::from_str(&found.to_ascii_lowercase()).ok()
+}
+
+fn is_trace_id(text: &str) -> bool {
+    matches!(text.len(), 16 | 32)
+        && text.bytes().all(|b| b.is_ascii_hexdigit())
+        && text.bytes().any(|b| b != b'0')
+}
+
+fn hex(id: u64) -> HeaderValue {
+    // an id of zeros is invalid in B3 and W3C
+    let text = format!("{:016x}", id.max(1));
+    HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static("0000000000000001"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_timeout_survives_the_wire_and_never_grows() {
+        for left in [0, 1, 999, 1_000_000, 99_999_999, 100_000_001, 10_u64.pow(12)] {
+            let left = Duration::from_micros(left);
+            let mut headers = HeaderMap::new();
+            headers.insert(GRPC_TIMEOUT, format_timeout(left));
+            let read = grpc_timeout(&headers).unwrap();
+            assert!(read <= left, "{left:?} became {read:?}");
+        }
+        for wrong in ["", "5", "m", "-1m", "123456789m", "5x", "1.5S", "+5m"] {
+            let mut headers = HeaderMap::new();
+            headers.insert(GRPC_TIMEOUT, HeaderValue::from_str(wrong).unwrap());
+            assert_eq!(grpc_timeout(&headers), None, "{wrong:?}");
+        }
+    }
+
+    #[test]
+    fn a_trace_is_joined_in_order_of_precedence() {
+        let mut headers = HeaderMap::new();
+        let read = |headers: &HeaderMap| Context::from_headers(headers, Instant::now()).trace_id;
+        headers.insert(TRACEPARENT, HeaderValue::from_static("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"));
+        assert_eq!(read(&headers), "0af7651916cd43dd8448eb211c80319c");
+        headers.insert(TRACE_ID, HeaderValue::from_static("463AC35C9F6413AD"));
+        assert_eq!(read(&headers), "463ac35c9f6413ad");
+        headers.insert(B3, HeaderValue::from_static("80f198ee56343ba864fe8b2a57d3eff7-e457b5a2e4d86bd1-1"));
+        assert_eq!(read(&headers), "80f198ee56343ba864fe8b2a57d3eff7");
+        headers.insert(B3, HeaderValue::from_static("0"));
+        assert_eq!(read(&headers), "463ac35c9f6413ad");
+    }
+
+    #[test]
+    fn a_garbled_request_id_is_replaced() {
+        let mut headers = HeaderMap::new();
+        headers.insert(REQUEST_ID, HeaderValue::from_static("abc-1"));
+        assert_eq!(Context::from_headers(&headers, Instant::now()).request_id, "abc-1");
+        for wrong in ["", "a b", &"x".repeat(129)] {
+            headers.insert(REQUEST_ID, HeaderValue::from_str(wrong).unwrap());
+            assert_eq!(Context::from_headers(&headers, Instant::now()).request_id.len(), 16);
+        }
+    }
+}

@@ -1,0 +1,189 @@
+//! The HTTP edge: every route in one list, and what surrounds each request: its context, its limits, its
+//! headers, metrics and log line, and an answer even if a handler panics.
+
+mod feed;
+mod profile;
+mod reply;
+mod request;
+mod topic;
+
+use std::panic::AssertUnwindSafe;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::FutureExt as _;
+use http::{HeaderMap, Method};
+use hyper::body::Incoming;
+use tokio::time::Instant;
+use tower::Service as _;
+use warp::filters::BoxedFilter;
+use warp::reply::Response;
+use warp::Filter;
+
+use crate::client::Client;
+use crate::config::Settings;
+use crate::context::Context;
+use crate::error::{Code, Error};
+use crate::metrics::Metrics;
+use reply::Problem;
+use request::Request;
+
+/// Longest path and query, bytes. Longer ones are 414.
+const MAX_URI: usize = 8 * 1024;
+const TIMEOUT: &str = "x-request-timeout-ms";
+
+/// What every handler needs.
+#[derive(Clone)]
+struct App {
+    client: Client,
+    body_timeout: Duration,
+}
+
+/// What answers the requests of the gateway. Cheap to clone.
+#[derive(Clone)]
+pub struct Gateway {
+    routes: BoxedFilter<(Response,)>,
+    metrics: Metrics,
+    deadline: Duration,
+    slow: Duration,
+}
+
+/// The routes as metrics name them; all else is `unknown`.
+const ROUTES: [&str; 8] = [
+    feed::CREATE,
+    feed::GET,
+    feed::DELETE,
+    profile::PUT,
+    profile::GET,
+    topic::PUT,
+    topic::VIEW,
+    topic::LIST,
+];
+
+impl Gateway {
+    /// Builds the routes. `client` must follow feed, profile and topic.
+    #[must_use]
+    pub fn new(client: Client, metrics: &Metrics, settings: &Settings) -> Self {
+        let app = Arc::new(App {
+            client,
+            body_timeout: settings.http.body_timeout,
+        });
+        let routes = route(feed::CREATE, &Method::PUT, &app, feed::create)
+            .or(route(feed::GET, &Method::GET, &app, feed::get))
+            .unify()
+            .or(route(feed::DELETE, &Method::DELETE, &app, feed::delete))
+            .unify()
+            .or(route(profile::PUT, &Method::PUT, &app, profile::put))
+            .unify()
+            .or(route(profile::GET, &Method::GET, &app, profile::get))
+            .unify()
+            .or(route(topic::PUT, &Method::PUT, &app, topic::put))
+            .unify()
+            .or(route(topic::VIEW, &Method::GET, &app, topic::view))
+            .unify()
+            .or(route(topic::LIST, &Method::GET, &app, topic::list))
+            .unify()
+            .or(warp::any().map(|| Problem::unknown_route().into_response()))
+            .unify()
+            .boxed();
+        Self {
+            routes,
+            metrics: metrics.clone(),
+            deadline: settings.client.deadline,
+            slow: settings.log.slow,
+        }
+    }
+
+    /// Answers one request.
+    pub async fn call(self, mut request: http::Request<Incoming>) -> Response {
+        let begun = Instant::now();
+        let route = ROUTES.into_iter().find(|route| *route == request.uri().path());
+        let route = route.unwrap_or("unknown");
+        let method = method_label(request.method());
+        let limit = time_limit(request.headers());
+        let deadline = begun + limit.clone().ok().flatten().unwrap_or(self.deadline).min(self.deadline);
+        let context = Context::from_headers(request.headers(), deadline);
+        let too_long = request.uri().path_and_query().is_some_and(|uri| uri.as_str().len() > MAX_URI);
+
+        let mut response = if too_long {
+            Problem::uri_too_long(MAX_URI).into_response()
+        } else if let Err(error) = limit {
+            Problem::from(error).into_response()
+        } else {
+            request.extensions_mut().insert(context.clone());
+            let mut filters = warp::service(self.routes);
+            let answer = AssertUnwindSafe(filters.call(request)).catch_unwind();
+            match answer.await {
+                Ok(Ok(response)) => response,
+                Err(_) => {
+                    tracing::error!(route, "handler panicked");
+                    Problem::from(Error::new(Code::Internal, "the handler failed")).into_response()
+                }
+            }
+        };
+        reply::complete(&mut response, &context);
+        let (status, took) = (response.status(), begun.elapsed());
+        self.metrics.http(route, method, status.as_u16(), took);
+        let (request_id, trace_id) = (&context.request_id, &context.trace_id);
+        let (status, ms) = (status.as_u16(), took.as_millis());
+        if status >= 500 || took >= self.slow {
+            tracing::info!(route, method, status, duration_ms = ms, ?request_id, ?trace_id, "request");
+        } else {
+            tracing::debug!(route, method, status, duration_ms = ms, ?request_id, ?trace_id, "request");
+        }
+        response
+    }
+}
+
+/// One route: an exact path, one method (GET implies HEAD), a handler whose failures are replies.
+fn route<H, F>(path: &'static str, method: &Method, app: &Arc<App>, handler: H) -> BoxedFilter<(Response,)>
+where
+    H: Fn(Arc<App>, Request) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Result<Response, Problem>> + Send + 'static,
+{
+    let (method, app) = (method.clone(), app.clone());
+    warp::path::full()
+        .and_then(move |full: warp::path::FullPath| async move {
+            if full.as_str() == path { Ok(()) } else { Err(warp::reject::not_found()) }
+        })
+        .untuple_one()
+        .and(request::filter())
+        .then(move |request: Request| {
+            let (method, app, handler) = (method.clone(), app.clone(), handler.clone());
+            async move {
+                let head = method == Method::GET && request.method == Method::HEAD;
+                if request.method != method && !head {
+                    return Problem::method_not_allowed(&method).into_response();
+                }
+                handler(app, request).await.unwrap_or_else(Problem::into_response)
+            }
+        })
+        .boxed()
+}
+
+/// Returns the caller's time limit, if it set one.
+fn time_limit(headers: &HeaderMap) -> Result<Option<Duration>, Error> {
+    let mut given = headers.get_all(TIMEOUT).iter();
+    let Some(value) = given.next() else {
+        return Ok(None);
+    };
+    let millis = value.to_str().ok().and_then(|text| text.parse::<u64>().ok());
+    match millis {
+        Some(millis @ 1..=600_000) if given.next().is_none() => Ok(Some(Duration::from_millis(millis))),
+        _ => Err(Error::bad(TIMEOUT, "must be one integer from 1 to 600000")),
+    }
+}
+
+/// Methods are the caller's to invent; labels are not.
+fn method_label(method: &Method) -> &'static str {
+    match method.as_str() {
+        "GET" => "GET",
+        "HEAD" => "HEAD",
+        "PUT" => "PUT",
+        "POST" => "POST",
+        "DELETE" => "DELETE",
+        "OPTIONS" => "OPTIONS",
+        "PATCH" => "PATCH",
+        _ => "other",
+    }
+}

@@ -1,0 +1,215 @@
+//! Every metric of every role: name, labels, help, buckets. One set a process.
+//!
+//! Labels are bounded: route templates, rpc names of [`crate::rpc`], statuses and codes; never a path, a
+//! user or an address.
+
+use std::time::Duration;
+
+use prometheus::{
+    Encoder as _, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
+};
+
+use crate::registry::Registered;
+
+/// Edges of latency histograms, seconds: from a loopback call that a store answers from memory (under
+/// 1 ms) to the default deadline (2 s) and what outlives it.
+const LATENCY: [f64; 12] = [
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
+];
+
+/// The metrics of a process.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    registry: Registry,
+    http: HistogramVec,
+    grpc: HistogramVec,
+    attempts: HistogramVec,
+    retries: IntCounterVec,
+    endpoints: IntGaugeVec,
+    registration: IntGaugeVec,
+    view: IntGaugeVec,
+    view_age: prometheus::Gauge,
+}
+
+/// Registers a collector. It cannot fail: the names below are valid and distinct, and a test makes them.
+fn add<C: prometheus::core::Collector + Clone + 'static>(
+    registry: &Registry,
+    made: prometheus::Result<C>,
+) -> prometheus::Result<C> {
+    let collector = made?;
+    registry.register(Box::new(collector.clone()))?;
+    Ok(collector)
+}
+
+impl Metrics {
+    /// Makes the metrics of a process.
+    ///
+    /// # Errors
+    /// When two metrics have the same name.
+    pub fn new() -> prometheus::Result<Self> {
+        let registry = Registry::new();
+        let r = &registry;
+        let latency = |name: &str, help: &str, labels: &[&str]| {
+            let options = HistogramOpts::new(name, help).buckets(LATENCY.to_vec());
+            add(r, HistogramVec::new(options, labels))
+        };
+        let gauge = |name: &str, help: &str, labels: &[&str]| add(r, IntGaugeVec::new(Opts::new(name, help), labels));
+        let metrics = Self {
+            http: latency(
+                "http_server_request_duration_seconds",
+                "Time from a request's head to its answer, by route template.",
+                &["route", "method", "code"],
+            )?,
+            grpc: latency(
+                "grpc_server_handling_seconds",
+                "Time from a call's head to its answer.",
+                &["service", "method", "code"],
+            )?,
+            attempts: latency(
+                "grpc_client_attempt_duration_seconds",
+                "Time of one attempt at one instance.",
+                &["service", "method", "code"],
+            )?,
+            retries: add(
+                r,
+                IntCounterVec::new(
+                    Opts::new("client_retries_total", "Attempts after the first one of a call."),
+                    &["service", "reason"],
+                ),
+            )?,
+            endpoints: gauge(
+                "client_endpoints",
+                "Instances of a service as its callers see them.",
+                &["service", "state"],
+            )?,
+            registration: gauge(
+                "registry_registration_state",
+                "1 for the state that this process's registration is in.",
+                &["service", "state"],
+            )?,
+            view: gauge(
+                "registry_view",
+                "The view of the registry: revision, instances, ignored keys.",
+                &["what"],
+            )?,
+            view_age: add(
+                r,
+                prometheus::Gauge::new(
+                    "registry_view_age_seconds",
+                    "Time since the registry last confirmed the view; -1 before the first time.",
+                ),
+            )?,
+            registry: registry.clone(),
+        };
+        let build = gauge("build_info", "1; the version is the label.", &["version"])?;
+        build.with_label_values(&[crate::cli::VERSION]).set(1);
+        r.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        Ok(metrics)
+    }
+
+    /// Notes an answered HTTP request.
+    pub fn http(&self, route: &str, method: &str, status: u16, took: Duration) {
+        let code = status.to_string();
+        self.http.with_label_values(&[route, method, &code]).observe(took.as_secs_f64());
+    }
+
+    /// Notes an answered call.
+    pub fn grpc(&self, service: &str, method: &str, code: tonic::Code, took: Duration) {
+        let code = code_name(code);
+        self.grpc.with_label_values(&[service, method, code]).observe(took.as_secs_f64());
+    }
+
+    /// Notes one attempt at an instance.
+    pub fn attempt(&self, service: &str, method: &str, code: tonic::Code, took: Duration) {
+        let code = code_name(code);
+        self.attempts.with_label_values(&[service, method, code]).observe(took.as_secs_f64());
+    }
+
+    /// Notes an attempt after the first one.
+    pub fn retry(&self, service: &str, reason: &str) {
+        self.retries.with_label_values(&[service, reason]).inc();
+    }
+
+    /// Sets how many instances of a service are in a state.
+    pub fn endpoints(&self, service: &str, state: &str, count: usize) {
+        let count = i64::try_from(count).unwrap_or(i64::MAX);
+        self.endpoints.with_label_values(&[service, state]).set(count);
+    }
+
+    /// Sets the state of a registration.
+    pub fn registration(&self, service: &str, state: Registered) {
+        for known in [Registered::Absent, Registered::Up, Registered::Draining, Registered::Gone] {
+            let value = i64::from(known == state);
+            self.registration.with_label_values(&[service, known.name()]).set(value);
+        }
+    }
+
+    /// Sets what is known of the registry.
+    pub fn view(&self, view: &crate::registry::ViewHandle) {
+        let age = view.age();
+        self.view_age.set(age.map_or(-1.0, |age| age.as_secs_f64()));
+        let view = view.get();
+        let instances = view.services.values().map(std::collections::BTreeMap::len).sum::<usize>();
+        let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
+        self.view.with_label_values(&["revision"]).set(view.revision);
+        self.view.with_label_values(&["instances"]).set(count(instances));
+        self.view.with_label_values(&["ignored"]).set(count(view.ignored));
+    }
+
+    /// Returns everything in Prometheus' text format.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let mut out = Vec::new();
+        if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut out) {
+            tracing::error!(%error, "metrics cannot be encoded");
+        }
+        String::from_utf8(out).unwrap_or_default()
+    }
+}
+
+/// Returns the name of a gRPC code as its specification writes it.
+#[must_use]
+pub const fn code_name(code: tonic::Code) -> &'static str {
+    match code {
+        tonic::Code::Ok => "OK",
+        tonic::Code::Cancelled => "CANCELLED",
+        tonic::Code::Unknown => "UNKNOWN",
+        tonic::Code::InvalidArgument => "INVALID_ARGUMENT",
+        tonic::Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
+        tonic::Code::NotFound => "NOT_FOUND",
+        tonic::Code::AlreadyExists => "ALREADY_EXISTS",
+        tonic::Code::PermissionDenied => "PERMISSION_DENIED",
+        tonic::Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
+        tonic::Code::FailedPrecondition => "FAILED_PRECONDITION",
+        tonic::Code::Aborted => "ABORTED",
+        tonic::Code::OutOfRange => "OUT_OF_RANGE",
+        tonic::Code::Unimplemented => "UNIMPLEMENTED",
+        tonic::Code::Internal => "INTERNAL",
+        tonic::Code::Unavailable => "UNAVAILABLE",
+        tonic::Code::DataLoss => "DATA_LOSS",
+        tonic::Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_metric_can_be_made_and_read() {
+        let metrics = Metrics::new().unwrap();
+        metrics.http("/api/x", "GET", 200, Duration::from_millis(3));
+        metrics.grpc("feed.Feed", "GetFeeds", tonic::Code::Ok, Duration::ZERO);
+        metrics.registration("feed", Registered::Up);
+        let text = metrics.text();
+        for line in [
+            "http_server_request_duration_seconds_bucket{code=\"200\",method=\"GET\",route=\"/api/x\",le=\"0.005\"} 1",
+            "grpc_server_handling_seconds_count{code=\"OK\",method=\"GetFeeds\",service=\"feed.Feed\"} 1",
+            "registry_registration_state{service=\"feed\",state=\"up\"} 1",
+            "build_info{version=",
+            "process_resident_memory_bytes ",
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
+    }
+}

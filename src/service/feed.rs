@@ -1,0 +1,48 @@
+//! feed.Feed: checks the input, asks the store, builds the answer.
+
+use std::sync::Arc;
+
+use tonic::{Request, Response, Status, async_trait};
+
+use crate::check::Check as _;
+use crate::error::Error;
+use crate::proto::feed::{
+    DeleteFeedRequest, DeleteFeedResponse, FeedRecord, GetFeedsRequest, GetFeedsResponse, OkResponse, feed_server,
+};
+use crate::store::FeedStore;
+
+/// The service.
+pub struct Feed {
+    /// Its records.
+    pub store: Arc<dyn FeedStore>,
+}
+
+#[async_trait]
+impl feed_server::Feed for Feed {
+    async fn get_feeds(&self, request: Request<GetFeedsRequest>) -> Result<Response<GetFeedsResponse>, Status> {
+        let request = request.into_inner();
+        request.check()?;
+        let size = u32::try_from(request.size).unwrap_or(0);
+        let page = self.store.newest(request.user_id, size, request.before).await;
+        let page = page.map_err(Error::from)?;
+        let page = page.ok_or_else(|| Error::not_found(format!("user {} has no feeds", request.user_id)))?;
+        Ok(Response::new(GetFeedsResponse {
+            feeds: page.feeds,
+            shortened: page.shortened,
+        }))
+    }
+
+    async fn create_feed(&self, request: Request<FeedRecord>) -> Result<Response<OkResponse>, Status> {
+        let feed = request.into_inner();
+        feed.check()?;
+        self.store.create(feed).await.map_err(Error::from)?;
+        Ok(Response::new(OkResponse {}))
+    }
+
+    async fn delete_feed(&self, request: Request<DeleteFeedRequest>) -> Result<Response<DeleteFeedResponse>, Status> {
+        let request = request.into_inner();
+        request.check()?;
+        let deleted = self.store.delete(request.user_id, request.id).await.map_err(Error::from)?;
+        Ok(Response::new(DeleteFeedResponse { deleted }))
+    }
+}

@@ -1,0 +1,90 @@
+//! profile.Profile: its own record from the store, the user's newest feeds from the feed service. A
+//! profile without feeds is better than none: if feed cannot answer, the answer says so in its metadata.
+
+use std::sync::Arc;
+
+use http::HeaderValue;
+use tokio::time::Instant;
+use tonic::{Request, Response, Status, async_trait};
+
+use super::context;
+use crate::check::Check as _;
+use crate::client::{Client, Reply};
+use crate::context::{Context, DEGRADED};
+use crate::error::{Code, Error};
+use crate::proto::feed::{GetFeedsRequest, GetFeedsResponse};
+use crate::proto::profile::{
+    GetProfileRequest, GetProfileResponse, OkResponse, PutProfileRequest, profile_server,
+};
+use crate::rpc;
+use crate::store::ProfileStore;
+
+/// Feeds in a profile.
+const FEEDS: i64 = 20;
+/// What `x-degraded` says of a profile without its feeds.
+const FEEDS_UNAVAILABLE: HeaderValue = HeaderValue::from_static("feeds_unavailable");
+
+/// The service.
+pub struct Profile {
+    /// Its records.
+    pub store: Arc<dyn ProfileStore>,
+    /// Calls feed.
+    pub client: Client,
+}
+
+#[async_trait]
+impl profile_server::Profile for Profile {
+    async fn get_profile(&self, request: Request<GetProfileRequest>) -> Result<Response<GetProfileResponse>, Status> {
+        let context = context(&request);
+        let request = request.into_inner();
+        request.check()?;
+        let profile = self.store.get(request.user_id).await.map_err(Error::from)?;
+        let profile = profile.ok_or_else(|| Error::not_found(format!("there is no profile {}", request.user_id)))?;
+        let feeds = self.feeds(request.user_id, &context).await;
+        let degraded = feeds.is_err();
+        let mut response = Response::new(GetProfileResponse {
+            user_id: profile.user_id,
+            name: profile.name,
+            company: profile.company,
+            title: profile.title,
+            feeds: feeds.unwrap_or_default(),
+        });
+        if degraded {
+            let metadata = std::mem::take(response.metadata_mut());
+            let mut headers = metadata.into_headers();
+            headers.insert(DEGRADED, FEEDS_UNAVAILABLE);
+            *response.metadata_mut() = tonic::metadata::MetadataMap::from_headers(headers);
+        }
+        Ok(response)
+    }
+
+    async fn put_profile(&self, request: Request<PutProfileRequest>) -> Result<Response<OkResponse>, Status> {
+        let profile = request.into_inner();
+        profile.check()?;
+        self.store.put(profile).await.map_err(Error::from)?;
+        Ok(Response::new(OkResponse {}))
+    }
+}
+
+impl Profile {
+    /// Returns the newest feeds, encoded; none for a user without feeds.
+    async fn feeds(&self, user_id: i64, context: &Context) -> Result<Vec<Vec<u8>>, Error> {
+        let request = GetFeedsRequest {
+            user_id,
+            size: FEEDS,
+            before: 0,
+        };
+        // half of what is left: the other half is for answering without feeds
+        let context = context.with_deadline(Instant::now() + context.remaining() / 2);
+        let reply: Result<Reply<GetFeedsResponse>, Error> =
+            self.client.call(rpc::GET_FEEDS, &request, &context).await;
+        match reply {
+            Ok(reply) => Ok(reply.message.feeds.iter().map(prost::Message::encode_to_vec).collect()),
+            Err(error) if error.code == Code::NotFound => Ok(Vec::new()),
+            Err(error) => {
+                tracing::info!(%error, trace_id = ?context.trace_id, "profile without feeds");
+                Err(error)
+            }
+        }
+    }
+}

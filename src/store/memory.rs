@@ -1,0 +1,138 @@
+//! Records in memory, as in the original: quick, and gone when the process ends.
+
+use std::collections::BTreeMap;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use tonic::async_trait;
+
+use super::{FeedPage, FeedStore, Health, ProfileStore, StoreError, TopicPage, TopicStore};
+use crate::check::MAX_ANSWER;
+use crate::proto::feed::FeedRecord;
+use crate::proto::profile::PutProfileRequest;
+use crate::proto::topic::{PutTopicRequest, TopicSummary};
+
+/// Feeds by user, then id.
+#[derive(Debug, Default)]
+pub struct Feeds(Mutex<BTreeMap<i64, BTreeMap<i64, String>>>);
+
+/// Profiles by user.
+#[derive(Debug, Default)]
+pub struct Profiles(Mutex<BTreeMap<i64, PutProfileRequest>>);
+
+/// Topics by id.
+#[derive(Debug, Default)]
+pub struct Topics(Mutex<BTreeMap<i64, PutTopicRequest>>);
+
+/// No code runs under these locks that could leave the map half changed, so a poisoned one is sound.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+macro_rules! always_healthy {
+    ($($store:ty),*) => {$(
+        #[async_trait]
+        impl Health for $store {
+            async fn readable(&self) -> Result<(), StoreError> {
+                Ok(())
+            }
+            fn warnings(&self) -> Vec<String> {
+                vec!["store memory: records are lost when this process ends".to_owned()]
+            }
+        }
+    )*};
+}
+always_healthy!(Feeds, Profiles, Topics);
+
+#[async_trait]
+impl FeedStore for Feeds {
+    async fn create(&self, feed: FeedRecord) -> Result<(), StoreError> {
+        let mut users = lock(&self.0);
+        users.entry(feed.user_id).or_default().insert(feed.id, feed.content);
+        Ok(())
+    }
+
+    async fn newest(&self, user_id: i64, size: u32, before: i64) -> Result<Option<FeedPage>, StoreError> {
+        let users = lock(&self.0);
+        let Some(feeds) = users.get(&user_id) else {
+            return Ok(None);
+        };
+        let highest = if before == 0 { i64::MAX } else { before - 1 };
+        let mut page = FeedPage::default();
+        let mut bytes = 0;
+        for (id, content) in feeds.range(..=highest).rev().take(size as usize) {
+            bytes += content.len();
+            if bytes > MAX_ANSWER && !page.feeds.is_empty() {
+                page.shortened = true;
+                break;
+            }
+            page.feeds.push(FeedRecord {
+                id: *id,
+                user_id,
+                content: content.clone(),
+            });
+        }
+        page.feeds.reverse();
+        Ok(Some(page))
+    }
+
+    async fn delete(&self, user_id: i64, id: i64) -> Result<bool, StoreError> {
+        let mut users = lock(&self.0);
+        let Some(feeds) = users.get_mut(&user_id) else {
+            return Ok(false);
+        };
+        let deleted = feeds.remove(&id).is_some();
+        if feeds.is_empty() {
+            users.remove(&user_id);
+        }
+        Ok(deleted)
+    }
+}
+
+#[async_trait]
+impl ProfileStore for Profiles {
+    async fn put(&self, profile: PutProfileRequest) -> Result<(), StoreError> {
+        lock(&self.0).insert(profile.user_id, profile);
+        Ok(())
+    }
+
+    async fn get(&self, user_id: i64) -> Result<Option<PutProfileRequest>, StoreError> {
+        Ok(lock(&self.0).get(&user_id).cloned())
+    }
+}
+
+#[async_trait]
+impl TopicStore for Topics {
+    async fn put(&self, topic: PutTopicRequest) -> Result<(), StoreError> {
+        lock(&self.0).insert(topic.topic_id, topic);
+        Ok(())
+    }
+
+    async fn get(&self, topic_id: i64) -> Result<Option<PutTopicRequest>, StoreError> {
+        Ok(lock(&self.0).get(&topic_id).cloned())
+    }
+
+    async fn list(&self, after: i64, size: u32) -> Result<TopicPage, StoreError> {
+        let topics = lock(&self.0);
+        let Some(first) = after.checked_add(1) else {
+            return Ok(TopicPage::default());
+        };
+        let summaries = topics.range(first..).map(|(id, topic)| TopicSummary {
+            topic_id: *id,
+            subject: topic.subject.clone(),
+        });
+        Ok(TopicPage::of(summaries.take(size as usize + 1).collect(), size))
+    }
+}
+
+impl TopicPage {
+    /// Returns the page of `size` from a list that holds one more if there is more.
+    pub(super) fn of(mut topics: Vec<TopicSummary>, size: u32) -> Self {
+        let more = topics.len() > size as usize;
+        topics.truncate(size as usize);
+        let last = topics.last().map_or(0, |topic| topic.topic_id);
+        Self {
+            topics,
+            next: if more { last } else { 0 },
+        }
+    }
+}
