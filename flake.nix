@@ -57,10 +57,10 @@
       checks = eachSystem (
         system:
         buildOf.${system}.checks
+        // call system ./nixos/tests/examples.nix
         // {
           options = (call system ./nixos/options.nix).check;
           nix = call system ./nixos/lint.nix;
-          two-line-host = call system ./nixos/tests/two-line-host.nix;
           app = call system ./nixos/tests/app.nix;
           # monitoring, tracing, ha and upgrade: VM tests beside app.nix
         }

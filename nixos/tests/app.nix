@@ -31,7 +31,14 @@ ours.test {
     };
     node-3 = {
       imports = [ (node "node-3") ];
-      services.microservice-app.topic.admin.allowFrom = [ site.nodes.node-4 ];
+      services.microservice-app.topic = {
+        admin.allowFrom = [ site.nodes.node-4 ];
+        # two instances, one store
+        instances.second = {
+          port = 8184;
+          allowFrom = [ site.nodes.node-4 ];
+        };
+      };
     };
     node-4 = node "node-4";
   };

@@ -21,6 +21,11 @@ TWO_FEEDS = """{
 }"""
 FEED_1 = f"{ADDRESSES['node-1']}:8082"
 FEED_2 = f"{ADDRESSES['node-2']}:8082"
+REGISTERED = {
+    "feed": [FEED_1],
+    "profile": [f"{ADDRESSES['node-2']}:8083"],
+    "topic": [f"{ADDRESSES['node-3']}:8084", f"{ADDRESSES['node-3']}:8184"],
+}
 
 
 def put(path: str, record: dict[str, object]) -> None:
@@ -38,27 +43,32 @@ def start_feed_by_hand() -> None:
     )
     wait_for_keys("feed", [FEED_1, FEED_2], timeout=SETTLE)
     # an instance is called once the gateway has seen it and connected
-    before = calls_of("node-2", "GetFeeds")
+    before = feed_calls("node-2", "GetFeeds")
 
     def called(_: bool) -> bool:
         status(FEEDS)
-        return calls_of("node-2", "GetFeeds") > before
+        return feed_calls("node-2", "GetFeeds") > before
 
     retry(called, SETTLE)
 
 
-def calls_of(node: str, method: str) -> float:
-    """How many calls the feed instance of a host has answered, whatever the answer."""
+def answered(node: str, port: int, service: str, method: str) -> float:
+    """How many calls an instance has answered, by its own count: with a record or without."""
     return sum(
-        metric(node, 6062, "grpc_server_handling_seconds_count", service="feed.Feed", method=method, code=code)
-        for code in ["OK", "NOT_FOUND", "NotFound"]
+        metric(node, port, "grpc_server_handling_seconds_count", service=service, method=method, code=code)
+        for code in ["OK", "NOT_FOUND"]
     )
+
+
+def feed_calls(node: str, method: str) -> float:
+    """The same for the feed instance of a host."""
+    return answered(node, 6062, "feed.Feed", method)
 
 
 start_all()
 
 with subtest("every role becomes ready, and registers at the address that others reach it at"):
-    wait_for_app()
+    wait_for_app(REGISTERED)
 
 with subtest("the original's three curls print what its README shows, byte for byte"):
     wait_for_answers(TOPIC.replace("view?topic_id=1", "list"), timeout=SETTLE)
@@ -87,6 +97,13 @@ with subtest("profile and topic are written and read through the gateway, a prof
     assert profile["feeds"] == json.loads(TWO_FEEDS)["feeds"], profile
     topic = json.loads(curl(f"'{GATEWAY}{TOPIC}'"))
     assert topic == {"topic_id": 1, "subject": "engines", "content": "analytical"}, topic
+
+with subtest("the instances of a host share its store"):
+    before = {port: answered("node-3", port, "topic.Topic", "GetTopic") for port in [6064, 6164]}
+    for _ in range(4):
+        assert json.loads(curl(f"'{GATEWAY}{TOPIC}'")) == topic
+    after = {port: answered("node-3", port, "topic.Topic", "GetTopic") for port in [6064, 6164]}
+    assert all(after[port] == before[port] + 2 for port in before), (before, after)
 
 with subtest("a user without feeds is 404, an unknown route too, a bad id 400"):
     assert status("/api/feed/get_feeds?user_id=124&size=2") == "404"
@@ -123,12 +140,12 @@ with subtest("the units are confined: systemd's own score is at most 2.0"):
 with subtest("a second feed instance started by hand on node-2 gets its share of the writes"):
     start_feed_by_hand()
     writes = 100
-    before = {node: calls_of(node, "CreateFeed") for node in ["node-1", "node-2"]}
+    before = {node: feed_calls(node, "CreateFeed") for node in ["node-1", "node-2"]}
     client.succeed(
         f"for id in $(seq 1001 {1000 + writes}); do curl --silent --fail --max-time {CALL} --output /dev/null"
         f" -XPUT {GATEWAY}/api/feed/create_feed -d '{{\"id\":'$id',\"user_id\":7,\"content\":\"x\"}}' || exit 1; done"
     )
-    shares = {node: calls_of(node, "CreateFeed") - count for node, count in before.items()}
+    shares = {node: feed_calls(node, "CreateFeed") - count for node, count in before.items()}
     log.info(f"shares of {writes} writes: {shares}")
     assert sum(shares.values()) == writes, shares
     assert all(abs(share - writes / 2) <= 0.05 * writes for share in shares.values()), shares
@@ -156,12 +173,8 @@ with subtest("etcd is away for a while, and no call fails"):
         node_0.sleep(OUTAGE)
         node_0.succeed("systemctl start etcd.service")
         node_0.wait_for_unit("etcd.service", timeout=SETTLE)
-        for service, address in [
-            ("feed", FEED_1),
-            ("profile", f"{ADDRESSES['node-2']}:8083"),
-            ("topic", f"{ADDRESSES['node-3']}:8084"),
-        ]:
-            wait_for_keys(service, [address], timeout=SETTLE)
+        for service, addresses in REGISTERED.items():
+            wait_for_keys(service, addresses, timeout=SETTLE)
 
 with subtest("after the outage the gateway sees changes again"):
     start_feed_by_hand()

@@ -88,8 +88,8 @@ def steady_calls(*paths: str) -> Iterator[None]:
     assert not failed, f"{len(failed)} of {len(answers)} calls failed: {failed[:10]}"
 
 
-def wait_for_app() -> None:
-    """Waits until every role of the five hosts is ready and the gateway finds each service."""
+def wait_for_app(addresses: dict[str, list[str]]) -> None:
+    """Waits until every role of the five hosts is ready, and each service registered at its addresses."""
     for unit, machine in [
         ("etcd", node_0),
         ("microservice-app-feed", node_1),
@@ -98,5 +98,5 @@ def wait_for_app() -> None:
         ("microservice-app-apigateway", node_4),
     ]:
         machine.wait_for_unit(f"{unit}.service", timeout=BOOT)
-    for service, port, node in [("feed", 8082, "node-1"), ("profile", 8083, "node-2"), ("topic", 8084, "node-3")]:
-        wait_for_keys(service, [f"{ADDRESSES[node]}:{port}"], timeout=SETTLE)
+    for service, expected in addresses.items():
+        wait_for_keys(service, expected, timeout=SETTLE)
