@@ -24,10 +24,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         }
     }
     let commit = std::env::var("MSA_COMMIT").ok().or_else(commit_of_checkout);
-    println!(
-        "cargo::rustc-env=MSA_COMMIT={}",
-        commit.as_deref().unwrap_or("unknown")
-    );
+    println!("cargo::rustc-env=MSA_COMMIT={}", commit.as_deref().unwrap_or("unknown"));
     Ok(())
 }
 

@@ -125,9 +125,7 @@ fn trace_id(headers: &HeaderMap) -> Option<HeaderValue> {
 }
 
 fn is_trace_id(text: &str) -> bool {
-    matches!(text.len(), 16 | 32)
-        && text.bytes().all(|b| b.is_ascii_hexdigit())
-        && text.bytes().any(|b| b != b'0')
+    matches!(text.len(), 16 | 32) && text.bytes().all(|b| b.is_ascii_hexdigit()) && text.bytes().any(|b| b != b'0')
 }
 
 fn hex(id: u64) -> HeaderValue {
@@ -160,11 +158,17 @@ mod tests {
     fn a_trace_is_joined_in_order_of_precedence() {
         let mut headers = HeaderMap::new();
         let read = |headers: &HeaderMap| Context::from_headers(headers, Instant::now()).trace_id;
-        headers.insert(TRACEPARENT, HeaderValue::from_static("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"));
+        headers.insert(
+            TRACEPARENT,
+            HeaderValue::from_static("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
+        );
         assert_eq!(read(&headers), "0af7651916cd43dd8448eb211c80319c");
         headers.insert(TRACE_ID, HeaderValue::from_static("463AC35C9F6413AD"));
         assert_eq!(read(&headers), "463ac35c9f6413ad");
-        headers.insert(B3, HeaderValue::from_static("80f198ee56343ba864fe8b2a57d3eff7-e457b5a2e4d86bd1-1"));
+        headers.insert(
+            B3,
+            HeaderValue::from_static("80f198ee56343ba864fe8b2a57d3eff7-e457b5a2e4d86bd1-1"),
+        );
         assert_eq!(read(&headers), "80f198ee56343ba864fe8b2a57d3eff7");
         headers.insert(B3, HeaderValue::from_static("0"));
         assert_eq!(read(&headers), "463ac35c9f6413ad");

@@ -1,4 +1,17 @@
-//! x
+//! A microservice system: three gRPC services, a gateway, a registry client, in one binary.
+//!
+//! A request goes down this list, and discovery feeds it from the side:
+//!
+//! ```text
+//! http  ->  client: balance -> endpoint  ->  service  ->  store
+//!                      ^                        |
+//!                   discover  <-  registry  <---+ register
+//! ```
+//!
+//! [`process`] puts the roles together, [`server`] is the accept loop under each of them, [`admin`] the
+//! second listener beside them, [`config`] what can be set.
+
+pub mod admin;
 pub mod backoff;
 pub mod check;
 pub mod cli;
@@ -8,6 +21,7 @@ pub mod context;
 pub mod error;
 pub mod http;
 pub mod metrics;
+pub mod process;
 pub mod proto;
 pub mod registry;
 pub mod rpc;
@@ -16,3 +30,4 @@ pub mod service;
 pub mod shutdown;
 pub mod store;
 pub mod telemetry;
+pub mod up;

@@ -16,6 +16,7 @@ use bytes::Bytes;
 use futures_util::FutureExt as _;
 use http::{HeaderValue, Request, Response};
 use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
@@ -175,13 +176,8 @@ impl<S> Server<S> {
 /// grace period is over, whatever is first.
 ///
 /// `service` answers one request and does not fail.
-pub async fn serve<S, F, B>(
-    listener: Listener,
-    protocol: Protocol,
-    max_connections: usize,
-    service: S,
-    stop: Stop,
-) where
+pub async fn serve<S, F, B>(listener: Listener, protocol: Protocol, max_connections: usize, service: S, stop: Stop)
+where
     S: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
     B: http_body::Body<Data = Bytes> + Send + 'static,
@@ -278,7 +274,9 @@ where
                 async move {
                     let mut response = answer.await;
                     if draining && http1 {
-                        response.headers_mut().insert(http::header::CONNECTION, HeaderValue::from_static("close"));
+                        response
+                            .headers_mut()
+                            .insert(http::header::CONNECTION, HeaderValue::from_static("close"));
                     }
                     drop(busy);
                     Ok::<_, Infallible>(response)
@@ -288,17 +286,18 @@ where
         let io = TokioIo::new(stream);
         match self.protocol {
             Protocol::Http1 { header_timeout } => {
-                let connection = hyper::server::conn::http1::Builder::new()
+                let connection = http1::Builder::new()
                     .timer(TokioTimer::new())
                     .header_read_timeout(header_timeout)
                     .max_buf_size(MAX_HEAD)
                     .max_headers(MAX_HEADERS)
                     .half_close(false)
                     .serve_connection(io, service);
-                self.drive(connection, &conn, |c| c.graceful_shutdown()).await;
+                self.drive(connection, &conn, http1::Connection::graceful_shutdown)
+                    .await;
             }
             Protocol::Http2 { max_concurrent_streams } => {
-                let connection = hyper::server::conn::http2::Builder::new(TokioExecutor::new())
+                let connection = http2::Builder::new(TokioExecutor::new())
                     .timer(TokioTimer::new())
                     .keep_alive_interval(PING.0)
                     .keep_alive_timeout(PING.1)
@@ -307,7 +306,8 @@ where
                     .initial_connection_window_size(WINDOW)
                     .initial_stream_window_size(WINDOW)
                     .serve_connection(io, service);
-                self.drive(connection, &conn, |c| c.graceful_shutdown()).await;
+                self.drive(connection, &conn, http2::Connection::graceful_shutdown)
+                    .await;
             }
         }
         drop(slot);
@@ -336,9 +336,7 @@ where
         }
         log_end(connection.await);
     }
-
 }
-
 
 fn log_end(result: hyper::Result<()>) {
     if let Err(error) = result {

@@ -52,12 +52,7 @@ impl Client {
     /// Begins to follow the services that this process calls and connects to their instances.
     /// Must be called inside a tokio runtime.
     #[must_use]
-    pub fn new(
-        services: &[&'static str],
-        settings: &config::Client,
-        view: &ViewHandle,
-        metrics: &Metrics,
-    ) -> Self {
+    pub fn new(services: &[&'static str], settings: &config::Client, view: &ViewHandle, metrics: &Metrics) -> Self {
         let shared = Arc::new(settings.clone());
         let follow = |name: &&'static str| {
             let set = discover::Set::follow(name, shared.clone(), view.clone(), metrics.clone());
@@ -116,7 +111,10 @@ impl Client {
 
     async fn attempts(&self, rpc: &Rpc, framed: bytes::Bytes, context: &Context) -> Result<grpc::Answer, Error> {
         let Some(service) = self.services.get(rpc.service) else {
-            return Err(Error::new(Code::Internal, format!("{} is not called here", rpc.service)));
+            return Err(Error::new(
+                Code::Internal,
+                format!("{} is not called here", rpc.service),
+            ));
         };
         let first = service.pick(rpc, None).await?;
         match self.attempt(&first, rpc, framed.clone(), context).await {
@@ -149,7 +147,8 @@ impl Client {
             Ok(_) => tonic::Code::Ok,
             Err(grpc::Failure::NotSent(error) | grpc::Failure::Failed(error)) => error.code.grpc(),
         };
-        self.metrics.attempt(rpc.grpc_service, rpc.method, code, begun.elapsed());
+        self.metrics
+            .attempt(rpc.grpc_service, rpc.method, code, begun.elapsed());
         result
     }
 }
@@ -163,7 +162,9 @@ impl Service {
             let snapshot = self.set.now();
             let mut any = None;
             for _ in 0..snapshot.usable.len() {
-                let Some(picked) = self.balance.pick(&snapshot.usable) else { break };
+                let Some(picked) = self.balance.pick(&snapshot.usable) else {
+                    break;
+                };
                 // the connection may have broken since the snapshot
                 if picked.state() != endpoint::State::Up {
                     continue;
@@ -178,7 +179,10 @@ impl Service {
                 return Ok(only.clone());
             }
             if !snapshot.connecting || changes.changed().await.is_err() {
-                return Err(Error::unavailable(format!("no instance of {} can be called", rpc.service)));
+                return Err(Error::unavailable(format!(
+                    "no instance of {} can be called",
+                    rpc.service
+                )));
             }
         }
     }

@@ -69,10 +69,11 @@ pub fn load(role: Role, source: &Source) -> Result<Settings, ConfigError> {
     Ok(settings)
 }
 
-/// Returns every key with its default for `role`, in alphabetical order; an empty default means none.
+/// Returns every key with its value, in alphabetical order; an empty value means none.
 #[must_use]
-pub fn rows(role: Role) -> Vec<(String, String)> {
-    leaves(&defaults(role).cache)
+pub fn rows(settings: &Settings) -> Vec<(String, String)> {
+    let tree = Config::try_from(settings).unwrap_or_default().cache;
+    leaves(&tree)
         .into_iter()
         .map(|(key, value)| {
             let text = match value.kind {
@@ -116,7 +117,10 @@ impl<'a> Layers<'a> {
         let mut layers = Self {
             source,
             defaults: defaults(role),
-            file: source.file.as_deref().map_or_else(|| Ok(Config::default()), read_file)?,
+            file: source
+                .file
+                .as_deref()
+                .map_or_else(|| Ok(Config::default()), read_file)?,
             env: build(Config::builder().add_source(environment))?,
             merged: Config::default(),
         };
@@ -196,7 +200,7 @@ impl<'a> Layers<'a> {
         Config::builder()
             .add_source(self.defaults.clone())
             .set_override(key, value)
-            .and_then(|builder| builder.build())
+            .and_then(config::ConfigBuilder::<config::builder::DefaultState>::build)
             .and_then(Config::try_deserialize::<Settings>)
             .map(|_| ())
             .map_err(|e| self.refuse(key, reason_of(&e)))
@@ -250,9 +254,7 @@ fn leaves(tree: &Value) -> Vec<(String, Value)> {
 fn reason_of(error: &config::ConfigError) -> String {
     match error {
         config::ConfigError::Type {
-            unexpected,
-            expected,
-            ..
+            unexpected, expected, ..
         } => format!("{unexpected} is not {expected}"),
         config::ConfigError::At { error, .. } => reason_of(error),
         other => other.to_string(),
@@ -260,27 +262,39 @@ fn reason_of(error: &config::ConfigError) -> String {
 }
 
 /// Checks ranges and what keys mean together.
-fn validate(
-    s: &Settings,
-    refuse: impl Fn(&str, String) -> ConfigError,
-) -> Result<(), ConfigError> {
+fn validate(s: &Settings, refuse: impl Fn(&str, String) -> ConfigError) -> Result<(), ConfigError> {
     let ms = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
     let ranges: [(&str, u64, u64, u64); 23] = [
         ("admin.max_connections", s.admin.max_connections as u64, 1, 100_000),
         ("client.connect_timeout_ms", ms(s.client.connect_timeout), 10, 60_000),
         ("client.deadline_ms", ms(s.client.deadline), 1, 600_000),
         ("client.keepalive_ms", ms(s.client.keepalive), 100, 600_000),
-        ("client.keepalive_timeout_ms", ms(s.client.keepalive_timeout), 100, 60_000),
+        (
+            "client.keepalive_timeout_ms",
+            ms(s.client.keepalive_timeout),
+            100,
+            60_000,
+        ),
         ("client.reconnect_cap_ms", ms(s.client.reconnect_cap), 100, 60_000),
         ("grpc.max_connections", s.grpc.max_connections as u64, 1, 1_000_000),
-        ("grpc.max_concurrent_streams", u64::from(s.grpc.max_concurrent_streams), 1, 100_000),
+        (
+            "grpc.max_concurrent_streams",
+            u64::from(s.grpc.max_concurrent_streams),
+            1,
+            100_000,
+        ),
         ("http.body_timeout_ms", ms(s.http.body_timeout), 100, 600_000),
         ("http.header_timeout_ms", ms(s.http.header_timeout), 100, 600_000),
         ("http.max_connections", s.http.max_connections as u64, 1, 1_000_000),
         ("log.slow_ms", ms(s.log.slow), 0, 600_000),
         ("registry.backoff_cap_ms", ms(s.registry.backoff_cap), 100, 60_000),
         ("registry.ttl_s", s.registry.ttl.as_secs(), 1, 3600),
-        ("registry.keepalive_ms", ms(s.registry.keepalive), 100, ms(s.registry.ttl) / 2),
+        (
+            "registry.keepalive_ms",
+            ms(s.registry.keepalive),
+            100,
+            ms(s.registry.ttl) / 2,
+        ),
         ("registry.timeout_ms", ms(s.registry.timeout), 100, 60_000),
         ("registry.watch_silence_ms", ms(s.registry.watch_silence), 1000, 60_000),
         ("registry.weight", u64::from(s.registry.weight), 1, 1000),
@@ -354,10 +368,8 @@ fn is_loopback(host: &str) -> bool {
 /// Returns false for an address that callers elsewhere can certainly not reach.
 pub(super) fn callable_from(host: &str, remote: bool) -> bool {
     let bare = host.trim_matches(['[', ']']);
-    let unspecified = bare
-        .parse()
-        .is_ok_and(|ip: std::net::IpAddr| ip.is_unspecified());
-    !unspecified && !(remote && is_loopback(host))
+    let unspecified = bare.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_unspecified());
+    !(unspecified || remote && is_loopback(host))
 }
 
 #[cfg(test)]
@@ -381,7 +393,11 @@ mod tests {
     fn later_layers_win() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("app.toml");
-        std::fs::write(&path, "[client]\ndeadline_ms = 3\nkeepalive_ms = 300\nreconnect_cap_ms = 333\n").unwrap();
+        std::fs::write(
+            &path,
+            "[client]\ndeadline_ms = 3\nkeepalive_ms = 300\nreconnect_cap_ms = 333\n",
+        )
+        .unwrap();
         let env = [("MSA__CLIENT__DEADLINE_MS", "4"), ("MSA__CLIENT__KEEPALIVE_MS", "400")];
         let source = Source {
             file: Some(path),
@@ -398,22 +414,55 @@ mod tests {
     #[test]
     fn an_error_names_key_and_origin() {
         let cases = [
-            ("[client]\ndeadlin_ms = 1", "unknown key `client.deadlin_ms` in app.toml; did you mean `client.deadline_ms`?"),
+            (
+                "[client]\ndeadlin_ms = 1",
+                "unknown key `client.deadlin_ms` in app.toml; did you mean `client.deadline_ms`?",
+            ),
             ("[zzz]\nq = 1", "unknown key `zzz.q` in app.toml"),
             ("client = 3", "unknown key `client` in app.toml"),
-            ("[client]\ndeadline_ms = \"soon\"", "`client.deadline_ms` in app.toml: string \"soon\" is not"),
-            ("[client]\ndeadline_ms = 1.5", "`client.deadline_ms` in app.toml: want a whole number"),
-            ("[client]\ndeadline_ms = true", "`client.deadline_ms` in app.toml: want a whole number"),
+            (
+                "[client]\ndeadline_ms = \"soon\"",
+                "`client.deadline_ms` in app.toml: string \"soon\" is not",
+            ),
+            (
+                "[client]\ndeadline_ms = 1.5",
+                "`client.deadline_ms` in app.toml: want a whole number",
+            ),
+            (
+                "[client]\ndeadline_ms = true",
+                "`client.deadline_ms` in app.toml: want a whole number",
+            ),
             ("[client]\ndeadline_ms = -1", "`client.deadline_ms` in app.toml: "),
-            ("[client]\ndeadline_ms = 0", "`client.deadline_ms` in app.toml: 0 is out of range, want 1 to 600000"),
+            (
+                "[client]\ndeadline_ms = 0",
+                "`client.deadline_ms` in app.toml: 0 is out of range, want 1 to 600000",
+            ),
             ("[client]\nbalancer = \"best\"", "`client.balancer` in app.toml: "),
-            ("[grpc]\naddr = \"here\"", "`grpc.addr` in app.toml: `here` is not an address to listen on"),
-            ("[grpc]\nadvertise_addr = \"a b:1\"", "`grpc.advertise_addr` in app.toml: `a b:1` is not an address to call"),
-            ("[store]\nurl = \"mysql:x\"", "`store.url` in app.toml: `mysql:x` is not a store"),
+            (
+                "[grpc]\naddr = \"here\"",
+                "`grpc.addr` in app.toml: `here` is not an address to listen on",
+            ),
+            (
+                "[grpc]\nadvertise_addr = \"a b:1\"",
+                "`grpc.advertise_addr` in app.toml: `a b:1` is not an address to call",
+            ),
+            (
+                "[store]\nurl = \"mysql:x\"",
+                "`store.url` in app.toml: `mysql:x` is not a store",
+            ),
             ("[registry]\nprefix = \"services\"", "`registry.prefix` in app.toml: "),
-            ("[registry]\nendpoints = [\"nowhere\"]", "`registry.endpoints` in app.toml: \"nowhere\" is not an etcd address"),
-            ("[registry]\nendpoints = [\"https://a:1\"]", "`registry.endpoints` in app.toml: \"https://a:1\": TLS"),
-            ("[registry]\nkeepalive_ms = 2000", "`registry.keepalive_ms` in app.toml: 2000 is out of range, want 100 to 1500"),
+            (
+                "[registry]\nendpoints = [\"nowhere\"]",
+                "`registry.endpoints` in app.toml: \"nowhere\" is not an etcd address",
+            ),
+            (
+                "[registry]\nendpoints = [\"https://a:1\"]",
+                "`registry.endpoints` in app.toml: \"https://a:1\": TLS",
+            ),
+            (
+                "[registry]\nkeepalive_ms = 2000",
+                "`registry.keepalive_ms` in app.toml: 2000 is out of range, want 100 to 1500",
+            ),
             ("[log]\nlevel = \"a=b=c\"", "`log.level` in app.toml: "),
             ("[log]\nformat = \"xml\"", "`log.format` in app.toml: "),
             ("[trace]\nzipkin_addr = \"z:1\"", "`trace.zipkin_addr` in app.toml: "),
@@ -443,7 +492,10 @@ mod tests {
             ..Source::default()
         };
         let error = load(Role::Feed, &source).expect_err("env").to_string();
-        assert!(error.contains("MSA__CLIENT__DEADLINE_MS") && error.contains("client.deadline_ms"), "{error}");
+        assert!(
+            error.contains("MSA__CLIENT__DEADLINE_MS") && error.contains("client.deadline_ms"),
+            "{error}"
+        );
         let source = Source {
             flags: vec![("grpc.addr", "--addr", "x".to_owned())],
             env: Some(Map::new()),
@@ -462,7 +514,10 @@ mod tests {
         };
         assert_eq!(load(Role::Feed, &source).unwrap().registry.endpoints, ["a:1", "b:2"]);
         source.flags = vec![("registry.endpoints", "--etcd-addr", "http://c:3,d:4".to_owned())];
-        assert_eq!(load(Role::Feed, &source).unwrap().registry.endpoints, ["http://c:3", "d:4"]);
+        assert_eq!(
+            load(Role::Feed, &source).unwrap().registry.endpoints,
+            ["http://c:3", "d:4"]
+        );
     }
 
     #[test]
@@ -472,8 +527,8 @@ mod tests {
             ..Source::default()
         };
         for role in [Role::Apigateway, Role::Feed, Role::Profile, Role::Topic, Role::Up] {
-            load(role, &bare).unwrap();
-            assert!(rows(role).iter().any(|(key, _)| key == "grpc.advertise_addr"));
+            let rows = rows(&load(role, &bare).unwrap());
+            assert!(rows.contains(&("grpc.advertise_addr".to_owned(), String::new())));
         }
     }
 }

@@ -311,9 +311,7 @@ pub struct Store {
 
 impl Default for Store {
     fn default() -> Self {
-        Self {
-            url: StoreUrl::Memory,
-        }
+        Self { url: StoreUrl::Memory }
     }
 }
 

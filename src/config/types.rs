@@ -35,9 +35,9 @@ impl FromStr for ListenAddr {
             None if text.starts_with(':') => format!("0.0.0.0{text}"),
             None => text.to_owned(),
         };
-        full.parse().map(Self).map_err(|_| {
-            format!("`{text}` is not an address to listen on: want IP:port, localhost:port or :port")
-        })
+        full.parse()
+            .map(Self)
+            .map_err(|_| format!("`{text}` is not an address to listen on: want IP:port, localhost:port or :port"))
     }
 }
 
@@ -72,10 +72,7 @@ impl FromStr for HostPort {
         let wrong = || format!("`{text}` is not an address to call: want host:port");
         let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
         let port = port.parse().map_err(|_| wrong())?;
-        let named = !host.is_empty()
-            && host
-                .bytes()
-                .all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
+        let named = !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
         if !named && SocketAddr::from_str(text).is_err() {
             return Err(wrong());
         }
@@ -108,9 +105,7 @@ impl FromStr for StoreUrl {
         match text.split_once(':') {
             Some(("memory", "")) => Ok(Self::Memory),
             Some(("sqlite", path)) if !path.is_empty() => Ok(Self::Sqlite(PathBuf::from(path))),
-            _ => Err(format!(
-                "`{text}` is not a store: want memory: or sqlite:PATH"
-            )),
+            _ => Err(format!("`{text}` is not a store: want memory: or sqlite:PATH")),
         }
     }
 }

@@ -16,9 +16,9 @@ use http::{HeaderMap, Method};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 use tower::Service as _;
+use warp::Filter;
 use warp::filters::BoxedFilter;
 use warp::reply::Response;
-use warp::Filter;
 
 use crate::client::Client;
 use crate::config::Settings;
@@ -103,7 +103,10 @@ impl Gateway {
         let limit = time_limit(request.headers());
         let deadline = begun + limit.clone().ok().flatten().unwrap_or(self.deadline).min(self.deadline);
         let context = Context::from_headers(request.headers(), deadline);
-        let too_long = request.uri().path_and_query().is_some_and(|uri| uri.as_str().len() > MAX_URI);
+        let too_long = request
+            .uri()
+            .path_and_query()
+            .is_some_and(|uri| uri.as_str().len() > MAX_URI);
 
         let mut response = if too_long {
             Problem::uri_too_long(MAX_URI).into_response()
@@ -127,9 +130,25 @@ impl Gateway {
         let (request_id, trace_id) = (&context.request_id, &context.trace_id);
         let (status, ms) = (status.as_u16(), took.as_millis());
         if status >= 500 || took >= self.slow {
-            tracing::info!(route, method, status, duration_ms = ms, ?request_id, ?trace_id, "request");
+            tracing::info!(
+                route,
+                method,
+                status,
+                duration_ms = ms,
+                ?request_id,
+                ?trace_id,
+                "request"
+            );
         } else {
-            tracing::debug!(route, method, status, duration_ms = ms, ?request_id, ?trace_id, "request");
+            tracing::debug!(
+                route,
+                method,
+                status,
+                duration_ms = ms,
+                ?request_id,
+                ?trace_id,
+                "request"
+            );
         }
         response
     }
@@ -144,7 +163,11 @@ where
     let (method, app) = (method.clone(), app.clone());
     warp::path::full()
         .and_then(move |full: warp::path::FullPath| async move {
-            if full.as_str() == path { Ok(()) } else { Err(warp::reject::not_found()) }
+            if full.as_str() == path {
+                Ok(())
+            } else {
+                Err(warp::reject::not_found())
+            }
         })
         .untuple_one()
         .and(request::filter())

@@ -99,7 +99,11 @@ impl Problem {
 
     /// 405 with `Allow`.
     pub fn method_not_allowed(allowed: &Method) -> Self {
-        let allow = if allowed == Method::GET { "GET, HEAD" } else { allowed.as_str() };
+        let allow = if allowed == Method::GET {
+            "GET, HEAD"
+        } else {
+            allowed.as_str()
+        };
         let mut problem = Self::new(
             StatusCode::METHOD_NOT_ALLOWED,
             "method_not_allowed",

@@ -51,7 +51,8 @@ where
     S: futures_util::Stream<Item = Result<B, warp::Error>> + Send + 'static,
     B: Buf,
 {
-    body.map(|part| part.map(|mut part| part.copy_to_bytes(part.remaining()))).boxed()
+    body.map(|part| part.map(|mut part| part.copy_to_bytes(part.remaining())))
+        .boxed()
 }
 
 impl Request {
@@ -66,7 +67,9 @@ impl Request {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             let name = decode(name).ok_or_else(|| Error::bad("query", "must be UTF-8"))?;
             let value = decode(value).ok_or_else(|| Error::bad(echo(&name), "must be UTF-8"))?;
-            fields.add(name, Value::String(value)).map_err(|name| Error::bad(name, "is given twice"))?;
+            fields
+                .add(name, Value::String(value))
+                .map_err(|name| Error::bad(name, "is given twice"))?;
         }
         Ok(fields)
     }

@@ -23,6 +23,7 @@ pub const VIEW: &str = "/api/topic/view";
 pub const LIST: &str = "/api/topic/list";
 
 #[derive(Serialize)]
+#[expect(clippy::struct_field_names, reason = "the API's name")]
 struct Topic {
     topic_id: i64,
     subject: String,

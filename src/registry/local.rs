@@ -80,9 +80,6 @@ impl Registry for Local {
             // dropped without a word: the lease would end
             shared.change(|view| view.remove(&instance.service, &instance.addr));
         });
-        Registration {
-            wish,
-            state: state_rx,
-        }
+        Registration { wish, state: state_rx }
     }
 }

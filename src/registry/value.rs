@@ -146,7 +146,10 @@ mod tests {
             encode(&instance()),
             r#"{"Op":0,"Addr":"10.0.0.1:8082","Metadata":null,"instance":{"id":"00000000000000ab","version":"0.1.0","zone":null,"weight":100,"state":"draining","admin":"10.0.0.1:6062","started_at":1700000000}}"#
         );
-        assert_eq!(key("/services/", "feed", "10.0.0.1:8082"), "/services/feed/10.0.0.1:8082");
+        assert_eq!(
+            key("/services/", "feed", "10.0.0.1:8082"),
+            "/services/feed/10.0.0.1:8082"
+        );
     }
 
     #[test]
@@ -169,7 +172,16 @@ mod tests {
     #[test]
     fn foreign_keys_are_told_apart() {
         assert_eq!(decode_key("/s/", b"/s/feed/a:1"), Ok(("feed", "a:1")));
-        for junk in [&b"/s/feed"[..], b"/s//a:1", b"/t/feed/a:1", b"/s/feed/a", b"/s/feed/a:0", b"/s/feed/a:b", b"/s/\xff/a:1", b"/s/feed/x/a:1"] {
+        for junk in [
+            &b"/s/feed"[..],
+            b"/s//a:1",
+            b"/t/feed/a:1",
+            b"/s/feed/a",
+            b"/s/feed/a:0",
+            b"/s/feed/a:b",
+            b"/s/\xff/a:1",
+            b"/s/feed/x/a:1",
+        ] {
             assert!(decode_key("/s/", junk).is_err(), "{junk:?}");
         }
     }

@@ -42,7 +42,11 @@ impl feed_server::Feed for Feed {
     async fn delete_feed(&self, request: Request<DeleteFeedRequest>) -> Result<Response<DeleteFeedResponse>, Status> {
         let request = request.into_inner();
         request.check()?;
-        let deleted = self.store.delete(request.user_id, request.id).await.map_err(Error::from)?;
+        let deleted = self
+            .store
+            .delete(request.user_id, request.id)
+            .await
+            .map_err(Error::from)?;
         Ok(Response::new(DeleteFeedResponse { deleted }))
     }
 }

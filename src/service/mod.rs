@@ -137,7 +137,11 @@ impl Handler {
 
     /// Sets what health checks are told, for the service and for the whole server (`""`).
     pub async fn set_serving(&self, serving: bool) {
-        let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
+        let status = if serving {
+            ServingStatus::Serving
+        } else {
+            ServingStatus::NotServing
+        };
         self.health.set_service_status("", status).await;
         self.health.set_service_status(self.name, status).await;
     }
@@ -176,7 +180,7 @@ impl Handler {
 }
 
 /// Longest deadline that a caller can ask for.
-const MAX_DEADLINE: Duration = Duration::from_secs(600);
+const MAX_DEADLINE: Duration = Duration::from_mins(10);
 
 fn refusal(error: Error) -> Response<Body> {
     Status::from(error).into_http()
@@ -192,7 +196,14 @@ fn log(rpc: &Rpc, context: &Context, code: tonic::Code, took: Duration) {
     let (request_id, trace_id) = (&context.request_id, &context.trace_id);
     let ms = took.as_millis();
     if matches!(code, "INTERNAL" | "UNKNOWN" | "UNAVAILABLE" | "DEADLINE_EXCEEDED") {
-        tracing::info!(rpc = rpc.path, code, duration_ms = ms, ?request_id, ?trace_id, "call failed");
+        tracing::info!(
+            rpc = rpc.path,
+            code,
+            duration_ms = ms,
+            ?request_id,
+            ?trace_id,
+            "call failed"
+        );
     } else {
         tracing::debug!(rpc = rpc.path, code, duration_ms = ms, ?request_id, ?trace_id, "call");
     }
@@ -201,5 +212,7 @@ fn log(rpc: &Rpc, context: &Context, code: tonic::Code, took: Duration) {
 /// Returns the context that [`Handler::call`] put into a request.
 fn context<T>(request: &tonic::Request<T>) -> Context {
     let given = request.extensions().get::<Context>();
-    given.cloned().unwrap_or_else(|| Context::new(Instant::now() + MAX_DEADLINE))
+    given
+        .cloned()
+        .unwrap_or_else(|| Context::new(Instant::now() + MAX_DEADLINE))
 }

@@ -13,9 +13,7 @@ use crate::client::{Client, Reply};
 use crate::context::{Context, DEGRADED};
 use crate::error::{Code, Error};
 use crate::proto::feed::{GetFeedsRequest, GetFeedsResponse};
-use crate::proto::profile::{
-    GetProfileRequest, GetProfileResponse, OkResponse, PutProfileRequest, profile_server,
-};
+use crate::proto::profile::{GetProfileRequest, GetProfileResponse, OkResponse, PutProfileRequest, profile_server};
 use crate::rpc;
 use crate::store::ProfileStore;
 
@@ -76,8 +74,7 @@ impl Profile {
         };
         // half of what is left: the other half is for answering without feeds
         let context = context.with_deadline(Instant::now() + context.remaining() / 2);
-        let reply: Result<Reply<GetFeedsResponse>, Error> =
-            self.client.call(rpc::GET_FEEDS, &request, &context).await;
+        let reply: Result<Reply<GetFeedsResponse>, Error> = self.client.call(rpc::GET_FEEDS, &request, &context).await;
         match reply {
             Ok(reply) => Ok(reply.message.feeds.iter().map(prost::Message::encode_to_vec).collect()),
             Err(error) if error.code == Code::NotFound => Ok(Vec::new()),

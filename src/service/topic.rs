@@ -7,8 +7,7 @@ use tonic::{Request, Response, Status, async_trait};
 use crate::check::Check as _;
 use crate::error::Error;
 use crate::proto::topic::{
-    GetTopicRequest, GetTopicResponse, ListTopicsRequest, ListTopicsResponse, OkResponse, PutTopicRequest,
-    topic_server,
+    GetTopicRequest, GetTopicResponse, ListTopicsRequest, ListTopicsResponse, OkResponse, PutTopicRequest, topic_server,
 };
 use crate::store::TopicStore;
 

@@ -105,16 +105,18 @@ impl Sqlite {
     /// # Errors
     /// A text that says what is wrong with the file.
     pub fn open(path: &Path, schema: &'static Schema) -> Result<Self, String> {
-        let mut writer = connect(path).map_err(|e| e.to_string())?;
-        migrate(&mut writer, schema)?;
+        let mut db = connect(path).map_err(|e| e.to_string())?;
+        migrate(&mut db, schema)?;
         let reader = connect(path).map_err(|e| e.to_string())?;
-        reader.pragma_update(None, "query_only", true).map_err(|e| e.to_string())?;
+        reader
+            .pragma_update(None, "query_only", true)
+            .map_err(|e| e.to_string())?;
 
-        let (writes, write_queue) = mpsc::channel(QUEUE);
+        let (writes, queue) = mpsc::channel(QUEUE);
         let (reads, mut read_queue) = mpsc::channel::<Read>(QUEUE);
         let full = Arc::new(AtomicBool::new(false));
         let seen_full = full.clone();
-        spawn("store-write", move || run_writes(&writer, write_queue, &seen_full))?;
+        spawn("store-write", move || run_writes(&db, queue, &seen_full))?;
         spawn("store-read", move || {
             while let Some(read) = read_queue.blocking_recv() {
                 read(&reader);
@@ -176,13 +178,20 @@ fn migrate(db: &mut Connection, schema: &Schema) -> Result<(), String> {
             return Ok(Err("is not this service's file".to_owned()));
         }
         if version as usize > schema.migrations.len() {
-            return Ok(Err(format!("is of version {version}, this program knows {}", schema.migrations.len())));
+            return Ok(Err(format!(
+                "is of version {version}, this program knows {}",
+                schema.migrations.len()
+            )));
         }
         for script in schema.migrations.iter().skip(version as usize) {
             tx.execute_batch(script)?;
         }
         tx.pragma_update(None, "application_id", schema.application_id)?;
-        tx.pragma_update(None, "user_version", u32::try_from(schema.migrations.len()).unwrap_or(u32::MAX))?;
+        tx.pragma_update(
+            None,
+            "user_version",
+            u32::try_from(schema.migrations.len()).unwrap_or(u32::MAX),
+        )?;
         tx.commit().map(Ok)
     };
     run(db).map_err(|e| e.to_string())?

@@ -27,10 +27,7 @@ pub fn start(settings: Arc<Registry>, instance: Instance) -> Registration {
         lease: None,
     };
     tokio::spawn(reconciler.run());
-    Registration {
-        wish,
-        state: state_rx,
-    }
+    Registration { wish, state: state_rx }
 }
 
 struct Reconciler {
@@ -75,27 +72,22 @@ impl Reconciler {
     async fn session(&mut self) -> Result<(), Failure> {
         let settings = self.settings.clone();
         let mut client = connect(&settings).await?;
-        let lease = match self.lease {
-            Some(lease) => lease,
-            None => {
-                let ttl = i64::try_from(settings.ttl.as_secs()).unwrap_or(i64::MAX);
-                let lease = limit(&settings, "a lease", client.lease_grant(ttl, None)).await?.id();
-                *self.lease.insert(lease)
-            }
+        let lease = if let Some(lease) = self.lease {
+            lease
+        } else {
+            let ttl = i64::try_from(settings.ttl.as_secs()).unwrap_or(i64::MAX);
+            let granted = limit(&settings, "a lease", client.lease_grant(ttl, None)).await?;
+            *self.lease.insert(granted.id())
         };
-        let (mut keeper, mut answers) =
-            match limit(&settings, "a renewal", client.lease_keep_alive(lease)).await {
-                Err(Failure::Etcd(etcd_client::Error::LeaseKeepAliveError(_))) => return Err(Failure::LeaseLost),
-                other => other?,
-            };
+        let (mut keeper, mut answers) = match limit(&settings, "a renewal", client.lease_keep_alive(lease)).await {
+            Err(Failure::Etcd(etcd_client::Error::LeaseKeepAliveError(_))) => return Err(Failure::LeaseLost),
+            other => other?,
+        };
         // somebody may delete or overwrite the key
-        let mut changes = limit(&settings, "a watch", client.watch(self.key.as_str(), None)).await?;
+        let mut own_key = limit(&settings, "a watch", client.watch(self.key.as_str(), None)).await?;
         self.fulfil(&mut client, lease).await?;
 
-        let mut tick = tokio::time::interval_at(
-            tokio::time::Instant::now() + settings.keepalive,
-            settings.keepalive,
-        );
+        let mut tick = tokio::time::interval_at(tokio::time::Instant::now() + settings.keepalive, settings.keepalive);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut renewals: u32 = 0;
         loop {
@@ -120,12 +112,12 @@ impl Reconciler {
                         self.look(&mut client, lease).await?;
                     }
                 }
-                change = changes.message() => {
-                    let change = change?.ok_or(Failure::Ended)?;
-                    if change.canceled() {
-                        return Err(Failure::Cancelled(change.cancel_reason().to_owned()));
+                event = own_key.message() => {
+                    let event = event?.ok_or(Failure::Ended)?;
+                    if event.canceled() {
+                        return Err(Failure::Cancelled(event.cancel_reason().to_owned()));
                     }
-                    if !change.events().is_empty() {
+                    if !event.events().is_empty() {
                         self.look(&mut client, lease).await?;
                     }
                 }
@@ -140,7 +132,11 @@ impl Reconciler {
         let reached = match wish {
             Wish::Up | Wish::Draining => {
                 self.put(client, lease, wish).await?;
-                if wish == Wish::Up { Registered::Up } else { Registered::Draining }
+                if wish == Wish::Up {
+                    Registered::Up
+                } else {
+                    Registered::Draining
+                }
             }
             Wish::Deleted => {
                 limit(&settings, "a delete", client.delete(self.key.as_str(), None)).await?;

@@ -1,0 +1,248 @@
+//! The second listener of every role, for operators: `/metrics`, `/livez`, `/readyz`, `/status`.
+//!
+//! Ready means that a call would succeed as far as this process alone decides; what it depends on is a
+//! warning line and a metric, so that one lost dependency does not take every instance out at once.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::{HeaderValue, StatusCode, header};
+use hyper::body::Incoming;
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tower::Service as _;
+use warp::Filter;
+use warp::filters::BoxedFilter;
+use warp::reply::Response;
+
+use crate::client::Client;
+use crate::metrics::Metrics;
+use crate::registry::{Registered, ViewHandle};
+use crate::service::Service;
+
+/// Longest time a store may take to show that it can be read.
+const STORE_LIMIT: Duration = Duration::from_secs(1);
+/// Age of the view above which the registry counts as away: etcd is asked every second.
+const STALE: Duration = Duration::from_secs(5);
+
+/// Where a role is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Calls are answered.
+    Serving,
+    /// The last calls are being answered.
+    Draining,
+}
+
+impl Phase {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Serving => "serving",
+            Self::Draining => "draining",
+        }
+    }
+}
+
+/// One role of the process, as operators see it.
+#[derive(Clone)]
+pub struct Role {
+    /// `feed`, `apigateway`, ...
+    pub name: &'static str,
+    /// The bound address.
+    pub addr: std::net::SocketAddr,
+    /// Where it is in its life.
+    pub phase: watch::Receiver<Phase>,
+    /// The service behind it; none for a gateway.
+    pub service: Option<Service>,
+    /// Its entry in the registry, if it has one.
+    pub registration: Option<watch::Receiver<Registered>>,
+    /// What was odd at the start.
+    pub warnings: Vec<String>,
+}
+
+/// Everything the admin listener tells. Cheap to clone.
+#[derive(Clone)]
+pub struct Admin(Arc<Inner>);
+
+struct Inner {
+    roles: Vec<Role>,
+    clients: Vec<Client>,
+    view: ViewHandle,
+    metrics: Metrics,
+}
+
+impl Admin {
+    /// Returns an admin listener's content for a process.
+    #[must_use]
+    pub fn new(roles: Vec<Role>, clients: Vec<Client>, view: ViewHandle, metrics: Metrics) -> Self {
+        Self(Arc::new(Inner {
+            roles,
+            clients,
+            view,
+            metrics,
+        }))
+    }
+
+    /// Returns what answers requests.
+    #[must_use]
+    pub fn handler(self) -> Handler {
+        let metrics = self.clone();
+        let metrics = warp::path!("metrics").map(move || metrics.metrics());
+        let live = warp::path!("livez").map(|| text(StatusCode::OK, "ok\n".to_owned()));
+        let ready = self.clone();
+        let ready = warp::path!("readyz").then(move || {
+            let admin = ready.clone();
+            async move { admin.ready().await }
+        });
+        let status = warp::path!("status").map(move || self.status());
+        let get = metrics.or(live).unify().or(ready).unify().or(status).unify();
+        let head = warp::get().or(warp::head()).unify();
+        let unknown = warp::any().map(|| {
+            let known = "want GET /metrics, /livez, /readyz or /status\n";
+            text(StatusCode::NOT_FOUND, known.to_owned())
+        });
+        Handler(head.and(get).or(unknown).unify().boxed())
+    }
+
+    fn metrics(&self) -> Response {
+        let inner = &self.0;
+        inner.metrics.view(&inner.view);
+        for role in &inner.roles {
+            if let Some(registration) = &role.registration {
+                inner.metrics.registration(role.name, *registration.borrow());
+            }
+        }
+        let mut response = text(StatusCode::OK, inner.metrics.text());
+        let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+        response.headers_mut().insert(header::CONTENT_TYPE, kind);
+        response
+    }
+
+    async fn ready(&self) -> Response {
+        let (mut failures, mut warnings) = (Vec::new(), Vec::new());
+        for role in &self.0.roles {
+            role.examine(&mut failures, &mut warnings).await;
+        }
+        let known = self.0.view.get().is_known();
+        let gateway = self.0.roles.iter().any(|role| role.service.is_none());
+        match self.0.view.age() {
+            Some(age) if age > STALE => {
+                warnings.push(format!("registry: last heard from {} s ago", age.as_secs()));
+            }
+            None if gateway && !known => failures.push("registry: never heard from yet".to_owned()),
+            None => warnings.push("registry: never heard from yet".to_owned()),
+            Some(_) => {}
+        }
+        for (service, snapshot) in self.0.clients.iter().flat_map(Client::snapshots) {
+            if snapshot.usable.is_empty() {
+                warnings.push(format!("{service}: no instance can be called"));
+            }
+        }
+        let status = if failures.is_empty() {
+            StatusCode::OK
+        } else {
+            StatusCode::SERVICE_UNAVAILABLE
+        };
+        let mut out = String::from(if failures.is_empty() { "ready\n" } else { "not ready\n" });
+        for (kind, lines) in [("fail", failures), ("warn", warnings)] {
+            for line in lines {
+                out.extend([kind, ": ", &line, "\n"]);
+            }
+        }
+        text(status, out)
+    }
+
+    fn status(&self) -> Response {
+        let view = self.0.view.get();
+        let instances = view.services.iter().map(|(name, instances)| {
+            let list = instances.values().map(|instance| {
+                json!({
+                    "addr": instance.addr, "id": instance.id, "version": instance.version,
+                    "zone": instance.zone, "weight": instance.weight, "draining": instance.draining,
+                    "admin": instance.admin, "started_at": instance.started_at,
+                })
+            });
+            (name.clone(), Value::Array(list.collect()))
+        });
+        let roles = self.0.roles.iter().map(|role| {
+            let registration = role.registration.as_ref().map(|state| state.borrow().name());
+            json!({
+                "name": role.name, "addr": role.addr.to_string(),
+                "phase": role.phase.borrow().name(), "registration": registration,
+            })
+        });
+        let body = json!({
+            "version": crate::cli::VERSION,
+            "roles": roles.collect::<Vec<_>>(),
+            "registry": {
+                "cluster_id": view.cluster_id, "revision": view.revision,
+                "age_seconds": self.0.view.age().map(|age| age.as_secs_f64()),
+                "ignored_keys": view.ignored,
+                "services": instances.collect::<serde_json::Map<_, _>>(),
+            },
+            "clients": self.0.clients.iter().map(endpoints).collect::<Vec<_>>(),
+        });
+        let mut response = text(StatusCode::OK, format!("{body:#}\n"));
+        let kind = HeaderValue::from_static("application/json");
+        response.headers_mut().insert(header::CONTENT_TYPE, kind);
+        response
+    }
+}
+
+/// What answers the requests of an admin listener. Cheap to clone.
+#[derive(Clone)]
+pub struct Handler(BoxedFilter<(Response,)>);
+
+impl Handler {
+    /// Answers one request.
+    pub async fn call(self, request: http::Request<Incoming>) -> Response {
+        match warp::service(self.0).call(request).await {
+            Ok(response) => response,
+        }
+    }
+}
+
+impl Role {
+    async fn examine(&self, failures: &mut Vec<String>, warnings: &mut Vec<String>) {
+        let name = self.name;
+        let phase = *self.phase.borrow();
+        if phase != Phase::Serving {
+            failures.push(format!("{name}: {}", phase.name()));
+        }
+        if let Some(service) = &self.service {
+            match tokio::time::timeout(STORE_LIMIT, service.store().readable()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(error)) => failures.push(format!("{name}: {error}")),
+                Err(_) => failures.push(format!("{name}: store: no answer within {STORE_LIMIT:?}")),
+            }
+            warnings.extend(service.store().warnings().into_iter().map(|w| format!("{name}: {w}")));
+        }
+        let absent = |state: &watch::Receiver<Registered>| *state.borrow() == Registered::Absent;
+        if phase == Phase::Serving && self.registration.as_ref().is_some_and(absent) {
+            warnings.push(format!("{name}: not registered"));
+        }
+        warnings.extend(self.warnings.iter().map(|w| format!("{name}: {w}")));
+    }
+}
+
+fn endpoints(client: &Client) -> Value {
+    let services = client.snapshots().into_iter().map(|(service, snapshot)| {
+        let list = snapshot.all.iter().map(|endpoint| {
+            json!({
+                "addr": endpoint.instance.addr, "state": endpoint.state().name(),
+                "draining": endpoint.instance.draining, "in_flight": endpoint.in_flight(),
+                "last_error": endpoint.last_error().as_deref(),
+            })
+        });
+        (service.to_owned(), Value::Array(list.collect()))
+    });
+    Value::Object(services.collect())
+}
+
+fn text(status: StatusCode, body: String) -> Response {
+    let mut response = Response::new(body.into());
+    *response.status_mut() = status;
+    let kind = HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
+}

@@ -1,0 +1,365 @@
+//! A process and its roles: binds every listener, then builds, then serves, then registers; and takes
+//! the same way back when it is told to stop.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::admin::{self, Admin, Phase};
+use crate::cli;
+use crate::client::Client;
+use crate::config::{ListenAddr, Role, Settings, StoreUrl};
+use crate::http::Gateway;
+use crate::metrics::Metrics;
+use crate::registry::{Etcd, Instance, Local, Registration, Registry, advertise};
+use crate::server::{Listener, Protocol, Stop, serve};
+use crate::service::{Handler, Service};
+
+/// What a gateway's drain may take beyond its longest deadline.
+const GATEWAY_MARGIN: Duration = Duration::from_millis(500);
+/// Time for a request's head on the admin listener.
+const ADMIN_HEADERS: Duration = Duration::from_secs(5);
+
+/// The addresses that a process listens on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Addresses {
+    /// Each role with its bound address, in the order of their start.
+    pub roles: Vec<(&'static str, SocketAddr)>,
+    /// The admin listener.
+    pub admin: SocketAddr,
+}
+
+impl Addresses {
+    /// Returns the address of the first instance of a role.
+    #[must_use]
+    pub fn of(&self, role: Role) -> Option<SocketAddr> {
+        let found = self.roles.iter().find(|(name, _)| *name == role.name());
+        found.map(|(_, addr)| *addr)
+    }
+}
+
+/// A process that has been put together and bound, but answers nothing yet.
+pub struct Process {
+    settings: Settings,
+    metrics: Metrics,
+    registry: Arc<dyn Registry>,
+    admin: Listener,
+    services: Vec<Prepared>,
+    gateways: Vec<Listener>,
+    clients: Vec<Client>,
+    roles: Vec<admin::Role>,
+}
+
+/// A service instance before its start.
+struct Prepared {
+    service: Service,
+    listener: Listener,
+    addr: String,
+}
+
+impl Process {
+    /// Binds the admin listener and begins to follow the registry: etcd if the settings name it, else
+    /// one inside the process. Must be called inside a tokio runtime.
+    ///
+    /// # Errors
+    /// When the address is taken.
+    pub fn new(settings: Settings) -> anyhow::Result<Self> {
+        let registry: Arc<dyn Registry> = if settings.registry.endpoints.is_empty() {
+            Arc::new(Local::default())
+        } else {
+            Arc::new(Etcd::start(settings.registry.clone()))
+        };
+        Ok(Self {
+            admin: Listener::bind(settings.admin.addr.0)?,
+            metrics: Metrics::new()?,
+            registry,
+            services: Vec::new(),
+            gateways: Vec::new(),
+            clients: Vec::new(),
+            roles: Vec::new(),
+            settings,
+        })
+    }
+
+    /// Adds an instance of a service: opens its store, binds its listener, finds its address.
+    ///
+    /// # Errors
+    /// When one of these fails; the text says which.
+    pub fn add_service(&mut self, role: Role, addr: ListenAddr, store: &StoreUrl) -> anyhow::Result<()> {
+        let service = match role {
+            Role::Profile => Service::profile(store, self.client(&["feed"]))?,
+            Role::Topic => Service::topic(store)?,
+            _ => Service::feed(store)?,
+        };
+        self.add_instance(service, addr)
+    }
+
+    /// Adds another instance of a service over the same store.
+    ///
+    /// # Errors
+    /// As [`Self::add_service`].
+    pub fn add_replica(&mut self, role: Role, addr: ListenAddr) -> anyhow::Result<()> {
+        let first = self
+            .services
+            .iter()
+            .find(|prepared| prepared.service.name() == role.name());
+        let service = first.map(|prepared| prepared.service.clone());
+        match service {
+            Some(service) => self.add_instance(service, addr),
+            None => anyhow::bail!("there is no {} to replicate", role.name()),
+        }
+    }
+
+    fn add_instance(&mut self, service: Service, addr: ListenAddr) -> anyhow::Result<()> {
+        let listener = Listener::bind(addr.0)?;
+        let grpc = &self.settings.grpc;
+        let addr = advertise::service(listener.addr(), grpc.advertise_addr.as_ref(), &self.settings.registry)?;
+        self.services.push(Prepared {
+            service,
+            listener,
+            addr,
+        });
+        Ok(())
+    }
+
+    /// Adds a gateway: on the sockets that systemd passed, else on the configured address.
+    ///
+    /// # Errors
+    /// When the address is taken.
+    pub fn add_gateway(&mut self) -> anyhow::Result<()> {
+        let mut passed = listenfd::ListenFd::from_env();
+        for index in 0..passed.len() {
+            if let Some(socket) = passed.take_tcp_listener(index)? {
+                self.gateways.push(Listener::adopt(socket)?);
+            }
+        }
+        if self.gateways.is_empty() {
+            self.gateways.push(Listener::bind(self.settings.http.addr.0)?);
+        }
+        Ok(())
+    }
+
+    fn client(&mut self, services: &[&'static str]) -> Client {
+        let client = Client::new(services, &self.settings.client, &self.registry.view(), &self.metrics);
+        self.clients.push(client.clone());
+        client
+    }
+
+    /// Returns the bound addresses.
+    #[must_use]
+    pub fn addresses(&self) -> Addresses {
+        let services = self.services.iter().map(|p| (p.service.name(), p.listener.addr()));
+        let gateways = self.gateways.iter().map(|g| (Role::Apigateway.name(), g.addr()));
+        Addresses {
+            roles: services.chain(gateways).collect(),
+            admin: self.admin.addr(),
+        }
+    }
+
+    /// Serves until `stop` is cancelled and the drain is over. `ready` is called once every role answers.
+    ///
+    /// # Errors
+    /// When a service cannot be built.
+    pub async fn run(mut self, stop: CancellationToken, ready: impl FnOnce()) -> anyhow::Result<()> {
+        let admin_addr = self.admin.addr();
+        let mut tasks = JoinSet::new();
+        for prepared in std::mem::take(&mut self.services) {
+            self.start_service(prepared, &stop, admin_addr, &mut tasks).await?;
+        }
+        let gateways = std::mem::take(&mut self.gateways);
+        if !gateways.is_empty() {
+            self.start_gateway(gateways, &stop, admin_addr, &mut tasks);
+        }
+        let admin = Admin::new(self.roles, self.clients, self.registry.view(), self.metrics).handler();
+        let end = CancellationToken::new();
+        let admin = serve(
+            self.admin,
+            Protocol::Http1 {
+                header_timeout: ADMIN_HEADERS,
+            },
+            self.settings.admin.max_connections,
+            move |request| admin.clone().call(request),
+            Stop {
+                begin: end.clone(),
+                grace: Duration::from_millis(100),
+            },
+        );
+        let admin = tokio::spawn(admin);
+        ready();
+        // the admin listener outlives the roles: a drain can be watched
+        while let Some(ended) = tasks.join_next().await {
+            ended?;
+        }
+        end.cancel();
+        admin.await?;
+        tracing::info!("stopped");
+        Ok(())
+    }
+
+    async fn start_service(
+        &mut self,
+        prepared: Prepared,
+        stop: &CancellationToken,
+        admin: SocketAddr,
+        tasks: &mut JoinSet<()>,
+    ) -> anyhow::Result<()> {
+        let Prepared {
+            service,
+            listener,
+            addr,
+        } = prepared;
+        let name = service.name();
+        let handler = Handler::new(&service, &self.metrics, self.settings.client.deadline).await?;
+        let bound = listener.addr();
+        let begin = CancellationToken::new();
+        let server = serve(
+            listener,
+            Protocol::Http2 {
+                max_concurrent_streams: self.settings.grpc.max_concurrent_streams,
+            },
+            self.settings.grpc.max_connections,
+            {
+                let handler = handler.clone();
+                move |request| handler.clone().call(request)
+            },
+            Stop {
+                begin: begin.clone(),
+                grace: self.settings.shutdown.grace,
+            },
+        );
+        let server = tokio::spawn(server);
+        handler.set_serving(true).await;
+        let (instance, warnings) = self.instance(name, addr, admin);
+        tracing::info!(service = name, addr = %bound, advertised = instance.addr, %admin, "serving");
+        for warning in service.store().warnings().iter().chain(&warnings) {
+            tracing::warn!(service = name, "{warning}");
+        }
+        let mut registration = self.registry.register(instance);
+        let phase = self.add_role(name, bound, Some(service), Some(&registration), warnings);
+        let (stop, announce) = (stop.clone(), self.settings.shutdown.announce);
+        tasks.spawn(async move {
+            stop.cancelled().await;
+            phase.send_replace(Phase::Draining);
+            registration.drain().await;
+            handler.set_serving(false).await;
+            tokio::time::sleep(announce).await;
+            registration.delete().await;
+            begin.cancel();
+            if let Err(error) = server.await {
+                tracing::error!(%error, service = name, "server failed");
+            }
+            registration.revoke().await;
+        });
+        Ok(())
+    }
+
+    fn start_gateway(
+        &mut self,
+        listeners: Vec<Listener>,
+        stop: &CancellationToken,
+        admin: SocketAddr,
+        tasks: &mut JoinSet<()>,
+    ) {
+        let name = Role::Apigateway.name();
+        let client = self.client(&Role::SERVICES.map(Role::name));
+        let gateway = Gateway::new(client, &self.metrics, &self.settings);
+        let grace = self
+            .settings
+            .shutdown
+            .grace
+            .min(self.settings.client.deadline + GATEWAY_MARGIN);
+        for listener in listeners {
+            let bound = listener.addr();
+            tracing::info!(service = name, addr = %bound, %admin, "serving");
+            let gateway = gateway.clone();
+            let server = serve(
+                listener,
+                Protocol::Http1 {
+                    header_timeout: self.settings.http.header_timeout,
+                },
+                self.settings.http.max_connections,
+                move |request| gateway.clone().call(request),
+                Stop {
+                    begin: stop.clone(),
+                    grace,
+                },
+            );
+            let server = tokio::spawn(server);
+            // nobody balances over gateways; they register to be seen, so an address that cannot be
+            // found is no reason not to serve
+            let registration = match advertise::service(bound, None, &self.settings.registry) {
+                Ok(addr) => {
+                    let (instance, _) = self.instance(name, addr, admin);
+                    Some(self.registry.register(instance))
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the gateway is not registered");
+                    None
+                }
+            };
+            let phase = self.add_role(name, bound, None, registration.as_ref(), Vec::new());
+            let stop = stop.clone();
+            tasks.spawn(async move {
+                stop.cancelled().await;
+                phase.send_replace(Phase::Draining);
+                if let Err(error) = server.await {
+                    tracing::error!(%error, service = name, "server failed");
+                }
+                if let Some(registration) = registration {
+                    registration.revoke().await;
+                }
+            });
+        }
+    }
+
+    /// Notes a role that has begun to serve.
+    fn add_role(
+        &mut self,
+        name: &'static str,
+        addr: SocketAddr,
+        service: Option<Service>,
+        registration: Option<&Registration>,
+        warnings: Vec<String>,
+    ) -> watch::Sender<Phase> {
+        let (phase, phase_rx) = watch::channel(Phase::Serving);
+        self.roles.push(admin::Role {
+            name,
+            addr,
+            phase: phase_rx,
+            service,
+            registration: registration.map(Registration::state),
+            warnings,
+        });
+        phase
+    }
+
+    /// Returns what is registered for a role, and what is odd about it.
+    fn instance(&self, service: &str, addr: String, admin: SocketAddr) -> (Instance, Vec<String>) {
+        let registry = &self.settings.registry;
+        let configured = self.settings.admin.advertise_addr.as_ref();
+        let admin = advertise::admin(admin, configured, &addr, registry);
+        let unreachable = "the admin address is a loopback one and etcd is remote: it is not advertised";
+        let warnings = if admin.is_none() {
+            vec![unreachable.to_owned()]
+        } else {
+            Vec::new()
+        };
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        let instance = Instance {
+            service: service.to_owned(),
+            addr,
+            id: format!("{:016x}", rand::random::<u64>()),
+            version: cli::VERSION.to_owned(),
+            zone: registry.zone.clone(),
+            weight: registry.weight,
+            draining: false,
+            admin,
+            started_at: now.map_or(0, |now| now.as_secs()),
+        };
+        (instance, warnings)
+    }
+}
