@@ -23,8 +23,8 @@ let
       ]
     ))
     (fileset.maybeMissing ../benches)
-    (fileset.maybeMissing ../clippy.toml)
-    (fileset.maybeMissing ../rustfmt.toml)
+    (fileset.maybeMissing ../.clippy.toml)
+    (fileset.maybeMissing ../.rustfmt.toml)
   ];
   sourceOf =
     files:

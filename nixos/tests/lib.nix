@@ -62,14 +62,26 @@ in
         client = {
           deadline_ms = timings.call * 500;
           connect_timeout_ms = 5000;
+          keepalive_timeout_ms = 10000;
         };
       };
     };
 
-  # A machine that has nothing of ours.
+  # A machine that has nothing of ours. `steady-calls URL...` GETs until /tmp/enough exists, and writes
+  # status and curl's exit code of each call to /tmp/calls.
   outsider = address: {
     imports = [ (machine address) ];
-    environment.systemPackages = [ pkgs.curl ];
+    environment.systemPackages = [
+      pkgs.curl
+      (pkgs.writeShellScriptBin "steady-calls" ''
+        until [ -e /tmp/enough ]; do
+          for url in "$@"; do
+            ${lib.getExe pkgs.curl} --silent --output /dev/null --max-time ${toString timings.call} \
+              --write-out '%{http_code} %{exitcode}\n' "$url" >> /tmp/calls
+          done
+        done
+      '')
+    ];
   };
 
   # Makes the test; `script` comes after the timings and helpers that all scripts use.
