@@ -75,12 +75,13 @@ def steady_calls(*paths: str) -> Iterator[None]:
     client.succeed(f"systemd-run --quiet --collect --unit=steady-calls steady-calls {urls}")
     client.wait_until_succeeds("[ -s /tmp/calls ]", timeout=SETTLE)
     yield
+    # slow machines call slowly: a few calls before and many after the fault
+    client.wait_until_succeeds("[ $(wc -l < /tmp/calls) -ge 30 ]", timeout=SETTLE)
     client.succeed("touch /tmp/enough")
     client.wait_until_fails("systemctl is-active --quiet steady-calls", timeout=SETTLE)
     answers = client.succeed("cat /tmp/calls").splitlines()
     failed = [answer for answer in answers if answer != "200 0"]
     log.info(f"{len(answers)} calls, {len(failed)} failed")
-    assert len(answers) >= 10, f"only {len(answers)} calls: nothing was proved"
     assert not failed, f"{len(failed)} of {len(answers)} calls failed: {failed[:10]}"
 
 
