@@ -40,6 +40,6 @@ let
 in
 {
   type = "app";
-  program = lib.getExe cluster.driver;
+  program = lib.getExe' cluster.driver "nixos-test-driver";
   meta.description = "The five hosts as virtual machines, with a prompt";
 }

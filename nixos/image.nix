@@ -14,7 +14,7 @@ in
 pkgs.dockerTools.streamLayeredImage {
   name = "microservice-app";
   tag = package.version;
-  # user names for programs that look theirs up
+  # /etc/nsswitch.conf, so that the names of other containers are looked up
   contents = [ pkgs.dockerTools.fakeNss ];
   fakeRootCommands = ''
     mkdir data

@@ -198,8 +198,10 @@ with subtest("the node comes back by itself, with everything that was acknowledg
     out = curl(f"'{GATEWAY}{FEEDS}'")
     assert out == TWO_FEEDS, out
 
-with subtest("no unit of ours logged an error"):
+with subtest("no unit of ours failed or logged an error"):
     for name, machine in NODES.items():
+        failed = machine.succeed("systemctl list-units --failed --plain --no-legend 'microservice-app-*' etcd.service")
+        assert failed == "", f"{name}: {failed}"
         # by priority, which systemd's own complaints about a unit have, and by the level in the line
         logged = machine.succeed(
             "journalctl --quiet --no-pager --output=cat --priority=err -u 'microservice-app-*' -u etcd.service;"

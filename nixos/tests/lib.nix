@@ -13,7 +13,7 @@ let
   timings = {
     ttl = 15;
     # longest wait for a machine to boot and its units to be ready
-    boot = 600;
+    boot = 900;
     # longest wait for a change to be seen everywhere
     settle = 90;
     # longest time of one call
