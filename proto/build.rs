@@ -12,9 +12,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let descriptors = protox::compile(PROTOS, ["proto"])?;
     let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?);
     std::fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
-    tonic_prost_build::configure()
-        .build_transport(false)
-        .compile_fds(descriptors)?;
+    tonic_prost_build::configure().build_transport(false).compile_fds(descriptors)?;
 
     println!("cargo::rerun-if-env-changed=MSA_COMMIT");
     for file in [".git/HEAD", ".git/logs/HEAD"] {
@@ -30,10 +28,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 
 /// Returns the short commit of the checkout, or nothing outside of one.
 fn commit_of_checkout() -> Option<String> {
-    let out = Command::new("git")
-        .args(["rev-parse", "--short=12", "HEAD"])
-        .output()
-        .ok()?;
+    let out = Command::new("git").args(["rev-parse", "--short=12", "HEAD"]).output().ok()?;
     let commit = String::from_utf8(out.stdout).ok()?;
     (out.status.success()).then(|| commit.trim().to_owned())
 }

@@ -75,12 +75,7 @@ impl Admin {
     /// Returns an admin listener's content for a process.
     #[must_use]
     pub fn new(roles: Vec<Role>, clients: Vec<Client>, view: ViewHandle, metrics: Metrics) -> Self {
-        Self(Arc::new(Inner {
-            roles,
-            clients,
-            view,
-            metrics,
-        }))
+        Self(Arc::new(Inner { roles, clients, view, metrics }))
     }
 
     /// Returns what answers requests.
@@ -138,11 +133,7 @@ impl Admin {
                 warnings.push(format!("{service}: no instance can be called"));
             }
         }
-        let status = if failures.is_empty() {
-            StatusCode::OK
-        } else {
-            StatusCode::SERVICE_UNAVAILABLE
-        };
+        let status = if failures.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
         let mut out = String::from(if failures.is_empty() { "ready\n" } else { "not ready\n" });
         for (kind, lines) in [("fail", failures), ("warn", warnings)] {
             for line in lines {

@@ -16,11 +16,7 @@ impl Backoff {
     /// Returns a sequence at its start.
     #[must_use]
     pub const fn new(first: Duration, cap: Duration) -> Self {
-        Self {
-            first,
-            cap,
-            step: first,
-        }
+        Self { first, cap, step: first }
     }
 
     /// Returns the next wait.

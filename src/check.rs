@@ -40,10 +40,7 @@ fn size(value: i64) -> Result<(), Error> {
 
 fn text(field: &'static str, value: &str, max: usize) -> Result<(), Error> {
     if value.len() > max {
-        return Err(Error::bad(
-            field,
-            format!("must be at most {max} bytes of UTF-8, is {}", value.len()),
-        ));
+        return Err(Error::bad(field, format!("must be at most {max} bytes of UTF-8, is {}", value.len())));
     }
     if value.contains('\0') {
         return Err(Error::bad(field, "must not contain U+0000"));
@@ -124,11 +121,7 @@ mod tests {
 
     #[test]
     fn the_limits_themselves_are_inside() {
-        let feed = |content: String| feed::FeedRecord {
-            id: i64::MAX,
-            user_id: 1,
-            content,
-        };
+        let feed = |content: String| feed::FeedRecord { id: i64::MAX, user_id: 1, content };
         feed("é".repeat(MAX_CONTENT / 2)).check().unwrap();
         let over = feed("é".repeat(MAX_CONTENT / 2) + "x").check().unwrap_err();
         assert_eq!(over.field.as_deref(), Some("content"));

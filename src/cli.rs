@@ -39,11 +39,9 @@ Exit status: 0 after a stop by signal, 1 when running failed, 2 for wrong flags 
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Run the HTTP gateway.
-    #[command(
-        long_about = "Run the HTTP gateway: it finds the services in etcd and offers them on \
+    #[command(long_about = "Run the HTTP gateway: it finds the services in etcd and offers them on \
         :8080. Under systemd socket activation it serves the sockets it is handed instead of binding \
-        --http-addr."
-    )]
+        --http-addr.")]
     Apigateway(Gateway),
     /// Run the feed service.
     Feed(Service),
@@ -52,18 +50,14 @@ pub enum Command {
     /// Run the topic service.
     Topic(Service),
     /// Run every role in one process on loopback.
-    #[command(
-        long_about = "Run every role in one process on loopback, with a registry inside the \
+    #[command(long_about = "Run every role in one process on loopback, with a registry inside the \
         process and SQLite files below --data-dir. It prints the addresses and three curl commands to \
-        try. With --etcd-addr the instances register in a real etcd instead."
-    )]
+        try. With --etcd-addr the instances register in a real etcd instead.")]
     Up(Up),
     /// Read the settings as a role would, report the first error, and stop.
-    #[command(
-        long_about = "Read the settings as a role would (file, environment, flags), report the \
+    #[command(long_about = "Read the settings as a role would (file, environment, flags), report the \
         first error with its key and origin, and stop. Opens no socket, database or secret. Exit status \
-        0 if all is well, else 2."
-    )]
+        0 if all is well, else 2.")]
     CheckConfig(CheckConfig),
     /// Print a completion script for a shell.
     Completions {
@@ -185,10 +179,7 @@ impl From<RoleName> for Role {
 fn replicas(text: &str) -> Result<(Role, usize), String> {
     let wrong = || format!("`{text}`: want feed=N, profile=N or topic=N");
     let (name, count) = text.split_once('=').ok_or_else(wrong)?;
-    let role = Role::SERVICES
-        .into_iter()
-        .find(|role| role.name() == name)
-        .ok_or_else(wrong)?;
+    let role = Role::SERVICES.into_iter().find(|role| role.name() == name).ok_or_else(wrong)?;
     Ok((role, count.parse().map_err(|_| wrong())?))
 }
 
@@ -206,9 +197,7 @@ impl Common {
         let flags = common.iter().chain(own);
         Source {
             file: self.config.clone(),
-            flags: flags
-                .filter_map(|(key, flag, value)| Some((*key, *flag, (*value).clone()?)))
-                .collect(),
+            flags: flags.filter_map(|(key, flag, value)| Some((*key, *flag, (*value).clone()?))).collect(),
             env: None,
         }
     }
@@ -251,13 +240,7 @@ impl Up {
             source.flags.push((key, "--replicas", count.to_string()));
         }
         if self.free_ports {
-            let listeners = [
-                "http.addr",
-                "admin.addr",
-                "up.feed_addr",
-                "up.profile_addr",
-                "up.topic_addr",
-            ];
+            let listeners = ["http.addr", "admin.addr", "up.feed_addr", "up.profile_addr", "up.topic_addr"];
             for key in listeners {
                 if !source.flags.iter().any(|(name, _, _)| *name == key) {
                     source.flags.push((key, "--free-ports", "127.0.0.1:0".to_owned()));

@@ -38,11 +38,7 @@ impl Context {
     /// Returns a context with fresh ids.
     #[must_use]
     pub fn new(deadline: Instant) -> Self {
-        Self {
-            deadline,
-            request_id: hex(rand::random()),
-            trace_id: hex(rand::random()),
-        }
+        Self { deadline, request_id: hex(rand::random()), trace_id: hex(rand::random()) }
     }
 
     /// Returns the context that a caller's headers give; what they lack or garble is made up.
@@ -73,10 +69,7 @@ impl Context {
     /// Returns the same context with an earlier deadline.
     #[must_use]
     pub fn with_deadline(&self, deadline: Instant) -> Self {
-        Self {
-            deadline: deadline.min(self.deadline),
-            ..self.clone()
-        }
+        Self { deadline: deadline.min(self.deadline), ..self.clone() }
     }
 }
 
@@ -125,7 +118,9 @@ fn trace_id(headers: &HeaderMap) -> Option<HeaderValue> {
 }
 
 fn is_trace_id(text: &str) -> bool {
-    matches!(text.len(), 16 | 32) && text.bytes().all(|b| b.is_ascii_hexdigit()) && text.bytes().any(|b| b != b'0')
+    matches!(text.len(), 16 | 32)
+        && text.bytes().all(|b| b.is_ascii_hexdigit())
+        && text.bytes().any(|b| b != b'0')
 }
 
 fn hex(id: u64) -> HeaderValue {
@@ -165,10 +160,7 @@ mod tests {
         assert_eq!(read(&headers), "0af7651916cd43dd8448eb211c80319c");
         headers.insert(TRACE_ID, HeaderValue::from_static("463AC35C9F6413AD"));
         assert_eq!(read(&headers), "463ac35c9f6413ad");
-        headers.insert(
-            B3,
-            HeaderValue::from_static("80f198ee56343ba864fe8b2a57d3eff7-e457b5a2e4d86bd1-1"),
-        );
+        headers.insert(B3, HeaderValue::from_static("80f198ee56343ba864fe8b2a57d3eff7-e457b5a2e4d86bd1-1"));
         assert_eq!(read(&headers), "80f198ee56343ba864fe8b2a57d3eff7");
         headers.insert(B3, HeaderValue::from_static("0"));
         assert_eq!(read(&headers), "463ac35c9f6413ad");

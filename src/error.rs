@@ -113,20 +113,12 @@ pub struct Error {
 impl Error {
     /// Returns an error with a code and a message.
     pub fn new(code: Code, message: impl Into<Cow<'static, str>>) -> Self {
-        Self {
-            code,
-            field: None,
-            message: message.into(),
-        }
+        Self { code, field: None, message: message.into() }
     }
 
     /// Returns a [`Code::BadRequest`] that names the field.
     pub fn bad(field: impl Into<Cow<'static, str>>, message: impl Into<Cow<'static, str>>) -> Self {
-        Self {
-            code: Code::BadRequest,
-            field: Some(field.into()),
-            message: message.into(),
-        }
+        Self { code: Code::BadRequest, field: Some(field.into()), message: message.into() }
     }
 
     /// Returns a [`Code::NotFound`].
@@ -144,6 +136,17 @@ impl From<Error> for Status {
     fn from(error: Error) -> Self {
         Self::new(error.code.grpc(), error.to_string())
     }
+}
+
+/// Returns an error with all its causes, for the log: hyper's own text says only "connection error".
+pub fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.extend([": ", &error.to_string()]);
+        cause = error.source();
+    }
+    text
 }
 
 #[cfg(test)]

@@ -37,11 +37,7 @@ fn main() -> ExitCode {
     }
     // one thread a process: on two cores this serves more and steadier than a pool of threads
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    exit(
-        runtime
-            .map_err(anyhow::Error::from)
-            .and_then(|runtime| runtime.block_on(run(role, settings))),
-    )
+    exit(runtime.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(run(role, settings))))
 }
 
 async fn run(role: Role, settings: Settings) -> anyhow::Result<()> {
@@ -74,10 +70,7 @@ async fn run(role: Role, settings: Settings) -> anyhow::Result<()> {
 
 #[expect(clippy::print_stdout, reason = "printing is what it was asked for")]
 fn check_config(flags: &CheckConfig) -> ExitCode {
-    let source = Source {
-        file: flags.config.clone(),
-        ..Source::default()
-    };
+    let source = Source { file: flags.config.clone(), ..Source::default() };
     match config::load(flags.role.into(), &source) {
         Ok(settings) => {
             for (key, value) in config::rows(&settings).into_iter().filter(|_| flags.show) {
@@ -98,10 +91,7 @@ fn refuse(error: &dyn std::fmt::Display) -> ExitCode {
     ExitCode::from(USAGE)
 }
 
-#[expect(
-    clippy::print_stderr,
-    reason = "the last word of a process goes to the person at the terminal too"
-)]
+#[expect(clippy::print_stderr, reason = "the last word of a process goes to the person at the terminal too")]
 fn exit(result: anyhow::Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -5,15 +5,15 @@
 
 use std::time::Duration;
 
-use prometheus::{Encoder as _, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder};
+use prometheus::{
+    Encoder as _, HistogramOpts, HistogramVec, IntCounterVec, IntGaugeVec, Opts, Registry, TextEncoder,
+};
 
 use crate::registry::Registered;
 
 /// Edges of latency histograms, seconds: from a loopback call that a store answers from memory (under
 /// 1 ms) to the default deadline (2 s) and what outlives it.
-const LATENCY: [f64; 12] = [
-    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
-];
+const LATENCY: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5];
 
 /// The metrics of a process.
 #[derive(Clone, Debug)]
@@ -51,7 +51,8 @@ impl Metrics {
             let options = HistogramOpts::new(name, help).buckets(LATENCY.to_vec());
             add(r, HistogramVec::new(options, labels))
         };
-        let gauge = |name: &str, help: &str, labels: &[&str]| add(r, IntGaugeVec::new(Opts::new(name, help), labels));
+        let gauge =
+            |name: &str, help: &str, labels: &[&str]| add(r, IntGaugeVec::new(Opts::new(name, help), labels));
         let metrics = Self {
             http: latency(
                 "http_server_request_duration_seconds",
@@ -108,25 +109,19 @@ impl Metrics {
     /// Notes an answered HTTP request.
     pub fn http(&self, route: &str, method: &str, status: u16, took: Duration) {
         let code = status.to_string();
-        self.http
-            .with_label_values(&[route, method, &code])
-            .observe(took.as_secs_f64());
+        self.http.with_label_values(&[route, method, &code]).observe(took.as_secs_f64());
     }
 
     /// Notes an answered call.
     pub fn grpc(&self, service: &str, method: &str, code: tonic::Code, took: Duration) {
         let code = code_name(code);
-        self.grpc
-            .with_label_values(&[service, method, code])
-            .observe(took.as_secs_f64());
+        self.grpc.with_label_values(&[service, method, code]).observe(took.as_secs_f64());
     }
 
     /// Notes one attempt at an instance.
     pub fn attempt(&self, service: &str, method: &str, code: tonic::Code, took: Duration) {
         let code = code_name(code);
-        self.attempts
-            .with_label_values(&[service, method, code])
-            .observe(took.as_secs_f64());
+        self.attempts.with_label_values(&[service, method, code]).observe(took.as_secs_f64());
     }
 
     /// Notes an attempt after the first one.
@@ -142,12 +137,7 @@ impl Metrics {
 
     /// Sets the state of a registration.
     pub fn registration(&self, service: &str, state: Registered) {
-        for known in [
-            Registered::Absent,
-            Registered::Up,
-            Registered::Draining,
-            Registered::Gone,
-        ] {
+        for known in [Registered::Absent, Registered::Up, Registered::Draining, Registered::Gone] {
             let value = i64::from(known == state);
             self.registration.with_label_values(&[service, known.name()]).set(value);
         }
@@ -158,11 +148,7 @@ impl Metrics {
         let age = view.age();
         self.view_age.set(age.map_or(-1.0, |age| age.as_secs_f64()));
         let view = view.get();
-        let instances = view
-            .services
-            .values()
-            .map(std::collections::BTreeMap::len)
-            .sum::<usize>();
+        let instances = view.services.values().map(std::collections::BTreeMap::len).sum::<usize>();
         let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         self.view.with_label_values(&["revision"]).set(view.revision);
         self.view.with_label_values(&["instances"]).set(count(instances));

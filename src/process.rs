@@ -103,10 +103,7 @@ impl Process {
     /// # Errors
     /// As [`Self::add_service`].
     pub fn add_replica(&mut self, role: Role, addr: ListenAddr) -> anyhow::Result<()> {
-        let first = self
-            .services
-            .iter()
-            .find(|prepared| prepared.service.name() == role.name());
+        let first = self.services.iter().find(|prepared| prepared.service.name() == role.name());
         let service = first.map(|prepared| prepared.service.clone());
         match service {
             Some(service) => self.add_instance(service, addr),
@@ -117,12 +114,9 @@ impl Process {
     fn add_instance(&mut self, service: Service, addr: ListenAddr) -> anyhow::Result<()> {
         let listener = Listener::bind(addr.0)?;
         let grpc = &self.settings.grpc;
-        let addr = advertise::service(listener.addr(), grpc.advertise_addr.as_ref(), &self.settings.registry)?;
-        self.services.push(Prepared {
-            service,
-            listener,
-            addr,
-        });
+        let addr =
+            advertise::service(listener.addr(), grpc.advertise_addr.as_ref(), &self.settings.registry)?;
+        self.services.push(Prepared { service, listener, addr });
         Ok(())
     }
 
@@ -149,15 +143,18 @@ impl Process {
         client
     }
 
+    /// Returns the registry, for whoever else wants to register or to look.
+    #[must_use]
+    pub fn registry(&self) -> Arc<dyn Registry> {
+        self.registry.clone()
+    }
+
     /// Returns the bound addresses.
     #[must_use]
     pub fn addresses(&self) -> Addresses {
         let services = self.services.iter().map(|p| (p.service.name(), p.listener.addr()));
         let gateways = self.gateways.iter().map(|g| (Role::Apigateway.name(), g.addr()));
-        Addresses {
-            roles: services.chain(gateways).collect(),
-            admin: self.admin.addr(),
-        }
+        Addresses { roles: services.chain(gateways).collect(), admin: self.admin.addr() }
     }
 
     /// Serves until `stop` is cancelled and the drain is over. `ready` is called once every role answers.
@@ -178,15 +175,10 @@ impl Process {
         let end = CancellationToken::new();
         let admin = serve(
             self.admin,
-            Protocol::Http1 {
-                header_timeout: ADMIN_HEADERS,
-            },
+            Protocol::Http1 { header_timeout: ADMIN_HEADERS },
             self.settings.admin.max_connections,
             move |request| admin.clone().call(request),
-            Stop {
-                begin: end.clone(),
-                grace: Duration::from_millis(100),
-            },
+            Stop { begin: end.clone(), grace: Duration::from_millis(100) },
         );
         let admin = tokio::spawn(admin);
         ready();
@@ -207,29 +199,20 @@ impl Process {
         admin: SocketAddr,
         tasks: &mut JoinSet<()>,
     ) -> anyhow::Result<()> {
-        let Prepared {
-            service,
-            listener,
-            addr,
-        } = prepared;
+        let Prepared { service, listener, addr } = prepared;
         let name = service.name();
         let handler = Handler::new(&service, &self.metrics, self.settings.client.deadline).await?;
         let bound = listener.addr();
         let begin = CancellationToken::new();
         let server = serve(
             listener,
-            Protocol::Http2 {
-                max_concurrent_streams: self.settings.grpc.max_concurrent_streams,
-            },
+            Protocol::Http2 { max_concurrent_streams: self.settings.grpc.max_concurrent_streams },
             self.settings.grpc.max_connections,
             {
                 let handler = handler.clone();
                 move |request| handler.clone().call(request)
             },
-            Stop {
-                begin: begin.clone(),
-                grace: self.settings.shutdown.grace,
-            },
+            Stop { begin: begin.clone(), grace: self.settings.shutdown.grace },
         );
         let server = tokio::spawn(server);
         handler.set_serving(true).await;
@@ -267,26 +250,17 @@ impl Process {
         let name = Role::Apigateway.name();
         let client = self.client(&Role::SERVICES.map(Role::name));
         let gateway = Gateway::new(client, &self.metrics, &self.settings);
-        let grace = self
-            .settings
-            .shutdown
-            .grace
-            .min(self.settings.client.deadline + GATEWAY_MARGIN);
+        let grace = self.settings.shutdown.grace.min(self.settings.client.deadline + GATEWAY_MARGIN);
         for listener in listeners {
             let bound = listener.addr();
             tracing::info!(service = name, addr = %bound, %admin, "serving");
             let gateway = gateway.clone();
             let server = serve(
                 listener,
-                Protocol::Http1 {
-                    header_timeout: self.settings.http.header_timeout,
-                },
+                Protocol::Http1 { header_timeout: self.settings.http.header_timeout },
                 self.settings.http.max_connections,
                 move |request| gateway.clone().call(request),
-                Stop {
-                    begin: stop.clone(),
-                    grace,
-                },
+                Stop { begin: stop.clone(), grace },
             );
             let server = tokio::spawn(server);
             // nobody balances over gateways; they register to be seen, so an address that cannot be
@@ -343,11 +317,7 @@ impl Process {
         let configured = self.settings.admin.advertise_addr.as_ref();
         let admin = advertise::admin(admin, configured, &addr, registry);
         let unreachable = "the admin address is a loopback one and etcd is remote: it is not advertised";
-        let warnings = if admin.is_none() {
-            vec![unreachable.to_owned()]
-        } else {
-            Vec::new()
-        };
+        let warnings = if admin.is_none() { vec![unreachable.to_owned()] } else { Vec::new() };
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
         let instance = Instance {
             service: service.to_owned(),

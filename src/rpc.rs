@@ -5,6 +5,8 @@
 /// One rpc.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Rpc {
+    /// Its place in [`ALL`].
+    pub index: usize,
     /// The registry's name of the service, `feed`.
     pub service: &'static str,
     /// The gRPC name of the service, `feed.Feed`; a metric label.
@@ -18,8 +20,9 @@ pub struct Rpc {
 }
 
 macro_rules! rpc {
-    ($service:literal, $grpc:literal, $method:literal, $unary:literal) => {
+    ($index:literal, $service:literal, $grpc:literal, $method:literal, $unary:literal) => {
         Rpc {
+            index: $index,
             service: $service,
             grpc_service: $grpc,
             method: $method,
@@ -48,18 +51,18 @@ pub const LIST_TOPICS: &Rpc = &ALL[7];
 
 /// Every rpc that a server of ours answers; the last one stands for all that it does not know.
 pub static ALL: [Rpc; 12] = [
-    rpc!("feed", "feed.Feed", "GetFeeds", true),
-    rpc!("feed", "feed.Feed", "CreateFeed", true),
-    rpc!("feed", "feed.Feed", "DeleteFeed", true),
-    rpc!("profile", "profile.Profile", "GetProfile", true),
-    rpc!("profile", "profile.Profile", "PutProfile", true),
-    rpc!("topic", "topic.Topic", "GetTopic", true),
-    rpc!("topic", "topic.Topic", "PutTopic", true),
-    rpc!("topic", "topic.Topic", "ListTopics", true),
-    rpc!("", "grpc.health.v1.Health", "Check", true),
-    rpc!("", "grpc.health.v1.Health", "Watch", false),
-    rpc!("", "grpc.reflection.v1.ServerReflection", "ServerReflectionInfo", false),
-    rpc!("", "unknown", "unknown", true),
+    rpc!(0, "feed", "feed.Feed", "GetFeeds", true),
+    rpc!(1, "feed", "feed.Feed", "CreateFeed", true),
+    rpc!(2, "feed", "feed.Feed", "DeleteFeed", true),
+    rpc!(3, "profile", "profile.Profile", "GetProfile", true),
+    rpc!(4, "profile", "profile.Profile", "PutProfile", true),
+    rpc!(5, "topic", "topic.Topic", "GetTopic", true),
+    rpc!(6, "topic", "topic.Topic", "PutTopic", true),
+    rpc!(7, "topic", "topic.Topic", "ListTopics", true),
+    rpc!(8, "", "grpc.health.v1.Health", "Check", true),
+    rpc!(9, "", "grpc.health.v1.Health", "Watch", false),
+    rpc!(10, "", "grpc.reflection.v1.ServerReflection", "ServerReflectionInfo", false),
+    rpc!(11, "", "unknown", "unknown", true),
 ];
 
 /// Returns the rpc of a request path, or the one that stands for unknown ones.
@@ -67,4 +70,19 @@ pub static ALL: [Rpc; 12] = [
 pub fn by_path(path: &str) -> &'static Rpc {
     let known = ALL.iter().find(|rpc| rpc.path == path);
     known.unwrap_or(&ALL[ALL.len() - 1])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_table_is_consistent() {
+        for (index, rpc) in ALL.iter().enumerate() {
+            assert_eq!(rpc.index, index);
+            assert_eq!(by_path(rpc.path), rpc);
+        }
+        assert_eq!(by_path("/feed.Feed/Nothing").method, "unknown");
+        assert_eq!((GET_FEEDS.path, LIST_TOPICS.path), ("/feed.Feed/GetFeeds", "/topic.Topic/ListTopics"));
+    }
 }

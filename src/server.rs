@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use crate::error::chain;
 use bytes::Bytes;
 use futures_util::FutureExt as _;
 use http::{HeaderValue, Request, Response};
@@ -176,8 +177,13 @@ impl<S> Server<S> {
 /// grace period is over, whatever is first.
 ///
 /// `service` answers one request and does not fail.
-pub async fn serve<S, F, B>(listener: Listener, protocol: Protocol, max_connections: usize, service: S, stop: Stop)
-where
+pub async fn serve<S, F, B>(
+    listener: Listener,
+    protocol: Protocol,
+    max_connections: usize,
+    service: S,
+    stop: Stop,
+) where
     S: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
     B: http_body::Body<Data = Bytes> + Send + 'static,
@@ -264,10 +270,7 @@ where
             let (server, conn) = (self.clone(), conn.clone());
             hyper::service::service_fn(move |request| {
                 conn.busy.fetch_add(1, Relaxed);
-                let busy = Busy {
-                    conn: conn.clone(),
-                    server: server.clone(),
-                };
+                let busy = Busy { conn: conn.clone(), server: server.clone() };
                 let draining = server.stop.begin.is_cancelled();
                 let http1 = matches!(server.protocol, Protocol::Http1 { .. });
                 let answer = (server.service)(request);
@@ -293,8 +296,7 @@ where
                     .max_headers(MAX_HEADERS)
                     .half_close(false)
                     .serve_connection(io, service);
-                self.drive(connection, &conn, http1::Connection::graceful_shutdown)
-                    .await;
+                self.drive(connection, &conn, http1::Connection::graceful_shutdown).await;
             }
             Protocol::Http2 { max_concurrent_streams } => {
                 let connection = http2::Builder::new(TokioExecutor::new())
@@ -306,8 +308,7 @@ where
                     .initial_connection_window_size(WINDOW)
                     .initial_stream_window_size(WINDOW)
                     .serve_connection(io, service);
-                self.drive(connection, &conn, http2::Connection::graceful_shutdown)
-                    .await;
+                self.drive(connection, &conn, http2::Connection::graceful_shutdown).await;
             }
         }
         drop(slot);
@@ -340,7 +341,7 @@ where
 
 fn log_end(result: hyper::Result<()>) {
     if let Err(error) = result {
-        tracing::debug!(%error, "connection ended");
+        tracing::debug!(error = chain(&error), "connection ended");
     }
 }
 

@@ -30,9 +30,6 @@ pub fn init(settings: &Log) -> anyhow::Result<()> {
 /// Says what the trace settings do: for now nothing but carry ids.
 pub fn note_tracing(settings: &Trace) {
     if let Some(addr) = &settings.zipkin_addr {
-        tracing::warn!(
-            zipkin_addr = addr,
-            "spans are not exported yet, requests carry trace ids only"
-        );
+        tracing::warn!(zipkin_addr = addr, "spans are not exported yet, requests carry trace ids only");
     }
 }

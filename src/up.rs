@@ -14,7 +14,8 @@ use crate::process::{Addresses, Process};
 pub fn assemble(settings: Settings) -> anyhow::Result<Process> {
     let up = settings.up.clone();
     let dir = &up.data_dir;
-    std::fs::create_dir_all(dir).with_context(|| format!("cannot make the data directory {}", dir.display()))?;
+    std::fs::create_dir_all(dir)
+        .with_context(|| format!("cannot make the data directory {}", dir.display()))?;
     let mut process = Process::new(settings)?;
     let plan = [
         (Role::Feed, up.feed_addr, up.feed_replicas),
@@ -41,11 +42,7 @@ pub fn assemble(settings: Settings) -> anyhow::Result<Process> {
 /// When the output is closed.
 pub fn greet(addresses: &Addresses, mut out: impl Write) -> std::io::Result<()> {
     for (name, addr) in &addresses.roles {
-        let scheme = if *name == Role::Apigateway.name() {
-            "http"
-        } else {
-            "grpc"
-        };
+        let scheme = if *name == Role::Apigateway.name() { "http" } else { "grpc" };
         writeln!(out, "{name:<10} {scheme}://{addr}")?;
     }
     writeln!(out, "{:<10} http://{}/status", "admin", addresses.admin)?;

@@ -5,11 +5,12 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
 use super::endpoint::Endpoint;
 use crate::config::Balancer;
+use crate::rpc::{self, Rpc};
 
 /// Chooses among the usable instances of one service.
 pub trait Balance: Send + Sync {
     /// Returns one of `usable`, which is sorted by address; `None` only if it is empty.
-    fn pick<'a>(&self, usable: &'a [Arc<Endpoint>]) -> Option<&'a Arc<Endpoint>>;
+    fn pick<'a>(&self, rpc: &Rpc, usable: &'a [Arc<Endpoint>]) -> Option<&'a Arc<Endpoint>>;
 }
 
 /// Makes the balancer that the settings name.
@@ -21,15 +22,17 @@ pub fn of(kind: Balancer) -> Box<dyn Balance> {
 }
 
 /// Each instance in turn, the original's promise. Instances that are down are not among the usable ones,
-/// so their turns are spread evenly.
+/// so their turns are spread evenly. Each rpc has turns of its own: a caller that writes and reads in
+/// step would else send every write to the same one of two instances.
 #[derive(Debug, Default)]
-pub struct RoundRobin(AtomicUsize);
+pub struct RoundRobin([AtomicUsize; rpc::ALL.len()]);
 
 impl Balance for RoundRobin {
-    fn pick<'a>(&self, usable: &'a [Arc<Endpoint>]) -> Option<&'a Arc<Endpoint>> {
+    fn pick<'a>(&self, rpc: &Rpc, usable: &'a [Arc<Endpoint>]) -> Option<&'a Arc<Endpoint>> {
         if usable.is_empty() {
             return None;
         }
-        usable.get(self.0.fetch_add(1, Relaxed) % usable.len())
+        let turn = self.0.get(rpc.index).map_or(0, |turns| turns.fetch_add(1, Relaxed));
+        usable.get(turn % usable.len())
     }
 }

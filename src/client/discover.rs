@@ -36,7 +36,12 @@ pub struct Set {
 impl Set {
     /// Begins to follow a service. The task ends with the registry's or with the last reader.
     #[must_use]
-    pub fn follow(service: &'static str, settings: Arc<config::Client>, view: ViewHandle, metrics: Metrics) -> Self {
+    pub fn follow(
+        service: &'static str,
+        settings: Arc<config::Client>,
+        view: ViewHandle,
+        metrics: Metrics,
+    ) -> Self {
         let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
         let (publish, version) = watch::channel(0);
         let driver = Driver {

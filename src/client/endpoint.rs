@@ -22,6 +22,7 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::backoff::Backoff;
 use crate::config;
+use crate::error::chain;
 use crate::registry::Instance;
 
 /// The first wait before connecting again.
@@ -97,24 +98,15 @@ impl Endpoint {
         let stop = CancellationToken::new();
         let task = keep_connected(instance.addr.clone(), settings.clone(), link.clone(), changed);
         tokio::spawn(stop.clone().run_until_cancelled_owned(task));
-        let connection = Connection {
-            link,
-            _task: stop.drop_guard(),
-        };
-        Self {
-            instance,
-            connection: Arc::new(connection),
-        }
+        let connection = Connection { link, _task: stop.drop_guard() };
+        Self { instance, connection: Arc::new(connection) }
     }
 
     /// Returns the same connection under newer attributes. Only for the same process (the same id): a
     /// new one at an old address wants a connection of its own, without the old one's backoff.
     #[must_use]
     pub fn renamed(&self, instance: Arc<Instance>) -> Self {
-        Self {
-            instance,
-            connection: self.connection.clone(),
-        }
+        Self { instance, connection: self.connection.clone() }
     }
 
     /// Returns whether it can be called.
@@ -154,7 +146,7 @@ impl Endpoint {
         let mut sender = SendRequest::clone(&sender);
         sender.try_send_request(request).await.map_err(|mut error| {
             if error.take_message().is_some() || unprocessed(error.error()) {
-                return SendError::NotSent(error.error().to_string());
+                return SendError::NotSent(chain(error.error()));
             }
             SendError::Broken(error.into_error())
         })
@@ -206,11 +198,11 @@ async fn keep_connected(addr: String, settings: Arc<config::Client>, link: Arc<L
                 link.sender.store(None);
                 match result {
                     Ok(Ok(())) => "closed by the peer".to_owned(),
-                    Ok(Err(error)) => error.to_string(),
-                    Err(error) => error.to_string(),
+                    Ok(Err(error)) => chain(&error),
+                    Err(error) => chain(&error),
                 }
             }
-            Ok(Err(error)) => error.to_string(),
+            Ok(Err(error)) => chain(error.as_ref()),
             Err(_) => format!("no connection within {:?}", settings.connect_timeout),
         };
         if link.state.swap(State::Down as u8, AcqRel) != State::Down as u8 {

@@ -13,7 +13,7 @@ use tonic::Status;
 
 use super::endpoint::{Endpoint, SendError};
 use crate::context::Context;
-use crate::error::{Code, Error};
+use crate::error::{Code, Error, chain};
 use crate::rpc::Rpc;
 
 /// Largest answer, bytes: the most content an answer carries, twice over for its frame and ids.
@@ -51,7 +51,12 @@ pub fn frame(message: &impl prost::Message) -> Result<Bytes, Error> {
 }
 
 /// Runs one attempt at one endpoint. `framed` is what [`frame`] made.
-pub async fn exchange(endpoint: &Endpoint, rpc: &Rpc, framed: Bytes, context: &Context) -> Result<Answer, Failure> {
+pub async fn exchange(
+    endpoint: &Endpoint,
+    rpc: &Rpc,
+    framed: Bytes,
+    context: &Context,
+) -> Result<Answer, Failure> {
     let uri = format!("http://{}{}", endpoint.instance.addr, rpc.path);
     let mut request = Request::post(uri)
         .body(Full::new(framed))
@@ -64,7 +69,7 @@ pub async fn exchange(endpoint: &Endpoint, rpc: &Rpc, framed: Bytes, context: &C
 
     let response = endpoint.send(request).await.map_err(|error| match error {
         SendError::NotSent(reason) => Failure::NotSent(lost(endpoint, &reason)),
-        SendError::Broken(error) => Failure::Failed(lost(endpoint, &error.to_string())),
+        SendError::Broken(error) => Failure::Failed(lost(endpoint, &chain(&error))),
     })?;
     read(response).await.map_err(|error| {
         Failure::Failed(match error {
@@ -92,17 +97,14 @@ async fn read(response: Response<Incoming>) -> Result<Answer, Read> {
         return Err(Read::Lost(format!("HTTP status {} instead of gRPC", head.status)));
     }
     let body = Limited::new(body, MAX_ANSWER).collect().await;
-    let body = body.map_err(|e| Read::Lost(e.to_string()))?;
+    let body = body.map_err(|e| Read::Lost(chain(e.as_ref())))?;
     let trailers = body.trailers().cloned().unwrap_or_default();
     let status = Status::from_header_map(&trailers).ok_or_else(|| Read::Lost("no grpc-status".to_owned()))?;
     if status.code() != tonic::Code::Ok {
         return Err(Read::Said(status));
     }
     let message = unframe(body.to_bytes()).ok_or_else(|| Read::Lost("a garbled message".to_owned()))?;
-    Ok(Answer {
-        message,
-        headers: head.headers,
-    })
+    Ok(Answer { message, headers: head.headers })
 }
 
 /// Returns the one message of a body; `None` if it holds none, more than one, or a compressed one (which

@@ -52,7 +52,12 @@ impl Client {
     /// Begins to follow the services that this process calls and connects to their instances.
     /// Must be called inside a tokio runtime.
     #[must_use]
-    pub fn new(services: &[&'static str], settings: &config::Client, view: &ViewHandle, metrics: &Metrics) -> Self {
+    pub fn new(
+        services: &[&'static str],
+        settings: &config::Client,
+        view: &ViewHandle,
+        metrics: &Metrics,
+    ) -> Self {
         let shared = Arc::new(settings.clone());
         let follow = |name: &&'static str| {
             let set = discover::Set::follow(name, shared.clone(), view.clone(), metrics.clone());
@@ -87,7 +92,12 @@ impl Client {
     /// [`Code::BadRequest`] for a request over its limits (nothing is sent), [`Code::Timeout`] at the
     /// context's deadline, [`Code::Unavailable`] if no instance can be called or the one that was called
     /// broke; else what the service said.
-    pub async fn call<Q, A>(&self, rpc: &'static Rpc, request: &Q, context: &Context) -> Result<Reply<A>, Error>
+    pub async fn call<Q, A>(
+        &self,
+        rpc: &'static Rpc,
+        request: &Q,
+        context: &Context,
+    ) -> Result<Reply<A>, Error>
     where
         Q: prost::Message + Check,
         A: prost::Message + Default,
@@ -103,18 +113,17 @@ impl Client {
             tracing::error!(%error, rpc = rpc.path, "answer cannot be decoded");
             Error::unavailable(format!("{} gave a garbled answer", rpc.service))
         })?;
-        Ok(Reply {
-            message,
-            headers: answer.headers,
-        })
+        Ok(Reply { message, headers: answer.headers })
     }
 
-    async fn attempts(&self, rpc: &Rpc, framed: bytes::Bytes, context: &Context) -> Result<grpc::Answer, Error> {
+    async fn attempts(
+        &self,
+        rpc: &Rpc,
+        framed: bytes::Bytes,
+        context: &Context,
+    ) -> Result<grpc::Answer, Error> {
         let Some(service) = self.services.get(rpc.service) else {
-            return Err(Error::new(
-                Code::Internal,
-                format!("{} is not called here", rpc.service),
-            ));
+            return Err(Error::new(Code::Internal, format!("{} is not called here", rpc.service)));
         };
         let first = service.pick(rpc, None).await?;
         match self.attempt(&first, rpc, framed.clone(), context).await {
@@ -147,8 +156,7 @@ impl Client {
             Ok(_) => tonic::Code::Ok,
             Err(grpc::Failure::NotSent(error) | grpc::Failure::Failed(error)) => error.code.grpc(),
         };
-        self.metrics
-            .attempt(rpc.grpc_service, rpc.method, code, begun.elapsed());
+        self.metrics.attempt(rpc.grpc_service, rpc.method, code, begun.elapsed());
         result
     }
 }
@@ -156,13 +164,17 @@ impl Client {
 impl Service {
     /// Returns the instance for the next attempt, another than `not` if there is one. Waits only while
     /// no instance is usable and a first connection is being opened.
-    async fn pick(&self, rpc: &Rpc, not: Option<&Arc<endpoint::Endpoint>>) -> Result<Arc<endpoint::Endpoint>, Error> {
+    async fn pick(
+        &self,
+        rpc: &Rpc,
+        not: Option<&Arc<endpoint::Endpoint>>,
+    ) -> Result<Arc<endpoint::Endpoint>, Error> {
         let mut changes = self.set.changes();
         loop {
             let snapshot = self.set.now();
             let mut any = None;
             for _ in 0..snapshot.usable.len() {
-                let Some(picked) = self.balance.pick(&snapshot.usable) else {
+                let Some(picked) = self.balance.pick(rpc, &snapshot.usable) else {
                     break;
                 };
                 // the connection may have broken since the snapshot
@@ -179,10 +191,7 @@ impl Service {
                 return Ok(only.clone());
             }
             if !snapshot.connecting || changes.changed().await.is_err() {
-                return Err(Error::unavailable(format!(
-                    "no instance of {} can be called",
-                    rpc.service
-                )));
+                return Err(Error::unavailable(format!("no instance of {} can be called", rpc.service)));
             }
         }
     }

@@ -117,10 +117,7 @@ impl<'a> Layers<'a> {
         let mut layers = Self {
             source,
             defaults: defaults(role),
-            file: source
-                .file
-                .as_deref()
-                .map_or_else(|| Ok(Config::default()), read_file)?,
+            file: source.file.as_deref().map_or_else(|| Ok(Config::default()), read_file)?,
             env: build(Config::builder().add_source(environment))?,
             merged: Config::default(),
         };
@@ -160,11 +157,7 @@ impl<'a> Layers<'a> {
     }
 
     fn refuse(&self, key: &str, reason: String) -> ConfigError {
-        ConfigError::Value {
-            key: key.to_owned(),
-            origin: self.origin(key),
-            reason,
-        }
+        ConfigError::Value { key: key.to_owned(), origin: self.origin(key), reason }
     }
 
     fn check_keys(&self, known: &[(String, Value)]) -> Result<(), ConfigError> {
@@ -178,11 +171,7 @@ impl<'a> Layers<'a> {
                 .filter(|(score, _)| *score > 0.8)
                 .max_by(|a, b| a.0.total_cmp(&b.0))
                 .map(|(_, name)| name.clone());
-            return Err(ConfigError::UnknownKey {
-                origin: self.origin(&key),
-                key,
-                nearest,
-            });
+            return Err(ConfigError::UnknownKey { origin: self.origin(&key), key, nearest });
         }
         Ok(())
     }
@@ -213,18 +202,12 @@ fn defaults(role: Role) -> Config {
 }
 
 fn read_file(path: &Path) -> Result<Config, ConfigError> {
-    let refuse = |reason: String| ConfigError::File {
-        path: path.to_owned(),
-        reason,
-    };
+    let refuse = |reason: String| ConfigError::File { path: path.to_owned(), reason };
     let text = std::fs::read_to_string(path).map_err(|e| refuse(e.to_string()))?;
-    Config::builder()
-        .add_source(File::from_str(&text, FileFormat::Toml))
-        .build()
-        .map_err(|e| match e {
-            config::ConfigError::FileParse { cause, .. } => refuse(cause.to_string()),
-            other => refuse(other.to_string()),
-        })
+    Config::builder().add_source(File::from_str(&text, FileFormat::Toml)).build().map_err(|e| match e {
+        config::ConfigError::FileParse { cause, .. } => refuse(cause.to_string()),
+        other => refuse(other.to_string()),
+    })
 }
 
 /// Returns the leaves of a tree, `section.key`, sorted.
@@ -233,11 +216,7 @@ fn leaves(tree: &Value) -> Vec<(String, Value)> {
         match &value.kind {
             ValueKind::Table(table) => {
                 for (key, inner) in table {
-                    let path = if at.is_empty() {
-                        key.clone()
-                    } else {
-                        format!("{at}.{key}")
-                    };
+                    let path = if at.is_empty() { key.clone() } else { format!("{at}.{key}") };
                     walk(&path, inner, out);
                 }
             }
@@ -246,6 +225,10 @@ fn leaves(tree: &Value) -> Vec<(String, Value)> {
     }
     let mut out = Vec::new();
     walk("", tree, &mut out);
+    if out.len() > 1 && !out.iter().any(|(key, _)| key == "registry.endpoints") {
+        // `config` drops an empty list
+        out.push(("registry.endpoints".to_owned(), Value::new(None, Vec::<Value>::new())));
+    }
     out.sort_by(|a, b| a.0.cmp(&b.0));
     out
 }
@@ -253,9 +236,7 @@ fn leaves(tree: &Value) -> Vec<(String, Value)> {
 /// Returns what is wrong, without the key and origin that [`ConfigError`] adds itself.
 fn reason_of(error: &config::ConfigError) -> String {
     match error {
-        config::ConfigError::Type {
-            unexpected, expected, ..
-        } => format!("{unexpected} is not {expected}"),
+        config::ConfigError::Type { unexpected, expected, .. } => format!("{unexpected} is not {expected}"),
         config::ConfigError::At { error, .. } => reason_of(error),
         other => other.to_string(),
     }
@@ -269,32 +250,17 @@ fn validate(s: &Settings, refuse: impl Fn(&str, String) -> ConfigError) -> Resul
         ("client.connect_timeout_ms", ms(s.client.connect_timeout), 10, 60_000),
         ("client.deadline_ms", ms(s.client.deadline), 1, 600_000),
         ("client.keepalive_ms", ms(s.client.keepalive), 100, 600_000),
-        (
-            "client.keepalive_timeout_ms",
-            ms(s.client.keepalive_timeout),
-            100,
-            60_000,
-        ),
+        ("client.keepalive_timeout_ms", ms(s.client.keepalive_timeout), 100, 60_000),
         ("client.reconnect_cap_ms", ms(s.client.reconnect_cap), 100, 60_000),
         ("grpc.max_connections", s.grpc.max_connections as u64, 1, 1_000_000),
-        (
-            "grpc.max_concurrent_streams",
-            u64::from(s.grpc.max_concurrent_streams),
-            1,
-            100_000,
-        ),
+        ("grpc.max_concurrent_streams", u64::from(s.grpc.max_concurrent_streams), 1, 100_000),
         ("http.body_timeout_ms", ms(s.http.body_timeout), 100, 600_000),
         ("http.header_timeout_ms", ms(s.http.header_timeout), 100, 600_000),
         ("http.max_connections", s.http.max_connections as u64, 1, 1_000_000),
         ("log.slow_ms", ms(s.log.slow), 0, 600_000),
         ("registry.backoff_cap_ms", ms(s.registry.backoff_cap), 100, 60_000),
         ("registry.ttl_s", s.registry.ttl.as_secs(), 1, 3600),
-        (
-            "registry.keepalive_ms",
-            ms(s.registry.keepalive),
-            100,
-            ms(s.registry.ttl) / 2,
-        ),
+        ("registry.keepalive_ms", ms(s.registry.keepalive), 100, ms(s.registry.ttl) / 2),
         ("registry.timeout_ms", ms(s.registry.timeout), 100, 60_000),
         ("registry.watch_silence_ms", ms(s.registry.watch_silence), 1000, 60_000),
         ("registry.weight", u64::from(s.registry.weight), 1, 1000),
@@ -340,10 +306,7 @@ impl super::Registry {
     /// Returns true if an endpoint of etcd is on another host.
     #[must_use]
     pub fn is_remote(&self) -> bool {
-        self.endpoints
-            .iter()
-            .filter_map(|e| endpoint_host(e).ok())
-            .any(|host| !is_loopback(&host))
+        self.endpoints.iter().filter_map(|e| endpoint_host(e).ok()).any(|host| !is_loopback(&host))
     }
 }
 
@@ -373,162 +336,5 @@ pub(super) fn callable_from(host: &str, remote: bool) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn with_file(text: &str) -> Result<Settings, String> {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("app.toml");
-        std::fs::write(&path, text).unwrap();
-        let source = Source {
-            file: Some(path.clone()),
-            env: Some(Map::new()),
-            ..Source::default()
-        };
-        let shown = path.display().to_string();
-        load(Role::Feed, &source).map_err(|e| e.to_string().replace(&shown, "app.toml"))
-    }
-
-    #[test]
-    fn later_layers_win() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("app.toml");
-        std::fs::write(
-            &path,
-            "[client]\ndeadline_ms = 3\nkeepalive_ms = 300\nreconnect_cap_ms = 333\n",
-        )
-        .unwrap();
-        let env = [("MSA__CLIENT__DEADLINE_MS", "4"), ("MSA__CLIENT__KEEPALIVE_MS", "400")];
-        let source = Source {
-            file: Some(path),
-            flags: vec![("client.deadline_ms", "--x", "5".to_owned())],
-            env: Some(env.map(|(k, v)| (k.to_owned(), v.to_owned())).into()),
-        };
-        let client = load(Role::Feed, &source).unwrap().client;
-        assert_eq!(client.deadline, Duration::from_millis(5));
-        assert_eq!(client.keepalive, Duration::from_millis(400));
-        assert_eq!(client.reconnect_cap, Duration::from_millis(333));
-        assert_eq!(client.connect_timeout, Duration::from_secs(1));
-    }
-
-    #[test]
-    fn an_error_names_key_and_origin() {
-        let cases = [
-            (
-                "[client]\ndeadlin_ms = 1",
-                "unknown key `client.deadlin_ms` in app.toml; did you mean `client.deadline_ms`?",
-            ),
-            ("[zzz]\nq = 1", "unknown key `zzz.q` in app.toml"),
-            ("client = 3", "unknown key `client` in app.toml"),
-            (
-                "[client]\ndeadline_ms = \"soon\"",
-                "`client.deadline_ms` in app.toml: string \"soon\" is not",
-            ),
-            (
-                "[client]\ndeadline_ms = 1.5",
-                "`client.deadline_ms` in app.toml: want a whole number",
-            ),
-            (
-                "[client]\ndeadline_ms = true",
-                "`client.deadline_ms` in app.toml: want a whole number",
-            ),
-            ("[client]\ndeadline_ms = -1", "`client.deadline_ms` in app.toml: "),
-            (
-                "[client]\ndeadline_ms = 0",
-                "`client.deadline_ms` in app.toml: 0 is out of range, want 1 to 600000",
-            ),
-            ("[client]\nbalancer = \"best\"", "`client.balancer` in app.toml: "),
-            (
-                "[grpc]\naddr = \"here\"",
-                "`grpc.addr` in app.toml: `here` is not an address to listen on",
-            ),
-            (
-                "[grpc]\nadvertise_addr = \"a b:1\"",
-                "`grpc.advertise_addr` in app.toml: `a b:1` is not an address to call",
-            ),
-            (
-                "[store]\nurl = \"mysql:x\"",
-                "`store.url` in app.toml: `mysql:x` is not a store",
-            ),
-            ("[registry]\nprefix = \"services\"", "`registry.prefix` in app.toml: "),
-            (
-                "[registry]\nendpoints = [\"nowhere\"]",
-                "`registry.endpoints` in app.toml: \"nowhere\" is not an etcd address",
-            ),
-            (
-                "[registry]\nendpoints = [\"https://a:1\"]",
-                "`registry.endpoints` in app.toml: \"https://a:1\": TLS",
-            ),
-            (
-                "[registry]\nkeepalive_ms = 2000",
-                "`registry.keepalive_ms` in app.toml: 2000 is out of range, want 100 to 1500",
-            ),
-            ("[log]\nlevel = \"a=b=c\"", "`log.level` in app.toml: "),
-            ("[log]\nformat = \"xml\"", "`log.format` in app.toml: "),
-            ("[trace]\nzipkin_addr = \"z:1\"", "`trace.zipkin_addr` in app.toml: "),
-            (
-                "[registry]\nendpoints = [\"10.0.0.1:2379\"]\n[grpc]\nadvertise_addr = \"127.0.0.1:0\"",
-                "`grpc.advertise_addr` in app.toml: 127.0.0.1:0 cannot be called from another host",
-            ),
-            ("not toml", "app.toml: "),
-        ];
-        for (text, want) in cases {
-            let error = with_file(text).expect_err(text);
-            assert!(error.contains(want), "{text:?} gave {error:?}, want {want:?}");
-        }
-        let gone = Source {
-            file: Some("/nowhere/app.toml".into()),
-            ..Source::default()
-        };
-        let error = load(Role::Feed, &gone).expect_err("missing file").to_string();
-        assert!(error.starts_with("/nowhere/app.toml: "), "{error}");
-    }
-
-    #[test]
-    fn an_error_names_variable_and_flag() {
-        let env = [("MSA__CLIENT__DEADLINE_MS".to_owned(), "x".to_owned())];
-        let source = Source {
-            env: Some(env.into()),
-            ..Source::default()
-        };
-        let error = load(Role::Feed, &source).expect_err("env").to_string();
-        assert!(
-            error.contains("MSA__CLIENT__DEADLINE_MS") && error.contains("client.deadline_ms"),
-            "{error}"
-        );
-        let source = Source {
-            flags: vec![("grpc.addr", "--addr", "x".to_owned())],
-            env: Some(Map::new()),
-            ..Source::default()
-        };
-        let error = load(Role::Feed, &source).expect_err("flag").to_string();
-        assert!(error.contains("flag --addr") && error.contains("grpc.addr"), "{error}");
-    }
-
-    #[test]
-    fn endpoints_come_as_a_list_from_every_layer() {
-        let env = [("MSA__REGISTRY__ENDPOINTS".to_owned(), "a:1,b:2".to_owned())];
-        let mut source = Source {
-            env: Some(env.into()),
-            ..Source::default()
-        };
-        assert_eq!(load(Role::Feed, &source).unwrap().registry.endpoints, ["a:1", "b:2"]);
-        source.flags = vec![("registry.endpoints", "--etcd-addr", "http://c:3,d:4".to_owned())];
-        assert_eq!(
-            load(Role::Feed, &source).unwrap().registry.endpoints,
-            ["http://c:3", "d:4"]
-        );
-    }
-
-    #[test]
-    fn every_role_has_valid_defaults() {
-        let bare = Source {
-            env: Some(Map::new()),
-            ..Source::default()
-        };
-        for role in [Role::Apigateway, Role::Feed, Role::Profile, Role::Topic, Role::Up] {
-            let rows = rows(&load(role, &bare).unwrap());
-            assert!(rows.contains(&("grpc.advertise_addr".to_owned(), String::new())));
-        }
-    }
-}
+#[path = "tests.rs"]
+mod tests;

@@ -107,22 +107,10 @@ impl Settings {
             _ => vec!["127.0.0.1:2379".to_owned()],
         };
         Self {
-            http: Http {
-                addr: http_addr,
-                ..Http::default()
-            },
-            grpc: Grpc {
-                addr: ListenAddr::any(service),
-                ..Grpc::default()
-            },
-            admin: Admin {
-                addr: ListenAddr::loopback(admin),
-                ..Admin::default()
-            },
-            registry: Registry {
-                endpoints,
-                ..Registry::default()
-            },
+            http: Http { addr: http_addr, ..Http::default() },
+            grpc: Grpc { addr: ListenAddr::any(service), ..Grpc::default() },
+            admin: Admin { addr: ListenAddr::loopback(admin), ..Admin::default() },
+            registry: Registry { endpoints, ..Registry::default() },
             client: Client::default(),
             store: Store { url: store },
             shutdown: Shutdown::default(),
@@ -204,11 +192,7 @@ pub struct Admin {
 
 impl Default for Admin {
     fn default() -> Self {
-        Self {
-            addr: ListenAddr::loopback(6060),
-            advertise_addr: None,
-            max_connections: 256,
-        }
+        Self { addr: ListenAddr::loopback(6060), advertise_addr: None, max_connections: 256 }
     }
 }
 
@@ -331,10 +315,7 @@ pub struct Shutdown {
 
 impl Default for Shutdown {
     fn default() -> Self {
-        Self {
-            grace: Duration::from_secs(10),
-            announce: Duration::from_millis(50),
-        }
+        Self { grace: Duration::from_secs(10), announce: Duration::from_millis(50) }
     }
 }
 
@@ -355,11 +336,7 @@ pub struct Log {
 
 impl Default for Log {
     fn default() -> Self {
-        Self {
-            level: "info".to_owned(),
-            format: LogFormat::Text,
-            slow: Duration::from_secs(1),
-        }
+        Self { level: "info".to_owned(), format: LogFormat::Text, slow: Duration::from_secs(1) }
     }
 }
 

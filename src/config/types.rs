@@ -35,9 +35,9 @@ impl FromStr for ListenAddr {
             None if text.starts_with(':') => format!("0.0.0.0{text}"),
             None => text.to_owned(),
         };
-        full.parse()
-            .map(Self)
-            .map_err(|_| format!("`{text}` is not an address to listen on: want IP:port, localhost:port or :port"))
+        full.parse().map(Self).map_err(|_| {
+            format!("`{text}` is not an address to listen on: want IP:port, localhost:port or :port")
+        })
     }
 }
 
@@ -72,14 +72,12 @@ impl FromStr for HostPort {
         let wrong = || format!("`{text}` is not an address to call: want host:port");
         let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
         let port = port.parse().map_err(|_| wrong())?;
-        let named = !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
+        let named =
+            !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
         if !named && SocketAddr::from_str(text).is_err() {
             return Err(wrong());
         }
-        Ok(Self {
-            host: host.to_owned(),
-            port,
-        })
+        Ok(Self { host: host.to_owned(), port })
     }
 }
 

@@ -34,11 +34,7 @@ pub struct Feed {
 
 impl From<FeedRecord> for Feed {
     fn from(record: FeedRecord) -> Self {
-        Self {
-            id: record.id,
-            user_id: record.user_id,
-            content: record.content,
-        }
+        Self { id: record.id, user_id: record.user_id, content: record.content }
     }
 }
 
@@ -70,11 +66,7 @@ pub async fn get(app: Arc<App>, request: Request) -> Result<Response, Problem> {
         // over gRPC 0 stands for no bound; a caller here leaves it out
         return Err(Error::bad("before", "must be an integer from 1 to 9223372036854775807").into());
     }
-    let page = GetFeedsRequest {
-        user_id,
-        size,
-        before: before.unwrap_or(0),
-    };
+    let page = GetFeedsRequest { user_id, size, before: before.unwrap_or(0) };
     let reply: Reply<GetFeedsResponse> = app.client.call(rpc::GET_FEEDS, &page, &request.context).await?;
     let shortened = reply.message.shortened;
     let feeds: Vec<Feed> = reply.message.feeds.into_iter().map(Feed::from).collect();
@@ -91,10 +83,7 @@ pub async fn get(app: Arc<App>, request: Request) -> Result<Response, Problem> {
 
 pub async fn delete(app: Arc<App>, request: Request) -> Result<Response, Problem> {
     let mut query = request.query()?;
-    let feed = DeleteFeedRequest {
-        user_id: query.integer("user_id")?,
-        id: query.integer("id")?,
-    };
+    let feed = DeleteFeedRequest { user_id: query.integer("user_id")?, id: query.integer("id")? };
     query.finish()?;
     let reply: Reply<DeleteFeedResponse> = app.client.call(rpc::DELETE_FEED, &feed, &request.context).await?;
     if !reply.message.deleted {

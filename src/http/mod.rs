@@ -49,25 +49,14 @@ pub struct Gateway {
 }
 
 /// The routes as metrics name them; all else is `unknown`.
-const ROUTES: [&str; 8] = [
-    feed::CREATE,
-    feed::GET,
-    feed::DELETE,
-    profile::PUT,
-    profile::GET,
-    topic::PUT,
-    topic::VIEW,
-    topic::LIST,
-];
+const ROUTES: [&str; 8] =
+    [feed::CREATE, feed::GET, feed::DELETE, profile::PUT, profile::GET, topic::PUT, topic::VIEW, topic::LIST];
 
 impl Gateway {
     /// Builds the routes. `client` must follow feed, profile and topic.
     #[must_use]
     pub fn new(client: Client, metrics: &Metrics, settings: &Settings) -> Self {
-        let app = Arc::new(App {
-            client,
-            body_timeout: settings.http.body_timeout,
-        });
+        let app = Arc::new(App { client, body_timeout: settings.http.body_timeout });
         let routes = route(feed::CREATE, &Method::PUT, &app, feed::create)
             .or(route(feed::GET, &Method::GET, &app, feed::get))
             .unify()
@@ -86,12 +75,7 @@ impl Gateway {
             .or(warp::any().map(|| Problem::unknown_route().into_response()))
             .unify()
             .boxed();
-        Self {
-            routes,
-            metrics: metrics.clone(),
-            deadline: settings.client.deadline,
-            slow: settings.log.slow,
-        }
+        Self { routes, metrics: metrics.clone(), deadline: settings.client.deadline, slow: settings.log.slow }
     }
 
     /// Answers one request.
@@ -103,10 +87,7 @@ impl Gateway {
         let limit = time_limit(request.headers());
         let deadline = begun + limit.clone().ok().flatten().unwrap_or(self.deadline).min(self.deadline);
         let context = Context::from_headers(request.headers(), deadline);
-        let too_long = request
-            .uri()
-            .path_and_query()
-            .is_some_and(|uri| uri.as_str().len() > MAX_URI);
+        let too_long = request.uri().path_and_query().is_some_and(|uri| uri.as_str().len() > MAX_URI);
 
         let mut response = if too_long {
             Problem::uri_too_long(MAX_URI).into_response()
@@ -130,25 +111,9 @@ impl Gateway {
         let (request_id, trace_id) = (&context.request_id, &context.trace_id);
         let (status, ms) = (status.as_u16(), took.as_millis());
         if status >= 500 || took >= self.slow {
-            tracing::info!(
-                route,
-                method,
-                status,
-                duration_ms = ms,
-                ?request_id,
-                ?trace_id,
-                "request"
-            );
+            tracing::info!(route, method, status, duration_ms = ms, ?request_id, ?trace_id, "request");
         } else {
-            tracing::debug!(
-                route,
-                method,
-                status,
-                duration_ms = ms,
-                ?request_id,
-                ?trace_id,
-                "request"
-            );
+            tracing::debug!(route, method, status, duration_ms = ms, ?request_id, ?trace_id, "request");
         }
         response
     }
@@ -163,11 +128,7 @@ where
     let (method, app) = (method.clone(), app.clone());
     warp::path::full()
         .and_then(move |full: warp::path::FullPath| async move {
-            if full.as_str() == path {
-                Ok(())
-            } else {
-                Err(warp::reject::not_found())
-            }
+            if full.as_str() == path { Ok(()) } else { Err(warp::reject::not_found()) }
         })
         .untuple_one()
         .and(request::filter())

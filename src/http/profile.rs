@@ -48,12 +48,10 @@ pub async fn get(app: Arc<App>, request: Request) -> Result<Response, Problem> {
     let user_id = query.integer("user_id")?;
     query.finish()?;
     let asked = GetProfileRequest { user_id };
-    let reply: Reply<GetProfileResponse> = app.client.call(rpc::GET_PROFILE, &asked, &request.context).await?;
+    let reply: Reply<GetProfileResponse> =
+        app.client.call(rpc::GET_PROFILE, &asked, &request.context).await?;
     let profile = reply.message;
-    let feeds = profile
-        .feeds
-        .iter()
-        .map(|feed| FeedRecord::decode(feed.as_slice()).map(Feed::from));
+    let feeds = profile.feeds.iter().map(|feed| FeedRecord::decode(feed.as_slice()).map(Feed::from));
     let body = Profile {
         user_id: profile.user_id,
         name: profile.name,

@@ -83,13 +83,7 @@ impl From<Error> for Problem {
 
 impl Problem {
     fn new(status: StatusCode, kind: &'static str, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self {
-            status,
-            kind,
-            detail: detail.into(),
-            field: None,
-            allow: None,
-        }
+        Self { status, kind, detail: detail.into(), field: None, allow: None }
     }
 
     /// 404 for a path that no route has.
@@ -99,11 +93,7 @@ impl Problem {
 
     /// 405 with `Allow`.
     pub fn method_not_allowed(allowed: &Method) -> Self {
-        let allow = if allowed == Method::GET {
-            "GET, HEAD"
-        } else {
-            allowed.as_str()
-        };
+        let allow = if allowed == Method::GET { "GET, HEAD" } else { allowed.as_str() };
         let mut problem = Self::new(
             StatusCode::METHOD_NOT_ALLOWED,
             "method_not_allowed",

@@ -38,12 +38,7 @@ pub fn filter() -> impl Filter<Extract = (Request,), Error = Rejection> + Clone 
         .and(warp::ext::get::<Context>())
         .and(query)
         .and(warp::body::stream())
-        .map(|method, context, query, body| Request {
-            method,
-            context,
-            query,
-            body: as_bytes(body),
-        })
+        .map(|method, context, query, body| Request { method, context, query, body: as_bytes(body) })
 }
 
 fn as_bytes<S, B>(body: S) -> BoxStream<'static, Result<Bytes, warp::Error>>
@@ -51,25 +46,19 @@ where
     S: futures_util::Stream<Item = Result<B, warp::Error>> + Send + 'static,
     B: Buf,
 {
-    body.map(|part| part.map(|mut part| part.copy_to_bytes(part.remaining())))
-        .boxed()
+    body.map(|part| part.map(|mut part| part.copy_to_bytes(part.remaining()))).boxed()
 }
 
 impl Request {
     /// Returns the query parameters.
     pub fn query(&self) -> Result<Fields, Problem> {
-        let mut fields = Fields {
-            textual: true,
-            ..Fields::default()
-        };
+        let mut fields = Fields { textual: true, ..Fields::default() };
         // an empty pair is harmless: the original's README has `?user_id=123&&size=2`
         for pair in self.query.split('&').filter(|pair| !pair.is_empty()) {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             let name = decode(name).ok_or_else(|| Error::bad("query", "must be UTF-8"))?;
             let value = decode(value).ok_or_else(|| Error::bad(echo(&name), "must be UTF-8"))?;
-            fields
-                .add(name, Value::String(value))
-                .map_err(|name| Error::bad(name, "is given twice"))?;
+            fields.add(name, Value::String(value)).map_err(|name| Error::bad(name, "is given twice"))?;
         }
         Ok(fields)
     }

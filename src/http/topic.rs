@@ -77,13 +77,11 @@ pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Problem> 
     };
     query.finish()?;
     let reply: Reply<ListTopicsResponse> = app.client.call(rpc::LIST_TOPICS, &page, &request.context).await?;
-    let topics = reply.message.topics.into_iter().map(|topic| Summary {
-        topic_id: topic.topic_id,
-        subject: topic.subject,
-    });
-    let body = Topics {
-        topics: topics.collect(),
-        next: Some(reply.message.next).filter(|next| *next > 0),
-    };
+    let topics = reply
+        .message
+        .topics
+        .into_iter()
+        .map(|topic| Summary { topic_id: topic.topic_id, subject: topic.subject });
+    let body = Topics { topics: topics.collect(), next: Some(reply.message.next).filter(|next| *next > 0) };
     Ok(reply::mark(reply::json(&body), &reply.headers))
 }

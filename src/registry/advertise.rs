@@ -20,12 +20,12 @@ pub struct NoAddress {
 /// # Errors
 /// [`NoAddress`] if there is no route to the registry, or if the result could not be called from the
 /// registry's host.
-pub fn service(bound: SocketAddr, configured: Option<&HostPort>, registry: &Registry) -> Result<String, NoAddress> {
-    let refuse = |reason: &str| NoAddress {
-        bound,
-        reason: reason.to_owned(),
-        key: "grpc.advertise_addr",
-    };
+pub fn service(
+    bound: SocketAddr,
+    configured: Option<&HostPort>,
+    registry: &Registry,
+) -> Result<String, NoAddress> {
+    let refuse = |reason: &str| NoAddress { bound, reason: reason.to_owned(), key: "grpc.advertise_addr" };
     let remote = registry.is_remote();
     if let Some(addr) = configured {
         return Ok(addr.with_port(bound.port()));
@@ -103,10 +103,7 @@ mod tests {
     use super::*;
 
     fn registry(endpoint: &str) -> Registry {
-        Registry {
-            endpoints: vec![endpoint.to_owned()],
-            ..Registry::default()
-        }
+        Registry { endpoints: vec![endpoint.to_owned()], ..Registry::default() }
     }
 
     #[test]
@@ -115,10 +112,7 @@ mod tests {
         let remote = registry("192.0.2.1:2379");
         let addr = |text: &str| -> SocketAddr { text.parse().unwrap() };
         let given: HostPort = "feed.example:0".parse().unwrap();
-        assert_eq!(
-            service(addr("0.0.0.0:8082"), Some(&given), &remote).unwrap(),
-            "feed.example:8082"
-        );
+        assert_eq!(service(addr("0.0.0.0:8082"), Some(&given), &remote).unwrap(), "feed.example:8082");
         assert_eq!(service(addr("10.1.2.3:8082"), None, &remote).unwrap(), "10.1.2.3:8082");
         assert_eq!(service(addr("0.0.0.0:8082"), None, &local).unwrap(), "127.0.0.1:8082");
         assert_eq!(service(addr("127.0.0.1:8082"), None, &local).unwrap(), "127.0.0.1:8082");
@@ -132,17 +126,8 @@ mod tests {
         let addr = |text: &str| -> SocketAddr { text.parse().unwrap() };
         let (local, remote) = (registry("127.0.0.1:2379"), registry("192.0.2.1:2379"));
         assert_eq!(admin(addr("127.0.0.1:6062"), None, "10.0.0.1:8082", &remote), None);
-        assert_eq!(
-            admin(addr("127.0.0.1:6062"), None, "127.0.0.1:8082", &local).unwrap(),
-            "127.0.0.1:6062"
-        );
-        assert_eq!(
-            admin(addr("0.0.0.0:6062"), None, "10.0.0.1:8082", &remote).unwrap(),
-            "10.0.0.1:6062"
-        );
-        assert_eq!(
-            admin(addr("[::]:6062"), None, "[::1]:8082", &local).unwrap(),
-            "[::1]:6062"
-        );
+        assert_eq!(admin(addr("127.0.0.1:6062"), None, "127.0.0.1:8082", &local).unwrap(), "127.0.0.1:6062");
+        assert_eq!(admin(addr("0.0.0.0:6062"), None, "10.0.0.1:8082", &remote).unwrap(), "10.0.0.1:6062");
+        assert_eq!(admin(addr("[::]:6062"), None, "[::1]:8082", &local).unwrap(), "[::1]:6062");
     }
 }

@@ -22,17 +22,10 @@ struct Shared {
 impl Default for Local {
     fn default() -> Self {
         let (publisher, handle) = Publisher::new();
-        let view = View {
-            cluster_id: 1,
-            revision: 1,
-            ..View::default()
-        };
+        let view = View { cluster_id: 1, revision: 1, ..View::default() };
         publisher.publish(view.clone());
         let view = Mutex::new(view);
-        Self {
-            shared: Arc::new(Shared { view, publisher }),
-            handle,
-        }
+        Self { shared: Arc::new(Shared { view, publisher }), handle }
     }
 }
 
@@ -61,10 +54,7 @@ impl Registry for Local {
                 let wish = *wishes.borrow_and_update();
                 shared.change(|view| match wish {
                     Wish::Up => view.insert(instance.clone()),
-                    Wish::Draining => view.insert(Instance {
-                        draining: true,
-                        ..instance.clone()
-                    }),
+                    Wish::Draining => view.insert(Instance { draining: true, ..instance.clone() }),
                     Wish::Deleted | Wish::Gone => view.remove(&instance.service, &instance.addr),
                 });
                 state.send_replace(match wish {

@@ -135,10 +135,7 @@ impl Publisher {
     fn new() -> (Self, ViewHandle) {
         let (view, view_rx) = watch::channel(Arc::default());
         let (confirmed, confirmed_rx) = watch::channel(None);
-        let handle = ViewHandle {
-            view: view_rx,
-            confirmed: confirmed_rx,
-        };
+        let handle = ViewHandle { view: view_rx, confirmed: confirmed_rx };
         (Self { view, confirmed }, handle)
     }
 

@@ -115,7 +115,8 @@ pub fn decode(service: &str, addr: &str, value: &[u8]) -> Result<Instance, &'sta
     if value == addr.as_bytes() {
         return Ok(instance(None));
     }
-    let entry: Entry = serde_json::from_slice(value).map_err(|_| "the value is neither naming JSON nor host:port")?;
+    let entry: Entry =
+        serde_json::from_slice(value).map_err(|_| "the value is neither naming JSON nor host:port")?;
     if entry.addr != addr {
         return Err("the value's address is not the key's");
     }
@@ -146,10 +147,7 @@ mod tests {
             encode(&instance()),
             r#"{"Op":0,"Addr":"10.0.0.1:8082","Metadata":null,"instance":{"id":"00000000000000ab","version":"0.1.0","zone":null,"weight":100,"state":"draining","admin":"10.0.0.1:6062","started_at":1700000000}}"#
         );
-        assert_eq!(
-            key("/services/", "feed", "10.0.0.1:8082"),
-            "/services/feed/10.0.0.1:8082"
-        );
+        assert_eq!(key("/services/", "feed", "10.0.0.1:8082"), "/services/feed/10.0.0.1:8082");
     }
 
     #[test]

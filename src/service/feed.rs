@@ -7,7 +7,8 @@ use tonic::{Request, Response, Status, async_trait};
 use crate::check::Check as _;
 use crate::error::Error;
 use crate::proto::feed::{
-    DeleteFeedRequest, DeleteFeedResponse, FeedRecord, GetFeedsRequest, GetFeedsResponse, OkResponse, feed_server,
+    DeleteFeedRequest, DeleteFeedResponse, FeedRecord, GetFeedsRequest, GetFeedsResponse, OkResponse,
+    feed_server,
 };
 use crate::store::FeedStore;
 
@@ -19,17 +20,17 @@ pub struct Feed {
 
 #[async_trait]
 impl feed_server::Feed for Feed {
-    async fn get_feeds(&self, request: Request<GetFeedsRequest>) -> Result<Response<GetFeedsResponse>, Status> {
+    async fn get_feeds(
+        &self,
+        request: Request<GetFeedsRequest>,
+    ) -> Result<Response<GetFeedsResponse>, Status> {
         let request = request.into_inner();
         request.check()?;
         let size = u32::try_from(request.size).unwrap_or(0);
         let page = self.store.newest(request.user_id, size, request.before).await;
         let page = page.map_err(Error::from)?;
         let page = page.ok_or_else(|| Error::not_found(format!("user {} has no feeds", request.user_id)))?;
-        Ok(Response::new(GetFeedsResponse {
-            feeds: page.feeds,
-            shortened: page.shortened,
-        }))
+        Ok(Response::new(GetFeedsResponse { feeds: page.feeds, shortened: page.shortened }))
     }
 
     async fn create_feed(&self, request: Request<FeedRecord>) -> Result<Response<OkResponse>, Status> {
@@ -39,14 +40,13 @@ impl feed_server::Feed for Feed {
         Ok(Response::new(OkResponse {}))
     }
 
-    async fn delete_feed(&self, request: Request<DeleteFeedRequest>) -> Result<Response<DeleteFeedResponse>, Status> {
+    async fn delete_feed(
+        &self,
+        request: Request<DeleteFeedRequest>,
+    ) -> Result<Response<DeleteFeedResponse>, Status> {
         let request = request.into_inner();
         request.check()?;
-        let deleted = self
-            .store
-            .delete(request.user_id, request.id)
-            .await
-            .map_err(Error::from)?;
+        let deleted = self.store.delete(request.user_id, request.id).await.map_err(Error::from)?;
         Ok(Response::new(DeleteFeedResponse { deleted }))
     }
 }

@@ -111,7 +111,11 @@ impl Handler {
     ///
     /// # Errors
     /// When the descriptors cannot be read.
-    pub async fn new(service: &Service, metrics: &Metrics, default_deadline: Duration) -> anyhow::Result<Self> {
+    pub async fn new(
+        service: &Service,
+        metrics: &Metrics,
+        default_deadline: Duration,
+    ) -> anyhow::Result<Self> {
         use crate::proto::{DESCRIPTORS, feed::feed_server::FeedServer};
         use crate::proto::{profile::profile_server::ProfileServer, topic::topic_server::TopicServer};
         let (reporter, health) = tonic_health::server::health_reporter();
@@ -121,7 +125,9 @@ impl Handler {
             .build_v1()?;
         let routes = match service.clone() {
             Service::Feed(store) => Routes::new(FeedServer::new(feed::Feed { store })),
-            Service::Profile(store, client) => Routes::new(ProfileServer::new(profile::Profile { store, client })),
+            Service::Profile(store, client) => {
+                Routes::new(ProfileServer::new(profile::Profile { store, client }))
+            }
             Service::Topic(store) => Routes::new(TopicServer::new(topic::Topic { store })),
         };
         let handler = Self {
@@ -137,11 +143,7 @@ impl Handler {
 
     /// Sets what health checks are told, for the service and for the whole server (`""`).
     pub async fn set_serving(&self, serving: bool) {
-        let status = if serving {
-            ServingStatus::Serving
-        } else {
-            ServingStatus::NotServing
-        };
+        let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
         self.health.set_service_status("", status).await;
         self.health.set_service_status(self.name, status).await;
     }
@@ -196,14 +198,7 @@ fn log(rpc: &Rpc, context: &Context, code: tonic::Code, took: Duration) {
     let (request_id, trace_id) = (&context.request_id, &context.trace_id);
     let ms = took.as_millis();
     if matches!(code, "INTERNAL" | "UNKNOWN" | "UNAVAILABLE" | "DEADLINE_EXCEEDED") {
-        tracing::info!(
-            rpc = rpc.path,
-            code,
-            duration_ms = ms,
-            ?request_id,
-            ?trace_id,
-            "call failed"
-        );
+        tracing::info!(rpc = rpc.path, code, duration_ms = ms, ?request_id, ?trace_id, "call failed");
     } else {
         tracing::debug!(rpc = rpc.path, code, duration_ms = ms, ?request_id, ?trace_id, "call");
     }
@@ -212,7 +207,5 @@ fn log(rpc: &Rpc, context: &Context, code: tonic::Code, took: Duration) {
 /// Returns the context that [`Handler::call`] put into a request.
 fn context<T>(request: &tonic::Request<T>) -> Context {
     let given = request.extensions().get::<Context>();
-    given
-        .cloned()
-        .unwrap_or_else(|| Context::new(Instant::now() + MAX_DEADLINE))
+    given.cloned().unwrap_or_else(|| Context::new(Instant::now() + MAX_DEADLINE))
 }

@@ -13,7 +13,9 @@ use crate::client::{Client, Reply};
 use crate::context::{Context, DEGRADED};
 use crate::error::{Code, Error};
 use crate::proto::feed::{GetFeedsRequest, GetFeedsResponse};
-use crate::proto::profile::{GetProfileRequest, GetProfileResponse, OkResponse, PutProfileRequest, profile_server};
+use crate::proto::profile::{
+    GetProfileRequest, GetProfileResponse, OkResponse, PutProfileRequest, profile_server,
+};
 use crate::rpc;
 use crate::store::ProfileStore;
 
@@ -32,12 +34,16 @@ pub struct Profile {
 
 #[async_trait]
 impl profile_server::Profile for Profile {
-    async fn get_profile(&self, request: Request<GetProfileRequest>) -> Result<Response<GetProfileResponse>, Status> {
+    async fn get_profile(
+        &self,
+        request: Request<GetProfileRequest>,
+    ) -> Result<Response<GetProfileResponse>, Status> {
         let context = context(&request);
         let request = request.into_inner();
         request.check()?;
         let profile = self.store.get(request.user_id).await.map_err(Error::from)?;
-        let profile = profile.ok_or_else(|| Error::not_found(format!("there is no profile {}", request.user_id)))?;
+        let profile =
+            profile.ok_or_else(|| Error::not_found(format!("there is no profile {}", request.user_id)))?;
         let feeds = self.feeds(request.user_id, &context).await;
         let degraded = feeds.is_err();
         let mut response = Response::new(GetProfileResponse {
@@ -67,14 +73,11 @@ impl profile_server::Profile for Profile {
 impl Profile {
     /// Returns the newest feeds, encoded; none for a user without feeds.
     async fn feeds(&self, user_id: i64, context: &Context) -> Result<Vec<Vec<u8>>, Error> {
-        let request = GetFeedsRequest {
-            user_id,
-            size: FEEDS,
-            before: 0,
-        };
+        let request = GetFeedsRequest { user_id, size: FEEDS, before: 0 };
         // half of what is left: the other half is for answering without feeds
         let context = context.with_deadline(Instant::now() + context.remaining() / 2);
-        let reply: Result<Reply<GetFeedsResponse>, Error> = self.client.call(rpc::GET_FEEDS, &request, &context).await;
+        let reply: Result<Reply<GetFeedsResponse>, Error> =
+            self.client.call(rpc::GET_FEEDS, &request, &context).await;
         match reply {
             Ok(reply) => Ok(reply.message.feeds.iter().map(prost::Message::encode_to_vec).collect()),
             Err(error) if error.code == Code::NotFound => Ok(Vec::new()),

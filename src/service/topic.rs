@@ -7,7 +7,8 @@ use tonic::{Request, Response, Status, async_trait};
 use crate::check::Check as _;
 use crate::error::Error;
 use crate::proto::topic::{
-    GetTopicRequest, GetTopicResponse, ListTopicsRequest, ListTopicsResponse, OkResponse, PutTopicRequest, topic_server,
+    GetTopicRequest, GetTopicResponse, ListTopicsRequest, ListTopicsResponse, OkResponse, PutTopicRequest,
+    topic_server,
 };
 use crate::store::TopicStore;
 
@@ -19,11 +20,15 @@ pub struct Topic {
 
 #[async_trait]
 impl topic_server::Topic for Topic {
-    async fn get_topic(&self, request: Request<GetTopicRequest>) -> Result<Response<GetTopicResponse>, Status> {
+    async fn get_topic(
+        &self,
+        request: Request<GetTopicRequest>,
+    ) -> Result<Response<GetTopicResponse>, Status> {
         let request = request.into_inner();
         request.check()?;
         let topic = self.store.get(request.topic_id).await.map_err(Error::from)?;
-        let topic = topic.ok_or_else(|| Error::not_found(format!("there is no topic {}", request.topic_id)))?;
+        let topic =
+            topic.ok_or_else(|| Error::not_found(format!("there is no topic {}", request.topic_id)))?;
         Ok(Response::new(GetTopicResponse {
             topic_id: topic.topic_id,
             subject: topic.subject,
@@ -38,14 +43,14 @@ impl topic_server::Topic for Topic {
         Ok(Response::new(OkResponse {}))
     }
 
-    async fn list_topics(&self, request: Request<ListTopicsRequest>) -> Result<Response<ListTopicsResponse>, Status> {
+    async fn list_topics(
+        &self,
+        request: Request<ListTopicsRequest>,
+    ) -> Result<Response<ListTopicsResponse>, Status> {
         let request = request.into_inner();
         request.check()?;
         let size = u32::try_from(request.size).unwrap_or(0);
         let page = self.store.list(request.after, size).await.map_err(Error::from)?;
-        Ok(Response::new(ListTopicsResponse {
-            topics: page.topics,
-            next: page.next,
-        }))
+        Ok(Response::new(ListTopicsResponse { topics: page.topics, next: page.next }))
     }
 }

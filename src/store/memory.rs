@@ -65,11 +65,7 @@ impl FeedStore for Feeds {
                 page.shortened = true;
                 break;
             }
-            page.feeds.push(FeedRecord {
-                id: *id,
-                user_id,
-                content: content.clone(),
-            });
+            page.feeds.push(FeedRecord { id: *id, user_id, content: content.clone() });
         }
         page.feeds.reverse();
         Ok(Some(page))
@@ -116,10 +112,9 @@ impl TopicStore for Topics {
         let Some(first) = after.checked_add(1) else {
             return Ok(TopicPage::default());
         };
-        let summaries = topics.range(first..).map(|(id, topic)| TopicSummary {
-            topic_id: *id,
-            subject: topic.subject.clone(),
-        });
+        let summaries = topics
+            .range(first..)
+            .map(|(id, topic)| TopicSummary { topic_id: *id, subject: topic.subject.clone() });
         Ok(TopicPage::of(summaries.take(size as usize + 1).collect(), size))
     }
 }
@@ -130,9 +125,6 @@ impl TopicPage {
         let more = topics.len() > size as usize;
         topics.truncate(size as usize);
         let last = topics.last().map_or(0, |topic| topic.topic_id);
-        Self {
-            topics,
-            next: if more { last } else { 0 },
-        }
+        Self { topics, next: if more { last } else { 0 } }
     }
 }

@@ -149,10 +149,8 @@ pub fn topic(url: &StoreUrl) -> Result<Arc<dyn TopicStore>, StoreError> {
 }
 
 fn open(path: &Path, schema: &'static sqlite::Schema) -> Result<sqlite::Sqlite, StoreError> {
-    sqlite::Sqlite::open(path, schema).map_err(|reason| StoreError::Open {
-        path: path.display().to_string(),
-        reason,
-    })
+    sqlite::Sqlite::open(path, schema)
+        .map_err(|reason| StoreError::Open { path: path.display().to_string(), reason })
 }
 
 #[cfg(test)]

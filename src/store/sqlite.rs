@@ -108,9 +108,7 @@ impl Sqlite {
         let mut db = connect(path).map_err(|e| e.to_string())?;
         migrate(&mut db, schema)?;
         let reader = connect(path).map_err(|e| e.to_string())?;
-        reader
-            .pragma_update(None, "query_only", true)
-            .map_err(|e| e.to_string())?;
+        reader.pragma_update(None, "query_only", true).map_err(|e| e.to_string())?;
 
         let (writes, queue) = mpsc::channel(QUEUE);
         let (reads, mut read_queue) = mpsc::channel::<Read>(QUEUE);
@@ -131,11 +129,7 @@ impl Sqlite {
         run: impl FnOnce(&Connection) -> rusqlite::Result<T> + Send + 'static,
     ) -> Result<T, StoreError> {
         let (reply, answer) = oneshot::channel();
-        let job = Box::new(WriteJob {
-            run: Some(run),
-            result: Err(StoreError::Closed),
-            reply,
-        });
+        let job = Box::new(WriteJob { run: Some(run), result: Err(StoreError::Closed), reply });
         self.writes.send(job).await.map_err(|_| StoreError::Closed)?;
         answer.await.map_err(|_| StoreError::Closed)?
     }
@@ -187,11 +181,7 @@ fn migrate(db: &mut Connection, schema: &Schema) -> Result<(), String> {
             tx.execute_batch(script)?;
         }
         tx.pragma_update(None, "application_id", schema.application_id)?;
-        tx.pragma_update(
-            None,
-            "user_version",
-            u32::try_from(schema.migrations.len()).unwrap_or(u32::MAX),
-        )?;
+        tx.pragma_update(None, "user_version", u32::try_from(schema.migrations.len()).unwrap_or(u32::MAX))?;
         tx.commit().map(Ok)
     };
     run(db).map_err(|e| e.to_string())?
@@ -245,15 +235,12 @@ impl From<&rusqlite::Error> for StoreError {
 #[async_trait]
 impl Health for Sqlite {
     async fn readable(&self) -> Result<(), StoreError> {
-        self.read(|db| db.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(())))
-            .await
+        self.read(|db| db.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(()))).await
     }
 
     fn warnings(&self) -> Vec<String> {
         let full = self.full.load(Relaxed);
-        full.then(|| "store sqlite: disk full, writes are refused".to_owned())
-            .into_iter()
-            .collect()
+        full.then(|| "store sqlite: disk full, writes are refused".to_owned()).into_iter().collect()
     }
 }
 
@@ -287,11 +274,7 @@ impl FeedStore for Sqlite {
                     page.shortened = true;
                     break;
                 }
-                page.feeds.push(FeedRecord {
-                    id: row.get(0)?,
-                    user_id,
-                    content,
-                });
+                page.feeds.push(FeedRecord { id: row.get(0)?, user_id, content });
             }
             page.feeds.reverse();
             if page.feeds.is_empty() {
@@ -365,11 +348,7 @@ impl TopicStore for Sqlite {
         self.read(move |db| {
             db.prepare_cached("SELECT subject, content FROM topics WHERE topic_id = ?1")?
                 .query_row(params![topic_id], |row| {
-                    Ok(PutTopicRequest {
-                        topic_id,
-                        subject: row.get(0)?,
-                        content: row.get(1)?,
-                    })
+                    Ok(PutTopicRequest { topic_id, subject: row.get(0)?, content: row.get(1)? })
                 })
                 .optional()
         })
@@ -382,10 +361,7 @@ impl TopicStore for Sqlite {
                 "SELECT topic_id, subject FROM topics WHERE topic_id > ?1 ORDER BY topic_id LIMIT ?2",
             )?;
             let rows = query.query_map(params![after, size.saturating_add(1)], |row| {
-                Ok(TopicSummary {
-                    topic_id: row.get(0)?,
-                    subject: row.get(1)?,
-                })
+                Ok(TopicSummary { topic_id: row.get(0)?, subject: row.get(1)? })
             })?;
             Ok(TopicPage::of(rows.collect::<Result<_, _>>()?, size))
         })

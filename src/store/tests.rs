@@ -11,11 +11,7 @@ fn urls() -> (tempfile::TempDir, [StoreUrl; 2]) {
 }
 
 fn record(user_id: i64, id: i64, content: &str) -> FeedRecord {
-    FeedRecord {
-        id,
-        user_id,
-        content: content.to_owned(),
-    }
+    FeedRecord { id, user_id, content: content.to_owned() }
 }
 
 fn ids(page: &FeedPage) -> Vec<i64> {
@@ -106,14 +102,7 @@ async fn profiles_and_topics_are_kept() {
         let store = topic(&url).unwrap();
         for id in [3, 1, 2, i64::MAX] {
             let (subject, content) = (format!("s{id}"), "c".to_owned());
-            store
-                .put(PutTopicRequest {
-                    topic_id: id,
-                    subject,
-                    content,
-                })
-                .await
-                .unwrap();
+            store.put(PutTopicRequest { topic_id: id, subject, content }).await.unwrap();
         }
         assert_eq!(store.get(2).await.unwrap().unwrap().subject, "s2");
         let page = async |after, size| {
@@ -135,10 +124,7 @@ async fn a_file_is_found_again_and_belongs_to_one_service() {
     let again = feed(&url).unwrap();
     assert_eq!(ids(&again.newest(7, 20, 0).await.unwrap().unwrap()), [1]);
     let error = topic(&url).err().expect("another service's file").to_string();
-    assert!(
-        error.contains("f.db") && error.contains("not this service's file"),
-        "{error}"
-    );
+    assert!(error.contains("f.db") && error.contains("not this service's file"), "{error}");
     let nowhere = StoreUrl::Sqlite(dir.path().join("no/such/dir.db"));
     assert!(feed(&nowhere).is_err());
     assert!(again.readable().await.is_ok());

@@ -18,14 +18,7 @@ pub fn start(settings: Arc<Registry>, instance: Instance) -> Registration {
     let (wish, wishes) = watch::channel(Wish::Up);
     let (state, state_rx) = watch::channel(Registered::Absent);
     let key = value::key(&settings.prefix, &instance.service, &instance.addr);
-    let reconciler = Reconciler {
-        settings,
-        instance,
-        key,
-        wishes,
-        state,
-        lease: None,
-    };
+    let reconciler = Reconciler { settings, instance, key, wishes, state, lease: None };
     tokio::spawn(reconciler.run());
     Registration { wish, state: state_rx }
 }
@@ -79,7 +72,9 @@ impl Reconciler {
             let granted = limit(&settings, "a lease", client.lease_grant(ttl, None)).await?;
             *self.lease.insert(granted.id())
         };
-        let (mut keeper, mut answers) = match limit(&settings, "a renewal", client.lease_keep_alive(lease)).await {
+        let (mut keeper, mut answers) = match limit(&settings, "a renewal", client.lease_keep_alive(lease))
+            .await
+        {
             Err(Failure::Etcd(etcd_client::Error::LeaseKeepAliveError(_))) => return Err(Failure::LeaseLost),
             other => other?,
         };
@@ -87,7 +82,8 @@ impl Reconciler {
         let mut own_key = limit(&settings, "a watch", client.watch(self.key.as_str(), None)).await?;
         self.fulfil(&mut client, lease).await?;
 
-        let mut tick = tokio::time::interval_at(tokio::time::Instant::now() + settings.keepalive, settings.keepalive);
+        let mut tick =
+            tokio::time::interval_at(tokio::time::Instant::now() + settings.keepalive, settings.keepalive);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut renewals: u32 = 0;
         loop {
@@ -132,11 +128,7 @@ impl Reconciler {
         let reached = match wish {
             Wish::Up | Wish::Draining => {
                 self.put(client, lease, wish).await?;
-                if wish == Wish::Up {
-                    Registered::Up
-                } else {
-                    Registered::Draining
-                }
+                if wish == Wish::Up { Registered::Up } else { Registered::Draining }
             }
             Wish::Deleted => {
                 limit(&settings, "a delete", client.delete(self.key.as_str(), None)).await?;
@@ -158,16 +150,15 @@ impl Reconciler {
         let options = PutOptions::new().with_lease(lease);
         let put = client.put(self.key.as_str(), self.value(wish), Some(options));
         match limit(&self.settings, "a put", put).await {
-            Err(Failure::Etcd(error)) if error.to_string().contains("lease not found") => Err(Failure::LeaseLost),
+            Err(Failure::Etcd(error)) if error.to_string().contains("lease not found") => {
+                Err(Failure::LeaseLost)
+            }
             other => other.map(|_| ()),
         }
     }
 
     fn value(&self, wish: Wish) -> String {
-        value::encode(&Instance {
-            draining: wish == Wish::Draining,
-            ..self.instance.clone()
-        })
+        value::encode(&Instance { draining: wish == Wish::Draining, ..self.instance.clone() })
     }
 
     /// Puts the key again if somebody deleted it, overwrote it or took it from the lease.

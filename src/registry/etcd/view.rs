@@ -12,11 +12,8 @@ use crate::registry::{Publisher, View, value};
 /// Follows etcd until every reader of the view is gone.
 pub async fn follow(settings: Arc<Registry>, publisher: Publisher) {
     let mut backoff = backoff(&settings);
-    let mut reader = Reader {
-        prefix: settings.prefix.clone(),
-        view: View::default(),
-        ignored: BTreeSet::new(),
-    };
+    let mut reader =
+        Reader { prefix: settings.prefix.clone(), view: View::default(), ignored: BTreeSet::new() };
     while !publisher.view.is_closed() {
         let listed = reader.view.revision;
         let failure = match reader.session(&settings, &publisher).await {
@@ -49,11 +46,7 @@ impl Reader {
         let list = client.get(self.prefix.as_str(), Some(GetOptions::new().with_prefix()));
         let list = limit(settings, "a list", list).await?;
         let (cluster_id, revision) = list.header().map_or((0, 0), |h| (h.cluster_id(), h.revision()));
-        self.view = View {
-            cluster_id,
-            revision,
-            ..View::default()
-        };
+        self.view = View { cluster_id, revision, ..View::default() };
         self.ignored.retain(|key| list.kvs().iter().any(|kv| kv.key() == key));
         for kv in list.kvs() {
             self.put(kv.key(), kv.value());

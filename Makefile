@@ -1,0 +1,36 @@
+# `make` alone lists what there is. ARGS passes flags to the program: make up ARGS='--replicas feed=2'
+.DEFAULT_GOAL := help
+.PHONY: help up build test deps fmt check-nix clean
+
+# where tests/deps puts the tools of check-nix
+export PATH := $(CURDIR)/target/tools/bin:$(PATH)
+
+help: ## show this list
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
+
+up: ## build and run the whole application; ARGS='--help' shows its flags
+	@tests/deps build
+	cargo run --release --locked -- up $(ARGS)
+
+build: ## build the program: target/release/microservice-app
+	@tests/deps build
+	cargo build --release --locked
+
+test: deps ## every check and test; stops at the first failure
+	cargo fmt --check
+	$(if $(wildcard tests/check-nix),tests/check-nix)
+	cargo clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps
+	cargo test --locked
+
+deps: ## install what building and testing need, or say what is missing
+	@tests/deps test
+
+fmt: ## format the code
+	cargo fmt
+
+check-nix: deps ## check the .nix files
+	tests/check-nix
+
+clean: ## remove everything built
+	cargo clean

@@ -1,0 +1,88 @@
+//! The whole application inside the test's process, on free ports, for tests that want to be quick.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use microservice_app::config::{ListenAddr, Role, Settings};
+use microservice_app::process::Addresses;
+use microservice_app::registry::{Instance, Registration, Registry};
+use microservice_app::up;
+use tokio_util::sync::CancellationToken;
+
+use super::{http, wait_for};
+
+/// Every role, with SQLite stores in a directory that ends with it. It stops when dropped.
+pub struct App {
+    pub addresses: Addresses,
+    pub stop: CancellationToken,
+    pub registry: Arc<dyn Registry>,
+    _data: tempfile::TempDir,
+}
+
+impl App {
+    /// Starts with the defaults.
+    pub async fn start() -> Self {
+        Self::start_with(|_| {}).await
+    }
+
+    /// Starts with changed settings and waits until every service can be called.
+    pub async fn start_with(change: impl FnOnce(&mut Settings)) -> Self {
+        let app = Self::launch(change);
+        let admin = app.addresses.admin;
+        wait_for("the app is ready", || async move {
+            (http::get(admin, "/readyz").await.body == "ready\n").then_some(())
+        })
+        .await;
+        app
+    }
+
+    /// Starts with changed settings and waits for nothing.
+    pub fn launch(change: impl FnOnce(&mut Settings)) -> Self {
+        let data = tempfile::tempdir().expect("a directory");
+        let mut settings = Settings::for_role(Role::Up);
+        data.path().clone_into(&mut settings.up.data_dir);
+        let free = ListenAddr::loopback(0);
+        settings.http.addr = free;
+        settings.admin.addr = free;
+        (settings.up.feed_addr, settings.up.profile_addr, settings.up.topic_addr) = (free, free, free);
+        change(&mut settings);
+        let process = up::assemble(settings).expect("the app starts");
+        let addresses = process.addresses();
+        let registry = process.registry();
+        let stop = CancellationToken::new();
+        tokio::spawn(process.run(stop.clone(), || {}));
+        Self { addresses, stop, registry, _data: data }
+    }
+
+    /// Registers an instance of a service that is not ours: a relay, a dead port.
+    pub fn register(&self, service: &str, addr: SocketAddr) -> Registration {
+        self.registry.register(Instance {
+            service: service.to_owned(),
+            addr: addr.to_string(),
+            id: "00000000000000ff".to_owned(),
+            version: String::new(),
+            zone: None,
+            weight: 100,
+            draining: false,
+            admin: None,
+            started_at: 0,
+        })
+    }
+
+    /// Returns the value of a metric line, 0 if it is not there.
+    pub async fn metric(&self, line: &str) -> f64 {
+        let text = http::get(self.addresses.admin, "/metrics").await.body;
+        let value = text.lines().find_map(|l| l.strip_prefix(line)?.strip_prefix(' ')?.parse().ok());
+        value.unwrap_or(0.0)
+    }
+
+    pub fn gateway(&self) -> SocketAddr {
+        self.addresses.of(Role::Apigateway).expect("a gateway")
+    }
+}
+
+impl Drop for App {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}

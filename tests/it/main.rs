@@ -1,0 +1,20 @@
+//! The integration tests: our program in process and as processes, against the real etcd and curl.
+
+#![expect(
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    clippy::unwrap_used,
+    reason = "a test fails by panicking, and its helpers are read here only"
+)]
+
+mod bad_requests;
+mod discovery;
+mod durability;
+mod gateway;
+mod grpc;
+mod kit;
+mod lifecycle;
+mod numbers;
+mod resilience;
+mod walkthrough;
