@@ -13,13 +13,13 @@ let
     ../proto
     ../src
   ];
-  # the checks also see the tests, but not those of the Nix side
+  # the checks also see the tests, but not the scripts beside them
   crateAndTests = fileset.unions [
     crate
     (fileset.difference (fileset.maybeMissing ../tests) (
       fileset.unions [
         (fileset.maybeMissing ../tests/check-nix)
-        (fileset.maybeMissing ../tests/nix)
+        (fileset.maybeMissing ../tests/deps)
       ]
     ))
     (fileset.maybeMissing ../benches)
@@ -85,7 +85,19 @@ let
     );
     fmt = craneLib.cargoFmt { inherit (common) src; };
     doc = craneLib.cargoDoc (withDeps // { env.RUSTDOCFLAGS = "--deny warnings"; });
-    tests = craneLib.cargoTest (withDeps // { nativeCheckInputs = testTools; });
+    tests = craneLib.cargoTest (
+      withDeps
+      // {
+        # some compare the README with the program
+        src = sourceOf (
+          fileset.unions [
+            crateAndTests
+            ../README.md
+          ]
+        );
+        nativeCheckInputs = testTools;
+      }
+    );
   };
 in
 {
