@@ -104,11 +104,12 @@ with subtest("profile and topic are written and read through the gateway, a prof
     assert topic == {"topic_id": 1, "subject": "engines", "content": "analytical"}, topic
 
 with subtest("the instances of a host share its store"):
-    before = {port: answered("node-3", port, "topic.Topic", "GetTopic") for port in [6064, 6164]}
+    ports = [6064, 6164]
+    earlier = [answered("node-3", port, "topic.Topic", "GetTopic") for port in ports]
     for _ in range(4):
         assert json.loads(curl(f"'{GATEWAY}{TOPIC}'")) == topic
-    after = {port: answered("node-3", port, "topic.Topic", "GetTopic") for port in [6064, 6164]}
-    assert all(after[port] == before[port] + 2 for port in before), (before, after)
+    later = [answered("node-3", port, "topic.Topic", "GetTopic") for port in ports]
+    assert [after - before for before, after in zip(earlier, later)] == [2, 2], (earlier, later)
 
 with subtest("a user without feeds is 404, an unknown route too, a bad id 400"):
     assert status("/api/feed/get_feeds?user_id=124&size=2") == "404"
