@@ -102,11 +102,11 @@ impl Admin {
     fn metrics(&self) -> Response {
         let inner = &self.0;
         inner.metrics.view(&inner.view);
-        for role in &inner.roles {
-            if let Some(registration) = &role.registration {
-                inner.metrics.registration(role.name, *registration.borrow());
-            }
-        }
+        let registrations = inner.roles.iter().filter_map(|role| {
+            let state = *role.registration.as_ref()?.borrow();
+            Some((role.name, state))
+        });
+        inner.metrics.registrations(registrations);
         let mut response = text(StatusCode::OK, inner.metrics.text());
         let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
         response.headers_mut().insert(header::CONTENT_TYPE, kind);
@@ -151,6 +151,7 @@ impl Admin {
                     "addr": instance.addr, "id": instance.id, "version": instance.version,
                     "zone": instance.zone, "weight": instance.weight, "draining": instance.draining,
                     "admin": instance.admin, "started_at": instance.started_at,
+                    "limbo": view.limbo.contains(&(instance.service.clone(), instance.addr.clone())),
                 })
             });
             (name.clone(), Value::Array(list.collect()))
@@ -168,6 +169,7 @@ impl Admin {
             "registry": {
                 "cluster_id": view.cluster_id, "revision": view.revision,
                 "age_seconds": self.0.view.age().map(|age| age.as_secs_f64()),
+                "epoch": view.epoch, "differences": self.0.view.differences(),
                 "ignored_keys": view.ignored,
                 "services": instances.collect::<serde_json::Map<_, _>>(),
             },
@@ -222,7 +224,7 @@ fn endpoints(client: &Client) -> Value {
             json!({
                 "addr": endpoint.instance.addr, "state": endpoint.state().name(),
                 "draining": endpoint.instance.draining, "in_flight": endpoint.in_flight(),
-                "last_error": endpoint.last_error().as_deref(),
+                "last_error": endpoint.last_error().as_deref(), "adopted_id": endpoint.adopted_id().as_deref(),
             })
         });
         (service.to_owned(), Value::Array(list.collect()))

@@ -55,7 +55,7 @@ pub enum Command {
         try. With --etcd-addr the instances register in a real etcd instead.")]
     Up(Up),
     /// Read the settings as a role would, report the first error, and stop.
-    #[command(long_about = "Read the settings as a role would (file, environment, flags), report the \
+    #[command(long_about = "Read the settings as a role would (defaults, file, environment), report the \
         first error with its key and origin, and stop. Opens no socket, database or secret. Exit status \
         0 if all is well, else 2.")]
     CheckConfig(CheckConfig),

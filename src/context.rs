@@ -16,6 +16,12 @@ pub const TRACE_ID: HeaderName = HeaderName::from_static("x-b3-traceid");
 pub const SPAN_ID: HeaderName = HeaderName::from_static("x-b3-spanid");
 /// What a degraded answer lacks: `feeds_unavailable`.
 pub const DEGRADED: HeaderName = HeaderName::from_static("x-degraded");
+/// Which service a call is meant for, `<key prefix><service>`; a server that is another one refuses it.
+pub const SERVICE: HeaderName = HeaderName::from_static("x-msa-service");
+/// Set on the refusal of a call that was meant for another service: who this server is.
+pub const WRONG_SERVICE: HeaderName = HeaderName::from_static("x-msa-wrong-service");
+/// Id of the instance that answered.
+pub const INSTANCE: HeaderName = HeaderName::from_static("x-msa-instance");
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 const B3: HeaderName = HeaderName::from_static("b3");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");

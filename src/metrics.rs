@@ -83,12 +83,12 @@ impl Metrics {
             )?,
             registration: gauge(
                 "registry_registration_state",
-                "1 for the state that this process's registration is in.",
+                "Registrations of this process, by state.",
                 &["service", "state"],
             )?,
             view: gauge(
                 "registry_view",
-                "The view of the registry: revision, instances, ignored keys.",
+                "The view of the registry: revision, instances, those in limbo, ignored keys, resets, differences found.",
                 &["what"],
             )?,
             view_age: add(
@@ -135,11 +135,14 @@ impl Metrics {
         self.endpoints.with_label_values(&[service, state]).set(count);
     }
 
-    /// Sets the state of a registration.
-    pub fn registration(&self, service: &str, state: Registered) {
-        for known in [Registered::Absent, Registered::Up, Registered::Draining, Registered::Gone] {
-            let value = i64::from(known == state);
-            self.registration.with_label_values(&[service, known.name()]).set(value);
+    /// Counts registrations by state.
+    pub fn registrations(&self, states: impl Iterator<Item = (&'static str, Registered)>) {
+        self.registration.reset();
+        for (service, state) in states {
+            for known in [Registered::Absent, Registered::Up, Registered::Draining, Registered::Gone] {
+                let count = self.registration.with_label_values(&[service, known.name()]);
+                count.add(i64::from(known == state));
+            }
         }
     }
 
@@ -147,12 +150,16 @@ impl Metrics {
     pub fn view(&self, view: &crate::registry::ViewHandle) {
         let age = view.age();
         self.view_age.set(age.map_or(-1.0, |age| age.as_secs_f64()));
+        let differences = view.differences();
         let view = view.get();
         let instances = view.services.values().map(std::collections::BTreeMap::len).sum::<usize>();
         let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         self.view.with_label_values(&["revision"]).set(view.revision);
         self.view.with_label_values(&["instances"]).set(count(instances));
         self.view.with_label_values(&["ignored"]).set(count(view.ignored));
+        self.view.with_label_values(&["limbo"]).set(count(view.limbo.len()));
+        self.view.with_label_values(&["resets"]).set(i64::try_from(view.epoch).unwrap_or(i64::MAX));
+        self.view.with_label_values(&["differences"]).set(count(differences));
     }
 
     /// Returns everything in Prometheus' text format.
@@ -199,12 +206,12 @@ mod tests {
         let metrics = Metrics::new().unwrap();
         metrics.http("/api/x", "GET", 200, Duration::from_millis(3));
         metrics.grpc("feed.Feed", "GetFeeds", tonic::Code::Ok, Duration::ZERO);
-        metrics.registration("feed", Registered::Up);
+        metrics.registrations([("feed", Registered::Up), ("feed", Registered::Up)].into_iter());
         let text = metrics.text();
         for line in [
             "http_server_request_duration_seconds_bucket{code=\"200\",method=\"GET\",route=\"/api/x\",le=\"0.005\"} 1",
             "grpc_server_handling_seconds_count{code=\"OK\",method=\"GetFeeds\",service=\"feed.Feed\"} 1",
-            "registry_registration_state{service=\"feed\",state=\"up\"} 1",
+            "registry_registration_state{service=\"feed\",state=\"up\"} 2",
             "build_info{version=",
             "process_resident_memory_bytes ",
         ] {

@@ -5,18 +5,20 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use http::HeaderValue;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::admin::{self, Admin, Phase};
 use crate::cli;
-use crate::client::Client;
+use crate::client::{self, Client};
 use crate::config::{ListenAddr, Role, Settings, StoreUrl};
 use crate::http::Gateway;
+use crate::listener::Listener;
 use crate::metrics::Metrics;
 use crate::registry::{Etcd, Instance, Local, Registration, Registry, advertise};
-use crate::server::{Listener, Protocol, Stop, serve};
+use crate::server::{Protocol, Stop, serve};
 use crate::service::{Handler, Service};
 
 /// What a gateway's drain may take beyond its longest deadline.
@@ -54,6 +56,23 @@ pub struct Process {
     roles: Vec<admin::Role>,
 }
 
+/// Held by roles that call others; the token beside it is cancelled when the last one is dropped.
+#[derive(Clone)]
+struct Present(#[expect(dead_code, reason = "held, not read")] watch::Receiver<()>);
+
+impl Present {
+    fn new() -> (Self, CancellationToken) {
+        let (last, present) = watch::channel(());
+        let gone = CancellationToken::new();
+        let token = gone.clone();
+        tokio::spawn(async move {
+            last.closed().await;
+            token.cancel();
+        });
+        (Self(present), gone)
+    }
+}
+
 /// A service instance before its start.
 struct Prepared {
     service: Service,
@@ -71,7 +90,8 @@ impl Process {
         let registry: Arc<dyn Registry> = if settings.registry.endpoints.is_empty() {
             Arc::new(Local::default())
         } else {
-            Arc::new(Etcd::start(settings.registry.clone()))
+            let probe = client::probe(settings.client.clone(), settings.registry.prefix.clone());
+            Arc::new(Etcd::start(settings.registry.clone(), probe))
         };
         Ok(Self {
             admin: Listener::bind(settings.admin.addr.0)?,
@@ -138,7 +158,13 @@ impl Process {
     }
 
     fn client(&mut self, services: &[&'static str]) -> Client {
-        let client = Client::new(services, &self.settings.client, &self.registry.view(), &self.metrics);
+        let client = Client::new(
+            services,
+            &self.settings.client,
+            &self.settings.registry.prefix,
+            &self.registry.view(),
+            &self.metrics,
+        );
         self.clients.push(client.clone());
         client
     }
@@ -164,13 +190,22 @@ impl Process {
     pub async fn run(mut self, stop: CancellationToken, ready: impl FnOnce()) -> anyhow::Result<()> {
         let admin_addr = self.admin.addr();
         let mut tasks = JoinSet::new();
-        for prepared in std::mem::take(&mut self.services) {
-            self.start_service(prepared, &stop, admin_addr, &mut tasks).await?;
-        }
         let gateways = std::mem::take(&mut self.gateways);
-        if !gateways.is_empty() {
-            self.start_gateway(gateways, &stop, admin_addr, &mut tasks);
+        // in one process those who call drain before those who are called, so that a request which has
+        // begun still finds its services
+        let (edge, edge_gone) = Present::new();
+        let (profiles, profiles_gone) = Present::new();
+        self.start_gateway(gateways, &stop, &edge, admin_addr, &mut tasks);
+        for prepared in std::mem::take(&mut self.services) {
+            let callers_gone = [stop.clone(), edge_gone.clone(), profiles_gone.clone()];
+            let (wait_for, present) = match prepared.service {
+                Service::Profile(..) => (&callers_gone[..2], Some(profiles.clone())),
+                Service::Feed(_) => (&callers_gone[..], None),
+                Service::Topic(_) => (&callers_gone[..2], None),
+            };
+            self.start_service(prepared, wait_for.to_vec(), present, admin_addr, &mut tasks).await?;
         }
+        drop((edge, profiles));
         let admin = Admin::new(self.roles, self.clients, self.registry.view(), self.metrics).handler();
         let end = CancellationToken::new();
         let admin = serve(
@@ -192,16 +227,22 @@ impl Process {
         Ok(())
     }
 
+    /// Starts one instance. It drains once each of `stop` is cancelled, and is present until it has.
     async fn start_service(
         &mut self,
         prepared: Prepared,
-        stop: &CancellationToken,
+        stop: Vec<CancellationToken>,
+        present: Option<Present>,
         admin: SocketAddr,
         tasks: &mut JoinSet<()>,
     ) -> anyhow::Result<()> {
         let Prepared { service, listener, addr } = prepared;
         let name = service.name();
-        let handler = Handler::new(&service, &self.metrics, self.settings.client.deadline).await?;
+        let (instance, warnings) = self.instance(name, addr, admin);
+        let identity = client::identity(&self.settings.registry.prefix, name);
+        let id = HeaderValue::from_str(&instance.id)?;
+        let deadline = self.settings.client.deadline;
+        let mut handler = Handler::new(&service, identity, id, &self.metrics, deadline).await?;
         let bound = listener.addr();
         let begin = CancellationToken::new();
         let server = serve(
@@ -216,37 +257,45 @@ impl Process {
         );
         let server = tokio::spawn(server);
         handler.set_serving(true).await;
-        let (instance, warnings) = self.instance(name, addr, admin);
         tracing::info!(service = name, addr = %bound, advertised = instance.addr, %admin, "serving");
         for warning in service.store().warnings().iter().chain(&warnings) {
             tracing::warn!(service = name, "{warning}");
         }
         let mut registration = self.registry.register(instance);
         let phase = self.add_role(name, bound, Some(service), Some(&registration), warnings);
-        let (stop, announce) = (stop.clone(), self.settings.shutdown.announce);
+        let announce = self.settings.shutdown.announce;
         tasks.spawn(async move {
-            stop.cancelled().await;
+            for each in stop {
+                each.cancelled().await;
+            }
             phase.send_replace(Phase::Draining);
             registration.drain().await;
             handler.set_serving(false).await;
             tokio::time::sleep(announce).await;
             registration.delete().await;
+            handler.end_watches().await;
             begin.cancel();
             if let Err(error) = server.await {
                 tracing::error!(%error, service = name, "server failed");
             }
+            drop(present);
             registration.revoke().await;
         });
         Ok(())
     }
 
+    /// Starts the gateway on each of its sockets. They drain on `stop` and are present until they have.
     fn start_gateway(
         &mut self,
         listeners: Vec<Listener>,
         stop: &CancellationToken,
+        present: &Present,
         admin: SocketAddr,
         tasks: &mut JoinSet<()>,
     ) {
+        if listeners.is_empty() {
+            return;
+        }
         let name = Role::Apigateway.name();
         let client = self.client(&Role::SERVICES.map(Role::name));
         let gateway = Gateway::new(client, &self.metrics, &self.settings);
@@ -265,24 +314,25 @@ impl Process {
             let server = tokio::spawn(server);
             // nobody balances over gateways; they register to be seen, so an address that cannot be
             // found is no reason not to serve
-            let registration = match advertise::service(bound, None, &self.settings.registry) {
+            let (registration, warnings) = match advertise::service(bound, None, &self.settings.registry) {
                 Ok(addr) => {
-                    let (instance, _) = self.instance(name, addr, admin);
-                    Some(self.registry.register(instance))
+                    let (instance, warnings) = self.instance(name, addr, admin);
+                    (Some(self.registry.register(instance)), warnings)
                 }
-                Err(error) => {
-                    tracing::warn!(%error, "the gateway is not registered");
-                    None
-                }
+                Err(error) => (None, vec![format!("not registered: {error}")]),
             };
-            let phase = self.add_role(name, bound, None, registration.as_ref(), Vec::new());
-            let stop = stop.clone();
+            for warning in &warnings {
+                tracing::warn!(service = name, "{warning}");
+            }
+            let phase = self.add_role(name, bound, None, registration.as_ref(), warnings);
+            let (stop, present) = (stop.clone(), present.clone());
             tasks.spawn(async move {
                 stop.cancelled().await;
                 phase.send_replace(Phase::Draining);
                 if let Err(error) = server.await {
                     tracing::error!(%error, service = name, "server failed");
                 }
+                drop(present);
                 if let Some(registration) = registration {
                     registration.revoke().await;
                 }

@@ -6,27 +6,31 @@
 
 use std::collections::HashMap;
 use std::convert::Infallible;
-use std::net::{SocketAddr, TcpListener as StdListener};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use crate::error::chain;
 use bytes::Bytes;
-use futures_util::FutureExt as _;
 use http::{HeaderValue, Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpStream;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::error::chain;
+use crate::listener::Listener;
+
 /// How long an idle kept-alive connection stays open once the drain began: a request may be on its way.
 const IDLE_LINGER: Duration = Duration::from_millis(50);
+/// How long a connection that was asked to make room may take to end; then it is cut.
+const EVICTION: Duration = Duration::from_secs(1);
+/// Time from an HTTP/2 connection to its first request.
+const FIRST_REQUEST: Duration = Duration::from_secs(10);
 /// Wait after a failed accept (file descriptors used up), so that the loop does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// While no slot is free: how often an idle connection is looked for.
@@ -69,55 +73,6 @@ pub struct Stop {
     pub grace: Duration,
 }
 
-/// A bound socket.
-#[derive(Debug)]
-pub struct Listener {
-    socket: TcpListener,
-    addr: SocketAddr,
-}
-
-impl Listener {
-    /// Binds an address.
-    ///
-    /// # Errors
-    /// When it is taken or not of this host; the text names the address.
-    pub fn bind(addr: SocketAddr) -> std::io::Result<Self> {
-        let bind = || {
-            let domain = socket2::Domain::for_address(addr);
-            let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None)?;
-            socket.set_reuse_address(true)?;
-            socket.bind(&addr.into())?;
-            socket.listen(4096)?;
-            Self::adopt(socket.into())
-        };
-        bind().map_err(|e| std::io::Error::new(e.kind(), format!("cannot listen on {addr}: {e}")))
-    }
-
-    /// Takes over a socket that is already listening (systemd's).
-    ///
-    /// # Errors
-    /// When it is not a TCP listener.
-    pub fn adopt(socket: StdListener) -> std::io::Result<Self> {
-        socket.set_nonblocking(true)?;
-        let socket = TcpListener::from_std(socket)?;
-        let addr = socket.local_addr()?;
-        Ok(Self { socket, addr })
-    }
-
-    /// Returns the bound address.
-    #[must_use]
-    pub const fn addr(&self) -> SocketAddr {
-        self.addr
-    }
-
-    /// Returns the next connection, with TCP_NODELAY: without it small answers wait 40 ms for an ack.
-    async fn accept(&self) -> std::io::Result<TcpStream> {
-        let (stream, _) = self.socket.accept().await?;
-        stream.set_nodelay(true)?;
-        Ok(stream)
-    }
-}
-
 /// One connection as the others see it.
 #[derive(Debug, Default)]
 struct Conn {
@@ -125,6 +80,10 @@ struct Conn {
     busy: AtomicUsize,
     /// When the last answer was given, ms on the server's clock.
     idle_since: AtomicU64,
+    /// True once a request has come.
+    used: AtomicBool,
+    /// True once it was asked to close.
+    closing: AtomicBool,
     /// Asks it to close.
     close: Notify,
 }
@@ -139,6 +98,32 @@ impl<S> Drop for Busy<S> {
     fn drop(&mut self) {
         self.conn.idle_since.store(self.server.now(), Relaxed);
         self.conn.busy.fetch_sub(1, Relaxed);
+    }
+}
+
+/// A body that keeps its connection busy.
+struct Guarded<B, S> {
+    body: Pin<Box<B>>,
+    _busy: Busy<S>,
+}
+
+impl<B: http_body::Body, S> http_body::Body for Guarded<B, S> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<http_body::Frame<B::Data>, B::Error>>> {
+        self.body.as_mut().poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> http_body::SizeHint {
+        self.body.size_hint()
     }
 }
 
@@ -205,26 +190,26 @@ pub async fn serve<S, F, B>(
         let connection = server.clone().connection(next_id, stream, permit);
         tasks.spawn(cut.clone().run_until_cancelled_owned(connection));
     };
+    let mut waiting = Vec::new();
     while let Some(accepted) = stop.begin.run_until_cancelled(listener.accept()).await {
         match accepted {
             Ok(stream) => match stop.begin.run_until_cancelled(server.slot()).await {
                 Some(permit) => open(stream, permit),
-                None => break,
+                None => waiting.push(stream),
             },
             Err(error) => {
-                tracing::warn!(%error, addr = %listener.addr, "accept failed");
+                tracing::warn!(%error, addr = %listener.addr(), "accept failed");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
     }
     // what the kernel has already accepted is answered, not reset
-    while let Some(Ok(stream)) = listener.accept().now_or_never() {
-        let Ok(permit) = server.slots.clone().try_acquire_owned() else {
-            break;
-        };
-        open(stream, permit);
+    waiting.extend(listener.close());
+    for stream in waiting {
+        if let Ok(permit) = server.slots.clone().try_acquire_owned() {
+            open(stream, permit);
+        }
     }
-    drop(listener);
     tasks.close();
     if tokio::time::timeout(stop.grace, tasks.wait()).await.is_err() {
         tracing::warn!(connections = tasks.len(), "grace period is over, cutting connections");
@@ -256,11 +241,13 @@ where
 
     fn close_longest_idle(&self) {
         let conns = self.lock();
-        let idle = conns.values().filter(|conn| conn.busy.load(Relaxed) == 0);
-        if let Some(conn) = idle.min_by_key(|conn| conn.idle_since.load(Relaxed)) {
+        let idle = |conn: &&Arc<Conn>| conn.busy.load(Relaxed) == 0 && !conn.closing.load(Relaxed);
+        if let Some(conn) = conns.values().filter(idle).min_by_key(|conn| conn.idle_since.load(Relaxed)) {
+            conn.closing.store(true, Relaxed);
             conn.close.notify_one();
         }
     }
+
     async fn connection(self: Arc<Self>, id: u64, stream: TcpStream, slot: OwnedSemaphorePermit) {
         let conn = Arc::new(Conn::default());
         conn.idle_since.store(self.now(), Relaxed);
@@ -270,6 +257,7 @@ where
             let (server, conn) = (self.clone(), conn.clone());
             hyper::service::service_fn(move |request| {
                 conn.busy.fetch_add(1, Relaxed);
+                conn.used.store(true, Relaxed);
                 let busy = Busy { conn: conn.clone(), server: server.clone() };
                 let draining = server.stop.begin.is_cancelled();
                 let http1 = matches!(server.protocol, Protocol::Http1 { .. });
@@ -281,8 +269,8 @@ where
                             .headers_mut()
                             .insert(http::header::CONNECTION, HeaderValue::from_static("close"));
                     }
-                    drop(busy);
-                    Ok::<_, Infallible>(response)
+                    // busy until the body has been written, or nobody wants it any more
+                    Ok::<_, Infallible>(response.map(|body| Guarded { body: Box::pin(body), _busy: busy }))
                 }
             })
         };
@@ -319,47 +307,42 @@ where
     where
         C: Future<Output = hyper::Result<()>>,
     {
+        let http1 = matches!(self.protocol, Protocol::Http1 { .. });
         let mut connection = std::pin::pin!(connection);
-        let told = async {
-            tokio::select! {
-                () = conn.close.notified() => {}
-                () = self.stop.begin.cancelled() => {
-                    let http1 = matches!(self.protocol, Protocol::Http1 { .. });
-                    if http1 && conn.busy.load(Relaxed) == 0 {
-                        tokio::time::sleep(IDLE_LINGER).await;
-                    }
-                }
+        // hyper has a time limit for the first request on HTTP/1 only
+        let first_request = async {
+            if !http1 {
+                tokio::time::sleep(FIRST_REQUEST).await;
+            }
+            if http1 || conn.used.load(Relaxed) {
+                std::future::pending::<()>().await;
             }
         };
-        tokio::select! {
+        let evicted = tokio::select! {
             result = &mut connection => return log_end(result),
-            () = told => finish(connection.as_mut()),
+            () = first_request => return,
+            () = conn.close.notified() => true,
+            () = self.stop.begin.cancelled() => false,
+        };
+        if !evicted && !http1 && !conn.used.load(Relaxed) {
+            return;
         }
-        log_end(connection.await);
+        if !evicted && http1 && conn.busy.load(Relaxed) == 0 {
+            tokio::select! {
+                result = &mut connection => return log_end(result),
+                () = tokio::time::sleep(IDLE_LINGER) => {}
+            }
+        }
+        finish(connection.as_mut());
+        let limit = if evicted { EVICTION } else { Duration::MAX };
+        if let Ok(result) = tokio::time::timeout(limit, connection).await {
+            log_end(result);
+        }
     }
 }
 
 fn log_end(result: hyper::Result<()>) {
     if let Err(error) = result {
         tracing::debug!(error = chain(&error), "connection ended");
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn accepted_connections_have_nodelay() {
-        let listener = Listener::bind(([127, 0, 0, 1], 0).into()).unwrap();
-        let _client = TcpStream::connect(listener.addr()).await.unwrap();
-        assert!(listener.accept().await.unwrap().nodelay().unwrap());
-    }
-
-    #[tokio::test]
-    async fn a_taken_address_is_named() {
-        let listener = Listener::bind(([127, 0, 0, 1], 0).into()).unwrap();
-        let error = Listener::bind(listener.addr()).unwrap_err().to_string();
-        assert!(error.contains(&listener.addr().to_string()), "{error}");
     }
 }

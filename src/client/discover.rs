@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
+use http::HeaderValue;
 use tokio::sync::{Notify, watch};
 
 use super::endpoint::{Endpoint, State};
@@ -20,7 +21,8 @@ use crate::registry::{View, ViewHandle};
 pub struct Snapshot {
     /// Every instance that the registry lists.
     pub all: Vec<Arc<Endpoint>>,
-    /// Those that get new calls: connected and not draining; if there are none, connected and draining.
+    /// Those that get new calls: connected, healthy and not draining; if there are none, those that are
+    /// about to stop, which may still answer.
     pub usable: Vec<Arc<Endpoint>>,
     /// True if the first connection to some instance is still being opened: worth waiting for.
     pub connecting: bool,
@@ -38,6 +40,7 @@ impl Set {
     #[must_use]
     pub fn follow(
         service: &'static str,
+        identity: HeaderValue,
         settings: Arc<config::Client>,
         view: ViewHandle,
         metrics: Metrics,
@@ -46,6 +49,7 @@ impl Set {
         let (publish, version) = watch::channel(0);
         let driver = Driver {
             service,
+            identity,
             settings,
             metrics,
             changed: Arc::new(Notify::new()),
@@ -74,6 +78,7 @@ impl Set {
 
 struct Driver {
     service: &'static str,
+    identity: HeaderValue,
     settings: Arc<config::Client>,
     metrics: Metrics,
     /// Notified by a connection whose state changed.
@@ -109,7 +114,10 @@ impl Driver {
             let endpoint = match self.endpoints.get(addr) {
                 Some(known) if known.instance == *instance => continue,
                 Some(known) if known.instance.id == instance.id => known.renamed(instance.clone()),
-                _ => Endpoint::open(instance.clone(), &self.settings, self.changed.clone()),
+                _ => {
+                    let identity = self.identity.clone();
+                    Endpoint::open(instance.clone(), identity, &self.settings, self.changed.clone())
+                }
             };
             self.endpoints.insert(addr.clone(), Arc::new(endpoint));
         }
@@ -117,13 +125,12 @@ impl Driver {
 
     fn publish(&self) {
         let all: Vec<_> = self.endpoints.values().cloned().collect();
-        let up = |draining: bool| -> Vec<_> {
-            let fits = |e: &&Arc<Endpoint>| e.state() == State::Up && e.instance.draining == draining;
-            all.iter().filter(fits).cloned().collect()
+        let with = |fits: fn(&Endpoint) -> bool| -> Vec<_> {
+            all.iter().filter(|endpoint| fits(endpoint)).cloned().collect()
         };
-        let mut usable = up(false);
+        let mut usable = with(|e| e.state() == State::Up && !e.instance.draining);
         if usable.is_empty() {
-            usable = up(true);
+            usable = with(|e| matches!(e.state(), State::Up | State::NotServing));
         }
         for state in State::ALL {
             let count = all.iter().filter(|e| e.state() == state).count();

@@ -12,7 +12,7 @@ use hyper::body::Incoming;
 use tonic::Status;
 
 use super::endpoint::{Endpoint, SendError};
-use crate::context::Context;
+use crate::context::{Context, INSTANCE, SERVICE, WRONG_SERVICE};
 use crate::error::{Code, Error, chain};
 use crate::rpc::Rpc;
 
@@ -57,20 +57,20 @@ pub async fn exchange(
     framed: Bytes,
     context: &Context,
 ) -> Result<Answer, Failure> {
-    let uri = format!("http://{}{}", endpoint.instance.addr, rpc.path);
-    let mut request = Request::post(uri)
-        .body(Full::new(framed))
-        .map_err(|e| Failure::NotSent(Error::unavailable(e.to_string())))?;
-    let headers = request.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
-    headers.insert(header::TE, HeaderValue::from_static("trailers"));
-    headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
-    context.write(headers);
-
+    let request = request(&endpoint.instance.addr, &endpoint.identity, rpc.path, framed);
+    let mut request = request.map_err(|e| Failure::NotSent(lost(endpoint, &e)))?;
+    context.write(request.headers_mut());
     let response = endpoint.send(request).await.map_err(|error| match error {
         SendError::NotSent(reason) => Failure::NotSent(lost(endpoint, &reason)),
         SendError::Broken(error) => Failure::Failed(lost(endpoint, &chain(&error))),
     })?;
+    if let Some(other) = response.headers().get(WRONG_SERVICE) {
+        endpoint.is_another_service(other);
+        return Err(Failure::NotSent(lost(endpoint, "it is another service")));
+    }
+    if let Some(id) = response.headers().get(INSTANCE) {
+        endpoint.answered_as(id);
+    }
     read(response).await.map_err(|error| {
         Failure::Failed(match error {
             Read::Said(status) => said(&status),
@@ -79,19 +79,40 @@ pub async fn exchange(
     })
 }
 
+/// Returns a gRPC request to `path` of the service that `identity` names.
+pub fn request(
+    addr: &str,
+    identity: &HeaderValue,
+    path: &str,
+    framed: Bytes,
+) -> Result<Request<Full<Bytes>>, String> {
+    let request = Request::post(format!("http://{addr}{path}")).body(Full::new(framed));
+    let mut request = request.map_err(|e| e.to_string())?;
+    let headers = request.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
+    headers.insert(SERVICE, identity.clone());
+    Ok(request)
+}
+
 const USER_AGENT: &str = concat!("microservice-app/", env!("CARGO_PKG_VERSION"));
 
-enum Read {
+/// Why a response holds no answer.
+pub enum Read {
     /// The peer's own word.
     Said(Status),
     /// The peer said nothing that can be understood.
     Lost(String),
 }
 
-async fn read(response: Response<Incoming>) -> Result<Answer, Read> {
+/// Reads the answer of a unary call.
+pub async fn read(response: Response<Incoming>) -> Result<Answer, Read> {
     let (head, body) = response.into_parts();
-    if let Some(status) = Status::from_header_map(&head.headers) {
-        return Err(Read::Said(status)); // headers only: a failure without a message
+    match Status::from_header_map(&head.headers) {
+        Some(status) if status.code() == tonic::Code::Ok => return Err(Read::Lost("no message".to_owned())),
+        Some(status) => return Err(Read::Said(status)), // headers only
+        None => {}
     }
     if head.status != http::StatusCode::OK {
         return Err(Read::Lost(format!("HTTP status {} instead of gRPC", head.status)));

@@ -8,6 +8,7 @@ mod balance;
 mod discover;
 pub mod endpoint;
 mod grpc;
+mod health;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,7 +25,10 @@ use crate::metrics::Metrics;
 use crate::registry::ViewHandle;
 use crate::rpc::Rpc;
 
+use endpoint::State;
+
 pub use discover::Snapshot;
+pub use health::{identity, probe};
 
 /// A decoded answer.
 #[derive(Clone, Debug)]
@@ -49,18 +53,21 @@ struct Service {
 }
 
 impl Client {
-    /// Begins to follow the services that this process calls and connects to their instances.
+    /// Begins to follow the services that this process calls and connects to their instances. `prefix`
+    /// is that of their keys and part of their identity.
     /// Must be called inside a tokio runtime.
     #[must_use]
     pub fn new(
         services: &[&'static str],
         settings: &config::Client,
+        prefix: &str,
         view: &ViewHandle,
         metrics: &Metrics,
     ) -> Self {
         let shared = Arc::new(settings.clone());
         let follow = |name: &&'static str| {
-            let set = discover::Set::follow(name, shared.clone(), view.clone(), metrics.clone());
+            let identity = identity(prefix, name);
+            let set = discover::Set::follow(name, identity, shared.clone(), view.clone(), metrics.clone());
             let balance = balance::of(settings.balancer);
             (*name, Service { set, balance })
         };
@@ -104,6 +111,9 @@ impl Client {
     {
         request.check()?;
         let framed = grpc::frame(request)?;
+        if context.remaining().is_zero() {
+            return Err(timeout(rpc)); // nothing is sent that nobody waits for
+        }
         let attempts = self.attempts(rpc, framed, context);
         let answer = match tokio::time::timeout_at(context.deadline, attempts).await {
             Ok(answer) => answer?,
@@ -178,7 +188,7 @@ impl Service {
                     break;
                 };
                 // the connection may have broken since the snapshot
-                if picked.state() != endpoint::State::Up {
+                if !matches!(picked.state(), State::Up | State::NotServing) {
                     continue;
                 }
                 if not.is_some_and(|not| Arc::ptr_eq(not, picked)) {

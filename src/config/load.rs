@@ -8,6 +8,9 @@ use config::{Config, File, FileFormat, Map, Value, ValueKind};
 use super::types::HostPort;
 use super::{Role, Settings};
 
+/// The one setting that is a list.
+const ENDPOINTS: &str = "registry.endpoints";
+
 /// Why settings were refused. The text names the key and the file, variable or flag that set it.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
@@ -65,7 +68,7 @@ pub fn load(role: Role, source: &Source) -> Result<Settings, ConfigError> {
     }
     let settings = layers.merged.clone().try_deserialize();
     let settings = settings.map_err(|e| layers.refuse("?", reason_of(&e)))?;
-    validate(&settings, |key, reason| layers.refuse(key, reason))?;
+    validate(role, &settings, |key, reason| layers.refuse(key, reason))?;
     Ok(settings)
 }
 
@@ -103,9 +106,6 @@ impl<'a> Layers<'a> {
         let environment = config::Environment::with_prefix("MSA")
             .prefix_separator("__")
             .separator("__")
-            .try_parsing(true)
-            .list_separator(",")
-            .with_list_parse_key("registry.endpoints")
             .source(source.env.clone());
         let build = |builder: config::ConfigBuilder<config::builder::DefaultState>| {
             builder.build().map_err(|e| ConfigError::Value {
@@ -125,14 +125,12 @@ impl<'a> Layers<'a> {
             .add_source(layers.defaults.clone())
             .add_source(layers.file.clone())
             .add_source(layers.env.clone());
-        for (key, _, value) in &source.flags {
-            let kind = if *key == "registry.endpoints" {
-                let list = value.split(',').filter(|part| !part.is_empty());
-                ValueKind::Array(list.map(|part| Value::new(None, part)).collect())
-            } else {
-                ValueKind::String(value.clone())
-            };
-            builder = match builder.set_override(*key, Value::new(None, kind)) {
+        // a variable or a flag is one text; the only list is split here
+        let endpoints = layers.env.get_string(ENDPOINTS).ok();
+        let texts = endpoints.iter().map(|value| (ENDPOINTS, value));
+        for (key, value) in texts.chain(source.flags.iter().map(|(key, _, value)| (*key, value))) {
+            let kind = if key == ENDPOINTS { list(value) } else { ValueKind::String(value.clone()) };
+            builder = match builder.set_override(key, Value::new(None, kind)) {
                 Ok(builder) => builder,
                 Err(e) => return Err(layers.refuse(key, reason_of(&e))),
             };
@@ -196,6 +194,12 @@ impl<'a> Layers<'a> {
     }
 }
 
+/// Splits a text at its commas.
+fn list(text: &str) -> ValueKind {
+    let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+    ValueKind::Array(parts.map(|part| Value::new(None, part)).collect())
+}
+
 fn defaults(role: Role) -> Config {
     // cannot fail: the settings are plain structs of strings and numbers; a test reads every role's
     Config::try_from(&Settings::for_role(role)).unwrap_or_default()
@@ -225,9 +229,9 @@ fn leaves(tree: &Value) -> Vec<(String, Value)> {
     }
     let mut out = Vec::new();
     walk("", tree, &mut out);
-    if out.len() > 1 && !out.iter().any(|(key, _)| key == "registry.endpoints") {
+    if out.len() > 1 && !out.iter().any(|(key, _)| key == ENDPOINTS) {
         // `config` drops an empty list
-        out.push(("registry.endpoints".to_owned(), Value::new(None, Vec::<Value>::new())));
+        out.push((ENDPOINTS.to_owned(), Value::new(None, Vec::<Value>::new())));
     }
     out.sort_by(|a, b| a.0.cmp(&b.0));
     out
@@ -243,9 +247,13 @@ fn reason_of(error: &config::ConfigError) -> String {
 }
 
 /// Checks ranges and what keys mean together.
-fn validate(s: &Settings, refuse: impl Fn(&str, String) -> ConfigError) -> Result<(), ConfigError> {
+fn validate(
+    role: Role,
+    s: &Settings,
+    refuse: impl Fn(&str, String) -> ConfigError,
+) -> Result<(), ConfigError> {
     let ms = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
-    let ranges: [(&str, u64, u64, u64); 23] = [
+    let ranges: [(&str, u64, u64, u64); 24] = [
         ("admin.max_connections", s.admin.max_connections as u64, 1, 100_000),
         ("client.connect_timeout_ms", ms(s.client.connect_timeout), 10, 60_000),
         ("client.deadline_ms", ms(s.client.deadline), 1, 600_000),
@@ -261,6 +269,7 @@ fn validate(s: &Settings, refuse: impl Fn(&str, String) -> ConfigError) -> Resul
         ("registry.backoff_cap_ms", ms(s.registry.backoff_cap), 100, 60_000),
         ("registry.ttl_s", s.registry.ttl.as_secs(), 1, 3600),
         ("registry.keepalive_ms", ms(s.registry.keepalive), 100, ms(s.registry.ttl) / 2),
+        ("registry.relist_ms", ms(s.registry.relist), 1000, 3_600_000),
         ("registry.timeout_ms", ms(s.registry.timeout), 100, 60_000),
         ("registry.watch_silence_ms", ms(s.registry.watch_silence), 1000, 60_000),
         ("registry.weight", u64::from(s.registry.weight), 1, 1000),
@@ -282,6 +291,14 @@ fn validate(s: &Settings, refuse: impl Fn(&str, String) -> ConfigError) -> Resul
     }
     for endpoint in &s.registry.endpoints {
         endpoint_host(endpoint).map_err(|reason| refuse("registry.endpoints", reason))?;
+    }
+    if role != Role::Up && s.registry.endpoints.is_empty() {
+        let reason = "is empty: a role on its own needs etcd to be found, and to find others".to_owned();
+        return Err(refuse(ENDPOINTS, reason));
+    }
+    if role == Role::Up && s.grpc.advertise_addr.as_ref().is_some_and(|addr| addr.port != 0) {
+        let reason = "every service of `up` would claim the same port; leave it 0".to_owned();
+        return Err(refuse("grpc.advertise_addr", reason));
     }
     let remote = s.registry.is_remote();
     if let Some(addr) = &s.grpc.advertise_addr

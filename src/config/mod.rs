@@ -215,14 +215,21 @@ pub struct Registry {
     /// Time one request to etcd may take, 100 to 60000 ms. Default 1000.
     #[serde(rename = "timeout_ms", with = "types::millis")]
     pub timeout: Duration,
-    /// Longest wait between two tries while etcd is away, 100 to 60000 ms. Default 5000; the first wait
-    /// is 100 ms, each next one up to twice as long, with jitter.
+    /// Longest wait between two tries while etcd is away, 100 to 60000 ms. Default 2000, so that every
+    /// key is back 2 s after etcd; the first wait is 100 ms, each next one up to twice as long, with
+    /// jitter.
     #[serde(rename = "backoff_cap_ms", with = "types::millis")]
     pub backoff_cap: Duration,
     /// Silence after which etcd's watch stream is given up and made anew, 1000 to 60000 ms. Default
     /// 3000. A progress request goes out every third of it.
     #[serde(rename = "watch_silence_ms", with = "types::millis")]
     pub watch_silence: Duration,
+    /// Time between two lists that check what the watch said, 1000 to 3600000 ms. Default 30000.
+    #[serde(rename = "relist_ms", with = "types::millis")]
+    pub relist: Duration,
+    /// File that keeps the last good view, so that a process which restarts while etcd is away still
+    /// finds the services. Its directory must exist. Default none.
+    pub snapshot_file: Option<PathBuf>,
     /// Availability zone written into the registration, for balancers to come. Default none.
     pub zone: Option<String>,
     /// Relative weight written into the registration, 1 to 1000, for balancers to come. Default 100.
@@ -237,8 +244,10 @@ impl Default for Registry {
             ttl: Duration::from_secs(3),
             keepalive: Duration::from_secs(1),
             timeout: Duration::from_secs(1),
-            backoff_cap: Duration::from_secs(5),
+            backoff_cap: Duration::from_secs(2),
             watch_silence: Duration::from_secs(3),
+            relist: Duration::from_secs(30),
+            snapshot_file: None,
             zone: None,
             weight: 100,
         }

@@ -101,7 +101,7 @@ fn an_error_names_variable_and_flag() {
 
 #[test]
 fn endpoints_come_as_a_list_from_every_layer() {
-    let env = [("MSA__REGISTRY__ENDPOINTS".to_owned(), "a:1,b:2".to_owned())];
+    let env = [("MSA__REGISTRY__ENDPOINTS".to_owned(), "a:1, b:2".to_owned())];
     let mut source = Source { env: Some(env.into()), ..Source::default() };
     assert_eq!(load(Role::Feed, &source).unwrap().registry.endpoints, ["a:1", "b:2"]);
     source.flags = vec![("registry.endpoints", "--etcd-addr", "http://c:3,d:4".to_owned())];
@@ -115,4 +115,11 @@ fn every_role_has_valid_defaults() {
         let rows = rows(&load(role, &bare).unwrap());
         assert!(rows.contains(&("grpc.advertise_addr".to_owned(), String::new())));
     }
+}
+
+#[test]
+fn texts_from_the_environment_stay_as_they_are() {
+    let env = [("MSA__REGISTRY__ZONE".to_owned(), "007".to_owned())];
+    let source = Source { env: Some(env.into()), ..Source::default() };
+    assert_eq!(load(Role::Feed, &source).unwrap().registry.zone.as_deref(), Some("007"));
 }

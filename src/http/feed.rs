@@ -44,8 +44,7 @@ struct Feeds {
 }
 
 pub async fn create(app: Arc<App>, request: Request) -> Result<Response, Problem> {
-    let context = request.context.clone();
-    let mut body = request.json(&app).await?;
+    let (mut body, context) = request.json(&app).await?;
     let feed = FeedRecord {
         id: body.integer("id")?,
         user_id: body.integer("user_id")?,

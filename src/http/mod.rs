@@ -26,7 +26,7 @@ use crate::context::Context;
 use crate::error::{Code, Error};
 use crate::metrics::Metrics;
 use reply::Problem;
-use request::Request;
+use request::{Limit, Request};
 
 /// Longest path and query, bytes. Longer ones are 414.
 const MAX_URI: usize = 8 * 1024;
@@ -85,8 +85,8 @@ impl Gateway {
         let route = route.unwrap_or("unknown");
         let method = method_label(request.method());
         let limit = time_limit(request.headers());
-        let deadline = begun + limit.clone().ok().flatten().unwrap_or(self.deadline).min(self.deadline);
-        let context = Context::from_headers(request.headers(), deadline);
+        let allowed = limit.clone().ok().flatten().unwrap_or(self.deadline).min(self.deadline);
+        let context = Context::from_headers(request.headers(), begun + allowed);
         let too_long = request.uri().path_and_query().is_some_and(|uri| uri.as_str().len() > MAX_URI);
 
         let mut response = if too_long {
@@ -95,6 +95,7 @@ impl Gateway {
             Problem::from(error).into_response()
         } else {
             request.extensions_mut().insert(context.clone());
+            request.extensions_mut().insert(Limit(allowed));
             let mut filters = warp::service(self.routes);
             let answer = AssertUnwindSafe(filters.call(request)).catch_unwind();
             match answer.await {

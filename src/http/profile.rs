@@ -30,8 +30,7 @@ struct Profile {
 }
 
 pub async fn put(app: Arc<App>, request: Request) -> Result<Response, Problem> {
-    let context = request.context.clone();
-    let mut body = request.json(&app).await?;
+    let (mut body, context) = request.json(&app).await?;
     let profile = PutProfileRequest {
         user_id: body.integer("user_id")?,
         name: body.text("name")?,

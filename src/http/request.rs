@@ -1,12 +1,15 @@
 //! Reads what a caller sent: query parameters and JSON bodies. Whatever is wrong is named: the field,
 //! and what it should be. What is not understood is refused, so that nothing accepted is lost.
 
+use std::time::Duration;
+
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::stream::{BoxStream, StreamExt as _};
 use http::Method;
 use percent_encoding::percent_decode_str;
-use serde::de::{Deserialize, Deserializer, Error as _, MapAccess, Visitor};
+use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
+use tokio::time::Instant;
 use warp::{Filter, Rejection};
 
 use super::App;
@@ -16,10 +19,19 @@ use crate::error::Error;
 
 /// Largest request body, bytes.
 const MAX_BODY: usize = 256 * 1024;
+/// Most members of a body or a query; no route has more than four.
+const MAX_FIELDS: usize = 16;
+/// How much more of a refused body is read, bytes, and for how long.
+const DISCARD: usize = 1024 * 1024;
+const DISCARD_TIME: Duration = Duration::from_millis(200);
 /// Longest part of an unknown name that is repeated to the caller, characters.
 const MAX_ECHO: usize = 64;
 /// What an id must be.
 const INTEGER: &str = "must be an integer that fits in 64 bits";
+
+/// The caller's time limit for everything after its request has arrived.
+#[derive(Clone, Copy, Debug)]
+pub struct Limit(pub Duration);
 
 /// A request that has found its route.
 pub struct Request {
@@ -27,21 +39,31 @@ pub struct Request {
     pub method: Method,
     /// Its deadline and ids.
     pub context: Context,
+    limit: Limit,
     query: String,
-    body: BoxStream<'static, Result<Bytes, warp::Error>>,
+    /// The body's length, if the caller told it.
+    length: Option<u64>,
+    body: Body,
 }
 
-/// Extracts a [`Request`]; rejects nothing.
+type Body = BoxStream<'static, Result<Bytes, warp::Error>>;
+
+/// Extracts a [`Request`]; rejects only what has no [`Context`] and [`Limit`].
 pub fn filter() -> impl Filter<Extract = (Request,), Error = Rejection> + Clone {
     let query = warp::query::raw().or(warp::any().map(String::new)).unify();
     warp::method()
         .and(warp::ext::get::<Context>())
+        .and(warp::ext::get::<Limit>())
         .and(query)
+        .and(warp::header::optional::<u64>("content-length"))
         .and(warp::body::stream())
-        .map(|method, context, query, body| Request { method, context, query, body: as_bytes(body) })
+        .map(|method, context, limit, query, length, body| {
+            let body = as_bytes(body);
+            Request { method, context, limit, query, length, body }
+        })
 }
 
-fn as_bytes<S, B>(body: S) -> BoxStream<'static, Result<Bytes, warp::Error>>
+fn as_bytes<S, B>(body: S) -> Body
 where
     S: futures_util::Stream<Item = Result<B, warp::Error>> + Send + 'static,
     B: Buf,
@@ -52,36 +74,41 @@ where
 impl Request {
     /// Returns the query parameters.
     pub fn query(&self) -> Result<Fields, Problem> {
-        let mut fields = Fields { textual: true, ..Fields::default() };
         // an empty pair is harmless: the original's README has `?user_id=123&&size=2`
-        for pair in self.query.split('&').filter(|pair| !pair.is_empty()) {
+        let pairs = self.query.split('&').filter(|pair| !pair.is_empty());
+        let decoded = pairs.take(MAX_FIELDS + 1).map(|pair| {
             let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
             let name = decode(name).ok_or_else(|| Error::bad("query", "must be UTF-8"))?;
             let value = decode(value).ok_or_else(|| Error::bad(echo(&name), "must be UTF-8"))?;
-            fields.add(name, Value::String(value)).map_err(|name| Error::bad(name, "is given twice"))?;
-        }
-        Ok(fields)
+            Ok((name, Value::String(value)))
+        });
+        let pairs = decoded.collect::<Result<Vec<_>, Error>>()?;
+        Ok(Fields { textual: true, ..Fields::of("query", pairs)? })
     }
 
-    /// Reads the body and returns its members, which must be those of one JSON object.
-    pub async fn json(self, app: &App) -> Result<Fields, Problem> {
-        let body = match tokio::time::timeout(app.body_timeout, read(self.body)).await {
-            Ok(body) => body?,
+    /// Reads the body and returns its members, which must be those of one JSON object, and the context
+    /// for what follows: the deadline starts now, a slow upload is not the services' fault.
+    pub async fn json(mut self, app: &App) -> Result<(Fields, Context), Problem> {
+        if self.length.is_some_and(|length| length > MAX_BODY as u64) {
+            return Err(Problem::body_too_large(MAX_BODY)); // before a 100 (Continue) invites it
+        }
+        let body = match tokio::time::timeout(app.body_timeout, read(&mut self.body)).await {
+            Ok(Ok(body)) => body,
+            Ok(Err(problem)) => {
+                // a caller that still sends would see a reset instead of the answer
+                let _ = tokio::time::timeout(DISCARD_TIME, discard(&mut self.body)).await;
+                return Err(problem);
+            }
             Err(_) => return Err(Problem::slow_body()),
         };
-        let fields: Result<Fields, _> = serde_json::from_slice(&body);
-        fields.map_err(|error| {
-            let text = error.to_string();
-            let twice = text.strip_prefix(TWICE).and_then(|rest| rest.split_once('\n'));
-            match twice {
-                Some((name, _)) => Error::bad(name.to_owned(), "is given twice").into(),
-                None => Error::bad("body", format!("must be a JSON object: {text}")).into(),
-            }
-        })
+        let Members(members) = serde_json::from_slice(&body)
+            .map_err(|error| Error::bad("body", format!("must be a JSON object: {error}")))?;
+        self.context.deadline = Instant::now() + self.limit.0;
+        Ok((Fields::of("body", members)?, self.context))
     }
 }
 
-async fn read(mut parts: BoxStream<'static, Result<Bytes, warp::Error>>) -> Result<BytesMut, Problem> {
+async fn read(parts: &mut Body) -> Result<BytesMut, Problem> {
     let mut body = BytesMut::new();
     while let Some(part) = parts.next().await {
         let part = part.map_err(|_| Error::bad("body", "could not be read to its end"))?;
@@ -91,6 +118,16 @@ async fn read(mut parts: BoxStream<'static, Result<Bytes, warp::Error>>) -> Resu
         body.extend_from_slice(&part);
     }
     Ok(body)
+}
+
+/// Reads and forgets some more of a body.
+async fn discard(parts: &mut Body) {
+    let mut left = DISCARD;
+    while left > 0
+        && let Some(Ok(part)) = parts.next().await
+    {
+        left = left.saturating_sub(part.len());
+    }
 }
 
 /// Decodes one part of a query; `None` if the result is not UTF-8.
@@ -113,12 +150,17 @@ pub struct Fields {
 }
 
 impl Fields {
-    fn add(&mut self, name: String, value: Value) -> Result<(), String> {
-        if self.values.iter().any(|(known, _)| *known == name) {
-            return Err(echo(&name));
+    /// Returns fields with distinct names; `whole` is what an error names if there are too many.
+    fn of(whole: &'static str, values: Vec<(String, Value)>) -> Result<Self, Error> {
+        if values.len() > MAX_FIELDS {
+            return Err(Error::bad(whole, format!("must have at most {MAX_FIELDS} members")));
         }
-        self.values.push((name, value));
-        Ok(())
+        for (at, (name, _)) in values.iter().enumerate() {
+            if values.iter().take(at).any(|(earlier, _)| earlier == name) {
+                return Err(Error::bad(echo(name), "is given twice"));
+            }
+        }
+        Ok(Self { values, textual: false })
     }
 
     fn take(&mut self, name: &str) -> Option<Value> {
@@ -168,29 +210,29 @@ fn is_decimal(text: &str) -> bool {
     !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit())
 }
 
-/// How a doubled member's name gets through serde's error text; the line feed cannot be part of it.
-const TWICE: &str = "given twice: ";
+/// The members of a JSON object as they come, doubled ones too; at most one more than is allowed.
+struct Members(Vec<(String, Value)>);
 
-impl<'de> Deserialize<'de> for Fields {
+impl<'de> Deserialize<'de> for Members {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Members;
-        impl<'de> Visitor<'de> for Members {
-            type Value = Fields;
+        struct Collect;
+        impl<'de> Visitor<'de> for Collect {
+            type Value = Members;
 
             fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
                 f.write_str("an object")
             }
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Fields, A::Error> {
-                let mut fields = Fields::default();
-                while let Some((name, value)) = map.next_entry()? {
-                    fields
-                        .add(name, value)
-                        .map_err(|name| A::Error::custom(format!("{TWICE}{}\n", name.replace('\n', " "))))?;
+            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members, A::Error> {
+                let mut members = Vec::new();
+                while let Some(member) = map.next_entry()? {
+                    if members.len() <= MAX_FIELDS {
+                        members.push(member);
+                    }
                 }
-                Ok(fields)
+                Ok(Members(members))
             }
         }
-        deserializer.deserialize_map(Members)
+        deserializer.deserialize_map(Collect)
     }
 }

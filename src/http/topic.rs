@@ -43,8 +43,7 @@ struct Topics {
 }
 
 pub async fn put(app: Arc<App>, request: Request) -> Result<Response, Problem> {
-    let context = request.context.clone();
-    let mut body = request.json(&app).await?;
+    let (mut body, context) = request.json(&app).await?;
     let topic = PutTopicRequest {
         topic_id: body.integer("topic_id")?,
         subject: body.text("subject")?,

@@ -7,17 +7,19 @@
 
 pub mod advertise;
 mod etcd;
+mod keeper;
 mod local;
+mod snapshot;
 mod value;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-pub use etcd::Etcd;
+pub use etcd::{Etcd, Probe};
 pub use local::Local;
 
 /// Longest time one step of a drain waits for the registry; with the registry away the drain goes on.
@@ -55,10 +57,14 @@ pub type Instances = BTreeMap<String, Arc<Instance>>;
 pub struct View {
     /// Which cluster said so; the revisions of two clusters cannot be compared.
     pub cluster_id: u64,
-    /// The registry's revision; never goes back within a cluster id. 0: nothing has been read yet.
+    /// The registry's revision; never goes back within an epoch. 0: nothing has been read yet.
     pub revision: i64,
+    /// How often the registry turned out to be another one, or an older state of itself.
+    pub epoch: u64,
     /// Instances by service.
     pub services: BTreeMap<String, Instances>,
+    /// Service and address of those that the registry no longer lists but that are still believed in.
+    pub limbo: BTreeSet<(String, String)>,
     /// Keys below the prefix that are not ours to read; they are ignored.
     pub ignored: usize,
 }
@@ -70,7 +76,7 @@ impl View {
         self.services.get(service)
     }
 
-    /// Returns true once the registry has been read.
+    /// Returns true once the registry has been read, or a view of it from disk.
     #[must_use]
     pub const fn is_known(&self) -> bool {
         self.revision > 0
@@ -95,7 +101,9 @@ impl View {
 #[derive(Clone, Debug)]
 pub struct ViewHandle {
     view: watch::Receiver<Arc<View>>,
-    confirmed: watch::Receiver<Option<Instant>>,
+    /// `None` for a registry inside the process: it is never out of date.
+    confirmed: Option<watch::Receiver<Option<Instant>>>,
+    differences: watch::Receiver<usize>,
 }
 
 impl ViewHandle {
@@ -120,7 +128,16 @@ impl ViewHandle {
     /// Returns how long ago the registry last confirmed the view; `None` before the first time.
     #[must_use]
     pub fn age(&self) -> Option<Duration> {
-        self.confirmed.borrow().map(|at| at.elapsed())
+        match &self.confirmed {
+            Some(confirmed) => confirmed.borrow().map(|at| at.elapsed()),
+            None => Some(Duration::ZERO),
+        }
+    }
+
+    /// Returns in how many keys the periodic list differed from what the events said: lost events.
+    #[must_use]
+    pub fn differences(&self) -> usize {
+        *self.differences.borrow()
     }
 }
 
@@ -129,18 +146,26 @@ impl ViewHandle {
 struct Publisher {
     view: watch::Sender<Arc<View>>,
     confirmed: watch::Sender<Option<Instant>>,
+    differences: watch::Sender<usize>,
 }
 
 impl Publisher {
     fn new() -> (Self, ViewHandle) {
         let (view, view_rx) = watch::channel(Arc::default());
         let (confirmed, confirmed_rx) = watch::channel(None);
-        let handle = ViewHandle { view: view_rx, confirmed: confirmed_rx };
-        (Self { view, confirmed }, handle)
+        let (differences, differences_rx) = watch::channel(0);
+        let handle = ViewHandle { view: view_rx, confirmed: Some(confirmed_rx), differences: differences_rx };
+        (Self { view, confirmed, differences }, handle)
     }
 
     /// Replaces the view if it differs, and notes that the registry has just confirmed it.
     fn publish(&self, view: View) {
+        self.replace(view);
+        self.confirm();
+    }
+
+    /// Replaces the view if it differs.
+    fn replace(&self, view: View) {
         self.view.send_if_modified(|current| {
             let differs = **current != view;
             if differs {
@@ -148,7 +173,16 @@ impl Publisher {
             }
             differs
         });
-        self.confirm();
+    }
+
+    /// Begins with a view that the registry has not confirmed.
+    fn preset(&self, view: View) {
+        self.view.send_replace(Arc::new(view));
+    }
+
+    /// Notes that a list and the events since did not fit together.
+    fn differ(&self, count: usize) {
+        self.differences.send_modify(|sum| *sum += count);
     }
 
     fn confirm(&self) {

@@ -23,7 +23,9 @@ struct Entry {
     instance: Option<Attributes>,
 }
 
+/// A version to come may leave some out or say more.
 #[derive(Serialize, Deserialize)]
+#[serde(default)]
 struct Attributes {
     id: String,
     version: String,
@@ -34,11 +36,27 @@ struct Attributes {
     started_at: u64,
 }
 
+impl Default for Attributes {
+    fn default() -> Self {
+        Self {
+            id: String::new(),
+            version: String::new(),
+            zone: None,
+            weight: 100,
+            state: State::Up,
+            admin: None,
+            started_at: 0,
+        }
+    }
+}
+
 #[derive(Serialize, Deserialize, PartialEq)]
 #[serde(rename_all = "snake_case")]
 enum State {
-    Up,
     Draining,
+    /// Also what a version to come may call otherwise: it is registered, so it wants calls.
+    #[serde(other)]
+    Up,
 }
 
 /// Returns the key of an instance.
@@ -88,8 +106,9 @@ pub fn decode_key<'a>(prefix: &str, key: &'a [u8]) -> Result<(&'a str, &'a str),
 /// # Errors
 /// Why the value is not one of ours.
 pub fn decode(service: &str, addr: &str, value: &[u8]) -> Result<Instance, &'static str> {
-    let instance = |attributes: Option<Attributes>| match attributes {
-        Some(a) => Instance {
+    let instance = |attributes: Option<Attributes>| {
+        let a = attributes.unwrap_or_default();
+        Instance {
             service: service.to_owned(),
             addr: addr.to_owned(),
             id: a.id,
@@ -99,18 +118,7 @@ pub fn decode(service: &str, addr: &str, value: &[u8]) -> Result<Instance, &'sta
             draining: a.state == State::Draining,
             admin: a.admin,
             started_at: a.started_at,
-        },
-        None => Instance {
-            service: service.to_owned(),
-            addr: addr.to_owned(),
-            id: String::new(),
-            version: String::new(),
-            zone: None,
-            weight: 100,
-            draining: false,
-            admin: None,
-            started_at: 0,
-        },
+        }
     };
     if value == addr.as_bytes() {
         return Ok(instance(None));
@@ -162,6 +170,9 @@ mod tests {
         assert_eq!(decode("feed", "a:1", go).unwrap().weight, 100);
         let bare = decode("feed", "[::1]:1", b"[::1]:1").unwrap();
         assert_eq!((bare.addr.as_str(), bare.id.as_str()), ("[::1]:1", ""));
+        let newer = br#"{"Addr":"a:1","instance":{"id":"x","state":"warming","colour":"red"}}"#;
+        let newer = decode("feed", "a:1", newer).unwrap();
+        assert_eq!((newer.id.as_str(), newer.draining), ("x", false));
         for junk in [&b""[..], b"b:1", b"{}", b"\xff", br#"{"Addr":"b:1"}"#, br#"{"Addr":7}"#] {
             assert!(decode("feed", "a:1", junk).is_err(), "{junk:?}");
         }

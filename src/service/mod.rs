@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
-use http::{Request, Response};
+use http::{HeaderValue, Request, Response};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 use tonic::Status;
@@ -23,7 +23,7 @@ use tower::ServiceExt as _;
 
 use crate::client::Client;
 use crate::config::StoreUrl;
-use crate::context::{Context, grpc_timeout};
+use crate::context::{Context, INSTANCE, SERVICE, WRONG_SERVICE, grpc_timeout};
 use crate::error::{Code, Error};
 use crate::metrics::Metrics;
 use crate::rpc::{self, Rpc};
@@ -102,6 +102,10 @@ pub struct Handler {
     routes: Routes,
     health: HealthReporter,
     name: &'static str,
+    /// `<key prefix><service>`: calls that are meant for another one are refused.
+    identity: HeaderValue,
+    /// This instance's id, told in every answer.
+    instance: HeaderValue,
     metrics: Metrics,
     default_deadline: Duration,
 }
@@ -113,6 +117,8 @@ impl Handler {
     /// When the descriptors cannot be read.
     pub async fn new(
         service: &Service,
+        identity: HeaderValue,
+        instance: HeaderValue,
         metrics: &Metrics,
         default_deadline: Duration,
     ) -> anyhow::Result<Self> {
@@ -134,6 +140,8 @@ impl Handler {
             routes: routes.add_service(health).add_service(reflection).prepare(),
             health: reporter,
             name: service.grpc_name(),
+            identity,
+            instance,
             metrics: metrics.clone(),
             default_deadline,
         };
@@ -148,9 +156,20 @@ impl Handler {
         self.health.set_service_status(self.name, status).await;
     }
 
+    /// Ends the streams of those who follow the health: a drain must not wait for them.
+    pub async fn end_watches(&mut self) {
+        self.health.clear_service_status("").await;
+        self.health.clear_service_status(self.name).await;
+    }
+
     /// Answers one call. Every failure becomes a gRPC status.
     pub async fn call(self, mut request: Request<Incoming>) -> Response<Body> {
         let begun = Instant::now();
+        if request.headers().get(SERVICE).is_some_and(|meant| meant != self.identity) {
+            let mut refusal = refusal(Error::unavailable("this is another service"));
+            refusal.headers_mut().insert(WRONG_SERVICE, self.identity);
+            return refusal;
+        }
         let rpc = rpc::by_path(request.uri().path());
         let limit = grpc_timeout(request.headers());
         let limit = limit.map_or(self.default_deadline, |limit| limit.min(MAX_DEADLINE));
@@ -173,7 +192,8 @@ impl Handler {
             }
             None => Ok(refusal(Error::new(Code::Timeout, "the deadline has passed"))),
         };
-        let Ok(response) = result;
+        let Ok(mut response) = result;
+        response.headers_mut().insert(INSTANCE, self.instance);
         let code = status_of(&response);
         self.metrics.grpc(rpc.grpc_service, rpc.method, code, begun.elapsed());
         log(rpc, &context, code, begun.elapsed());

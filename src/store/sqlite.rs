@@ -62,8 +62,8 @@ type Read = Box<dyn FnOnce(&Connection) + Send>;
 
 /// One write of a group commit.
 trait Job: Send {
-    /// Runs inside the transaction.
-    fn run(&mut self, db: &Connection);
+    /// Runs inside the transaction; returns what went wrong, for the case that it ended the transaction.
+    fn run(&mut self, db: &Connection) -> Option<StoreError>;
     /// Tells the caller, once the transaction has ended.
     fn tell(self: Box<Self>, committed: Result<(), StoreError>);
 }
@@ -79,10 +79,10 @@ where
     F: FnOnce(&Connection) -> rusqlite::Result<T> + Send,
     T: Send,
 {
-    fn run(&mut self, db: &Connection) {
-        if let Some(run) = self.run.take() {
-            self.result = run(db).map_err(|e| StoreError::from(&e));
-        }
+    fn run(&mut self, db: &Connection) -> Option<StoreError> {
+        let run = self.run.take()?;
+        self.result = run(db).map_err(|e| StoreError::from(&e));
+        self.result.as_ref().err().cloned()
     }
 
     fn tell(self: Box<Self>, committed: Result<(), StoreError>) {
@@ -209,10 +209,10 @@ fn run_writes(db: &Connection, mut queue: mpsc::Receiver<Write>, full: &AtomicBo
 fn commit(db: &Connection, batch: &mut [Write]) -> Result<(), StoreError> {
     db.execute_batch("BEGIN IMMEDIATE").map_err(|e| StoreError::from(&e))?;
     for job in batch {
-        job.run(db);
+        let error = job.run(db);
         if db.is_autocommit() {
             // SQLite rolls back by itself when the disk is full or fails
-            return Err(StoreError::Full);
+            return Err(error.unwrap_or_else(|| StoreError::Failed("the transaction was lost".to_owned())));
         }
     }
     db.execute_batch("COMMIT").map_err(|e| {

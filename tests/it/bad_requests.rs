@@ -44,6 +44,12 @@ fn with_header(target: &str, header: &str) -> Vec<u8> {
     message(&format!("GET {target} HTTP/1.1\nhost: x\n{header}\nconnection: close\n\n"), b"")
 }
 
+/// Many members with distinct names.
+fn members(count: usize) -> String {
+    let each: Vec<_> = (0..count).map(|n| format!("\"{n:x}\":1")).collect();
+    each.join(",")
+}
+
 /// A feed with one member replaced.
 fn feed(id: &str, user_id: &str, content: &str) -> Vec<u8> {
     put(FEED, format!(r#"{{"id":{id},"user_id":{user_id},"content":{content}}}"#))
@@ -96,6 +102,7 @@ fn cases() -> Vec<(&'static str, Vec<u8>, Want)> {
         ("user_id missing", put(FEED, r#"{"id":1,"content":"x"}"#), bad("user_id")),
         ("content missing", put(FEED, r#"{"id":1,"user_id":1}"#), bad("content")),
         ("id twice", put(FEED, r#"{"id":1,"id":2,"user_id":1,"content":"x"}"#), bad("id")),
+        ("20000 members", put(FEED, format!("{{{}}}", members(20_000))), bad("body")),
         ("unknown member", put(FEED, r#"{"id":1,"user_id":1,"content":"x","tags":[]}"#), bad("tags")),
         // the other writers
         ("name missing", put(PROFILE, r#"{"user_id":1,"company":"","title":""}"#), bad("name")),
@@ -147,6 +154,7 @@ fn cases() -> Vec<(&'static str, Vec<u8>, Want)> {
         ("size float", get("/api/feed/get_feeds?user_id=1&size=1.0"), bad("size")),
         ("before zero", get("/api/feed/get_feeds?user_id=1&before=0"), bad("before")),
         ("before negative", get("/api/feed/get_feeds?user_id=1&before=-1"), bad("before")),
+        ("100 parameters", get(&format!("/api/topic/list?{}", "a=1&".repeat(100))), bad("query")),
         ("unknown parameter", get("/api/feed/get_feeds?user_id=1&page=2"), bad("page")),
         ("escaped invalid UTF-8", get("/api/feed/get_feeds?user_id=%ff"), bad("user_id")),
         ("escaped invalid UTF-8 in a name", get("/api/feed/get_feeds?%ff=1"), bad("query")),

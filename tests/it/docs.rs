@@ -28,19 +28,14 @@ fn table(title: &str) -> Vec<Vec<&'static str>> {
 
 /// Returns the text between backticks.
 fn code(cell: &str) -> &str {
-    cell.strip_prefix('`')
-        .and_then(|rest| rest.strip_suffix('`'))
-        .unwrap_or(cell)
+    cell.strip_prefix('`').and_then(|rest| rest.strip_suffix('`')).unwrap_or(cell)
 }
 
 /// Returns the settings of a role with nothing set but `key`.
 fn load(role: Role, key: &str, value: &str) -> Result<config::Settings, String> {
     let name = format!("MSA__{}", key.to_uppercase().replace('.', "__"));
     let env = [(name, value.to_owned())].into_iter().filter(|_| !key.is_empty());
-    let source = Source {
-        env: Some(env.collect()),
-        ..Source::default()
-    };
+    let source = Source { env: Some(env.collect()), ..Source::default() };
     config::load(role, &source).map_err(|error| error.to_string())
 }
 
@@ -62,9 +57,7 @@ fn uses(role: Role, key: &str) -> bool {
 fn default_of(cell: &str, role: Role) -> Option<String> {
     let value = |text: &str| if text == "none" { "" } else { code(text) }.to_owned();
     let parts = cell.split(", ");
-    let own = parts
-        .clone()
-        .find_map(|part| part.strip_prefix(role.name())?.strip_prefix(' '));
+    let own = parts.clone().find_map(|part| part.strip_prefix(role.name())?.strip_prefix(' '));
     let general = parts.clone().find(|part| !part.contains(' '));
     own.or(general).map(value)
 }
@@ -84,10 +77,7 @@ fn the_readme_lists_every_setting_with_its_default() {
                 continue;
             };
             if uses(role, key) && default_of(cell, role).as_deref() != Some(value) {
-                wrong.insert(format!(
-                    "{key} is {value:?} for {}, the README says {cell}",
-                    role.name()
-                ));
+                wrong.insert(format!("{key} is {value:?} for {}, the README says {cell}", role.name()));
             }
         }
     }
@@ -130,10 +120,7 @@ fn the_readme_lists_every_metric() {
     let (code_only, _) = METRICS.split_once("#[cfg(test)]").unwrap();
     let mut there: BTreeSet<_> = code_only.split('"').skip(1).step_by(2).filter(is_name).collect();
     let text = Metrics::new().unwrap().text();
-    there.extend(
-        text.lines()
-            .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()),
-    );
+    there.extend(text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()));
     assert!(there.len() > 5, "{there:?}");
 
     let documented: BTreeSet<_> = table("Metric").into_iter().map(|row| code(row[0])).collect();
@@ -141,14 +128,10 @@ fn the_readme_lists_every_metric() {
         Some(family) => name.starts_with(family),
         None => name == line,
     };
-    let missing: Vec<_> = there
-        .iter()
-        .filter(|name| !documented.iter().any(|line| covers(line, name)))
-        .collect();
+    let missing: Vec<_> =
+        there.iter().filter(|name| !documented.iter().any(|line| covers(line, name))).collect();
     assert!(missing.is_empty(), "the README lacks {missing:?}");
-    let invented: Vec<_> = documented
-        .iter()
-        .filter(|line| !there.iter().any(|name| covers(line, name)))
-        .collect();
+    let invented: Vec<_> =
+        documented.iter().filter(|line| !there.iter().any(|name| covers(line, name))).collect();
     assert!(invented.is_empty(), "the README has {invented:?}, the program has not");
 }

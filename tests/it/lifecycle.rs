@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use command_fds::{CommandFdExt as _, FdMapping};
 use rustix::process::Signal;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use crate::kit::etcd::Etcd;
 use crate::kit::http::{Answer, Connection, get, request, send};
@@ -120,6 +121,36 @@ async fn stopping_one_of_two_instances_fails_no_call() {
             caller.await.unwrap_or_else(|e| panic!("round {round}, {leaving} left: {e}"));
         }
     }
+}
+
+#[tokio::test]
+async fn up_answers_a_request_that_was_on_its_way_when_it_was_told_to_stop() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().display().to_string();
+    let mut up = Process::start(&["up", "--free-ports", "--data-dir", &data]);
+    let gateway = up.wait_for_roles()["apigateway"];
+    let body = r#"{"id":1,"user_id":7,"content":"x"}"#;
+    wait_for("feed is called", || async {
+        (get(gateway, "/api/feed/get_feeds?user_id=7").await.status == 404).then_some(())
+    })
+    .await;
+    let mut stream = tokio::net::TcpStream::connect(gateway).await.unwrap();
+    let head =
+        format!("PUT /api/feed/create_feed HTTP/1.1\r\nhost: x\r\ncontent-length: {}\r\n\r\n", body.len());
+    stream.write_all(head.as_bytes()).await.unwrap();
+    stream.write_all(&body.as_bytes()[..10]).await.unwrap();
+    // the head has arrived when a later request on another connection is answered
+    get(gateway, "/api/topic/list").await;
+    up.signal(Signal::TERM);
+    up.wait_for_log("it drains", |line| line["message"] == "draining");
+    // longer than an idle connection lingers and a service announces its end
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    stream.write_all(&body.as_bytes()[10..]).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 OK"), "{answer}");
+    assert!(answer.contains("connection: close"), "{answer}");
+    assert!(up.wait(SOON).success());
 }
 
 #[tokio::test]

@@ -10,11 +10,13 @@
 
 mod bad_requests;
 mod discovery;
+mod docs;
 mod durability;
 mod gateway;
 mod grpc;
 mod kit;
 mod lifecycle;
 mod numbers;
+mod registry_edge;
 mod resilience;
 mod walkthrough;

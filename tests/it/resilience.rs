@@ -1,5 +1,6 @@
 //! What callers do not notice: dead instances, refused calls, neighbours that hang up.
 
+use std::process::Command;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -10,7 +11,7 @@ use tokio::time::Instant;
 use crate::kit::app::App;
 use crate::kit::etcd::Etcd;
 use crate::kit::http::{Connection, get, put};
-use crate::kit::process::Process;
+use crate::kit::process::{PROGRAM, Process};
 use crate::kit::{free_addr, measured, peer, wait_for};
 
 #[tokio::test]
@@ -54,9 +55,15 @@ async fn callers_that_hang_up_in_bursts_break_nobody_else() {
     let etcd = Etcd::start().await;
     let addr = etcd.addr.to_string();
     let common = ["--debug-addr", "127.0.0.1:0", "--etcd-addr", &addr];
-    let mut gateway = Process::start(&[&["apigateway", "--http-addr", "127.0.0.1:0"], &common[..]].concat());
+    // a slow machine must not turn the freeze into a deadline, or into a lease that ran out
+    let mut command = Command::new(PROGRAM);
+    command.args(["apigateway", "--http-addr", "127.0.0.1:0"]).args(common);
+    command.env("MSA__CLIENT__DEADLINE_MS", "30000").env("MSA__CLIENT__KEEPALIVE_TIMEOUT_MS", "30000");
+    let mut gateway = Process::spawn(command);
     let gateway_addrs = gateway.wait_for_role("apigateway");
-    let mut feed = Process::start(&[&["feed", "--addr", "127.0.0.1:0"], &common[..]].concat());
+    let mut command = Command::new(PROGRAM);
+    command.args(["feed", "--addr", "127.0.0.1:0"]).args(common).env("MSA__REGISTRY__TTL_S", "60");
+    let mut feed = Process::spawn(command);
     feed.wait_for_role("feed");
     let body = r#"{"id":1,"user_id":7,"content":"x"}"#;
     wait_for("feed is found", || async {
@@ -81,20 +88,48 @@ async fn callers_that_hang_up_in_bursts_break_nobody_else() {
         wait_for("every call is on its way", || async {
             let status = get(gateway_addrs.1, "/status").await.json();
             let in_flight = status["clients"][0]["feed"][0]["in_flight"].as_u64();
-            (in_flight == Some(276)).then_some(())
+            (in_flight >= Some(276)).then_some(())
         })
         .await;
         drop(rude);
         wait_for("the rude ones are gone", || async {
             let status = get(gateway_addrs.1, "/status").await.json();
             let in_flight = status["clients"][0]["feed"][0]["in_flight"].as_u64();
-            (in_flight == Some(20)).then_some(())
+            (in_flight <= Some(20)).then_some(())
         })
         .await;
         feed.signal(Signal::CONT);
         let answers = innocent.join_all().await;
         let failed = answers.iter().filter(|answer| answer.status != 200).count();
         assert_eq!(failed, 0, "round {round}: {failed} of 20 innocent calls failed: {:?}", answers[0]);
+    }
+}
+
+/// Late answers to calls that the gateway has given up count against the connection as well: h2 forgets
+/// such calls after 50 of them and ends the connection after 1024 answers that it cannot place.
+#[tokio::test]
+async fn late_answers_to_callers_that_hung_up_break_nobody_else() {
+    let app = App::start().await;
+    let body = r#"{"id":1,"user_id":7,"content":"x"}"#;
+    assert_eq!(put(app.gateway(), "/api/feed/create_feed", body).await.status, 200);
+    let path = "/api/feed/get_feeds?user_id=7";
+    let mut innocent = Connection::open(app.gateway()).await.unwrap();
+    for round in 0..16 {
+        let mut rude = Vec::new();
+        for _ in 0..256 {
+            let mut stream = TcpStream::connect(app.gateway()).await.unwrap();
+            stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes()).await.unwrap();
+            rude.push(stream);
+        }
+        drop(rude);
+        let answer = innocent.get(path).await.unwrap();
+        assert_eq!(answer.status, 200, "round {round}: {answer:?}");
+    }
+    let downs = get(app.addresses.admin, "/status").await.json();
+    let feeds =
+        downs["clients"].as_array().unwrap().iter().filter_map(|client| client["feed"][0].as_object());
+    for feed in feeds {
+        assert_eq!(feed["last_error"], serde_json::Value::Null, "the connection broke");
     }
 }
 

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use etcd_client::{Client, ConnectOptions};
+use futures_util::future::BoxFuture;
 
 use super::{Instance, Publisher, Registration, Registry, ViewHandle};
 use crate::backoff::Backoff;
@@ -18,6 +19,9 @@ use crate::config;
 
 /// The first wait after a failure.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
+
+/// Asks an instance itself whether it serves; `Err` says why not. The caller limits its time.
+pub type Probe = Arc<dyn Fn(Arc<Instance>) -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
 
 /// A registry in etcd.
 #[derive(Clone, Debug)]
@@ -39,6 +43,8 @@ enum Failure {
     Ended,
     #[error("etcd cancelled the watch: {0}")]
     Cancelled(String),
+    #[error("a list differs from the events in {0} keys")]
+    Differs(usize),
     #[error("the lease ran out")]
     LeaseLost,
 }
@@ -47,10 +53,10 @@ impl Etcd {
     /// Begins to follow the registry. Does not wait for etcd: until it answers the view is unknown.
     /// Must be called inside a tokio runtime; the task ends with it.
     #[must_use]
-    pub fn start(settings: config::Registry) -> Self {
+    pub fn start(settings: config::Registry, probe: Probe) -> Self {
         let settings = Arc::new(settings);
         let (publisher, view) = Publisher::new();
-        tokio::spawn(view::follow(settings.clone(), publisher));
+        tokio::spawn(view::follow(settings.clone(), publisher, probe));
         Self { settings, view }
     }
 }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use etcd_client::{Client, GetResponse, PutOptions};
+use etcd_client::{Client, Compare, CompareOp, KeyValue, PutOptions, Txn, TxnOp};
 use tokio::sync::watch;
 
 use super::{Failure, backoff, connect, limit};
@@ -86,6 +86,8 @@ impl Reconciler {
             tokio::time::interval_at(tokio::time::Instant::now() + settings.keepalive, settings.keepalive);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut renewals: u32 = 0;
+        // somebody else who wants this key would answer each repair at once: one a renewal is enough
+        let (mut repaired, mut dirty) = (false, false);
         loop {
             tokio::select! {
                 changed = self.wishes.changed() => {
@@ -104,9 +106,12 @@ impl Reconciler {
                         return Err(Failure::LeaseLost);
                     }
                     renewals = renewals.wrapping_add(1);
-                    if renewals.is_multiple_of(RENEWALS_PER_LOOK) {
-                        self.look(&mut client, lease).await?;
+                    if dirty || renewals.is_multiple_of(RENEWALS_PER_LOOK) {
+                        repaired = self.look(&mut client, lease).await?;
+                    } else {
+                        repaired = false;
                     }
+                    dirty = false;
                 }
                 event = own_key.message() => {
                     let event = event?.ok_or(Failure::Ended)?;
@@ -114,24 +119,38 @@ impl Reconciler {
                         return Err(Failure::Cancelled(event.cancel_reason().to_owned()));
                     }
                     if !event.events().is_empty() {
-                        self.look(&mut client, lease).await?;
+                        if repaired {
+                            dirty = true;
+                        } else {
+                            repaired = self.look(&mut client, lease).await?;
+                        }
                     }
                 }
             }
         }
     }
 
-    /// Makes the registry what is wished.
+    /// Makes the registry what is wished. Only `Up` takes the key; once draining, a key that is no longer
+    /// under our lease belongs to a successor at the same address.
     async fn fulfil(&mut self, client: &mut Client, lease: i64) -> Result<(), Failure> {
         let settings = self.settings.clone();
         let wish = *self.wishes.borrow_and_update();
+        let key = self.key.as_str();
+        let ours = [Compare::lease(key, CompareOp::Equal, lease)];
         let reached = match wish {
-            Wish::Up | Wish::Draining => {
-                self.put(client, lease, wish).await?;
-                if wish == Wish::Up { Registered::Up } else { Registered::Draining }
+            Wish::Up => {
+                self.put(client, lease).await?;
+                Registered::Up
+            }
+            Wish::Draining => {
+                let put = TxnOp::put(key, self.value(wish), Some(PutOptions::new().with_lease(lease)));
+                let txn = Txn::new().when(ours).and_then([put]);
+                limit(&settings, "a put", client.txn(txn)).await?;
+                Registered::Draining
             }
             Wish::Deleted => {
-                limit(&settings, "a delete", client.delete(self.key.as_str(), None)).await?;
+                let txn = Txn::new().when(ours).and_then([TxnOp::delete(key, None)]);
+                limit(&settings, "a delete", client.txn(txn)).await?;
                 Registered::Absent
             }
             Wish::Gone => {
@@ -140,15 +159,15 @@ impl Reconciler {
             }
         };
         if *self.state.borrow() != reached {
-            tracing::info!(key = %self.key, state = reached.name(), "registration");
+            tracing::info!(key, state = reached.name(), "registration");
         }
         self.state.send_replace(reached);
         Ok(())
     }
 
-    async fn put(&self, client: &mut Client, lease: i64, wish: Wish) -> Result<(), Failure> {
+    async fn put(&self, client: &mut Client, lease: i64) -> Result<(), Failure> {
         let options = PutOptions::new().with_lease(lease);
-        let put = client.put(self.key.as_str(), self.value(wish), Some(options));
+        let put = client.put(self.key.as_str(), self.value(Wish::Up), Some(options));
         match limit(&self.settings, "a put", put).await {
             Err(Failure::Etcd(error)) if error.to_string().contains("lease not found") => {
                 Err(Failure::LeaseLost)
@@ -161,22 +180,22 @@ impl Reconciler {
         value::encode(&Instance { draining: wish == Wish::Draining, ..self.instance.clone() })
     }
 
-    /// Puts the key again if somebody deleted it, overwrote it or took it from the lease.
-    async fn look(&self, client: &mut Client, lease: i64) -> Result<(), Failure> {
-        let wish = *self.wishes.borrow();
-        if !matches!(wish, Wish::Up | Wish::Draining) {
-            return Ok(());
+    /// Puts the key again if somebody deleted it, overwrote it or took it from the lease. Returns whether
+    /// that was so.
+    async fn look(&self, client: &mut Client, lease: i64) -> Result<bool, Failure> {
+        if *self.wishes.borrow() != Wish::Up {
+            return Ok(false);
         }
         let found = limit(&self.settings, "a get", client.get(self.key.as_str(), None)).await?;
-        if self.is_ours(&found, lease, wish) {
-            return Ok(());
+        if found.kvs().first().is_some_and(|kv| self.is_ours(kv, lease)) {
+            return Ok(false);
         }
         tracing::warn!(key = %self.key, "somebody changed the key, putting it again");
-        self.put(client, lease, wish).await
+        self.put(client, lease).await?;
+        Ok(true)
     }
 
-    fn is_ours(&self, found: &GetResponse, lease: i64, wish: Wish) -> bool {
-        let kv = found.kvs().first();
-        kv.is_some_and(|kv| kv.lease() == lease && kv.value() == self.value(wish).as_bytes())
+    fn is_ours(&self, kv: &KeyValue, lease: i64) -> bool {
+        kv.lease() == lease && kv.value() == self.value(Wish::Up).as_bytes()
     }
 }

@@ -1,125 +1,339 @@
-//! The view: list, then watch from the next revision; on any doubt list again.
+//! Follows etcd: list, then watch from the next revision; on any doubt list again. What is published
+//! goes through the [`Keeper`], which lets no trouble of etcd empty the view.
 
-use std::collections::BTreeSet;
-use std::sync::Arc;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
-use etcd_client::{EventType, GetOptions, WatchOptions, WatchResponse};
+use etcd_client::{Client, EventType, GetOptions, GetResponse, WatchOptions, WatchResponse};
+use futures_util::future::join_all;
+use tokio::sync::Notify;
+use tokio::time::Instant;
 
-use super::{Failure, backoff, connect, limit};
+use super::{Failure, Probe, backoff, connect, limit};
 use crate::config::Registry;
-use crate::registry::{Publisher, View, value};
+use crate::registry::keeper::Keeper;
+use crate::registry::{Instance, Publisher, View, snapshot, value};
+
+/// How often instances in limbo are probed.
+const PROBE_EVERY: Duration = Duration::from_millis(500);
+/// How long events may lag behind a list before a difference between the two counts.
+const SETTLE: Duration = Duration::from_secs(1);
+/// Least time between two writes of the snapshot.
+const SAVE_EVERY: Duration = Duration::from_secs(1);
 
 /// Follows etcd until every reader of the view is gone.
-pub async fn follow(settings: Arc<Registry>, publisher: Publisher) {
-    let mut backoff = backoff(&settings);
-    let mut reader =
-        Reader { prefix: settings.prefix.clone(), view: View::default(), ignored: BTreeSet::new() };
-    while !publisher.view.is_closed() {
-        let listed = reader.view.revision;
-        let failure = match reader.session(&settings, &publisher).await {
-            Ok(()) => return,
-            Err(failure) => failure,
-        };
-        if reader.view.revision != listed {
-            backoff.reset();
-        }
-        let wait = backoff.next_wait();
-        tracing::warn!(error = %failure, revision = reader.view.revision, ?wait, "lost the registry, keeping the last view");
-        tokio::select! {
-            () = tokio::time::sleep(wait) => {}
-            () = publisher.view.closed() => return,
-        }
+pub async fn follow(settings: Arc<Registry>, publisher: Publisher, probe: Probe) {
+    let shared = Arc::new(Shared::restore(&settings, publisher));
+    tokio::select! {
+        () = shared.publisher.view.closed() => {}
+        () = follow_etcd(&settings, &shared) => {}
+        () = probe_limbo(&shared, probe) => {}
+        () = save(&settings, &shared) => {}
     }
 }
 
+/// What the three tasks share.
+struct Shared {
+    keeper: Mutex<Keeper>,
+    publisher: Publisher,
+    /// Something has gone into limbo.
+    doubted: Notify,
+}
+
+impl Shared {
+    /// Begins with the view on disk, if there is one to be used.
+    fn restore(settings: &Registry, publisher: Publisher) -> Self {
+        let mut keeper = Keeper::default();
+        if let Some(path) = &settings.snapshot_file {
+            match snapshot::load(path) {
+                Ok((view, age)) => {
+                    tracing::info!(path = %path.display(), revision = view.revision, ?age, "view read from disk");
+                    keeper = Keeper::restored(&view);
+                    publisher.preset(view);
+                }
+                Err(reason) => tracing::info!(path = %path.display(), reason, "no view on disk"),
+            }
+        }
+        Self { keeper: Mutex::new(keeper), publisher, doubted: Notify::new() }
+    }
+
+    /// No code runs under this lock that could leave the keeper half changed.
+    fn keeper(&self) -> MutexGuard<'_, Keeper> {
+        self.keeper.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Changes the keeper and publishes what it then believes.
+    fn change<T>(&self, change: impl FnOnce(&mut Keeper) -> T) -> T {
+        let mut keeper = self.keeper();
+        let result = change(&mut keeper);
+        let view = keeper.view();
+        if !view.limbo.is_empty() {
+            self.doubted.notify_one();
+        }
+        self.publisher.publish(view);
+        result
+    }
+}
+
+async fn follow_etcd(settings: &Registry, shared: &Shared) {
+    let mut backoff = backoff(settings);
+    let mut reader = Reader::default();
+    loop {
+        reader.listed = false;
+        let failure = match reader.session(settings, shared).await {
+            Ok(never) => match never {},
+            Err(failure) => failure,
+        };
+        if reader.listed {
+            backoff.reset();
+        }
+        let wait = backoff.next_wait();
+        tracing::warn!(error = %failure, ?wait, "lost the registry, keeping the last view");
+        tokio::time::sleep(wait).await;
+    }
+}
+
+/// The raw keys as etcd tells them.
+#[derive(Default)]
 struct Reader {
-    prefix: String,
-    view: View,
+    listed: bool,
+    revision: i64,
+    /// Modification revision of every key that is there.
+    known: BTreeMap<Vec<u8>, i64>,
+    /// Keys that went since the last list.
+    gone: BTreeSet<Vec<u8>>,
     /// Keys that are not ours to read; each is logged once.
     ignored: BTreeSet<Vec<u8>>,
 }
 
 impl Reader {
-    /// Lists and watches until something fails; `Ok` when nobody reads the view any more.
-    async fn session(&mut self, settings: &Registry, publisher: &Publisher) -> Result<(), Failure> {
+    /// Lists and watches until something fails.
+    async fn session(
+        &mut self,
+        settings: &Registry,
+        shared: &Shared,
+    ) -> Result<std::convert::Infallible, Failure> {
         let mut client = connect(settings).await?;
-        let list = client.get(self.prefix.as_str(), Some(GetOptions::new().with_prefix()));
-        let list = limit(settings, "a list", list).await?;
-        let (cluster_id, revision) = list.header().map_or((0, 0), |h| (h.cluster_id(), h.revision()));
-        self.view = View { cluster_id, revision, ..View::default() };
-        self.ignored.retain(|key| list.kvs().iter().any(|kv| kv.key() == key));
-        for kv in list.kvs() {
-            self.put(kv.key(), kv.value());
-        }
-        self.publish(publisher);
-        tracing::info!(revision, keys = list.kvs().len(), "registry listed");
+        let list = self.get(settings, &mut client).await?;
+        self.take(settings, &list, shared);
 
-        let options = WatchOptions::new().with_prefix().with_start_revision(revision + 1);
-        let watch = client.watch(self.prefix.as_str(), Some(options));
+        let options = WatchOptions::new().with_prefix().with_start_revision(self.revision + 1);
+        let watch = client.watch(settings.prefix.as_str(), Some(options));
         let mut stream = limit(settings, "a watch", watch).await?;
         let mut progress = tokio::time::interval(settings.watch_silence / 3);
+        let mut relist = tokio::time::interval_at(Instant::now() + settings.relist, settings.relist);
+        let mut check: Option<(Instant, GetResponse)> = None;
+        let mut heard = Instant::now();
         loop {
+            let due = check.as_ref().map(|(due, _)| *due);
             // biased: news before questions
             tokio::select! {
                 biased;
-                message = tokio::time::timeout(settings.watch_silence, stream.message()) => match message {
-                    Err(_) => return Err(Failure::Silent(settings.watch_silence)),
-                    Ok(message) => self.apply(&message?.ok_or(Failure::Ended)?, publisher)?,
-                },
-                _ = progress.tick() => {
-                    // a member without a leader or a frozen one leaves this unanswered
-                    limit(settings, "a progress request", stream.request_progress()).await?;
+                message = tokio::time::timeout_at(heard + settings.watch_silence, stream.message()) => {
+                    let message = message.map_err(|_| Failure::Silent(settings.watch_silence))?;
+                    heard = Instant::now();
+                    self.apply(settings, &message?.ok_or(Failure::Ended)?, shared)?;
                 }
-                () = publisher.view.closed() => return Ok(()),
-            }
-        }
-    }
-
-    fn apply(&mut self, message: &WatchResponse, publisher: &Publisher) -> Result<(), Failure> {
-        if message.canceled() {
-            return Err(Failure::Cancelled(message.cancel_reason().to_owned()));
-        }
-        for event in message.events() {
-            let Some(kv) = event.kv() else { continue };
-            match event.event_type() {
-                EventType::Put => self.put(kv.key(), kv.value()),
-                EventType::Delete => {
-                    self.ignored.remove(kv.key());
-                    if let Ok((service, addr)) = value::decode_key(&self.prefix, kv.key()) {
-                        self.view.remove(service, addr);
+                // a member without a leader or a frozen one leaves this unanswered
+                _ = progress.tick() => limit(settings, "a progress request", stream.request_progress()).await?,
+                _ = relist.tick() => {
+                    self.gone.clear();
+                    check = Some((Instant::now() + SETTLE, self.get(settings, &mut client).await?));
+                }
+                () = until(due) => {
+                    let differences = check.take().map_or(0, |(_, list)| self.differences(&list));
+                    if differences > 0 {
+                        shared.publisher.differ(differences);
+                        return Err(Failure::Differs(differences));
                     }
                 }
             }
-            self.view.revision = self.view.revision.max(kv.mod_revision());
         }
+    }
+
+    async fn get(&self, settings: &Registry, client: &mut Client) -> Result<GetResponse, Failure> {
+        let list = client.get(settings.prefix.as_str(), Some(GetOptions::new().with_prefix()));
+        limit(settings, "a list", list).await
+    }
+
+    /// Takes a list as the whole truth.
+    fn take(&mut self, settings: &Registry, list: &GetResponse, shared: &Shared) {
+        let (cluster_id, revision) = list.header().map_or((0, 0), |h| (h.cluster_id(), h.revision()));
+        self.revision = revision;
+        self.known = list.kvs().iter().map(|kv| (kv.key().to_vec(), kv.mod_revision())).collect();
+        self.gone.clear();
+        let before = std::mem::take(&mut self.ignored);
+        let mut instances = Vec::new();
+        for kv in list.kvs() {
+            match decode(&settings.prefix, kv.key(), kv.value()) {
+                Ok(instance) => instances.push(instance),
+                Err(reason) => self.ignore(kv.key(), reason, before.contains(kv.key())),
+            }
+        }
+        let (keys, ignored) = (instances.len(), self.ignored.len());
+        let reset = shared.change(|keeper| {
+            keeper.ignored = ignored;
+            keeper.list(cluster_id, revision, instances, Instant::now())
+        });
+        if reset {
+            tracing::warn!(cluster_id, revision, "the registry is another one or an older state of itself");
+        }
+        self.listed = true;
+        tracing::info!(revision, keys, "registry listed");
+    }
+
+    fn apply(
+        &mut self,
+        settings: &Registry,
+        message: &WatchResponse,
+        shared: &Shared,
+    ) -> Result<(), Failure> {
+        if message.canceled() {
+            return Err(Failure::Cancelled(message.cancel_reason().to_owned()));
+        }
+        shared.publisher.confirm();
         if message.events().is_empty() {
-            publisher.confirm();
-        } else {
-            self.publish(publisher);
+            return Ok(());
         }
+        shared.change(|keeper| {
+            for event in message.events() {
+                let Some(kv) = event.kv() else { continue };
+                let (key, revision) = (kv.key(), kv.mod_revision());
+                self.revision = self.revision.max(revision);
+                match event.event_type() {
+                    EventType::Put => {
+                        self.known.insert(key.to_vec(), revision);
+                        self.gone.remove(key);
+                        self.put(settings, kv.key(), kv.value(), revision, keeper);
+                    }
+                    EventType::Delete => {
+                        self.known.remove(key);
+                        self.gone.insert(key.to_vec());
+                        self.ignored.remove(key);
+                        if let Ok((service, addr)) = value::decode_key(&settings.prefix, key) {
+                            keeper.delete(revision, service, addr, Instant::now());
+                        }
+                    }
+                }
+            }
+            keeper.ignored = self.ignored.len();
+        });
         Ok(())
     }
 
-    fn put(&mut self, key: &[u8], value: &[u8]) {
-        let decoded = value::decode_key(&self.prefix, key).and_then(|(service, addr)| {
-            value::decode(service, addr, value).inspect_err(|_| self.view.remove(service, addr))
-        });
-        match decoded {
+    fn put(&mut self, settings: &Registry, key: &[u8], value: &[u8], revision: i64, keeper: &mut Keeper) {
+        match decode(&settings.prefix, key, value) {
             Ok(instance) => {
                 self.ignored.remove(key);
-                self.view.insert(instance);
+                keeper.put(revision, instance);
             }
             Err(reason) => {
-                if self.ignored.insert(key.to_vec()) {
-                    let key = String::from_utf8_lossy(key);
-                    tracing::warn!(%key, reason, "ignored a key in the registry");
+                let known = self.ignored.contains(key);
+                self.ignore(key, reason, known);
+                // an instance whose entry was overwritten by junk is as good as removed
+                if let Ok((service, addr)) = value::decode_key(&settings.prefix, key) {
+                    keeper.delete(revision, service, addr, Instant::now());
                 }
             }
         }
     }
 
-    fn publish(&mut self, publisher: &Publisher) {
-        self.view.ignored = self.ignored.len();
-        publisher.publish(self.view.clone());
+    fn ignore(&mut self, key: &[u8], reason: &str, known: bool) {
+        if !known {
+            let key = String::from_utf8_lossy(key);
+            tracing::warn!(%key, reason, "ignored a key in the registry");
+        }
+        self.ignored.insert(key.to_vec());
+    }
+
+    /// Counts the keys in which an old list and the events since do not fit: an event was lost.
+    fn differences(&self, list: &GetResponse) -> usize {
+        let listed: BTreeMap<_, _> = list.kvs().iter().map(|kv| (kv.key(), kv.mod_revision())).collect();
+        let revision = list.header().map_or(0, etcd_client::ResponseHeader::revision);
+        let missed = listed.iter().filter(|(key, listed)| match self.known.get(**key) {
+            Some(known) => known < *listed,
+            None => !self.gone.contains(**key),
+        });
+        let stale = self
+            .known
+            .iter()
+            .filter(|(key, known)| **known <= revision && !listed.contains_key(key.as_slice()));
+        missed.count() + stale.count()
+    }
+}
+
+fn decode(prefix: &str, key: &[u8], value: &[u8]) -> Result<Instance, &'static str> {
+    let (service, addr) = value::decode_key(prefix, key)?;
+    value::decode(service, addr, value)
+}
+
+async fn until(due: Option<Instant>) {
+    match due {
+        Some(due) => tokio::time::sleep_until(due).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Probes what is in limbo, for ever; etcd may be away meanwhile.
+async fn probe_limbo(shared: &Shared, probe: Probe) {
+    loop {
+        shared.doubted.notified().await;
+        loop {
+            let doubted: Vec<_> = shared.keeper().in_limbo().cloned().collect();
+            if doubted.is_empty() {
+                break;
+            }
+            let next = Instant::now() + PROBE_EVERY;
+            let probes = doubted.into_iter().map(|instance| {
+                let answer = probe(instance.clone());
+                async move { (tokio::time::timeout(PROBE_EVERY, answer).await, instance) }
+            });
+            for (answer, instance) in join_all(probes).await {
+                let reason = match answer {
+                    Ok(Ok(())) => continue,
+                    Ok(Err(reason)) => reason,
+                    Err(_) => "no answer".to_owned(),
+                };
+                let (service, addr) = (&instance.service, &instance.addr);
+                tracing::info!(service, addr, reason, "gave up an instance that the registry had lost");
+                shared.forget(service, addr);
+            }
+            tokio::time::sleep_until(next).await;
+        }
+    }
+}
+
+impl Shared {
+    /// Publishes the end of an instance in limbo. The registry has confirmed nothing by it.
+    fn forget(&self, service: &str, addr: &str) {
+        let mut keeper = self.keeper();
+        keeper.give_up(service, addr);
+        self.publisher.replace(keeper.view());
+    }
+}
+
+/// Keeps the snapshot on disk current, if one is wanted.
+async fn save(settings: &Registry, shared: &Shared) {
+    let Some(path) = settings.snapshot_file.clone() else {
+        return std::future::pending().await;
+    };
+    let mut view = shared.publisher.view.subscribe();
+    let mut failing = false;
+    while view.changed().await.is_ok() {
+        let latest: Arc<View> = view.borrow_and_update().clone();
+        let path: PathBuf = path.clone();
+        let shown = path.display().to_string();
+        let saved = tokio::task::spawn_blocking(move || snapshot::save(&path, &latest)).await;
+        match saved {
+            Ok(Ok(())) => failing = false,
+            Ok(Err(error)) if !failing => {
+                failing = true;
+                tracing::warn!(%error, path = shown, "the view cannot be kept on disk");
+            }
+            _ => {}
+        }
+        tokio::time::sleep(SAVE_EVERY).await;
     }
 }

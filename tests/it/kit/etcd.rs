@@ -3,6 +3,8 @@
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use super::{free_addr, wait_for};
 
 /// One member on free loopback ports, its data in a directory that ends with it.
@@ -51,6 +53,19 @@ impl Etcd {
         self.kill();
         self.child = spawn(self.addr, self.peer, &self.data);
         self.wait_until_healthy().await;
+    }
+
+    /// Starts it again on the same addresses with nothing in it.
+    pub async fn wipe(&mut self) {
+        self.kill();
+        self.data = tempfile::tempdir().expect("a directory");
+        self.restart().await;
+    }
+
+    /// Sends a signal: `STOP` freezes it, `CONT` lets it go on.
+    pub fn signal(&self, signal: Signal) {
+        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).expect("a pid");
+        kill_process(pid, signal).expect("etcd is there");
     }
 
     async fn wait_until_healthy(&self) {

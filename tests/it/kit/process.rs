@@ -32,13 +32,19 @@ impl Process {
     }
 
     /// Starts a command that runs the program.
-    pub fn spawn(mut command: Command) -> Self {
+    pub fn spawn(command: Command) -> Self {
+        Self::spawn_with(command, &[])
+    }
+
+    /// Starts a command that runs the program, with these variables.
+    pub fn spawn_with(mut command: Command, env: &[(&str, &str)]) -> Self {
         for (name, _) in std::env::vars() {
             if name.starts_with("MSA__") {
                 command.env_remove(name);
             }
         }
         let mut child = command
+            .envs(env.iter().copied())
             .args(["--log-format", "json"])
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -1,0 +1,286 @@
+//! What is published of the registry: its word, stabilised, so that trouble in the registry does not
+//! empty the view.
+//!
+//! Additions apply at once; so do removals of instances that said `draining`. A removal that looks more
+//! like the registry's fault than the instance's goes into **limbo**: the instance stays in the view,
+//! is probed, and leaves with its first failed probe or ends its limbo by returning to the registry.
+//! Suspicious are: the removal of a service's last instance, or of more than half of its instances
+//! within a second (a frozen etcd deletes every expired key in the instant it wakes up), and whatever
+//! vanished from a list of another cluster, of a lower revision, or without any instance.
+//!
+//! This file decides and remembers; it does no input or output, and is told the time.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::{Instance, Instances, View};
+
+/// In which removals count as one event.
+const WINDOW: Duration = Duration::from_secs(1);
+
+/// The stabilised view.
+#[derive(Debug, Default)]
+pub struct Keeper {
+    /// The registry's word.
+    truth: BTreeMap<String, Instances>,
+    /// Removed, but still believed in, by service and address.
+    limbo: BTreeMap<(String, String), Arc<Instance>>,
+    /// Removals without `draining` of the last [`WINDOW`].
+    recent: VecDeque<(Instant, Arc<Instance>)>,
+    cluster_id: u64,
+    revision: i64,
+    epoch: u64,
+    /// Keys below the prefix that could not be read.
+    pub ignored: usize,
+}
+
+impl Keeper {
+    /// Takes over a view that was kept on disk.
+    #[must_use]
+    pub fn restored(view: &View) -> Self {
+        Self {
+            truth: view.services.clone(),
+            cluster_id: view.cluster_id,
+            revision: view.revision,
+            epoch: view.epoch,
+            ..Self::default()
+        }
+    }
+
+    /// Returns the view to publish.
+    #[must_use]
+    pub fn view(&self) -> View {
+        let mut services = self.truth.clone();
+        for ((service, addr), instance) in &self.limbo {
+            services.entry(service.clone()).or_default().insert(addr.clone(), instance.clone());
+        }
+        View {
+            cluster_id: self.cluster_id,
+            revision: self.revision,
+            epoch: self.epoch,
+            services,
+            limbo: self.limbo.keys().cloned().collect(),
+            ignored: self.ignored,
+        }
+    }
+
+    /// Replaces the registry's word by a whole list. Returns true if the list is not a later state of
+    /// what was known before: another cluster, or a lower revision (a wiped etcd keeps its cluster id).
+    pub fn list(&mut self, cluster_id: u64, revision: i64, listed: Vec<Instance>, now: Instant) -> bool {
+        let known = self.revision > 0;
+        let reset = known && (cluster_id != self.cluster_id || revision < self.revision);
+        if reset {
+            self.epoch += 1;
+        }
+        (self.cluster_id, self.revision) = (cluster_id, revision);
+        let suspicious = reset || listed.is_empty();
+        let before = std::mem::take(&mut self.truth);
+        for instance in listed {
+            self.add(instance);
+        }
+        let vanished: Vec<_> = before
+            .into_values()
+            .flat_map(BTreeMap::into_values)
+            .filter(|old| !self.has(&old.service, &old.addr))
+            .collect();
+        for instance in vanished {
+            if suspicious && !instance.draining {
+                self.doubt(instance);
+            } else {
+                self.note(instance, now);
+            }
+        }
+        reset
+    }
+
+    /// Applies a put of the registry.
+    pub fn put(&mut self, revision: i64, instance: Instance) {
+        self.revision = self.revision.max(revision);
+        self.add(instance);
+    }
+
+    /// Applies a delete of the registry.
+    pub fn delete(&mut self, revision: i64, service: &str, addr: &str, now: Instant) {
+        self.revision = self.revision.max(revision);
+        let Some(instances) = self.truth.get_mut(service) else { return };
+        let removed = instances.remove(addr);
+        if instances.is_empty() {
+            self.truth.remove(service);
+        }
+        if let Some(instance) = removed {
+            self.note(instance, now);
+        }
+    }
+
+    /// Applies a failed probe: the instance leaves the view.
+    pub fn give_up(&mut self, service: &str, addr: &str) {
+        self.limbo.remove(&(service.to_owned(), addr.to_owned()));
+        // its end is certain: it must not come back when others vanish
+        self.recent.retain(|(_, i)| (i.service.as_str(), i.addr.as_str()) != (service, addr));
+    }
+
+    /// Returns the instances in limbo.
+    pub fn in_limbo(&self) -> impl Iterator<Item = &Arc<Instance>> {
+        self.limbo.values()
+    }
+
+    fn has(&self, service: &str, addr: &str) -> bool {
+        self.truth.get(service).is_some_and(|instances| instances.contains_key(addr))
+    }
+
+    fn add(&mut self, instance: Instance) {
+        self.limbo.remove(&(instance.service.clone(), instance.addr.clone()));
+        let instances = self.truth.entry(instance.service.clone()).or_default();
+        instances.insert(instance.addr.clone(), Arc::new(instance));
+    }
+
+    /// Notes a removal and decides whether it, and what went just before, is to be doubted.
+    fn note(&mut self, instance: Arc<Instance>, now: Instant) {
+        if instance.draining {
+            return;
+        }
+        while self.recent.front().is_some_and(|(at, _)| now.duration_since(*at) > WINDOW) {
+            self.recent.pop_front();
+        }
+        let service = instance.service.clone();
+        self.recent.push_back((now, instance));
+        let removed: Vec<_> = self
+            .recent
+            .iter()
+            .map(|(_, instance)| instance)
+            .filter(|i| i.service == service && !self.has(&i.service, &i.addr))
+            .cloned()
+            .collect();
+        let left = self.truth.get(&service).map_or(0, BTreeMap::len);
+        if removed.len() > left {
+            // more than half of what there was within the window, or the last one
+            for instance in removed {
+                self.doubt(instance);
+            }
+        }
+    }
+
+    fn doubt(&mut self, instance: Arc<Instance>) {
+        self.limbo.insert((instance.service.clone(), instance.addr.clone()), instance);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn instance(addr: &str) -> Instance {
+        Instance {
+            service: "feed".to_owned(),
+            addr: addr.to_owned(),
+            id: addr.to_owned(),
+            version: String::new(),
+            zone: None,
+            weight: 100,
+            draining: false,
+            admin: None,
+            started_at: 0,
+        }
+    }
+
+    fn keeper(addrs: &[&str]) -> (Keeper, Instant) {
+        let (mut keeper, now) = (Keeper::default(), Instant::now());
+        assert!(!keeper.list(1, 10, addrs.iter().map(|a| instance(a)).collect(), now));
+        (keeper, now)
+    }
+
+    /// Addresses in the view, those in limbo marked by a `?`.
+    fn shown(keeper: &Keeper) -> String {
+        let view = keeper.view();
+        let mut out = Vec::new();
+        for addr in view.instances("feed").into_iter().flat_map(BTreeMap::keys) {
+            let doubted = view.limbo.contains(&("feed".to_owned(), addr.clone()));
+            out.push(if doubted { format!("{addr}?") } else { addr.clone() });
+        }
+        out.join(" ")
+    }
+
+    #[test]
+    fn a_minority_leaves_at_once() {
+        let (mut keeper, now) = keeper(&["a", "b", "c"]);
+        keeper.delete(11, "feed", "a", now);
+        assert_eq!(shown(&keeper), "b c");
+        // a second one, later: again one of two
+        keeper.delete(12, "feed", "b", now + 2 * WINDOW);
+        assert_eq!(shown(&keeper), "c");
+    }
+
+    #[test]
+    fn the_last_instance_and_a_majority_within_a_second_go_into_limbo() {
+        let (mut alone, now) = keeper(&["a"]);
+        alone.delete(11, "feed", "a", now);
+        assert_eq!(shown(&alone), "a?");
+
+        let (mut many, now) = keeper(&["a", "b", "c", "d", "e"]);
+        many.delete(11, "feed", "a", now);
+        many.delete(12, "feed", "b", now);
+        assert_eq!(shown(&many), "c d e");
+        // the third makes it a majority: the two before are doubted too
+        many.delete(13, "feed", "c", now + WINDOW);
+        assert_eq!(shown(&many), "a? b? c? d e");
+    }
+
+    #[test]
+    fn draining_instances_leave_at_once_even_the_last() {
+        let (mut keeper, now) = keeper(&["a"]);
+        keeper.put(11, Instance { draining: true, ..instance("a") });
+        keeper.delete(12, "feed", "a", now);
+        assert_eq!(shown(&keeper), "");
+        assert_eq!(keeper.view().revision, 12);
+    }
+
+    #[test]
+    fn limbo_ends_by_return_or_by_a_failed_probe() {
+        let (mut keeper, now) = keeper(&["a", "b"]);
+        keeper.delete(11, "feed", "a", now);
+        keeper.delete(12, "feed", "b", now);
+        assert_eq!(shown(&keeper), "a? b?");
+        keeper.put(13, instance("a"));
+        keeper.give_up("feed", "b");
+        assert_eq!(shown(&keeper), "a");
+        // neither counts as suddenly removed any more
+        keeper.put(14, instance("c"));
+        keeper.delete(15, "feed", "c", now);
+        assert_eq!(shown(&keeper), "a");
+    }
+
+    #[test]
+    fn a_list_of_another_cluster_or_an_older_state_is_a_reset_and_removes_nobody() {
+        for (cluster, revision) in [(2, 99), (1, 3)] {
+            let (mut keeper, now) = keeper(&["a", "b", "c"]);
+            assert!(keeper.list(cluster, revision, vec![instance("a")], now));
+            assert_eq!(shown(&keeper), "a b? c?");
+            let view = keeper.view();
+            assert_eq!((view.cluster_id, view.revision, view.epoch), (cluster, revision, 1));
+        }
+    }
+
+    #[test]
+    fn an_empty_list_removes_nobody_but_a_later_one_is_believed() {
+        let (mut keeper, now) = keeper(&["a", "b", "c"]);
+        assert!(!keeper.list(1, 11, Vec::new(), now));
+        assert_eq!(shown(&keeper), "a? b? c?");
+        let (mut keeper, now) = self::keeper(&["a", "b", "c"]);
+        assert!(!keeper.list(1, 11, vec![instance("b"), instance("c")], now));
+        assert_eq!(shown(&keeper), "b c");
+        assert!(!keeper.list(1, 12, vec![instance("d")], now + 2 * WINDOW));
+        assert_eq!(shown(&keeper), "b? c? d", "two of three at once");
+    }
+
+    #[test]
+    fn a_view_from_disk_is_held_against_the_first_list() {
+        let (old, now) = keeper(&["a", "b"]);
+        let mut restored = Keeper::restored(&old.view());
+        assert_eq!(shown(&restored), "a b");
+        assert!(!restored.list(1, 20, vec![instance("b")], now));
+        assert_eq!(shown(&restored), "b");
+    }
+}
