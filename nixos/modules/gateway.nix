@@ -24,7 +24,8 @@ in
     type = lib.types.submodule {
       imports = [
         (ours.process {
-          name = "the gateway";
+          role = "apigateway";
+          what = "the gateway";
           port = 8080;
           adminPort = 6060;
           listen = "http";

@@ -49,26 +49,30 @@ rec {
       '';
     };
 
-  # A submodule with the options of one process. `port` and `adminPort` are its defaults, null where the
-  # user has to choose; `listen` is the settings section of the address to listen on; `inherited` are
-  # settings that its own win over.
+  # Name of the user, and of the directory below /var/lib, of a role's processes.
+  stateOf = role: "microservice-app-${role}";
+
+  # A submodule with the options of one process of `role`; `what` it is called in descriptions. `port` and
+  # `adminPort` are its defaults, null where the user has to choose; `listen` is the settings section of the
+  # address to listen on; `inherited` are settings that its own win over.
   process =
     {
-      name,
+      role,
+      what,
       port,
       adminPort,
       listen,
       inherited ? cfg.settings,
       extraSettings ? { },
     }:
-    { config, ... }:
+    { config, name, ... }:
     {
       options = {
         port =
           mkOption {
             type = types.port;
             example = if port == null then 8182 else port + 100;
-            description = "TCP port of ${name}.";
+            description = "TCP port of ${what}.";
           }
           // lib.optionalAttrs (port != null) { default = port; };
 
@@ -76,11 +80,11 @@ rec {
           type = types.str;
           default = "0.0.0.0";
           example = "192.168.50.11";
-          description = "Address that ${name} listens on; `0.0.0.0` is every interface.";
+          description = "Address that ${what} listens on; `0.0.0.0` is every interface.";
         };
 
-        openFirewall = openFirewallOption "the port of ${name}";
-        allowFrom = allowFromOption "the port of ${name}";
+        openFirewall = openFirewallOption "the port of ${what}";
+        allowFrom = allowFromOption "the port of ${what}";
 
         admin = {
           port = mkOption {
@@ -97,7 +101,7 @@ rec {
             example = "192.168.50.11";
             description = "Address that the admin listener is bound to.";
           };
-          allowFrom = allowFromOption "the admin port of ${name}";
+          allowFrom = allowFromOption "the admin port of ${what}";
         };
 
         settings = mkOption {
@@ -130,7 +134,7 @@ rec {
             }
           '';
           description = ''
-            Settings of ${name}, by section and key as `microservice-app check-config --show` prints them.
+            Settings of ${what}, by section and key as `microservice-app check-config --show` prints them.
             They become a TOML file, which the build checks. No secrets here: see `credentials`.
           '';
         };
@@ -152,6 +156,8 @@ rec {
           ${listen}.addr = derived (hostPort config.address config.port);
           admin.addr = derived (hostPort config.admin.address config.admin.port);
           registry.endpoints = derived cfg.registry.endpoints;
+          # a process that restarts while etcd is away still knows the others
+          registry.snapshot_file = derived "/var/lib/${stateOf role}/${name}.view";
         }
       ];
     };
@@ -226,7 +232,9 @@ rec {
         LimitNOFILE = 65536;
 
         DynamicUser = true;
-        User = "microservice-app-${role}";
+        User = stateOf role;
+        StateDirectory = stateOf role;
+        StateDirectoryMode = "0700";
         LoadCredential = lib.mapAttrsToList (id: path: "${id}:${path}") credentials;
       };
     };

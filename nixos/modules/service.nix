@@ -26,11 +26,10 @@ let
     };
   };
 
-  stateOf = role: "microservice-app-${role}";
   storeOption = role: {
     store.url = mkOption {
       type = types.str;
-      default = "sqlite:/var/lib/${stateOf role}/${role}.db";
+      default = "sqlite:/var/lib/${ours.stateOf role}/${role}.db";
       example = "memory:";
       description = "Where the records are kept: `sqlite:PATH`, or `memory:`, which forgets them at each stop.";
     };
@@ -47,7 +46,8 @@ let
           (ours.process (
             ports
             // {
-              name = "the ${role} service";
+              inherit role;
+              what = "the ${role} service";
               listen = "grpc";
               extraSettings = storeOption role;
             }
@@ -59,18 +59,19 @@ let
             type = types.attrsOf (
               types.submodule (
                 ours.process {
-                  name = "this instance";
+                  inherit role;
+                  what = "this instance";
                   port = null;
                   adminPort = null;
                   listen = "grpc";
-                  inherited = addressesAside cfg.${role}.settings;
+                  inherited = ownAside cfg.${role}.settings;
                 }
               )
             );
             default = { };
             example = lib.literalExpression "{ second.port = ${toString (ports.port + 100)}; }";
             description = ''
-              Further instances on this host, by name. Each is a unit `${stateOf role}-NAME`, takes the
+              Further instances on this host, by name. Each is a unit `${ours.stateOf role}-NAME`, takes the
               settings and credentials of the first instance, except for its addresses, and shares its store.
             '';
           };
@@ -78,19 +79,23 @@ let
       };
     };
 
-  # An instance takes its own for these.
-  addressesAside =
+  # An instance has its own of these.
+  ownAside =
     settings:
-    lib.mapAttrs (
-      section: values:
-      if section == "grpc" || section == "admin" then
-        removeAttrs values [
+    let
+      addressesAside =
+        section:
+        removeAttrs section [
           "addr"
           "advertise_addr"
-        ]
-      else
-        values
-    ) settings;
+        ];
+    in
+    settings
+    // {
+      grpc = addressesAside settings.grpc;
+      admin = addressesAside settings.admin;
+      registry = removeAttrs settings.registry [ "snapshot_file" ];
+    };
 
   enabled = lib.filterAttrs (role: _: cfg.${role}.enable) services;
   # name of unit -> process
@@ -98,7 +103,7 @@ let
     role: _:
     let
       main = cfg.${role};
-      instances = lib.mapAttrs' (name: lib.nameValuePair "${stateOf role}-${name}") main.instances;
+      instances = lib.mapAttrs' (name: lib.nameValuePair "${ours.stateOf role}-${name}") main.instances;
     in
     lib.mapAttrs (
       _: process:
@@ -107,24 +112,15 @@ let
         inherit role;
         credentials = main.credentials // process.credentials;
       }
-    ) ({ ${stateOf role} = main; } // instances)
+    ) ({ ${ours.stateOf role} = main; } // instances)
   ) enabled;
 
   unitOf =
     name: process:
-    let
-      unit = ours.unit {
-        inherit name;
-        inherit (process) role settings credentials;
-        description = "microservice-app: ${process.role} service";
-      };
-    in
-    unit
-    // {
-      serviceConfig = unit.serviceConfig // {
-        StateDirectory = stateOf process.role;
-        StateDirectoryMode = "0700";
-      };
+    ours.unit {
+      inherit name;
+      inherit (process) role settings credentials;
+      description = "microservice-app: ${process.role} service";
     };
 in
 {
