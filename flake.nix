@@ -1,0 +1,77 @@
+{
+  description = "Rust microservice system and the NixOS hosts it runs on";
+
+  inputs = {
+    nixpkgs.url = "github:NixOS/nixpkgs/nixos-26.05";
+    # has no inputs of its own, so nothing to follow
+    crane.url = "github:ipetkov/crane";
+  };
+
+  outputs =
+    {
+      self,
+      nixpkgs,
+      crane,
+    }:
+    let
+      inherit (nixpkgs) lib;
+      eachSystem = lib.genAttrs [
+        "x86_64-linux"
+        "aarch64-linux"
+      ];
+      build =
+        pkgs:
+        import ./nixos/package.nix {
+          inherit pkgs;
+          craneLib = crane.mkLib pkgs;
+        };
+      pkgsOf = eachSystem (system: nixpkgs.legacyPackages.${system});
+      buildOf = eachSystem (system: build pkgsOf.${system});
+      # everything below nixos/ that needs packages is called with these
+      call =
+        system: file:
+        import file {
+          inherit self lib;
+          pkgs = pkgsOf.${system};
+        };
+    in
+    {
+      overlays.default = final: _: { microservice-app = (build final).package; };
+
+      packages = eachSystem (system: {
+        default = buildOf.${system}.package;
+        oci-image = call system ./nixos/image.nix;
+        options = (call system ./nixos/options.nix).page;
+        # zipkin-server: comes with the tracing module
+      });
+
+      apps = eachSystem (system: {
+        default = {
+          type = "app";
+          program = lib.getExe self.packages.${system}.default;
+          meta.description = "The application: services, gateway, or all in one process";
+        };
+        cluster = call system ./nixos/cluster.nix;
+      });
+
+      checks = eachSystem (
+        system:
+        buildOf.${system}.checks
+        // call system ./nixos/tests/examples.nix
+        // {
+          options = (call system ./nixos/options.nix).check;
+          nix = call system ./nixos/lint.nix;
+          app = call system ./nixos/tests/app.nix;
+          # monitoring, tracing, ha and upgrade: VM tests beside app.nix
+        }
+      );
+
+      nixosModules = import ./nixos/modules self;
+      nixosConfigurations = import ./nixos/hosts { inherit self nixpkgs; };
+
+      devShells = eachSystem (system: {
+        default = buildOf.${system}.shell;
+      });
+      formatter = eachSystem (system: pkgsOf.${system}.nixfmt-tree);
+    };
+}

@@ -1,0 +1,45 @@
+# `nix run .#cluster`: the five hosts as VMs on this machine, the gateway at http://localhost:8080, and a
+# Python prompt that reaches into them (`node_1.shell_interact()`); the end of the prompt ends the VMs.
+{
+  self,
+  lib,
+  pkgs,
+}:
+let
+  ours = import ./tests/lib.nix { inherit self lib pkgs; };
+  # host port -> node and its port; 9090, 3000 (monitor) and 9411 (tracer) come here
+  forwarded = {
+    node-4 = [
+      {
+        from = "host";
+        host.port = 8080;
+        guest.port = 8080;
+      }
+    ];
+  };
+  cluster = pkgs.testers.runNixOSTest {
+    name = "cluster";
+    nodes = lib.mapAttrs (name: _: {
+      imports = [ (ours.node name) ];
+      virtualisation.forwardPorts = forwarded.${name} or [ ];
+    }) ours.site.nodes;
+    # a week: it runs until the prompt is left
+    globalTimeout = 7 * 24 * 3600;
+    # the prompt is not a part of the framework's types
+    skipTypeCheck = true;
+    testScript = ''
+      import ptpython.repl
+
+      start_all()
+      node_4.wait_for_unit("microservice-app-apigateway.service")
+      print("The gateway is at http://localhost:8080. Machines: node_0 to node_4; a shell on one:")
+      print("node_1.shell_interact(). Ctrl-D ends all of them.")
+      ptpython.repl.embed(driver.test_symbols(), {})
+    '';
+  };
+in
+{
+  type = "app";
+  program = lib.getExe' cluster.driver "nixos-test-driver";
+  meta.description = "The five hosts as virtual machines, with a prompt";
+}

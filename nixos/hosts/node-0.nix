@@ -1,0 +1,17 @@
+# node-0: the registry. The shared database comes here too.
+let
+  site = import ./site.nix;
+in
+{
+  services.microservice-app.registry.server = {
+    enable = true;
+    address = site.nodes.node-0;
+    # whoever registers or looks up
+    allowFrom = [
+      site.nodes.node-1
+      site.nodes.node-2
+      site.nodes.node-3
+      site.nodes.node-4
+    ];
+  };
+}

@@ -1,0 +1,60 @@
+# The OCI image: the program, what its health check needs, and a folder for data. Any role runs in it;
+# without arguments all of them do, in one process.
+#   nix build .#oci-image && ./result | podman load
+{
+  self,
+  lib,
+  pkgs,
+}:
+let
+  package = self.packages.${pkgs.stdenv.hostPlatform.system}.default;
+  # a user of no host: nothing in the image belongs to it but /data
+  user = "65532:65532";
+in
+pkgs.dockerTools.streamLayeredImage {
+  name = "microservice-app";
+  tag = package.version;
+  # /etc/nsswitch.conf, so that the names of other containers are looked up
+  contents = [ pkgs.dockerTools.fakeNss ];
+  fakeRootCommands = ''
+    mkdir data
+    chown ${user} data
+  '';
+  config = {
+    Entrypoint = [ (lib.getExe package) ];
+    Cmd = [
+      "up"
+      "--http-addr=0.0.0.0:8080"
+      "--data-dir=/data"
+    ];
+    User = user;
+    WorkingDir = "/data";
+    Volumes."/data" = { };
+    ExposedPorts = {
+      "8080/tcp" = { };
+      "8082/tcp" = { };
+      "8083/tcp" = { };
+      "8084/tcp" = { };
+    };
+    # one admin port for every role, so that one health check fits all; inside the container only
+    Env = [ "MSA__ADMIN__ADDR=127.0.0.1:6060" ];
+    Healthcheck = {
+      Test = [
+        "CMD"
+        (lib.getExe pkgs.curl)
+        "--fail"
+        "--silent"
+        "--output"
+        "/dev/null"
+        "--max-time"
+        "2"
+        "http://127.0.0.1:6060/readyz"
+      ];
+      # nanoseconds
+      Interval = 10 * 1000000000;
+      Timeout = 3 * 1000000000;
+      StartPeriod = 5 * 1000000000;
+      Retries = 3;
+    };
+  };
+}

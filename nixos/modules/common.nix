@@ -1,0 +1,100 @@
+# What every role of a host shares: the package, where the registry is, settings for all, and the
+# firewall rules that the roles ask for.
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
+let
+  inherit (lib) mkOption types;
+  cfg = config.services.microservice-app;
+  ours = import ./lib.nix { inherit config lib pkgs; };
+
+  isV6 = lib.hasInfix ":";
+  iptablesRule =
+    port: source:
+    lib.optionalString (isV6 source -> config.networking.enableIPv6) ''
+      ${
+        if isV6 source then "ip6tables" else "iptables"
+      } -w -A nixos-fw -p tcp -s ${source} --dport ${toString port} -j nixos-fw-accept
+    '';
+  nftablesRule =
+    port: source:
+    "${if isV6 source then "ip6" else "ip"} saddr ${source} tcp dport ${toString port} accept\n";
+  rules =
+    rule:
+    lib.concatMapStrings ({ port, from }: lib.concatMapStrings (rule port) from) cfg.firewallRules;
+in
+{
+  options.services.microservice-app = {
+    package = lib.mkPackageOption pkgs "microservice-app" { } // {
+      example = lib.literalExpression "inputs.microservice-app.packages.x86_64-linux.default";
+    };
+
+    registry.endpoints = mkOption {
+      type = types.listOf types.str;
+      default = [ ];
+      defaultText = lib.literalMD "etcd of this host, if `registry.server.enable` is set";
+      example = [
+        "192.168.50.10:2379"
+        "192.168.50.11:2379"
+      ];
+      description = ''
+        Client addresses of etcd, `host:port`. The roles of this host register there and find each other
+        there. Name all members of a cluster.
+      '';
+    };
+
+    settings = mkOption {
+      inherit (ours.toml) type;
+      default = { };
+      example = lib.literalExpression ''
+        {
+          log.format = "json";
+          registry.ttl_s = 5;
+        }
+      '';
+      description = ''
+        Settings of every role of this host, by section and key as `microservice-app check-config --show`
+        prints them. A role's own `settings` win over these.
+      '';
+    };
+
+    firewallRules = mkOption {
+      type = types.listOf (
+        types.submodule {
+          options = {
+            port = mkOption {
+              type = types.port;
+              description = "TCP port to open.";
+            };
+            from = mkOption {
+              type = types.listOf ours.source;
+              description = "Who may connect.";
+            };
+          };
+        }
+      );
+      default = [ ];
+      internal = true;
+      visible = false;
+      description = "Ports that are open for some hosts only.";
+    };
+  };
+
+  config = {
+    networking.firewall =
+      if config.networking.nftables.enable then
+        { extraInputRules = rules nftablesRule; }
+      else
+        # appended to the chain of accepted packets, before the final refusal; NixOS makes the chain anew
+        # at each start or reload of the firewall, so there is nothing to undo
+        { extraCommands = rules iptablesRule; };
+
+    warnings = lib.optional (cfg.firewallRules != [ ] && !config.networking.firewall.enable) ''
+      services.microservice-app: an `allowFrom` names the hosts that may connect, but
+      networking.firewall.enable is false, so that every host may.
+    '';
+  };
+}

@@ -1,0 +1,247 @@
+# What the roles have in common: options of one process, its checked settings file, its unit. Plain
+# functions; a module of NixOS is made of them in service.nix and gateway.nix.
+{
+  config,
+  lib,
+  pkgs,
+}:
+let
+  inherit (lib)
+    literalExpression
+    literalMD
+    mkOption
+    types
+    ;
+  cfg = config.services.microservice-app;
+  toml = pkgs.formats.toml { };
+
+  # An address or network; strict, since it becomes part of firewall rules.
+  source = types.strMatching "[0-9a-fA-F.:]+(/[0-9]{1,3})?";
+
+  # The priority of values that we derive: below the host's `settings`, above the binary's defaults.
+  derived = lib.mkOverride 1200;
+in
+rec {
+  inherit toml source;
+
+  hostPort =
+    address: port: "${if lib.hasInfix ":" address then "[${address}]" else address}:${toString port}";
+
+  openFirewallOption =
+    what:
+    mkOption {
+      type = types.bool;
+      default = false;
+      example = true;
+      description = "Whether to open ${what} in the firewall, for every host.";
+    };
+  allowFromOption =
+    what:
+    mkOption {
+      type = types.listOf source;
+      default = [ ];
+      example = [
+        "192.168.50.14"
+        "10.1.0.0/16"
+      ];
+      description = ''
+        Addresses and networks for which ${what} is opened in the firewall. Works with iptables and nftables.
+      '';
+    };
+
+  # Name of the user, and of the directory below /var/lib, of a role's processes.
+  stateOf = role: "microservice-app-${role}";
+
+  # A submodule with the options of one process of `role`; `what` it is called in descriptions. `port` and
+  # `adminPort` are its defaults, null where the user has to choose; `listen` is the settings section of the
+  # address to listen on; `inherited` are settings that its own win over.
+  process =
+    {
+      role,
+      what,
+      port,
+      adminPort,
+      listen,
+      inherited ? cfg.settings,
+      extraSettings ? { },
+    }:
+    { config, name, ... }:
+    {
+      options = {
+        port =
+          mkOption {
+            type = types.port;
+            example = if port == null then 8182 else port + 100;
+            description = "TCP port of ${what}.";
+          }
+          // lib.optionalAttrs (port != null) { default = port; };
+
+        address = mkOption {
+          type = types.str;
+          default = "0.0.0.0";
+          example = "192.168.50.11";
+          description = "Address that ${what} listens on; `0.0.0.0` is every interface.";
+        };
+
+        openFirewall = openFirewallOption "the port of ${what}";
+        allowFrom = allowFromOption "the port of ${what}";
+
+        admin = {
+          port = mkOption {
+            type = types.port;
+            default = if adminPort == null then config.port - 2020 else adminPort;
+            defaultText = literalMD (if adminPort == null then "`port` - 2020" else "`${toString adminPort}`");
+            example = 9100;
+            description = "TCP port of the admin listener: `/metrics`, `/livez`, `/readyz`, `/status`.";
+          };
+          address = mkOption {
+            type = types.str;
+            default = if config.admin.allowFrom == [ ] then "127.0.0.1" else "0.0.0.0";
+            defaultText = literalMD "loopback; every interface if `admin.allowFrom` names a host";
+            example = "192.168.50.11";
+            description = "Address that the admin listener is bound to.";
+          };
+          allowFrom = allowFromOption "the admin port of ${what}";
+        };
+
+        settings = mkOption {
+          type = types.submodule {
+            freeformType = toml.type;
+            options = {
+              log.level = mkOption {
+                type = types.str;
+                default = "info";
+                example = "info,microservice_app::client=debug";
+                description = "Level (`error`, `warn`, `info`, `debug`, `trace`) or directives for single modules.";
+              };
+              log.format = mkOption {
+                type = types.enum [
+                  "text"
+                  "json"
+                ];
+                default = "text";
+                example = "json";
+                description = "Form of the log lines, which go to the journal.";
+              };
+            }
+            // extraSettings;
+          };
+          default = { };
+          example = literalExpression ''
+            {
+              client.deadline_ms = 500;
+              shutdown.grace_ms = 5000;
+            }
+          '';
+          description = ''
+            Settings of ${what}, by section and key as `microservice-app check-config --show` prints them.
+            They become a TOML file, which the build checks. No secrets here: see `credentials`.
+          '';
+        };
+
+        credentials = mkOption {
+          type = types.attrsOf types.externalPath;
+          default = { };
+          example = literalExpression ''{ etcd-password = "/var/lib/secrets/etcd-password"; }'';
+          description = ''
+            Secret files, read by systemd as root when the unit starts. A setting `..._file` that is a bare
+            name, such as `etcd-password`, finds the file of that name here.
+          '';
+        };
+      };
+
+      config.settings = lib.mkMerge [
+        (lib.mapAttrsRecursive (_: lib.mkDefault) inherited)
+        {
+          ${listen}.addr = derived (hostPort config.address config.port);
+          admin.addr = derived (hostPort config.admin.address config.admin.port);
+          registry.endpoints = derived cfg.registry.endpoints;
+          # a process that restarts while etcd is away still knows the others
+          registry.snapshot_file = derived "/var/lib/${stateOf role}/${name}.view";
+        }
+      ];
+    };
+
+  # What the host's firewall opens for processes.
+  firewallOf = processes: {
+    networking.firewall.allowedTCPPorts = lib.concatMap (
+      process: lib.optional process.openFirewall process.port
+    ) processes;
+    services.microservice-app.firewallRules = lib.concatMap (process: [
+      {
+        inherit (process) port;
+        from = process.allowFrom;
+      }
+      {
+        inherit (process.admin) port;
+        from = process.admin.allowFrom;
+      }
+    ]) processes;
+  };
+
+  # The settings file, as the binary accepts it: a wrong key or value fails the build of the system, and
+  # the running unit keeps its old file.
+  settingsFile =
+    {
+      name,
+      role,
+      settings,
+    }:
+    let
+      file = toml.generate "${name}.toml" settings;
+    in
+    # a program of another platform cannot check it here; it does when it starts
+    if pkgs.stdenv.buildPlatform.canExecute cfg.package.stdenv.hostPlatform then
+      pkgs.runCommand "${name}.toml" { } ''
+        ${lib.getExe cfg.package} check-config --role ${role} --config ${file}
+        cp ${file} $out
+      ''
+    else
+      file;
+
+  # The unit of a process: `microservice-app ROLE` with its settings file.
+  unit =
+    {
+      name,
+      role,
+      description,
+      settings,
+      credentials,
+    }:
+    {
+      inherit description;
+      wantedBy = [ "multi-user.target" ];
+      # the address to advertise is that of the route to the registry; etcd itself is not waited for
+      wants = [ "network-online.target" ];
+      after = [ "network-online.target" ];
+      # try for ever: a host that was cut off long enough must not stay down
+      startLimitIntervalSec = 0;
+      serviceConfig = import ./hardening.nix // {
+        # ready: settings valid, listeners bound, registration begun
+        Type = "notify";
+        ExecStart = "${lib.getExe cfg.package} ${role} --config ${
+          settingsFile { inherit name role settings; }
+        }";
+        Restart = "always";
+        RestartSec = 0;
+        # settings that were refused will be refused again
+        RestartPreventExitStatus = 2;
+        WatchdogSec = 30;
+        # the process ends its calls by itself within its grace period
+        TimeoutStopSec = (settings.shutdown.grace_ms or 10000) / 1000 + 10;
+        LimitNOFILE = 65536;
+
+        DynamicUser = true;
+        User = stateOf role;
+        StateDirectory = stateOf role;
+        StateDirectoryMode = "0700";
+        LoadCredential = lib.mapAttrsToList (id: path: "${id}:${path}") credentials;
+      };
+    };
+
+  # Fails with a clear message where a role has no registry to register in.
+  registryKnown = role: {
+    assertion = cfg.registry.endpoints != [ ];
+    message = "services.microservice-app.${role} needs to know etcd: set services.microservice-app.registry.endpoints = [ \"host:2379\" ];";
+  };
+}

@@ -1,0 +1,198 @@
+# The registry: etcd, alone or as a member of a cluster, by NixOS' own module with a sandbox around it.
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
+let
+  inherit (lib) mkDefault mkOption types;
+  cfg = config.services.microservice-app;
+  server = cfg.registry.server;
+  ours = import ./lib.nix { inherit config lib pkgs; };
+
+  clientPort = 2379;
+  peerPort = 2380;
+  url =
+    tls: address: port:
+    "${if tls == null then "http" else "https"}://${ours.hostPort address port}";
+  clientUrl = address: url server.tls address clientPort;
+  peerUrl = address: url server.peerTls address peerPort;
+
+  loopback = "127.0.0.1";
+  address = if server.address == null then loopback else server.address;
+  members = if server.members == { } then { ${server.name} = address; } else server.members;
+  others = removeAttrs members [ server.name ];
+
+  tlsOption =
+    who:
+    mkOption {
+      default = null;
+      example = lib.literalExpression ''
+        {
+          certFile = "/var/lib/secrets/etcd.crt";
+          keyFile = "/var/lib/secrets/etcd.key";
+          caFile = "/var/lib/secrets/ca.crt";
+        }
+      '';
+      description = "TLS for ${who}; null is none. The files may belong to root alone.";
+      type = types.nullOr (
+        types.submodule {
+          options = {
+            certFile = mkOption {
+              type = types.externalPath;
+              default = "/var/lib/secrets/etcd.crt";
+              example = "/run/secrets/etcd.crt";
+              description = "This member's certificate (PEM), valid for its `address` and for 127.0.0.1.";
+            };
+            keyFile = mkOption {
+              type = types.externalPath;
+              default = "/var/lib/secrets/etcd.key";
+              example = "/run/secrets/etcd.key";
+              description = "The certificate's key (PEM).";
+            };
+            caFile = mkOption {
+              type = types.externalPath;
+              default = "/var/lib/secrets/ca.crt";
+              example = "/run/secrets/ca.crt";
+              description = "Certificates (PEM) of the authority that signed those of the others.";
+            };
+            clientCertAuth = mkOption {
+              type = types.bool;
+              default = true;
+              example = false;
+              description = "Whether the other side has to show a certificate too.";
+            };
+          };
+        }
+      );
+    };
+
+  # etcd's own user cannot read root's files: systemd hands it copies
+  credential = kind: "/run/credentials/etcd.service/${kind}";
+  credentialsOf =
+    prefix: tls:
+    lib.optionals (tls != null) [
+      "${prefix}-cert:${tls.certFile}"
+      "${prefix}-key:${tls.keyFile}"
+      "${prefix}-ca:${tls.caFile}"
+    ];
+in
+{
+  imports = [ ./common.nix ];
+
+  options.services.microservice-app.registry.server = {
+    enable = lib.mkEnableOption "etcd, the registry, on this host";
+
+    name = mkOption {
+      type = types.str;
+      default = config.networking.hostName;
+      defaultText = lib.literalExpression "config.networking.hostName";
+      example = "node-0";
+      description = "Name of this member.";
+    };
+
+    address = mkOption {
+      type = types.nullOr types.str;
+      default = null;
+      example = "192.168.50.10";
+      description = "IP address at which the other hosts reach etcd; null: etcd serves this host alone.";
+    };
+
+    members = mkOption {
+      type = types.attrsOf types.str;
+      default = { };
+      example = {
+        node-0 = "192.168.50.10";
+        node-5 = "192.168.50.15";
+        node-6 = "192.168.50.16";
+      };
+      description = ''
+        All members of the cluster with their IP addresses, this one too; the same on each of them. Empty:
+        a single etcd. The peer port is opened in the firewall for the other members.
+        A new cluster starts when a majority of its members has. To replace a member see
+        `services.etcd.initialClusterState`.
+      '';
+    };
+
+    openFirewall = ours.openFirewallOption "etcd's client port (${toString clientPort})";
+    allowFrom = ours.allowFromOption "etcd's client port (${toString clientPort})";
+
+    # the roles of this package speak to etcd without TLS for now: `tls` is for registries of others
+    tls = tlsOption "etcd's clients (the roles here cannot use it yet)";
+    peerTls = tlsOption "what the members say to each other";
+  };
+
+  config = lib.mkIf server.enable {
+    assertions = [
+      {
+        assertion = server.members != { } -> server.members ? ${server.name};
+        message = "services.microservice-app.registry.server.members does not name this member, `${server.name}`.";
+      }
+      {
+        assertion = server.members != { } -> server.address == server.members.${server.name} or null;
+        message = "services.microservice-app.registry.server.address is not what `members` says of `${server.name}`.";
+      }
+    ];
+
+    services.microservice-app = {
+      registry.endpoints = mkDefault [ (ours.hostPort address clientPort) ];
+      firewallRules = [
+        {
+          port = clientPort;
+          from = server.allowFrom;
+        }
+        {
+          port = peerPort;
+          from = lib.attrValues others;
+        }
+      ];
+    };
+    networking.firewall.allowedTCPPorts = lib.optional server.openFirewall clientPort;
+
+    services.etcd = {
+      enable = true;
+      name = mkDefault server.name;
+      listenClientUrls = mkDefault (
+        map clientUrl (
+          lib.unique [
+            loopback
+            address
+          ]
+        )
+      );
+      advertiseClientUrls = mkDefault [ (clientUrl address) ];
+      listenPeerUrls = mkDefault [ (peerUrl address) ];
+      initialAdvertisePeerUrls = mkDefault [ (peerUrl address) ];
+      initialCluster = mkDefault (lib.mapAttrsToList (name: member: "${name}=${peerUrl member}") members);
+      # the registry keeps no history: an hour of revisions is for looking into what happened
+      extraConf = {
+        AUTO_COMPACTION_MODE = mkDefault "periodic";
+        AUTO_COMPACTION_RETENTION = mkDefault "1h";
+      };
+    }
+    // lib.optionalAttrs (server.tls != null) {
+      certFile = credential "client-cert";
+      keyFile = credential "client-key";
+      trustedCaFile = credential "client-ca";
+      inherit (server.tls) clientCertAuth;
+    }
+    // lib.optionalAttrs (server.peerTls != null) {
+      peerCertFile = credential "peer-cert";
+      peerKeyFile = credential "peer-key";
+      peerTrustedCaFile = credential "peer-ca";
+      peerClientCertAuth = server.peerTls.clientCertAuth;
+    };
+
+    systemd.services.etcd = {
+      startLimitIntervalSec = 0;
+      # by default, so that what NixOS' module may come to say itself wins
+      serviceConfig = lib.mapAttrs (_: mkDefault) (import ./hardening.nix) // {
+        ReadWritePaths = [ config.services.etcd.dataDir ];
+        LoadCredential = credentialsOf "client" server.tls ++ credentialsOf "peer" server.peerTls;
+        # NixOS' module waits for 30 s, and every lease runs out meanwhile
+        RestartSec = lib.mkOverride 75 "1s";
+      };
+    };
+  };
+}

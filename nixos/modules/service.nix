@@ -1,0 +1,138 @@
+# The services: feed, profile and topic, by one function. Each keeps its records in SQLite in its state
+# directory, which the instances of a host share.
+{
+  config,
+  lib,
+  pkgs,
+  ...
+}:
+let
+  inherit (lib) mkOption types;
+  cfg = config.services.microservice-app;
+  ours = import ./lib.nix { inherit config lib pkgs; };
+
+  services = {
+    feed = {
+      port = 8082;
+      adminPort = 6062;
+    };
+    profile = {
+      port = 8083;
+      adminPort = 6063;
+    };
+    topic = {
+      port = 8084;
+      adminPort = 6064;
+    };
+  };
+
+  storeOption = role: {
+    store.url = mkOption {
+      type = types.str;
+      default = "sqlite:/var/lib/${ours.stateOf role}/${role}.db";
+      example = "memory:";
+      description = "Where the records are kept: `sqlite:PATH`, or `memory:`, which forgets them at each stop.";
+    };
+  };
+
+  optionsOf =
+    role: ports:
+    mkOption {
+      default = { };
+      example = lib.literalExpression "{ enable = true; allowFrom = [ \"192.168.50.14\" ]; }";
+      description = "The ${role} service.";
+      type = types.submodule {
+        imports = [
+          (ours.process (
+            ports
+            // {
+              inherit role;
+              what = "the ${role} service";
+              listen = "grpc";
+              extraSettings = storeOption role;
+            }
+          ))
+        ];
+        options = {
+          enable = lib.mkEnableOption "the ${role} service";
+          instances = mkOption {
+            type = types.attrsOf (
+              types.submodule (
+                ours.process {
+                  inherit role;
+                  what = "this instance";
+                  port = null;
+                  adminPort = null;
+                  listen = "grpc";
+                  inherited = ownAside cfg.${role}.settings;
+                }
+              )
+            );
+            default = { };
+            example = lib.literalExpression "{ second.port = ${toString (ports.port + 100)}; }";
+            description = ''
+              Further instances on this host, by name. Each is a unit `${ours.stateOf role}-NAME`, takes the
+              settings and credentials of the first instance, except for its addresses, and shares its store.
+            '';
+          };
+        };
+      };
+    };
+
+  # An instance has its own of these.
+  ownAside =
+    settings:
+    let
+      addressesAside =
+        section:
+        removeAttrs section [
+          "addr"
+          "advertise_addr"
+        ];
+    in
+    settings
+    // {
+      grpc = addressesAside settings.grpc;
+      admin = addressesAside settings.admin;
+      registry = removeAttrs settings.registry [ "snapshot_file" ];
+    };
+
+  enabled = lib.filterAttrs (role: _: cfg.${role}.enable) services;
+  # name of unit -> process
+  processes = lib.concatMapAttrs (
+    role: _:
+    let
+      main = cfg.${role};
+      instances = lib.mapAttrs' (name: lib.nameValuePair "${ours.stateOf role}-${name}") main.instances;
+    in
+    lib.mapAttrs (
+      _: process:
+      process
+      // {
+        inherit role;
+        credentials = main.credentials // process.credentials;
+      }
+    ) ({ ${ours.stateOf role} = main; } // instances)
+  ) enabled;
+
+  unitOf =
+    name: process:
+    ours.unit {
+      inherit name;
+      inherit (process) role settings credentials;
+      description = "microservice-app: ${process.role} service";
+    };
+in
+{
+  imports = [ ./common.nix ];
+
+  options.services.microservice-app = lib.mapAttrs optionsOf services;
+
+  config = lib.mkMerge [
+    (ours.firewallOf (lib.attrValues processes))
+    {
+      assertions = lib.mapAttrsToList (role: _: ours.registryKnown role) enabled;
+      systemd.services = lib.mapAttrs unitOf processes;
+    }
+  ];
+}

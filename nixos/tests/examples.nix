@@ -1,0 +1,108 @@
+# Hosts as the documentation shows them: that they evaluate, and what comes of them.
+{
+  self,
+  lib,
+  pkgs,
+}:
+let
+  # the configuration of a host with these options, once nothing is wrong with it
+  host =
+    services:
+    let
+      inherit
+        (lib.nixosSystem {
+          modules = [
+            self.nixosModules.default
+            { services.microservice-app = services; }
+            # what every NixOS host has to say
+            {
+              boot.isContainer = true;
+              nixpkgs.hostPlatform = pkgs.stdenv.hostPlatform.system;
+              system.stateVersion = "26.05";
+            }
+          ];
+        })
+        config
+        ;
+      wrong = map (a: a.message) (lib.filter (a: !a.assertion) config.assertions) ++ config.warnings;
+    in
+    if wrong == [ ] then config else throw (lib.concatLines wrong);
+
+  # a text that is there to be read, and that fails to evaluate if something is not as it should be
+  check =
+    name: config: unit: truths:
+    let
+      untrue = lib.attrNames (lib.filterAttrs (_: truth: !truth) truths);
+    in
+    if untrue == [ ] then
+      pkgs.writeText name config.systemd.units.${unit}.text
+    else
+      throw "${name}: not true: ${toString untrue}";
+
+  gateway = host {
+    apigateway.enable = true;
+    registry.endpoints = [ "192.168.50.10:2379" ];
+  };
+
+  # the same on each of its members
+  member = host {
+    registry.server = {
+      enable = true;
+      name = "node-0";
+      address = "192.168.50.10";
+      members = {
+        node-0 = "192.168.50.10";
+        node-5 = "192.168.50.15";
+        node-6 = "192.168.50.16";
+      };
+      peerTls = { };
+    };
+  };
+  environment = member.systemd.services.etcd.environment;
+
+  several = host {
+    registry.endpoints = [ "192.168.50.10:2379" ];
+    settings.client.deadline_ms = 700;
+    feed = {
+      enable = true;
+      allowFrom = [ "192.168.50.14" ];
+      settings.grpc.advertise_addr = "192.168.50.11:8082";
+      settings.log.level = "debug";
+      instances.second = {
+        port = 8182;
+        openFirewall = true;
+      };
+    };
+  };
+  inherit (several.services.microservice-app) feed;
+  second = feed.instances.second.settings;
+in
+{
+  # that such a host runs, node-4 of the test `app` shows
+  two-line-host = check "two-line-host" gateway "microservice-app-apigateway.service" {
+    nothingIsOpened = gateway.networking.firewall.allowedTCPPorts == [ ];
+    adminOnLoopback =
+      gateway.services.microservice-app.apigateway.settings.admin.addr == "127.0.0.1:6060";
+  };
+
+  registry-cluster = check "registry-cluster" member "etcd.service" {
+    namesAllMembers =
+      environment.ETCD_INITIAL_CLUSTER == lib.concatStringsSep "," [
+        "node-0=https://192.168.50.10:2380"
+        "node-5=https://192.168.50.15:2380"
+        "node-6=https://192.168.50.16:2380"
+      ];
+    clientsWithoutTls = environment.ETCD_ADVERTISE_CLIENT_URLS == "http://192.168.50.10:2379";
+    readsItsKey = environment.ETCD_PEER_KEY_FILE == "/run/credentials/etcd.service/peer-key";
+    peersGetThrough = lib.hasInfix "-s 192.168.50.15 --dport 2380 -j nixos-fw-accept" member.networking.firewall.extraCommands;
+    rolesHereFindIt = member.services.microservice-app.registry.endpoints == [ "192.168.50.10:2379" ];
+  };
+
+  instances = check "instances" several "microservice-app-feed-second.service" {
+    ownAddress = second.grpc == { addr = "0.0.0.0:8182"; };
+    ownAdminAddress = second.admin == { addr = "127.0.0.1:6162"; };
+    sameStore = second.store == feed.settings.store;
+    sameSettings = second.log.level == "debug" && second.client.deadline_ms == 700;
+    opened = several.networking.firewall.allowedTCPPorts == [ 8182 ];
+  };
+}

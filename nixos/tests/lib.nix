@@ -1,0 +1,106 @@
+# What the VM tests share: nodes made of the hosts' own role modules at the hosts' own addresses, the
+# timings, and the first lines of a script.
+{
+  self,
+  lib,
+  pkgs,
+}:
+let
+  site = import ../hosts/site.nix;
+
+  # Seconds, for nodes and script alike. VMs share the builder's cores, and without KVM they are ten times
+  # slower: a test asserts order and final state, never how fast.
+  timings = {
+    ttl = 15;
+    # longest wait for a machine to boot and its units to be ready
+    boot = 900;
+    # longest wait for a change to be seen everywhere
+    settle = 90;
+    # longest time of one call
+    call = 20;
+    outage = 30;
+  };
+
+  machine =
+    address:
+    { lib, ... }:
+    {
+      networking.interfaces.eth1.ipv4.addresses = lib.mkOverride 0 [
+        {
+          inherit address;
+          inherit (site) prefixLength;
+        }
+      ];
+      networking.interfaces.eth1.ipv6.addresses = lib.mkOverride 0 [ ];
+      # what the machines' /etc/hosts are made of
+      networking.primaryIPAddress = lib.mkForce address;
+      networking.primaryIPv6Address = lib.mkForce "";
+    };
+in
+{
+  inherit site timings;
+
+  # A host of the plan in site.nix, as a machine of a test.
+  node =
+    name:
+    { config, ... }:
+    {
+      imports = [
+        self.nixosModules.default
+        (../hosts + "/${name}.nix")
+        (machine site.nodes.${name})
+      ];
+      # base.nix, which a test leaves out, has it too
+      environment.systemPackages = [ config.services.microservice-app.package ];
+      services.microservice-app.settings = {
+        registry = {
+          ttl_s = timings.ttl;
+          keepalive_ms = timings.ttl * 1000 / 3;
+          timeout_ms = 5000;
+          watch_silence_ms = timings.ttl * 1000;
+        };
+        client = {
+          deadline_ms = timings.call * 500;
+          connect_timeout_ms = 5000;
+          keepalive_timeout_ms = 10000;
+        };
+      };
+    };
+
+  # A machine that has nothing of ours. `steady-calls URL...` GETs until /tmp/enough exists, and writes
+  # status and curl's exit code of each call to /tmp/calls.
+  outsider = address: {
+    imports = [ (machine address) ];
+    environment.systemPackages = [
+      pkgs.curl
+      (pkgs.writeShellScriptBin "steady-calls" ''
+        until [ -e /tmp/enough ]; do
+          for url in "$@"; do
+            ${lib.getExe pkgs.curl} --silent --output /dev/null --max-time ${toString timings.call} \
+              --write-out '%{http_code} %{exitcode}\n' "$url" >> /tmp/calls
+          done
+        done
+      '')
+    ];
+  };
+
+  # Makes the test; `script` comes after the timings and helpers that all scripts use.
+  test =
+    {
+      name,
+      nodes,
+      script,
+    }:
+    pkgs.testers.runNixOSTest {
+      inherit name nodes;
+      globalTimeout = 3 * 3600;
+      testScript = lib.concatStrings (
+        lib.mapAttrsToList (what: seconds: "${lib.toUpper what} = ${toString seconds}\n") timings
+        ++ [
+          "ADDRESSES = ${builtins.toJSON site.nodes}\n"
+          (builtins.readFile ./prelude.py)
+          script
+        ]
+      );
+    };
+}
