@@ -12,6 +12,8 @@ let
     node-4 = [
       {
         from = "host";
+        # QEMU would listen on every interface
+        host.address = "127.0.0.1";
         host.port = 8080;
         guest.port = 8080;
       }

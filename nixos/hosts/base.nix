@@ -108,6 +108,7 @@ in
     environment.systemPackages = [
       config.services.microservice-app.package
       pkgs.curl
+      pkgs.sqlite # backup of the stores
     ];
 
     system.stateVersion = "26.05";

@@ -17,7 +17,7 @@
   prefixLength = 24;
   gateway = "192.168.50.1";
   nameservers = [ "192.168.50.1" ];
-  # name of the network card, or a pattern
+  # name of the network card; on a host with several of them name the one, or each gets this address
   interface = "en*";
 
   # Who may read the admin ports (metrics): the address of the monitor, once there is one.

@@ -17,7 +17,8 @@ let
     lib.optionalString (isV6 source -> config.networking.enableIPv6) ''
       ${
         if isV6 source then "ip6tables" else "iptables"
-      } -w -A nixos-fw -p tcp -s ${source} --dport ${toString port} -j nixos-fw-accept
+      } -w -A nixos-fw -p tcp -s ${source} --dport ${toString port} -j nixos-fw-accept \
+        || echo "microservice-app: no rule for ${source}, port ${toString port}" >&2
     '';
   nftablesRule =
     port: source:

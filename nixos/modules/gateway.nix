@@ -71,9 +71,6 @@ in
           }
           // {
             requires = [ "${name}.socket" ];
-            # with the default, a switch to a new generation would stop the socket together with the
-            # service, and refuse connections until both are back
-            stopIfChanged = false;
           };
       }
     ]

@@ -15,14 +15,19 @@ let
   cfg = config.services.microservice-app;
   toml = pkgs.formats.toml { };
 
-  # An address or network; strict, since it becomes part of firewall rules.
-  source = types.strMatching "[0-9a-fA-F.:]+(/[0-9]{1,3})?";
+  # An IP address, a network: strict, since they become part of firewall rules, and NixOS' firewall script
+  # ends at the first rule that iptables refuses, with every port still open.
+  octet = "(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])";
+  v4 = "${octet}(\\.${octet}){3}";
+  v6 = "[0-9a-fA-F]*:[0-9a-fA-F:]*";
+  ip = types.strMatching "(${v4}|${v6})";
+  source = types.strMatching "(${v4}(/(3[0-2]|[12]?[0-9]))?|${v6}(/(12[0-8]|1[01][0-9]|[1-9]?[0-9]))?)";
 
   # The priority of values that we derive: below the host's `settings`, above the binary's defaults.
   derived = lib.mkOverride 1200;
 in
 rec {
-  inherit toml source;
+  inherit toml source ip;
 
   hostPort =
     address: port: "${if lib.hasInfix ":" address then "[${address}]" else address}:${toString port}";
@@ -214,6 +219,9 @@ rec {
       # the address to advertise is that of the route to the registry; etcd itself is not waited for
       wants = [ "network-online.target" ];
       after = [ "network-online.target" ];
+      # with the default, a switch to a new generation would stop every changed unit before the activation
+      # and start it after, and take the gateway's socket down with it
+      stopIfChanged = false;
       # try for ever: a host that was cut off long enough must not stay down
       startLimitIntervalSec = 0;
       serviceConfig = import ./hardening.nix // {

@@ -100,7 +100,7 @@ in
     };
 
     members = mkOption {
-      type = types.attrsOf types.str;
+      type = types.attrsOf ours.ip;
       default = { };
       example = {
         node-0 = "192.168.50.10";
@@ -125,6 +125,17 @@ in
 
   config = lib.mkIf server.enable {
     assertions = [
+      {
+        assertion =
+          server.tls != null
+          -> lib.all (role: !(cfg.${role}.enable or false)) [
+            "feed"
+            "profile"
+            "topic"
+            "apigateway"
+          ];
+        message = "services.microservice-app.registry.server.tls is set, but the roles of this host cannot speak TLS to etcd yet.";
+      }
       {
         assertion = server.members != { } -> server.members ? ${server.name};
         message = "services.microservice-app.registry.server.members does not name this member, `${server.name}`.";
