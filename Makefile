@@ -23,7 +23,8 @@ test: deps ## every check and test; stops at the first failure
 	$(if $(wildcard tests/check-nix),tests/check-nix)
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --lib --examples
-	cargo test --locked
+	cargo test --locked --doc
+	cargo test --locked --lib --bins --tests
 
 deps: ## install what building and testing need, or say what is missing
 	@tests/deps test
