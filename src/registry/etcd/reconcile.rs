@@ -36,6 +36,7 @@ struct Reconciler {
 impl Reconciler {
     async fn run(mut self) {
         let mut backoff = backoff(&self.settings);
+        let mut told = false;
         loop {
             let failure = match self.session().await {
                 Ok(()) => return,
@@ -46,13 +47,19 @@ impl Reconciler {
             }
             if *self.state.borrow() != Registered::Unknown {
                 backoff.reset();
+                told = false;
                 self.state.send_replace(Registered::Unknown);
             }
             if *self.wishes.borrow() == Wish::Gone {
                 return; // the lease ends by itself
             }
             let wait = backoff.next_wait();
-            tracing::warn!(key = %self.key, error = %failure, ?wait, "not registered, trying again");
+            if std::mem::replace(&mut told, true) {
+                // an outage is one line, not one a second
+                tracing::debug!(key = %self.key, error = %failure, ?wait, "not registered");
+            } else {
+                tracing::warn!(key = %self.key, error = %failure, "not registered, trying until it is");
+            }
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 changed = self.wishes.changed() => if changed.is_err() { return },

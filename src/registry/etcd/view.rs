@@ -82,17 +82,27 @@ impl Shared {
 async fn follow_etcd(settings: &Registry, shared: &Shared) {
     let mut backoff = backoff(settings);
     let mut reader = Reader::default();
+    let mut first = true;
     loop {
         reader.listed = false;
         let failure = match reader.session(settings, shared).await {
             Ok(never) => match never {},
             Err(failure) => failure,
         };
+        let error = failure.to_string();
         if reader.listed {
             backoff.reset();
         }
         let wait = backoff.next_wait();
-        tracing::warn!(error = %failure, ?wait, "lost the registry, keeping the last view");
+        if reader.listed {
+            tracing::warn!(error, "lost the registry, keeping the last view");
+        } else if first {
+            tracing::warn!(error, "the registry cannot be reached yet");
+        } else {
+            // an outage is one line, not one a second
+            tracing::debug!(error, ?wait, "the registry cannot be reached");
+        }
+        first = false;
         tokio::time::sleep(wait).await;
     }
 }
