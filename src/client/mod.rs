@@ -44,7 +44,6 @@ pub struct Reply<T> {
 pub struct Client {
     services: Arc<BTreeMap<&'static str, Service>>,
     metrics: Metrics,
-    deadline: Duration,
 }
 
 /// How long after its start a client waits for the registry's first word before it says that nobody is
@@ -76,17 +75,7 @@ impl Client {
             let balance = balance::of(settings.balancer);
             (*name, Service { started: Instant::now(), set, balance })
         };
-        Self {
-            services: Arc::new(services.iter().map(follow).collect()),
-            metrics: metrics.clone(),
-            deadline: settings.deadline,
-        }
-    }
-
-    /// Returns the time limit of a request that brings none.
-    #[must_use]
-    pub const fn default_deadline(&self) -> Duration {
-        self.deadline
+        Self { services: Arc::new(services.iter().map(follow).collect()), metrics: metrics.clone() }
     }
 
     /// Returns the endpoints of every service that is called, for `/status` and `/readyz`.

@@ -77,6 +77,13 @@ impl Shared {
         self.publisher.publish(view);
         result
     }
+
+    /// Publishes the end of an instance in limbo. The registry has confirmed nothing by it.
+    fn forget(&self, service: &str, addr: &str) {
+        let mut keeper = self.keeper();
+        keeper.give_up(service, addr);
+        self.publisher.replace(keeper.view());
+    }
 }
 
 async fn follow_etcd(settings: &Registry, shared: &Shared) {
@@ -318,15 +325,6 @@ async fn probe_limbo(shared: &Shared, probe: Probe) {
             }
             tokio::time::sleep_until(next).await;
         }
-    }
-}
-
-impl Shared {
-    /// Publishes the end of an instance in limbo. The registry has confirmed nothing by it.
-    fn forget(&self, service: &str, addr: &str) {
-        let mut keeper = self.keeper();
-        keeper.give_up(service, addr);
-        self.publisher.replace(keeper.view());
     }
 }
 
