@@ -60,6 +60,8 @@ pub struct Call {
     pub instance: String,
     /// What a degraded answer says that it is.
     pub degraded: Option<String>,
+    /// A 503 that does not say when to come back.
+    pub no_hint: bool,
     /// It was sent again because its connection was closed before any byte of an answer.
     pub again: bool,
 }
@@ -93,6 +95,11 @@ impl Record {
 
     pub fn degraded(&self) -> usize {
         self.calls.iter().filter(|call| call.degraded.is_some()).count()
+    }
+
+    /// Returns how many 503 do not say when to come back.
+    pub fn without_retry_after(&self) -> usize {
+        self.calls.iter().filter(|call| call.no_hint).count()
     }
 
     pub fn again(&self) -> usize {
@@ -253,6 +260,7 @@ struct Answer {
     status: StatusCode,
     instance: String,
     degraded: Option<String>,
+    retry_after: bool,
 }
 
 impl Pool {
@@ -266,6 +274,7 @@ impl Pool {
             outcome: Outcome::Silence,
             instance: String::new(),
             degraded: None,
+            no_hint: false,
             again: false,
         };
         let exchange = async {
@@ -282,6 +291,7 @@ impl Pool {
             Ok(Ok(answer)) => {
                 call.outcome = Outcome::Status(answer.status);
                 (call.instance, call.degraded) = (answer.instance, answer.degraded);
+                call.no_hint = answer.status == 503 && !answer.retry_after;
             }
             Ok(Err((outcome, _))) => call.outcome = outcome,
             Err(_) => {}
@@ -298,15 +308,16 @@ impl Pool {
     ) -> Result<Answer, (Outcome, bool)> {
         let mut connection = match self.take().filter(|_| !new) {
             Some(connection) => connection,
-            None => Connection::open(self.target).await.map_err(|e| (Outcome::Refused(e.to_string()), false))?,
+            None => {
+                Connection::open(self.target).await.map_err(|e| (Outcome::Refused(e.to_string()), false))?
+            }
         };
         let millis = http::HeaderValue::from(u64::try_from(limit.as_millis()).expect("a short time"));
         request.headers_mut().insert("x-request-timeout-ms", millis);
         let before = connection.read.load(Relaxed);
         let read = connection.read.clone();
-        let lost = move |error: hyper::Error| {
-            (Outcome::Broken(format!("{error:?}")), read.load(Relaxed) == before)
-        };
+        let lost =
+            move |error: hyper::Error| (Outcome::Broken(format!("{error:?}")), read.load(Relaxed) == before);
         connection.sender.ready().await.map_err(&lost)?;
         let response = connection.sender.send_request(request).await.map_err(&lost)?;
         let (head, body) = response.into_parts();
@@ -316,7 +327,8 @@ impl Pool {
             self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
         }
         let instance = text("x-msa-instance").unwrap_or_default();
-        Ok(Answer { status: head.status, instance, degraded: text("x-degraded") })
+        let retry_after = head.headers.contains_key("retry-after");
+        Ok(Answer { status: head.status, instance, degraded: text("x-degraded"), retry_after })
     }
 
     fn take(&self) -> Option<Connection> {

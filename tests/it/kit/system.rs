@@ -105,6 +105,13 @@ impl Role {
         found.and_then(|instance| instance["id"].as_str()).unwrap_or_default().to_owned()
     }
 
+    /// Returns what this gateway says of an instance that it calls.
+    pub async fn endpoint(&self, service: &str, addr: SocketAddr) -> Option<Value> {
+        let status = self.status().await;
+        let called = status["clients"][0][service].as_array()?;
+        called.iter().find(|endpoint| endpoint["addr"] == addr.to_string()).cloned()
+    }
+
     /// Begins to sample this gateway's view.
     pub fn sample(&self) -> Sampler {
         let (stop, admin) = (CancellationToken::new(), self.admin);
