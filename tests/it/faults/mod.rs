@@ -7,6 +7,7 @@
 //! which other processes took more than a fifth of the cores proves nothing when a timed number is over
 //! its bound: it is void, and tried again up to three times.
 
+mod callpath;
 mod registry;
 
 use std::fmt::Write as _;
@@ -15,14 +16,40 @@ use std::time::Duration;
 
 use futures_util::future::LocalBoxFuture;
 
+use crate::kit::ab::Comparison;
 use crate::kit::cpu::Others;
 use crate::kit::etcd;
-use crate::kit::guarantees::Verdict;
+use crate::kit::guarantees::{self, Verdict};
+use crate::kit::load::Record;
 
 /// Every row, in the order of the table.
-fn rows() -> Vec<Row> {
-    registry::ROWS.to_vec()
+fn all() -> Vec<Row> {
+    [registry::ROWS, callpath::ROWS].concat()
 }
+
+/// Makes the rows of a group and the named tests of their short forms.
+macro_rules! rows {
+    ($group:literal $($name:literal $test:ident $run:ident $full:literal $short:literal $title:literal;)*) => {
+        pub const ROWS: &[super::Row] = &[$(super::Row {
+            name: $name,
+            group: $group,
+            title: $title,
+            full: std::time::Duration::from_secs($full),
+            short: std::time::Duration::from_secs($short),
+            run: |time| futures_util::FutureExt::boxed_local( $run(time)),
+        }),*];
+        $(
+            #[tokio::test]
+            async fn $test() {
+                super::short($name).await;
+            }
+        )*
+    };
+}
+use rows;
+
+/// One second; bounds and rows count in it.
+const SECOND: Duration = Duration::from_secs(1);
 
 /// One fault.
 #[derive(Clone, Copy)]
@@ -117,6 +144,34 @@ impl Findings {
         self.add(what, value, "", Bound::AtMost(most), true);
     }
 
+    /// Notes what a run of calls must hold that no fault may disturb.
+    pub fn no_failures(&mut self, record: &Record) {
+        self.calls(record);
+        self.count("failed calls", record.failed().len(), 0);
+    }
+
+    /// Notes how many calls there were, and judges what holds whether or not some failed.
+    pub fn calls(&mut self, record: &Record) {
+        if !record.failed().is_empty() {
+            eprintln!("{}", record.failures());
+        }
+        self.tell("calls", record.calls.len() as f64, "");
+        self.count("calls not sent by the driver", record.unsent, 0);
+        self.tell("sent again after a close without an answer", record.again() as f64, "");
+        self.timed_guarantee("G6", guarantees::bounded_wait(record));
+    }
+
+    /// Notes a comparison; its median, or an end of its interval, is judged by the caller.
+    pub fn compared(&mut self, what: &str, compared: &Comparison) {
+        let spread = compared.ratios.iter().copied();
+        self.tell(&format!("{what}: median of the rounds"), compared.median, "");
+        self.tell("  95 % interval, low", compared.low, "");
+        self.tell("  95 % interval, high", compared.high, "");
+        self.tell("  least round", spread.clone().fold(f64::INFINITY, f64::min), "");
+        self.tell("  largest round", spread.fold(0.0, f64::max), "");
+        self.tell("  share of the cores that others took", compared.others, "");
+    }
+
     /// Notes whether a guarantee held.
     pub fn guarantee(&mut self, name: &str, verdict: Verdict) {
         let what = verdict.as_ref().err().map_or_else(|| format!("{name} broken"), Clone::clone);
@@ -134,7 +189,7 @@ impl Findings {
 
 /// Runs the short form of a row as a test: what does not depend on a quiet machine must hold.
 async fn short(name: &str) {
-    let row = rows().into_iter().find(|row| row.name == name).expect("a row of the table");
+    let row = all().into_iter().find(|row| row.name == name).expect("a row of the table");
     let findings = (row.run)(row.short).await;
     let mut report = String::new();
     for finding in &findings.0 {
@@ -197,10 +252,10 @@ fn table() {
     for word in &wanted {
         let groups = ["registry", "callpath", "store", "telemetry"];
         let known =
-            groups.contains(&word.as_str()) || rows().iter().any(|row| row.name.to_lowercase() == *word);
+            groups.contains(&word.as_str()) || all().iter().any(|row| row.name.to_lowercase() == *word);
         assert!(known, "there is no fault or group {word:?}");
     }
-    let chosen: Vec<_> = rows().into_iter().filter(chosen).collect();
+    let chosen: Vec<_> = all().into_iter().filter(chosen).collect();
     let whole: Duration = chosen.iter().map(|row| row.full).sum();
     let minutes = std::env::var("FAULTS_MINUTES").ok().and_then(|text| text.parse::<f64>().ok());
     let scale = minutes.map_or(1.0, |minutes| (minutes * 60.0 / whole.as_secs_f64().max(1.0)).min(1.0));

@@ -9,7 +9,7 @@ use futures_util::FutureExt as _;
 use rustix::process::Signal;
 use tokio::time::{Instant, sleep};
 
-use super::{Findings, Row, short};
+use super::{Findings, SECOND, rows};
 use crate::kit::cluster::Cluster;
 use crate::kit::etcd::Etcd;
 use crate::kit::fake::Fake;
@@ -23,28 +23,7 @@ use crate::kit::{cpu, quantile, wait_for};
 const RATE: f64 = 200.0;
 const LIST: &str = "/api/topic/list";
 
-const SECOND: Duration = Duration::from_secs(1);
-
-macro_rules! rows {
-    ($($name:literal $test:ident $run:ident $full:literal $short:literal $title:literal;)*) => {
-        pub const ROWS: &[Row] = &[$(Row {
-            name: $name,
-            group: "registry",
-            title: $title,
-            full: Duration::from_secs($full),
-            short: Duration::from_secs($short),
-            run: |time| $run(time).boxed_local(),
-        }),*];
-        $(
-            #[tokio::test]
-            async fn $test() {
-                short($name).await;
-            }
-        )*
-    };
-}
-
-rows! {
+rows! { "registry"
     "F11" f11_etcd_is_killed etcd_killed 300 4 "etcd is killed, its data kept";
     "F12" f12_an_instance_dies_while_etcd_is_away dies_without_etcd 300 4 "an instance dies while etcd is away";
     "F13" f13_a_gateway_restarts_without_etcd restart_without_etcd 20 2 "the gateway restarts while etcd is away";
@@ -105,21 +84,10 @@ impl World {
 
     /// Judges what every fault that kills no instance must hold.
     fn judge(&self, findings: &mut Findings, record: &Record, samples: &[Sample]) {
-        judge_calls(findings, record);
+        findings.no_failures(record);
         findings.guarantee("G2", guarantees::no_premature_death(samples, &alive("topic", &self.topics)));
         findings.guarantee("G7", guarantees::monotone_view(samples));
     }
-}
-
-fn judge_calls(findings: &mut Findings, record: &Record) {
-    if !record.failed().is_empty() {
-        eprintln!("{}", record.failures());
-    }
-    findings.tell("calls", record.calls.len() as f64, "");
-    findings.count("calls not sent by the driver", record.unsent, 0);
-    findings.count("failed calls", record.failed().len(), 0);
-    findings.tell("sent again after a close without an answer", record.again() as f64, "");
-    findings.timed_guarantee("G6", guarantees::bounded_wait(record));
 }
 
 async fn etcd_killed(time: Duration) -> Findings {
@@ -182,7 +150,7 @@ async fn restart_without_etcd(time: Duration) -> Findings {
     let second = Role::start(&endpoint, "apigateway", "127.0.0.1:0", &env);
     findings.time("ready without etcd", begun.elapsed(), SECOND);
     let record = Load::get(second.addr, RATE, LIST).run(time).await;
-    judge_calls(&mut findings, &record);
+    findings.no_failures(&record);
     let ready = crate::kit::http::get(second.admin, "/readyz").await;
     let warned = ready.status == 200 && ready.body.contains("warn: registry: ");
     findings.count("readiness without its warning", usize::from(!warned), 0);
@@ -244,7 +212,7 @@ async fn revoked_and_deleted(time: Duration) -> Findings {
     findings.tell("leases revoked and keys deleted", rounds as f64, "");
     findings.time("longest time without the key", worst, SECOND);
     // not G2: a deletion of one of several is the registry's word, and callers do without it until it is back
-    judge_calls(&mut findings, &load.finish().await);
+    findings.no_failures(&load.finish().await);
     findings.guarantee("G7", guarantees::monotone_view(&sampler.finish().await));
     findings
 }
@@ -280,7 +248,7 @@ async fn compaction(time: Duration) -> Findings {
     findings.count("lists after the first", lists - 1, 1);
     let samples = sampler.finish().await;
     let record = load.finish().await;
-    judge_calls(&mut findings, &record);
+    findings.no_failures(&record);
     findings.guarantee("G2", guarantees::no_premature_death(&samples, &alive("topic", &world.topics[..3])));
     findings.guarantee("G7", guarantees::monotone_view(&samples));
     let differences = world.gateway.metric("registry_view_differences_total").await;
@@ -323,7 +291,7 @@ async fn blackhole(time: Duration) -> Findings {
     findings.time("age of the view that has another way", known.elapsed(), 5 * SECOND);
     sleep(time.saturating_sub(begun.elapsed())).await;
     let (samples, record) = (sampler.finish().await, load.finish().await);
-    judge_calls(&mut findings, &record);
+    findings.no_failures(&record);
     findings.guarantee("G2", guarantees::no_premature_death(&samples, &alive("topic", &world.topics[..3])));
     findings.guarantee("G7", guarantees::monotone_view(&samples));
     findings
@@ -382,7 +350,7 @@ async fn leader_lost(time: Duration) -> Findings {
         gateway.wait_for_certain("topic", 3).await;
     }
     let (samples, record) = (sampler.finish().await, load.finish().await);
-    judge_calls(&mut findings, &record);
+    findings.no_failures(&record);
     findings.guarantee("G2", guarantees::no_premature_death(&samples, &alive("topic", &topics)));
     findings.guarantee("G7", guarantees::monotone_view(&samples));
     findings
@@ -448,7 +416,7 @@ async fn most_vanish(time: Duration) -> Findings {
     findings.time("the dead leave the view", died.elapsed(), 1200 * SECOND / 1000);
     load.more(200).await;
     let (samples, record) = (sampler.finish().await, load.finish().await);
-    judge_calls(&mut findings, &record);
+    findings.no_failures(&record);
     findings.guarantee("G1", guarantees::no_ghost(&record, &ended, SECOND));
     let live = fakes[4..].iter().map(|fake| ("topic".to_owned(), fake.addr.to_string())).collect();
     let since: Vec<_> = samples.into_iter().filter(|sample| sample.at > vanished).collect();
@@ -504,7 +472,7 @@ async fn recycled_address(time: Duration) -> Findings {
     })
     .await;
     sleep(time).await;
-    judge_calls(&mut findings, &load.finish().await);
+    findings.no_failures(&load.finish().await);
     let counted = world.gateway.metric("client_endpoints{service=\"topic\",state=\"wrong_service\"}").await;
     findings.share("instances counted as another service", counted, 1.0);
     findings
@@ -558,7 +526,7 @@ async fn storm(time: Duration) -> Findings {
     let p99 = |record: &Record| record.latency(0.99).as_secs_f64();
     findings.tell("p99 before", p99(&calm), "s");
     findings.tell("p99 in the storm", p99(&record), "s");
-    judge_calls(&mut findings, &record);
+    findings.no_failures(&record);
     wait_for("those that stay are known", || async {
         let status = world.gateway.status().await;
         let listed = status["registry"]["services"]["feed"].as_array().map_or(0, Vec::len);
@@ -630,7 +598,7 @@ async fn last_call(time: Duration) -> Findings {
     findings.time("last new call after SIGTERM, p99", quantile(&mut last, 0.99), 50 * SECOND / 1000);
     findings.guarantee("G3", guarantees::no_stop_loss(&record));
     findings.guarantee("G1", guarantees::no_ghost(&record, &stopped, SECOND / 2));
-    judge_calls(&mut findings, &record);
+    findings.no_failures(&record);
     findings
 }
 
@@ -662,7 +630,7 @@ async fn first_call(time: Duration) -> Findings {
     findings.count("of them never called", ready.len() - first.len(), 0);
     findings.time("first call after ready, p50", quantile(&mut first, 0.5), 100 * SECOND / 1000);
     findings.time("first call after ready, p99", quantile(&mut first, 0.99), 100 * SECOND / 1000);
-    judge_calls(&mut findings, &record);
+    findings.no_failures(&record);
     findings
 }
 

@@ -117,15 +117,6 @@ impl Record {
         Self { calls, unsent: self.unsent, limit: self.limit }
     }
 
-    /// Returns the answers by instance.
-    pub fn by_instance(&self) -> BTreeMap<String, usize> {
-        let mut counts = BTreeMap::new();
-        for call in self.calls.iter().filter(|call| !call.instance.is_empty()) {
-            *counts.entry(call.instance.clone()).or_default() += 1;
-        }
-        counts
-    }
-
     /// Returns a quantile of the latency, 0 to 1, of the calls that were answered well.
     pub fn latency(&self, quantile: f64) -> Duration {
         let mut all: Vec<_> = self.calls.iter().filter(|call| call.ok()).map(Call::latency).collect();
@@ -167,11 +158,6 @@ impl Load {
         make: impl Fn(u64) -> Request<Full<Bytes>> + Send + Sync + 'static,
     ) -> Self {
         Self { target, rate, limit: Duration::from_secs(1), seed: 1, make: Arc::new(make) }
-    }
-
-    /// Sets the time limit of each call.
-    pub fn limit(self, limit: Duration) -> Self {
-        Self { limit, ..self }
     }
 
     /// Begins, and goes on until [`Running::finish`].
