@@ -112,10 +112,9 @@ impl Driver {
     /// Opens endpoints for new instances and drops those that are gone.
     fn apply(&mut self, view: &View) {
         self.known = view.is_known();
-        let empty = BTreeMap::new();
-        let instances = view.instances(self.service).unwrap_or(&empty);
+        let instances = view.instances(self.service).cloned().unwrap_or_default();
         self.endpoints.retain(|addr, _| instances.contains_key(addr));
-        for (addr, instance) in instances {
+        for (addr, instance) in instances.iter() {
             let endpoint = match self.endpoints.get(addr) {
                 Some(known) if known.instance == *instance => continue,
                 Some(known) if known.instance.id == instance.id => known.renamed(instance.clone()),
