@@ -132,15 +132,19 @@ impl ViewHandle {
         self.view.borrow().clone()
     }
 
-    /// Waits until the view is another than the one last seen here, and returns it.
+    /// Returns the view now and counts it as seen here.
+    pub fn take(&mut self) -> Arc<View> {
+        self.view.borrow_and_update().clone()
+    }
+
+    /// Waits until the view is another than the one last seen here.
     ///
     /// *Cancellation*: nothing is lost.
     ///
     /// # Errors
     /// When the registry's task has ended: the process is stopping.
-    pub async fn changed(&mut self) -> Result<Arc<View>, watch::error::RecvError> {
-        self.view.changed().await?;
-        Ok(self.view.borrow_and_update().clone())
+    pub async fn changed(&mut self) -> Result<(), watch::error::RecvError> {
+        self.view.changed().await
     }
 
     /// Returns how long ago the registry last confirmed the view; `None` before the first time.
