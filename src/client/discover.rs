@@ -4,7 +4,6 @@
 //! It is a task of its own, so a client that is idle still learns of every change and connects before
 //! the first call.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -62,7 +61,7 @@ impl Set {
             changed: Arc::new(Notify::new()),
             known: false,
             applied: Arc::default(),
-            endpoints: BTreeMap::new(),
+            endpoints: Vec::new(),
             snapshot: snapshot.clone(),
             publish,
         };
@@ -95,7 +94,8 @@ struct Driver {
     known: bool,
     /// What the endpoints were made from.
     applied: Arc<Instances>,
-    endpoints: BTreeMap<String, Arc<Endpoint>>,
+    /// Sorted by address.
+    endpoints: Vec<Arc<Endpoint>>,
     snapshot: Arc<ArcSwap<Snapshot>>,
     publish: watch::Sender<u64>,
 }
@@ -124,22 +124,31 @@ impl Driver {
             return;
         }
         self.applied = instances.clone();
-        self.endpoints.retain(|addr, _| instances.contains_key(addr));
+        // both are sorted by address; most instances are the very ones that are known
+        let mut known = std::mem::take(&mut self.endpoints).into_iter().peekable();
+        self.endpoints.reserve(instances.len());
         for (addr, instance) in instances.iter() {
-            let endpoint = match self.endpoints.get(addr) {
-                Some(known) if known.instance == *instance => continue,
-                Some(known) if known.instance.id == instance.id => known.renamed(instance.clone()),
+            while known
+                .next_if(|known| !Arc::ptr_eq(&known.instance, instance) && known.instance.addr < *addr)
+                .is_some()
+            {}
+            let endpoint = match known
+                .next_if(|known| Arc::ptr_eq(&known.instance, instance) || known.instance.addr == *addr)
+            {
+                Some(known) if known.instance == *instance => known,
+                Some(known) if known.instance.id == instance.id => Arc::new(known.renamed(instance.clone())),
                 _ => {
                     let identity = self.identity.clone();
-                    Endpoint::open(instance.clone(), identity, &self.settings, self.changed.clone())
+                    let changed = self.changed.clone();
+                    Arc::new(Endpoint::open(instance.clone(), identity, &self.settings, changed))
                 }
             };
-            self.endpoints.insert(addr.clone(), Arc::new(endpoint));
+            self.endpoints.push(endpoint);
         }
     }
 
     fn publish(&self) {
-        let all: Vec<_> = self.endpoints.values().cloned().collect();
+        let all = self.endpoints.clone();
         let with = |fits: fn(&Endpoint) -> bool| -> Vec<_> {
             all.iter().filter(|endpoint| fits(endpoint)).cloned().collect()
         };

@@ -160,6 +160,10 @@ impl Keeper {
         }
         let service = instance.service.clone();
         self.recent.push_back((now, instance));
+        let left = self.truth.get(&service).map_or(0, |instances| instances.len());
+        if self.recent.len() <= left {
+            return; // not even all of them together are more than half
+        }
         let removed: Vec<_> = self
             .recent
             .iter()
@@ -167,7 +171,6 @@ impl Keeper {
             .filter(|i| i.service == service && !self.has(&i.service, &i.addr))
             .cloned()
             .collect();
-        let left = self.truth.get(&service).map_or(0, |instances| instances.len());
         if removed.len() > left {
             // more than half of what there was within the window, or the last one
             for instance in removed {
