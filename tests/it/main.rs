@@ -12,6 +12,7 @@ mod bad_requests;
 mod discovery;
 mod docs;
 mod durability;
+mod etcd_access;
 mod gateway;
 mod grpc;
 mod kit;

@@ -18,9 +18,12 @@ use std::time::Duration;
 
 use etcd_client::{Channel, Client, ConnectOptions, GetOptions};
 use futures_util::StreamExt as _;
+use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
+use hyper_util::rt::TokioIo;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
+use tokio_rustls::rustls::AlertDescription;
 use tonic::transport::Endpoint;
 
 use super::credentials::{Credentials, Files, Stamp, Unusable};
@@ -184,7 +187,7 @@ impl Access {
         loop {
             match waiting.next() {
                 Some(index) => {
-                    let attempt = self.attempt(&endpoints[index], &credentials);
+                    let attempt = Box::pin(self.attempt(&endpoints[index], &credentials));
                     attempts.push(async move { (index, attempt.await) });
                 }
                 None if attempts.is_empty() => {
@@ -211,25 +214,37 @@ impl Access {
 
     async fn attempt(&self, endpoint: &str, credentials: &Credentials) -> Result<Client, Failure> {
         let settings = &self.settings;
-        let scheme = if credentials.tls.is_some() { "https" } else { "http" };
-        let url = format!("{scheme}://{}", bare_endpoint(endpoint));
-        let unreachable = |error: &tonic::transport::Error| {
-            let reason = chain(error);
-            refused_certificate(&reason).unwrap_or(Failure::Unreachable(reason))
-        };
-        let mut target = Endpoint::from_shared(url)
-            .map_err(|error| unreachable(&error))?
+        let addr = bare_endpoint(endpoint).to_owned();
+        let target = Endpoint::from_shared(format!("http://{addr}"))
+            .map_err(|error| Failure::Unreachable(chain(&error)))?
             .connect_timeout(settings.timeout)
             // etcd closes a connection that is pinged more often than every 5 s
             .http2_keep_alive_interval(Duration::from_secs(6))
             .keep_alive_timeout(settings.watch_silence)
             .keep_alive_while_idle(true);
-        if let Some(tls) = &credentials.tls {
-            target = target.tls_config(tls.clone()).map_err(|error| unreachable(&error))?;
-        }
-        let channel = match tokio::time::timeout(settings.timeout, target.connect()).await {
+        let Some(tls) = &credentials.tls else {
+            return self.prove(Box::pin(target.connect()), credentials).await;
+        };
+        let (tls, alert) = tls.for_one();
+        let connector = tower::service_fn(move |_| {
+            let stream = tls.clone().connect(addr.clone());
+            async { stream.await.map(TokioIo::new) }
+        });
+        let proven = self.prove(Box::pin(target.connect_with_connector(connector)), credentials).await;
+        proven.map_err(|failure| alert.get().and_then(refused_certificate).unwrap_or(failure))
+    }
+
+    /// Makes a connection, says who we are, and reads.
+    async fn prove(
+        &self,
+        connect: BoxFuture<'_, Result<tonic::transport::Channel, tonic::transport::Error>>,
+        credentials: &Credentials,
+    ) -> Result<Client, Failure> {
+        let settings = &self.settings;
+        let channel = match tokio::time::timeout(settings.timeout, connect).await {
             Err(_) => return Err(Failure::Slow("a connection")),
-            Ok(channel) => Channel::Tonic(channel.map_err(|error| unreachable(&error))?),
+            Ok(Err(error)) => return Err(Failure::Unreachable(chain(&error))),
+            Ok(Ok(channel)) => Channel::Tonic(channel),
         };
         let options = ConnectOptions::new().with_require_leader(true);
         let mut client = match &credentials.user {
@@ -316,29 +331,27 @@ impl From<etcd_client::Error> for Failure {
         if message.contains("invalid auth token") || message.contains("revision of auth store is old") {
             return Self::Token;
         }
-        refused_certificate(&chain(status)).unwrap_or(Self::Etcd(error))
+        Self::Etcd(error)
     }
 }
 
-/// Reads from the text of an error that etcd refused our certificate. In TLS 1.3 it says so only after the
-/// handshake is over for us, and what is between then and here keeps of the error its text only.
-fn refused_certificate(text: &str) -> Option<Failure> {
-    let (_, alert) = text.split_once("received fatal alert: ")?;
-    let alert: String = alert.chars().take_while(char::is_ascii_alphanumeric).collect();
-    let reason = match alert.as_str() {
-        "CertificateRequired" => {
-            "etcd asks for a certificate: set registry.cert_file and registry.key_file".to_owned()
-        }
-        "AccessDenied"
-        | "BadCertificate"
-        | "CertificateExpired"
-        | "CertificateRevoked"
-        | "CertificateUnknown"
-        | "UnknownCA"
-        | "UnsupportedCertificate" => {
-            format!("etcd refuses our certificate ({alert}): check registry.cert_file and registry.key_file")
-        }
-        _ => return None,
-    };
-    Some(Failure::Refused(reason))
+/// Returns the failure if etcd ended a connection because of our certificate.
+fn refused_certificate(alert: AlertDescription) -> Option<Failure> {
+    use AlertDescription as A;
+    match alert {
+        A::CertificateRequired => Some(Failure::Refused(
+            "etcd asks for a certificate: set registry.cert_file and registry.key_file".to_owned(),
+        )),
+        A::AccessDenied
+        | A::BadCertificate
+        | A::CertificateExpired
+        | A::CertificateRevoked
+        | A::CertificateUnknown
+        | A::UnknownCA
+        | A::UnsupportedCertificate => Some(Failure::Refused(format!(
+            "etcd refuses our certificate or asks for one ({alert:?}): check registry.cert_file and \
+             registry.key_file"
+        ))),
+        _ => None,
+    }
 }

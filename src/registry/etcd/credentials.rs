@@ -5,8 +5,7 @@ use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
-use tonic::transport::{Certificate, ClientTlsConfig, Endpoint, Identity};
-
+use super::tls::{Part, Tls};
 use crate::config::Registry;
 
 /// Longest file that is read, bytes: several times a system's bundle of every public authority.
@@ -39,15 +38,17 @@ struct Source {
 /// What was read. No `Debug`: it holds secrets.
 pub struct Credentials {
     /// `None` without https.
-    pub tls: Option<ClientTlsConfig>,
+    pub tls: Option<Tls>,
     /// User and password.
     pub user: Option<(String, String)>,
 }
 
-/// Which version of each file there is: device, inode, length and time of change, `None` for a file that
-/// cannot be looked at.
+/// Which version of each file there is, `None` for a file that cannot be looked at.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stamp(Vec<Option<(u64, u64, u64, i64, i64)>>);
+pub struct Stamp(Vec<Option<Version>>);
+
+/// Device, inode, length, and time of the last change: seconds and nanoseconds.
+type Version = (u64, u64, u64, i64, i64);
 
 impl Files {
     /// Notes the names; a relative one is below `directory` if that is given. Opens nothing.
@@ -98,24 +99,21 @@ impl Files {
         Ok(Credentials { tls, user })
     }
 
-    fn tls(&self, ca: &Source) -> Result<ClientTlsConfig, Unusable> {
-        // what a file holds is looked at when a connection is prepared; this one goes nowhere
-        let check = |source: &Source, tls: &ClientTlsConfig| {
-            let prepared = Endpoint::from_static("https://localhost").tls_config(tls.clone());
-            prepared.map(drop).map_err(|error| source.refuse(super::connect::chain(&error)))
+    fn tls(&self, ca: &Source) -> Result<Tls, Unusable> {
+        let authorities = ca.read()?;
+        let pair = match (&self.cert, &self.key) {
+            (Some(cert), Some(key)) => Some((cert, cert.read()?, key, key.read()?)),
+            _ => None,
         };
-        let pem = ca.pem("CERTIFICATE")?;
-        let mut tls = ClientTlsConfig::new().ca_certificate(Certificate::from_pem(pem));
-        check(ca, &tls)?;
-        if let (Some(cert), Some(key)) = (&self.cert, &self.key) {
-            let identity = Identity::from_pem(cert.pem("CERTIFICATE")?, key.pem("PRIVATE KEY")?);
-            tls = tls.identity(identity);
-            check(key, &tls)?;
-        }
-        if let Some(name) = &self.server_name {
-            tls = tls.domain_name(name);
-        }
-        Ok(tls)
+        let shown = pair.as_ref().map(|(_, cert, _, key)| (cert.as_slice(), key.as_slice()));
+        Tls::new(&authorities, shown, self.server_name.as_deref()).map_err(|(part, reason)| {
+            let source = match (part, &pair) {
+                (Part::Certificate, Some((cert, ..))) => cert,
+                (Part::Key, Some((_, _, key, _))) => key,
+                _ => ca,
+            };
+            source.refuse(reason)
+        })
     }
 }
 
@@ -124,29 +122,21 @@ impl Source {
         Unusable { key: self.key, path: self.path.clone(), reason: reason.into() }
     }
 
-    fn read(&self) -> Result<String, Unusable> {
-        let mut text = String::new();
+    fn read(&self) -> Result<Vec<u8>, Unusable> {
+        let mut bytes = Vec::new();
         let file = std::fs::File::open(&self.path);
-        let read = file.and_then(|file| file.take(LONGEST + 1).read_to_string(&mut text));
+        let read = file.and_then(|file| file.take(LONGEST + 1).read_to_end(&mut bytes));
         match read {
             Err(error) => Err(self.refuse(error.to_string())),
             Ok(length) if length as u64 > LONGEST => {
                 Err(self.refuse(format!("is longer than {LONGEST} bytes")))
             }
-            Ok(_) => Ok(text),
+            Ok(_) => Ok(bytes),
         }
-    }
-
-    fn pem(&self, what: &str) -> Result<String, Unusable> {
-        let text = self.read()?;
-        if text.contains(&format!("{what}-----")) {
-            return Ok(text);
-        }
-        Err(self.refuse(format!("holds no {what} in PEM form")))
     }
 
     fn password(&self) -> Result<String, Unusable> {
-        let text = self.read()?;
+        let text = String::from_utf8(self.read()?).map_err(|_| self.refuse("is not UTF-8"))?;
         let password = text.trim_end_matches(['\r', '\n']);
         if password.is_empty() {
             return Err(self.refuse("is empty"));
@@ -197,13 +187,15 @@ mod tests {
             s.cert_file = Some("cert".into());
             s.key_file = Some("key".into());
         });
-        write("ca", "nonsense");
-        assert!(refusal(&files).ends_with("/ca: holds no CERTIFICATE in PEM form"), "{}", refusal(&files));
+        for name in ["ca", "cert", "key"] {
+            write(name, "nonsense");
+        }
+        assert!(refusal(&files).ends_with("/ca: holds no certificate in PEM form"), "{}", refusal(&files));
         let (one, other) = (make(), make());
         write("ca", &one.0);
         write("cert", &one.0);
         write("key", &one.0);
-        assert!(refusal(&files).ends_with("/key: holds no PRIVATE KEY in PEM form"), "{}", refusal(&files));
+        assert!(refusal(&files).ends_with("/key: holds no private key in PEM form"), "{}", refusal(&files));
         write("key", &other.1);
         assert!(refusal(&files).starts_with("`registry.key_file`: "), "{}", refusal(&files));
         write("key", "-----BEGIN PRIVATE KEY-----\nhunter2\n-----END PRIVATE KEY-----\n");

@@ -7,6 +7,7 @@
 mod connect;
 mod credentials;
 mod reconcile;
+mod tls;
 mod view;
 
 use std::sync::{Arc, OnceLock};

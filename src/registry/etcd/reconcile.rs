@@ -42,7 +42,7 @@ impl Reconciler {
         let refused = self.access.refused();
         let mut link = None;
         loop {
-            let failure = match self.connected(link.take()).await {
+            let failure = match Box::pin(self.connected(link.take())).await {
                 Ok(None) => return,
                 Ok(renewed) => {
                     link = renewed;

@@ -94,7 +94,7 @@ async fn follow_etcd(settings: &Registry, access: &Access, shared: &Shared) {
     let mut link = None;
     loop {
         reader.listed = false;
-        let failure = match reader.connected(settings, access, link.take(), shared).await {
+        let failure = match Box::pin(reader.connected(settings, access, link.take(), shared)).await {
             Ok(renewed) => {
                 link = Some(renewed);
                 continue;

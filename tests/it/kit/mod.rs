@@ -2,6 +2,7 @@
 //! conditions. A guard ends its process when it is dropped; every wait has a deadline.
 
 pub mod app;
+pub mod authority;
 pub mod cluster;
 pub mod cpu;
 pub mod etcd;
