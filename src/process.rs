@@ -85,13 +85,13 @@ impl Process {
     /// the process. Must be called inside a tokio runtime.
     ///
     /// # Errors
-    /// When the address is taken.
+    /// When the address is taken, or a file that leads to etcd cannot be used.
     pub fn new(settings: Settings) -> anyhow::Result<Self> {
         let registry: Arc<dyn Registry> = if settings.registry.endpoints.is_empty() {
             Arc::new(Local::default())
         } else {
             let probe = client::probe(settings.client.clone(), settings.registry.prefix.clone());
-            Arc::new(Etcd::new(settings.registry.clone(), probe))
+            Arc::new(Etcd::new(settings.registry.clone(), probe)?)
         };
         Ok(Self {
             admin: Listener::bind(settings.admin.addr.0)?,
@@ -186,7 +186,8 @@ impl Process {
     /// Serves until `stop` is cancelled and the drain is over. `ready` is called once every role answers.
     ///
     /// # Errors
-    /// When a service cannot be built.
+    /// When a service cannot be built, or when the registry refuses the credentials of this process before
+    /// it has ever taken them: then it drains and says why.
     pub async fn run(mut self, stop: CancellationToken, ready: impl FnOnce()) -> anyhow::Result<()> {
         let admin_addr = self.admin.addr();
         let mut tasks = JoinSet::new();
@@ -220,11 +221,29 @@ impl Process {
         let admin = tokio::spawn(admin);
         ready();
         // the admin listener outlives the roles: a drain can be watched
-        while let Some(ended) = tasks.join_next().await {
-            ended?;
-        }
+        let drained = async {
+            while let Some(ended) = tasks.join_next().await {
+                ended?;
+            }
+            Ok::<_, tokio::task::JoinError>(())
+        };
+        tokio::pin!(drained);
+        let refused = tokio::select! {
+            ended = &mut drained => {
+                ended?;
+                None
+            }
+            reason = self.registry.refused() => {
+                stop.cancel();
+                drained.await?;
+                Some(reason)
+            }
+        };
         end.cancel();
         admin.await?;
+        if let Some(reason) = refused {
+            anyhow::bail!(reason);
+        }
         tracing::info!("stopped");
         Ok(())
     }

@@ -42,10 +42,45 @@ in
         "192.168.50.11:2379"
       ];
       description = ''
-        Client addresses of etcd, `host:port`. The roles of this host register there and find each other
-        there. Name all members of a cluster.
+        Client addresses of etcd, `host:port`, or `https://host:port` with TLS. The roles of this host register
+        there and find each other there. Name all members of a cluster.
       '';
     };
+
+    registry.access =
+      let
+        fileOption =
+          name: description:
+          mkOption {
+            type = types.nullOr types.externalPath;
+            default = null;
+            example = "/var/lib/secrets/${name}";
+            inherit description;
+          };
+      in
+      {
+        caFile = fileOption "ca.crt" ''
+          Certificates (PEM) of the authority that etcd's certificate comes from; needed with `https://`.
+        '';
+        certFile = fileOption "client.crt" "Certificate (PEM) that the roles of this host show to etcd.";
+        keyFile = fileOption "client.key" "Key (PEM) of `certFile`.";
+        serverName = mkOption {
+          type = types.nullOr types.str;
+          default = null;
+          example = "etcd.example.org";
+          description = "Name that etcd's certificate bears; null: the host of the endpoint.";
+        };
+        user = mkOption {
+          type = types.nullOr types.str;
+          default = null;
+          example = "services";
+          description = ''
+            etcd's user for the roles of this host. One role's own user goes into its
+            `settings.registry.user`, and its password into `credentials.etcd-password`.
+          '';
+        };
+        passwordFile = fileOption "etcd-password" "File with the user's password.";
+      };
 
     settings = mkOption {
       inherit (ours.toml) type;
@@ -92,6 +127,39 @@ in
         # appended to the chain of accepted packets, before the final refusal; NixOS makes the chain anew
         # at each start or reload of the firewall, so there is nothing to undo
         { extraCommands = rules iptablesRule; };
+
+    assertions =
+      let
+        inherit (cfg.registry) access endpoints;
+        here = "services.microservice-app.registry";
+        bothOrNone = one: other: {
+          assertion = (access.${one} == null) == (access.${other} == null);
+          message = "${here}.access: `${one}` and `${other}` go together, set both or none.";
+        };
+      in
+      [
+        (bothOrNone "certFile" "keyFile")
+        (bothOrNone "user" "passwordFile")
+        {
+          assertion =
+            endpoints == [ ]
+            || lib.any (lib.hasPrefix "https://") endpoints
+            || lib.all isNull [
+              access.caFile
+              access.certFile
+              access.serverName
+            ];
+          message = "${here}.access has files for TLS, but no endpoint of ${here}.endpoints begins with https://.";
+        }
+        {
+          assertion =
+            let
+              secured = lib.partition (lib.hasPrefix "https://") endpoints;
+            in
+            secured.right == [ ] || secured.wrong == [ ];
+          message = "${here}.endpoints: all with https:// or none.";
+        }
+      ];
 
     warnings = lib.optional (cfg.firewallRules != [ ] && !config.networking.firewall.enable) ''
       services.microservice-app: an `allowFrom` names the hosts that may connect, but

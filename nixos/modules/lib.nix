@@ -23,6 +23,34 @@ let
   ip = types.strMatching "(${v4}|${v6})";
   source = types.strMatching "(${v4}(/(3[0-2]|[12]?[0-9]))?|${v6}(/(12[0-8]|1[01][0-9]|[1-9]?[0-9]))?)";
 
+  # What the settings say of the way to etcd, and the files that they name.
+  access =
+    let
+      given = lib.filterAttrs (_: value: value != null) cfg.registry.access;
+      files = {
+        caFile = "etcd-ca";
+        certFile = "etcd-cert";
+        keyFile = "etcd-key";
+        passwordFile = "etcd-password";
+      };
+      keys = {
+        caFile = "ca_file";
+        certFile = "cert_file";
+        keyFile = "key_file";
+        passwordFile = "password_file";
+        serverName = "tls_server_name";
+        user = "user";
+      };
+    in
+    {
+      settings = lib.mapAttrs' (
+        name: value: lib.nameValuePair keys.${name} (files.${name} or value)
+      ) given;
+      credentials = lib.mapAttrs' (name: id: lib.nameValuePair id given.${name}) (
+        builtins.intersectAttrs given files
+      );
+    };
+
   # The priority of values that we derive: below the host's `settings`, above the binary's defaults.
   derived = lib.mkOverride 1200;
 in
@@ -161,6 +189,10 @@ rec {
           ${listen}.addr = derived (hostPort config.address config.port);
           admin.addr = derived (hostPort config.admin.address config.admin.port);
           registry.endpoints = derived cfg.registry.endpoints;
+          # bare names: systemd hands each unit the files, see `unit`
+          registry = lib.mapAttrs (_: derived) access.settings;
+        }
+        {
           # a process that restarts while etcd is away still knows the others
           registry.snapshot_file = derived "/var/lib/${stateOf role}/${name}.view";
         }
@@ -243,7 +275,7 @@ rec {
         User = stateOf role;
         StateDirectory = stateOf role;
         StateDirectoryMode = "0700";
-        LoadCredential = lib.mapAttrsToList (id: path: "${id}:${path}") credentials;
+        LoadCredential = lib.mapAttrsToList (id: path: "${id}:${path}") (access.credentials // credentials);
       };
     };
 

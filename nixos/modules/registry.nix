@@ -118,8 +118,7 @@ in
     openFirewall = ours.openFirewallOption "etcd's client port (${toString clientPort})";
     allowFrom = ours.allowFromOption "etcd's client port (${toString clientPort})";
 
-    # the roles of this package speak to etcd without TLS for now: `tls` is for registries of others
-    tls = tlsOption "etcd's clients (the roles here cannot use it yet)";
+    tls = tlsOption "etcd's clients; the roles of this package need `registry.access` then";
     peerTls = tlsOption "what the members say to each other";
   };
 
@@ -127,14 +126,14 @@ in
     assertions = [
       {
         assertion =
-          server.tls != null
+          server.tls != null && cfg.registry.access.caFile == null
           -> lib.all (role: !(cfg.${role}.enable or false)) [
             "feed"
             "profile"
             "topic"
             "apigateway"
           ];
-        message = "services.microservice-app.registry.server.tls is set, but the roles of this host cannot speak TLS to etcd yet.";
+        message = "services.microservice-app.registry.server.tls is set, and the roles of this host need services.microservice-app.registry.access.caFile.";
       }
       {
         assertion = server.members != { } -> server.members ? ${server.name};
@@ -147,7 +146,9 @@ in
     ];
 
     services.microservice-app = {
-      registry.endpoints = mkDefault [ (ours.hostPort address clientPort) ];
+      registry.endpoints = mkDefault [
+        (if server.tls == null then ours.hostPort address clientPort else clientUrl address)
+      ];
       firewallRules = [
         {
           port = clientPort;

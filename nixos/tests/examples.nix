@@ -5,28 +5,33 @@
   pkgs,
 }:
 let
-  # the configuration of a host with these options, once nothing is wrong with it
+  # the configuration of a host with these options
+  evaluated =
+    services:
+    (lib.nixosSystem {
+      modules = [
+        self.nixosModules.default
+        { services.microservice-app = services; }
+        # what every NixOS host has to say
+        {
+          boot.isContainer = true;
+          nixpkgs.hostPlatform = pkgs.stdenv.hostPlatform.system;
+          system.stateVersion = "26.05";
+        }
+      ];
+    }).config;
+  wrongWith =
+    config: map (a: a.message) (lib.filter (a: !a.assertion) config.assertions) ++ config.warnings;
+  # the same, once nothing is wrong with it
   host =
     services:
     let
-      inherit
-        (lib.nixosSystem {
-          modules = [
-            self.nixosModules.default
-            { services.microservice-app = services; }
-            # what every NixOS host has to say
-            {
-              boot.isContainer = true;
-              nixpkgs.hostPlatform = pkgs.stdenv.hostPlatform.system;
-              system.stateVersion = "26.05";
-            }
-          ];
-        })
-        config
-        ;
-      wrong = map (a: a.message) (lib.filter (a: !a.assertion) config.assertions) ++ config.warnings;
+      config = evaluated services;
+      wrong = wrongWith config;
     in
     if wrong == [ ] then config else throw (lib.concatLines wrong);
+  # whether a host is refused, and that for this reason
+  refused = reason: services: lib.any (lib.hasInfix reason) (wrongWith (evaluated services));
 
   # a text that is there to be read, and that fails to evaluate if something is not as it should be
   check =
@@ -75,6 +80,33 @@ let
     };
   };
   inherit (several.services.microservice-app) feed;
+
+  # etcd with TLS and users; the gateway has a user of its own
+  secured = host {
+    registry = {
+      endpoints = [
+        "https://192.168.50.10:2379"
+        "https://192.168.50.15:2379"
+      ];
+      access = {
+        caFile = "/var/lib/secrets/ca.crt";
+        certFile = "/var/lib/secrets/client.crt";
+        keyFile = "/var/lib/secrets/client.key";
+        user = "feed";
+        passwordFile = "/var/lib/secrets/etcd-password";
+      };
+    };
+    feed = {
+      enable = true;
+      instances.second.port = 8182;
+    };
+    apigateway = {
+      enable = true;
+      settings.registry.user = "apigateway";
+      credentials.etcd-password = "/var/lib/secrets/etcd-password-of-the-gateway";
+    };
+  };
+  credentialsOf = unit: secured.systemd.services.${unit}.serviceConfig.LoadCredential;
   second = feed.instances.second.settings;
 in
 {
@@ -104,5 +136,53 @@ in
     sameStore = second.store == feed.settings.store;
     sameSettings = second.log.level == "debug" && second.client.deadline_ms == 700;
     opened = several.networking.firewall.allowedTCPPorts == [ 8182 ];
+  };
+
+  registry-access = check "registry-access" secured "microservice-app-feed-second.service" {
+    namesAreBare =
+      let
+        inherit (secured.services.microservice-app.feed.instances.second.settings) registry;
+      in
+      registry.ca_file == "etcd-ca"
+      && registry.cert_file == "etcd-cert"
+      && registry.key_file == "etcd-key"
+      && registry.password_file == "etcd-password"
+      && registry.user == "feed"
+      && !(registry ? tls_server_name);
+    filesAreHandedOver =
+      credentialsOf "microservice-app-feed-second" == [
+        "etcd-ca:/var/lib/secrets/ca.crt"
+        "etcd-cert:/var/lib/secrets/client.crt"
+        "etcd-key:/var/lib/secrets/client.key"
+        "etcd-password:/var/lib/secrets/etcd-password"
+      ];
+    aRoleMayHaveItsOwnUser =
+      secured.services.microservice-app.apigateway.settings.registry.user == "apigateway"
+      &&
+        lib.last (credentialsOf "microservice-app-apigateway")
+        == "etcd-password:/var/lib/secrets/etcd-password-of-the-gateway";
+    aKeyWithoutCertificateIsRefused = refused "`certFile` and `keyFile` go together" {
+      registry.access.keyFile = "/var/lib/secrets/client.key";
+    };
+    aUserWithoutPasswordIsRefused = refused "`user` and `passwordFile` go together" {
+      registry.access.user = "feed";
+    };
+    certificatesWithoutTlsAreRefused = refused "no endpoint of" {
+      registry.endpoints = [ "192.168.50.10:2379" ];
+      registry.access.caFile = "/var/lib/secrets/ca.crt";
+    };
+    halfTlsIsRefused = refused "all with https:// or none" {
+      registry.endpoints = [
+        "https://192.168.50.10:2379"
+        "192.168.50.15:2379"
+      ];
+    };
+    tlsOfAServerHereWantsTheAuthority = refused "registry.access.caFile" {
+      registry.server = {
+        enable = true;
+        tls = { };
+      };
+      feed.enable = true;
+    };
   };
 }

@@ -10,6 +10,8 @@ use super::{Role, Settings};
 
 /// The one setting that is a list.
 const ENDPOINTS: &str = "registry.endpoints";
+/// How an endpoint with TLS begins.
+const HTTPS: &str = "https://";
 
 /// Why settings were refused. The text names the key and the file, variable or flag that set it.
 #[derive(Debug, thiserror::Error)]
@@ -289,9 +291,7 @@ fn validate(
         let reason = format!("{prefix:?} must begin and end with `/`, with a name between");
         return Err(refuse("registry.prefix", reason));
     }
-    for endpoint in &s.registry.endpoints {
-        endpoint_host(endpoint).map_err(|reason| refuse("registry.endpoints", reason))?;
-    }
+    access(&s.registry).map_err(|(key, reason)| refuse(key, reason))?;
     if role != Role::Up && s.registry.endpoints.is_empty() {
         let reason = "is empty: a role on its own needs etcd to be found, and to find others".to_owned();
         return Err(refuse(ENDPOINTS, reason));
@@ -327,16 +327,64 @@ impl super::Registry {
     }
 }
 
-/// Returns the host of etcd's `http://host:port` or `host:port`.
-fn endpoint_host(endpoint: &str) -> Result<String, String> {
-    if endpoint.starts_with("https://") {
-        return Err(format!("{endpoint:?}: TLS to etcd is not supported yet"));
+/// Checks how etcd is reached; the error has the key that is wrong. Opens no file.
+fn access(registry: &super::Registry) -> Result<(), (&'static str, String)> {
+    let mut https = None;
+    for endpoint in &registry.endpoints {
+        endpoint_host(endpoint).map_err(|reason| (ENDPOINTS, reason))?;
+        let this = endpoint.starts_with(HTTPS);
+        if *https.get_or_insert(this) != this {
+            let reason = "has endpoints with https and such without; want all with TLS or all without";
+            return Err((ENDPOINTS, reason.to_owned()));
+        }
     }
-    let bare = endpoint.strip_prefix("http://").unwrap_or(endpoint);
-    let parsed: Result<HostPort, String> = bare.trim_end_matches('/').parse();
+    let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.as_os_str().is_empty());
+    let text = |text: &Option<String>| text.as_ref().map(String::is_empty);
+    let ca = ("registry.ca_file", path(&registry.ca_file));
+    let cert = ("registry.cert_file", path(&registry.cert_file));
+    let key = ("registry.key_file", path(&registry.key_file));
+    let name = ("registry.tls_server_name", text(&registry.tls_server_name));
+    let user = ("registry.user", text(&registry.user));
+    let password = ("registry.password_file", path(&registry.password_file));
+    for (key, is_empty) in [ca, cert, key, name, user, password] {
+        if is_empty == Some(true) {
+            return Err((key, "is empty; leave it out to have none".to_owned()));
+        }
+    }
+    for (one, other) in [(cert, key), (user, password)] {
+        for (there, missing) in [(one, other), (other, one)] {
+            if there.1.is_some() && missing.1.is_none() {
+                return Err((missing.0, format!("is missing, and {} is set: both or none", there.0)));
+            }
+        }
+    }
+    if let Some(server_name) = &registry.tls_server_name
+        && format!("{server_name}:1").parse::<HostPort>().is_err()
+    {
+        return Err((name.0, format!("{server_name:?} is not a name")));
+    }
+    match https {
+        Some(true) if registry.ca_file.is_none() => {
+            let reason = "is missing, and etcd is reached by https: name a file with the certificate of \
+                          the authority that etcd's certificate comes from";
+            Err((ca.0, reason.to_owned()))
+        }
+        Some(false) => match [ca, cert, key, name].into_iter().find(|(_, set)| set.is_some()) {
+            Some((key, _)) => {
+                Err((key, format!("is for TLS, but {ENDPOINTS} has no https://; say https://host:port")))
+            }
+            None => Ok(()),
+        },
+        _ => Ok(()),
+    }
+}
+
+/// Returns the host of etcd's `https://host:port`, `http://host:port` or `host:port`.
+fn endpoint_host(endpoint: &str) -> Result<String, String> {
+    let parsed: Result<HostPort, String> = super::bare_endpoint(endpoint).parse();
     match parsed {
         Ok(addr) if addr.port != 0 => Ok(addr.host),
-        _ => Err(format!("{endpoint:?} is not an etcd address, want host:port")),
+        _ => Err(format!("{endpoint:?} is not an etcd address, want host:port or https://host:port")),
     }
 }
 

@@ -200,9 +200,24 @@ impl Default for Admin {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Registry {
-    /// etcd's client URLs, `http://host:port` or `host:port`. Default `["127.0.0.1:2379"]`; with `up` none,
-    /// which means the registry inside the process.
+    /// etcd's client URLs, `https://host:port`, `http://host:port` or `host:port` (which is http); all with
+    /// TLS or all without. Default `["127.0.0.1:2379"]`; with `up` none, which means the registry inside
+    /// the process.
     pub endpoints: Vec<String>,
+    /// Certificates (PEM) of the authorities that etcd's certificate must come from; needed with https.
+    /// Default none. This file and the next ones are read at each connection and watched for changes; a
+    /// relative name is looked up in `$CREDENTIALS_DIRECTORY` if that is set, else in the working directory.
+    pub ca_file: Option<PathBuf>,
+    /// Certificate chain (PEM) that this process shows to etcd, with `key_file`. Default none.
+    pub cert_file: Option<PathBuf>,
+    /// Private key (PEM) of `cert_file`. Default none.
+    pub key_file: Option<PathBuf>,
+    /// Name that etcd's certificate must bear. Default the host of the endpoint.
+    pub tls_server_name: Option<String>,
+    /// etcd's user, with `password_file`. Default none.
+    pub user: Option<String>,
+    /// File with the user's password; line ends after it do not count. Default none.
+    pub password_file: Option<PathBuf>,
     /// What every key begins with; must begin and end with `/`. Default `/services/`.
     pub prefix: String,
     /// Life of an instance's lease, 1 to 3600 s. Default 3. A crashed instance stays listed up to 0.5 s
@@ -240,6 +255,12 @@ impl Default for Registry {
     fn default() -> Self {
         Self {
             endpoints: Vec::new(),
+            ca_file: None,
+            cert_file: None,
+            key_file: None,
+            tls_server_name: None,
+            user: None,
+            password_file: None,
             prefix: "/services/".to_owned(),
             ttl: Duration::from_secs(3),
             keepalive: Duration::from_secs(1),
@@ -252,6 +273,12 @@ impl Default for Registry {
             weight: 100,
         }
     }
+}
+
+/// Returns the `host:port` of an endpoint of etcd.
+pub(crate) fn bare_endpoint(endpoint: &str) -> &str {
+    let bare = endpoint.strip_prefix("https://").or_else(|| endpoint.strip_prefix("http://"));
+    bare.unwrap_or(endpoint).trim_end_matches('/')
 }
 
 /// How this process calls services.

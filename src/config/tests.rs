@@ -59,10 +59,6 @@ fn an_error_names_key_and_origin() {
             "`registry.endpoints` in app.toml: \"nowhere\" is not an etcd address",
         ),
         (
-            "[registry]\nendpoints = [\"https://a:1\"]",
-            "`registry.endpoints` in app.toml: \"https://a:1\": TLS",
-        ),
-        (
             "[registry]\nkeepalive_ms = 2000",
             "`registry.keepalive_ms` in app.toml: 2000 is out of range, want 100 to 1500",
         ),
@@ -82,6 +78,49 @@ fn an_error_names_key_and_origin() {
     let gone = Source { file: Some("/nowhere/app.toml".into()), ..Source::default() };
     let error = load(Role::Feed, &gone).expect_err("missing file").to_string();
     assert!(error.starts_with("/nowhere/app.toml: "), "{error}");
+}
+
+#[test]
+fn the_way_to_etcd_is_whole_or_refused() {
+    let https = "endpoints = [\"https://a:1\", \"https://b:2/\"]\n";
+    let cases = [
+        (
+            "endpoints = [\"https://a:1\", \"b:2\"]",
+            "`registry.endpoints` in app.toml: has endpoints with https",
+        ),
+        (
+            "endpoints = [\"https://a\"]",
+            "`registry.endpoints` in app.toml: \"https://a\" is not an etcd address",
+        ),
+        (https, "`registry.ca_file` in the defaults: is missing, and etcd is reached by https"),
+        (
+            "ca_file = \"ca\"",
+            "`registry.ca_file` in app.toml: is for TLS, but registry.endpoints has no https://",
+        ),
+        ("tls_server_name = \"x\"", "`registry.tls_server_name` in app.toml: is for TLS"),
+        ("cert_file = \"c\"\nkey_file = \"k\"", "`registry.cert_file` in app.toml: is for TLS"),
+        (
+            "cert_file = \"c\"",
+            "`registry.key_file` in the defaults: is missing, and registry.cert_file is set",
+        ),
+        (
+            "key_file = \"k\"",
+            "`registry.cert_file` in the defaults: is missing, and registry.key_file is set",
+        ),
+        ("user = \"u\"", "`registry.password_file` in the defaults: is missing, and registry.user is set"),
+        ("password_file = \"p\"", "`registry.user` in the defaults: is missing, and registry.password_file"),
+        ("user = \"\"", "`registry.user` in app.toml: is empty"),
+        ("ca_file = \"\"", "`registry.ca_file` in app.toml: is empty"),
+        ("tls_server_name = \"a:b\"", "`registry.tls_server_name` in app.toml: \"a:b\" is not a name"),
+    ];
+    for (text, want) in cases {
+        let error = with_file(&format!("[registry]\n{text}")).expect_err(text);
+        assert!(error.contains(want), "{text:?} gave {error:?}, want {want:?}");
+    }
+    // none of the files is there: nothing is opened
+    let files = "ca_file = \"ca\"\ncert_file = \"c\"\nkey_file = \"k\"\npassword_file = \"/nowhere/p\"\n";
+    let whole = format!("[registry]\n{https}{files}user = \"u\"\ntls_server_name = \"etcd.example\"\n");
+    assert!(with_file(&whole).unwrap().registry.is_remote());
 }
 
 #[test]

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::config::{HostPort, Registry};
+use crate::config::{HostPort, Registry, bare_endpoint};
 
 /// Time between two looks for a route.
 const ROUTE_RETRY: Duration = Duration::from_millis(500);
@@ -100,8 +100,7 @@ pub async fn wait_for_route(registry: &Registry, limit: Duration) {
 fn route_source(endpoints: &[String]) -> Result<IpAddr, String> {
     let mut reason = "no registry is configured".to_owned();
     for endpoint in endpoints {
-        let bare = endpoint.strip_prefix("http://").unwrap_or(endpoint);
-        let addrs = match bare.trim_end_matches('/').to_socket_addrs() {
+        let addrs = match bare_endpoint(endpoint).to_socket_addrs() {
             Ok(addrs) => addrs,
             Err(e) => {
                 reason = format!("{endpoint}: {e}");

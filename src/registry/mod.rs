@@ -16,6 +16,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -303,4 +304,10 @@ pub trait Registry: Send + Sync + 'static {
     /// Begins to keep `instance` registered. Returns at once; the entry follows as soon as the registry
     /// takes it, and again whenever it was lost.
     fn register(&self, instance: Instance) -> Registration;
+
+    /// Waits until the registry has refused the credentials of this process, without ever having taken
+    /// them, and returns why: a setting is wrong, and waiting does not help. Else it waits for ever.
+    fn refused(&self) -> BoxFuture<'static, String> {
+        Box::pin(std::future::pending())
+    }
 }

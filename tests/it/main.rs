@@ -17,7 +17,11 @@ mod bad_requests;
 mod discovery;
 mod docs;
 mod durability;
+
 mod faults;
+
+mod etcd_access;
+
 mod gateway;
 mod grpc;
 mod kit;

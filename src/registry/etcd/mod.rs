@@ -4,15 +4,19 @@
 //! its channel waits without end when no member answers. So every call here has a time limit, and after
 //! any failure the next try begins with a fresh connection.
 
+mod connect;
+mod credentials;
 mod reconcile;
+mod tls;
 mod view;
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
-use etcd_client::{Client, ConnectOptions};
 use futures_util::future::BoxFuture;
 
+use self::connect::Access;
+pub use self::credentials::Unusable;
 use super::{Instance, Publisher, Registration, Registry, ViewHandle};
 use crate::backoff::Backoff;
 use crate::config;
@@ -27,6 +31,7 @@ pub type Probe = Arc<dyn Fn(Arc<Instance>) -> BoxFuture<'static, Result<(), Stri
 #[derive(Clone)]
 pub struct Etcd {
     settings: Arc<config::Registry>,
+    access: Arc<Access>,
     probe: Probe,
     view: Arc<OnceLock<ViewHandle>>,
 }
@@ -34,8 +39,16 @@ pub struct Etcd {
 /// Why a session with etcd ended.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
+    #[error(transparent)]
+    File(#[from] Unusable),
+    #[error("{0}")]
+    Unreachable(String),
+    #[error("{0}")]
+    Refused(String),
+    #[error("etcd's token for us has ended")]
+    Token,
     #[error("etcd: {0}")]
-    Etcd(#[from] etcd_client::Error),
+    Etcd(etcd_client::Error),
     #[error("etcd did not answer {0} in time")]
     Slow(&'static str),
     #[error("etcd said nothing for {0:?}")]
@@ -53,9 +66,13 @@ enum Failure {
 impl Etcd {
     /// Returns a handle. Nothing is asked of etcd before the first [`Registry::view`] or
     /// [`Registry::register`].
-    #[must_use]
-    pub fn new(settings: config::Registry, probe: Probe) -> Self {
-        Self { settings: Arc::new(settings), probe, view: Arc::default() }
+    ///
+    /// # Errors
+    /// [`Unusable`] when a file with a certificate, key or password cannot be read or used.
+    pub fn new(settings: config::Registry, probe: Probe) -> Result<Self, Unusable> {
+        let settings = Arc::new(settings);
+        let access = Arc::new(Access::new(settings.clone())?);
+        Ok(Self { settings, access, probe, view: Arc::default() })
     }
 }
 
@@ -63,25 +80,31 @@ impl Registry for Etcd {
     fn view(&self) -> ViewHandle {
         let begin = || {
             let (publisher, view) = Publisher::new();
-            tokio::spawn(view::follow(self.settings.clone(), publisher, self.probe.clone()));
+            tokio::spawn(view::follow(
+                self.settings.clone(),
+                self.access.clone(),
+                publisher,
+                self.probe.clone(),
+            ));
             view
         };
         self.view.get_or_init(begin).clone()
     }
 
     fn register(&self, instance: Instance) -> Registration {
-        reconcile::start(self.settings.clone(), instance)
+        reconcile::start(self.settings.clone(), self.access.clone(), instance)
     }
-}
 
-async fn connect(settings: &config::Registry) -> Result<Client, Failure> {
-    let options = ConnectOptions::new()
-        .with_connect_timeout(settings.timeout)
-        // etcd closes a connection that is pinged more often than every 5 s
-        .with_keep_alive(Duration::from_secs(6), settings.watch_silence)
-        .with_require_leader(true);
-    let connect = Client::connect(&settings.endpoints, Some(options));
-    limit(settings, "a connection", connect).await
+    fn refused(&self) -> BoxFuture<'static, String> {
+        let mut refused = self.access.refused();
+        Box::pin(async move {
+            let reason = refused.wait_for(Option::is_some).await.ok().and_then(|reason| reason.clone());
+            match reason {
+                Some(reason) => reason,
+                None => std::future::pending().await,
+            }
+        })
+    }
 }
 
 /// Runs one call under the request time limit.

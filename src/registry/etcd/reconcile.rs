@@ -6,7 +6,8 @@ use std::sync::Arc;
 use etcd_client::{Client, Compare, CompareOp, KeyValue, PutOptions, Txn, TxnOp};
 use tokio::sync::watch;
 
-use super::{Failure, backoff, connect, limit};
+use super::connect::{Access, Link};
+use super::{Failure, backoff, limit};
 use crate::config::Registry;
 use crate::registry::{Instance, Registered, Registration, Wish, value};
 
@@ -14,17 +15,18 @@ use crate::registry::{Instance, Registered, Registration, Wish, value};
 const RENEWALS_PER_LOOK: u32 = 10;
 
 /// Starts the task.
-pub fn start(settings: Arc<Registry>, instance: Instance) -> Registration {
+pub fn start(settings: Arc<Registry>, access: Arc<Access>, instance: Instance) -> Registration {
     let (wish, wishes) = watch::channel(Wish::Up);
     let (state, state_rx) = watch::channel(Registered::Unknown);
     let key = value::key(&settings.prefix, &instance.service, &instance.addr);
-    let reconciler = Reconciler { settings, instance, key, wishes, state, lease: None };
+    let reconciler = Reconciler { settings, access, instance, key, wishes, state, lease: None };
     tokio::spawn(reconciler.run());
     Registration { wish, state: state_rx }
 }
 
 struct Reconciler {
     settings: Arc<Registry>,
+    access: Arc<Access>,
     instance: Instance,
     key: String,
     wishes: watch::Receiver<Wish>,
@@ -37,11 +39,20 @@ impl Reconciler {
     async fn run(mut self) {
         let mut backoff = backoff(&self.settings);
         let mut told = false;
+        let refused = self.access.refused();
+        let mut link = None;
         loop {
-            let failure = match self.session().await {
-                Ok(()) => return,
+            let failure = match Box::pin(self.connected(link.take())).await {
+                Ok(None) => return,
+                Ok(renewed) => {
+                    link = renewed;
+                    continue;
+                }
                 Err(failure) => failure,
             };
+            if refused.borrow().is_some() {
+                return; // the process is about to end
+            }
             if matches!(failure, Failure::LeaseLost) {
                 self.lease = None;
             }
@@ -67,11 +78,27 @@ impl Reconciler {
         }
     }
 
-    /// One connection: registers and keeps registered. `Ok` when the wish is `Gone`, or when nobody
-    /// wishes any more.
-    async fn session(&mut self) -> Result<(), Failure> {
+    /// One session, on a new connection if there is none. Returns the connection to go on with, `None` at
+    /// the end.
+    async fn connected(&mut self, link: Option<Link>) -> Result<Option<Link>, Failure> {
+        let access = self.access.clone();
+        let link = match link {
+            Some(link) => link,
+            None => access.connect().await?,
+        };
+        match self.session(&access, &link).await {
+            Err(failure) => access.recover(&link, failure).await.map(Some),
+            ended => ended,
+        }
+    }
+
+    /// Registers and keeps registered, until the connection is to be replaced by the returned one. `None`
+    /// when the wish is `Gone`, or when nobody wishes any more.
+    async fn session(&mut self, access: &Access, link: &Link) -> Result<Option<Link>, Failure> {
         let settings = self.settings.clone();
-        let mut client = connect(&settings).await?;
+        let mut client = link.client.clone();
+        let renewed = access.renewed(link);
+        tokio::pin!(renewed);
         let lease = if let Some(lease) = self.lease {
             lease
         } else {
@@ -99,13 +126,14 @@ impl Reconciler {
             tokio::select! {
                 changed = self.wishes.changed() => {
                     if changed.is_err() {
-                        return Ok(());
+                        return Ok(None);
                     }
                     self.fulfil(&mut client, lease).await?;
                     if *self.wishes.borrow() == Wish::Gone {
-                        return Ok(());
+                        return Ok(None);
                     }
                 }
+                renewed = &mut renewed => return Ok(Some(renewed)),
                 _ = tick.tick() => {
                     limit(&settings, "a renewal", keeper.keep_alive()).await?;
                     let answer = limit(&settings, "a renewal", answers.message()).await?;

@@ -11,7 +11,8 @@ use futures_util::future::join_all;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::{Failure, Probe, backoff, connect, limit};
+use super::connect::{Access, Link};
+use super::{Failure, Probe, backoff, limit};
 use crate::config::Registry;
 use crate::registry::keeper::Keeper;
 use crate::registry::{Instance, Publisher, View, snapshot, value};
@@ -29,11 +30,11 @@ const PUBLISH_EVERY: Duration = Duration::from_millis(20);
 const SAVE_EVERY: Duration = Duration::from_secs(1);
 
 /// Follows etcd until every reader of the view is gone.
-pub async fn follow(settings: Arc<Registry>, publisher: Publisher, probe: Probe) {
+pub async fn follow(settings: Arc<Registry>, access: Arc<Access>, publisher: Publisher, probe: Probe) {
     let shared = Arc::new(Shared::restore(&settings, publisher));
     tokio::select! {
         () = shared.publisher.view.closed() => {}
-        () = follow_etcd(&settings, &shared) => {}
+        () = follow_etcd(&settings, &access, &shared) => {}
         () = publish(&shared) => {}
         () = probe_limbo(&shared, probe) => {}
         () = save(&settings, &shared) => {}
@@ -100,14 +101,18 @@ async fn publish(shared: &Shared) {
     }
 }
 
-async fn follow_etcd(settings: &Registry, shared: &Shared) {
+async fn follow_etcd(settings: &Registry, access: &Access, shared: &Shared) {
     let mut backoff = backoff(settings);
     let mut reader = Reader::default();
     let mut first = true;
+    let mut link = None;
     loop {
         reader.listed = false;
-        let failure = match reader.session(settings, shared).await {
-            Ok(never) => match never {},
+        let failure = match Box::pin(reader.connected(settings, access, link.take(), shared)).await {
+            Ok(renewed) => {
+                link = Some(renewed);
+                continue;
+            }
             Err(failure) => failure,
         };
         let error = failure.to_string();
@@ -142,13 +147,35 @@ struct Reader {
 }
 
 impl Reader {
-    /// Lists and watches until something fails.
+    /// One session, on a new connection if there is none. Returns the connection to go on with.
+    async fn connected(
+        &mut self,
+        settings: &Registry,
+        access: &Access,
+        link: Option<Link>,
+        shared: &Shared,
+    ) -> Result<Link, Failure> {
+        let link = match link {
+            Some(link) => link,
+            None => access.connect().await?,
+        };
+        match self.session(settings, access, &link, shared).await {
+            Err(failure) => access.recover(&link, failure).await,
+            renewed => renewed,
+        }
+    }
+
+    /// Lists and watches until something fails, or the connection is to be replaced by the returned one.
     async fn session(
         &mut self,
         settings: &Registry,
+        access: &Access,
+        link: &Link,
         shared: &Shared,
-    ) -> Result<std::convert::Infallible, Failure> {
-        let mut client = connect(settings).await?;
+    ) -> Result<Link, Failure> {
+        let mut client = link.client.clone();
+        let renewed = access.renewed(link);
+        tokio::pin!(renewed);
         let list = self.get(settings, &mut client).await?;
         self.take(settings, &list, shared);
 
@@ -169,6 +196,7 @@ impl Reader {
                     heard = Instant::now();
                     self.apply(settings, &message?.ok_or(Failure::Ended)?, shared)?;
                 }
+                renewed = &mut renewed => return Ok(renewed),
                 // a member without a leader or a frozen one leaves this unanswered
                 _ = progress.tick() => limit(settings, "a progress request", stream.request_progress()).await?,
                 _ = relist.tick() => {

@@ -9,11 +9,21 @@ use rustix::process::Signal;
 
 use super::{free_addr, http, process, wait_for};
 
+/// What is not usual about a member.
+#[derive(Clone, Debug, Default)]
+pub struct Options {
+    /// Where it listens for https beside plain http; the certificates come with `args`.
+    pub https: Option<SocketAddr>,
+    /// Further arguments.
+    pub args: Vec<String>,
+}
+
 /// One member on free loopback ports, its data in a directory that ends with it.
 pub struct Etcd {
     /// Where clients connect.
     pub addr: SocketAddr,
     peer: SocketAddr,
+    options: Options,
     data: tempfile::TempDir,
     child: Child,
 }
@@ -21,10 +31,15 @@ pub struct Etcd {
 impl Etcd {
     /// Starts it and waits until it answers.
     pub async fn start() -> Self {
+        Self::start_with(Options::default()).await
+    }
+
+    /// Starts an unusual one and waits until it answers.
+    pub async fn start_with(options: Options) -> Self {
         let (addr, peer) = (free_addr(), free_addr());
         let data = tempfile::tempdir().expect("a directory");
-        let child = spawn(addr, peer, &data);
-        let etcd = Self { addr, peer, data, child };
+        let child = spawn(addr, peer, &options, &data);
+        let etcd = Self { addr, peer, options, data, child };
         wait_until_healthy(addr).await;
         etcd
     }
@@ -53,7 +68,7 @@ impl Etcd {
     /// Starts it again on the same data and addresses.
     pub async fn restart(&mut self) {
         self.kill();
-        self.child = spawn(self.addr, self.peer, &self.data);
+        self.child = spawn(self.addr, self.peer, &self.options, &self.data);
         wait_until_healthy(self.addr).await;
     }
 
@@ -76,8 +91,11 @@ impl Drop for Etcd {
     }
 }
 
-fn spawn(addr: SocketAddr, peer: SocketAddr, data: &tempfile::TempDir) -> Child {
-    let (client, peer) = (format!("http://{addr}"), format!("http://{peer}"));
+fn spawn(addr: SocketAddr, peer: SocketAddr, options: &Options, data: &tempfile::TempDir) -> Child {
+    let (mut client, peer) = (format!("http://{addr}"), format!("http://{peer}"));
+    if let Some(https) = options.https {
+        client = format!("{client},https://{https}");
+    }
     let mut command = Command::new(program());
     command
         .args(["--name", "one", "--log-level", "error"])
@@ -85,7 +103,8 @@ fn spawn(addr: SocketAddr, peer: SocketAddr, data: &tempfile::TempDir) -> Child 
         .arg(data.path())
         .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
         .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-        .args(["--initial-cluster", &format!("one={peer}")]);
+        .args(["--initial-cluster", &format!("one={peer}")])
+        .args(&options.args);
     quiet(command).spawn().expect("etcd is installed (make deps)")
 }
 

@@ -3,6 +3,7 @@
 
 pub mod ab;
 pub mod app;
+pub mod authority;
 pub mod cluster;
 pub mod cpu;
 pub mod etcd;

@@ -65,6 +65,11 @@ impl Process {
         Self { child, logs, seen: Vec::new() }
     }
 
+    /// Takes in the log lines that have come, without waiting.
+    pub fn poll_logs(&mut self) {
+        self.seen.extend(self.logs.try_iter());
+    }
+
     /// Waits for a log line and returns it.
     pub fn wait_for_log(&mut self, what: &str, matches: impl Fn(&Value) -> bool) -> Value {
         if let Some(line) = self.seen.iter().find(|line| matches(line)) {
