@@ -10,10 +10,14 @@ use std::sync::Arc;
 use arc_swap::ArcSwap;
 use http::HeaderValue;
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
-use super::endpoint::{Endpoint, State};
+use super::breaker;
+use super::ejection::Ejection;
+use super::endpoint::{Common, Endpoint};
+use super::pool::State;
 use crate::config;
-use crate::metrics::Metrics;
+use crate::metrics::ClientMeters;
 use crate::registry::{View, ViewHandle};
 
 /// The instances of one service at one moment, sorted by address.
@@ -45,16 +49,18 @@ impl Set {
         identity: HeaderValue,
         settings: Arc<config::Client>,
         view: ViewHandle,
-        metrics: Metrics,
+        meters: Arc<ClientMeters>,
     ) -> Self {
         let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
         let (publish, version) = watch::channel(0);
+        // weak: the snapshot holds the instances, and they the bound
+        let peers = Arc::downgrade(&snapshot);
+        let count = move |rpc| peers.upgrade().map_or((0, 0), |peers| peers.load().count(rpc));
+        let ejection = Arc::new(Ejection::new(Box::new(count), meters.breaker_refused.clone()));
+        let changed = Arc::new(Notify::new());
+        let common = Common { service, identity, settings, ejection, meters, changed };
         let driver = Driver {
-            service,
-            identity,
-            settings,
-            metrics,
-            changed: Arc::new(Notify::new()),
+            common,
             known: false,
             endpoints: BTreeMap::new(),
             snapshot: snapshot.clone(),
@@ -79,13 +85,17 @@ impl Set {
     }
 }
 
+impl Snapshot {
+    /// Counts the usable instances, and how many of them have a breaker that is not closed for an rpc.
+    fn count(&self, rpc: usize) -> (usize, usize) {
+        let now = Instant::now();
+        let open = self.usable.iter().filter(|e| e.breakers.state(rpc, now) != breaker::State::Closed);
+        (self.usable.len(), open.count())
+    }
+}
+
 struct Driver {
-    service: &'static str,
-    identity: HeaderValue,
-    settings: Arc<config::Client>,
-    metrics: Metrics,
-    /// Notified by a connection whose state changed.
-    changed: Arc<Notify>,
+    common: Common,
     known: bool,
     endpoints: BTreeMap<String, Arc<Endpoint>>,
     snapshot: Arc<ArcSwap<Snapshot>>,
@@ -97,7 +107,7 @@ impl Driver {
         self.apply(&view.get());
         loop {
             self.publish();
-            let changed = self.changed.clone();
+            let changed = self.common.changed.clone();
             tokio::select! {
                 changed = view.changed() => match changed {
                     Ok(view) => self.apply(&view),
@@ -113,16 +123,13 @@ impl Driver {
     fn apply(&mut self, view: &View) {
         self.known = view.is_known();
         let empty = BTreeMap::new();
-        let instances = view.instances(self.service).unwrap_or(&empty);
+        let instances = view.instances(self.common.service).unwrap_or(&empty);
         self.endpoints.retain(|addr, _| instances.contains_key(addr));
         for (addr, instance) in instances {
             let endpoint = match self.endpoints.get(addr) {
                 Some(known) if known.instance == *instance => continue,
                 Some(known) if known.instance.id == instance.id => known.renamed(instance.clone()),
-                _ => {
-                    let identity = self.identity.clone();
-                    Endpoint::open(instance.clone(), identity, &self.settings, self.changed.clone())
-                }
+                _ => Endpoint::open(instance.clone(), &self.common),
             };
             self.endpoints.insert(addr.clone(), Arc::new(endpoint));
         }
@@ -139,7 +146,7 @@ impl Driver {
         }
         for state in State::ALL {
             let count = all.iter().filter(|e| e.state() == state).count();
-            self.metrics.endpoints(self.service, state.name(), count);
+            self.common.meters.endpoints(state, count);
         }
         self.snapshot.store(Arc::new(Snapshot {
             known: self.known,
