@@ -12,9 +12,12 @@ use http::HeaderValue;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
-use super::endpoint::{Endpoint, State};
+use super::breaker;
+use super::ejection::Ejection;
+use super::endpoint::{Common, Endpoint};
+use super::pool::State;
 use crate::config;
-use crate::metrics::Metrics;
+use crate::metrics::ClientMeters;
 use crate::registry::{Instances, View, ViewHandle};
 
 /// Least time between two snapshots.
@@ -49,16 +52,18 @@ impl Set {
         identity: HeaderValue,
         settings: Arc<config::Client>,
         view: ViewHandle,
-        metrics: Metrics,
+        meters: Arc<ClientMeters>,
     ) -> Self {
         let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
         let (publish, version) = watch::channel(0);
+        // weak: the snapshot holds the instances, and they the bound
+        let peers = Arc::downgrade(&snapshot);
+        let count = move |rpc| peers.upgrade().map_or((0, 0), |peers| peers.load().count(rpc));
+        let ejection = Arc::new(Ejection::new(Box::new(count), meters.breaker_refused.clone()));
+        let changed = Arc::new(Notify::new());
+        let common = Common { service, identity, settings, ejection, meters, changed };
         let driver = Driver {
-            service,
-            identity,
-            settings,
-            metrics,
-            changed: Arc::new(Notify::new()),
+            common,
             known: false,
             applied: Arc::default(),
             endpoints: Vec::new(),
@@ -84,13 +89,17 @@ impl Set {
     }
 }
 
+impl Snapshot {
+    /// Counts the usable instances, and how many of them have a breaker that is not closed for an rpc.
+    fn count(&self, rpc: usize) -> (usize, usize) {
+        let now = Instant::now();
+        let open = self.usable.iter().filter(|e| e.breakers.state(rpc, now) != breaker::State::Closed);
+        (self.usable.len(), open.count())
+    }
+}
+
 struct Driver {
-    service: &'static str,
-    identity: HeaderValue,
-    settings: Arc<config::Client>,
-    metrics: Metrics,
-    /// Notified by a connection whose state changed.
-    changed: Arc<Notify>,
+    common: Common,
     known: bool,
     /// What the endpoints were made from.
     applied: Arc<Instances>,
@@ -109,7 +118,7 @@ impl Driver {
             let earliest = Instant::now() + PUBLISH_EVERY;
             tokio::select! {
                 changed = view.changed() => if changed.is_err() { return },
-                () = self.changed.notified() => {}
+                () = self.common.changed.notified() => {}
                 () = self.publish.closed() => return,
             }
             tokio::time::sleep_until(earliest).await;
@@ -119,7 +128,7 @@ impl Driver {
     /// Opens endpoints for new instances and drops those that are gone.
     fn apply(&mut self, view: &View) {
         self.known = view.is_known();
-        let instances = view.instances(self.service).cloned().unwrap_or_default();
+        let instances = view.instances(self.common.service).cloned().unwrap_or_default();
         if Arc::ptr_eq(&self.applied, &instances) {
             return;
         }
@@ -137,11 +146,7 @@ impl Driver {
             {
                 Some(known) if known.instance == *instance => known,
                 Some(known) if known.instance.id == instance.id => Arc::new(known.renamed(instance.clone())),
-                _ => {
-                    let identity = self.identity.clone();
-                    let changed = self.changed.clone();
-                    Arc::new(Endpoint::open(instance.clone(), identity, &self.settings, changed))
-                }
+                _ => Arc::new(Endpoint::open(instance.clone(), &self.common)),
             };
             self.endpoints.push(endpoint);
         }
@@ -158,7 +163,7 @@ impl Driver {
         }
         for state in State::ALL {
             let count = all.iter().filter(|e| e.state() == state).count();
-            self.metrics.endpoints(self.service, state.name(), count);
+            self.common.meters.endpoints(state, count);
         }
         self.snapshot.store(Arc::new(Snapshot {
             known: self.known,

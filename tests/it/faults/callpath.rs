@@ -423,8 +423,8 @@ async fn burst_after_silence(time: Duration) -> Findings {
     sleep(time).await;
     let record = Load::get(bench.gateway.addr, 3.0 * RATE, LIST).run(SECOND).await;
     findings.no_failures(&record);
-    let retries = bench.gateway.metric("client_retries_total{").await;
-    findings.count("attempts at stale addresses", retries as usize, 0);
+    let lost = bench.gateway.metric("grpc_client_attempt_duration_seconds_count{code=\"UNAVAILABLE\"").await;
+    findings.count("attempts at stale addresses", lost as usize, 0);
     let ratio = record.latency(0.99).as_secs_f64() / base.latency(0.99).as_secs_f64();
     findings.ratio("p99 of the first second / before", ratio, 3.0);
     findings
