@@ -80,6 +80,7 @@ pub struct Relay {
     pub addr: SocketAddr,
     faults: Arc<watch::Sender<Faults>>,
     strikes: broadcast::Sender<Strike>,
+    opened: Arc<AtomicUsize>,
     open: Arc<AtomicUsize>,
     task: JoinHandle<()>,
 }
@@ -117,6 +118,11 @@ impl Relay {
         let _ = self.strikes.send(Strike::HalfOpen);
     }
 
+    /// Returns how many connections there were so far.
+    pub fn opened(&self) -> usize {
+        self.opened.load(Relaxed)
+    }
+
     /// Returns the connections that are open.
     pub fn open(&self) -> usize {
         self.open.load(Relaxed)
@@ -146,21 +152,29 @@ impl Drop for Open {
     }
 }
 
+/// What the connections of a relay share.
+struct Context {
+    faults: Arc<watch::Sender<Faults>>,
+    strikes: broadcast::Sender<Strike>,
+    open: Arc<AtomicUsize>,
+}
+
 async fn accept(
     listener: TcpListener,
     server: SocketAddr,
     seed: u64,
-    faults: Arc<watch::Sender<Faults>>,
-    strikes: broadcast::Sender<Strike>,
-    open: Arc<AtomicUsize>,
+    context: Context,
+    opened: Arc<AtomicUsize>,
 ) {
     for number in 0_u64.. {
         let Ok((client, _)) = listener.accept().await else { return };
-        if faults.borrow().refuse {
+        opened.fetch_add(1, Relaxed);
+        if context.faults.borrow().refuse {
             abort(&client);
             continue;
         }
-        let (faults, strikes, counted) = (faults.subscribe(), strikes.subscribe(), Open::count(&open));
+        let (faults, strikes) = (context.faults.subscribe(), context.strikes.subscribe());
+        let counted = Open::count(&context.open);
         tokio::spawn(async move {
             let _counted = counted;
             connection(client, server, seed.wrapping_add(number.wrapping_mul(2)), faults, strikes).await;
