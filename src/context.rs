@@ -50,7 +50,12 @@ impl Context {
     /// Returns a context with fresh ids.
     #[must_use]
     pub fn new(deadline: Instant) -> Self {
-        Self { deadline, request_id: hex(rand::random()), trace_id: hex(rand::random()), previous_attempts: 0 }
+        Self {
+            deadline,
+            request_id: hex(rand::random()),
+            trace_id: hex(rand::random()),
+            previous_attempts: 0,
+        }
     }
 
     /// Returns the context that a caller's headers give; what they lack or garble is made up.

@@ -8,8 +8,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use prometheus::{
-    Encoder as _, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    Encoder as _, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder,
 };
 
 use crate::client::{self, Breaker, retry};
@@ -431,8 +431,7 @@ impl Attempts {
     pub fn observe(&self, rpc: &Rpc, code: tonic::Code, took: Duration) {
         let cell = self.cells.get(rpc.index).and_then(|codes| codes.get(code as usize));
         if let Some(cell) = cell {
-            let resolve =
-                || self.family.with_label_values(&[rpc.grpc_service, rpc.method, code_name(code)]);
+            let resolve = || self.family.with_label_values(&[rpc.grpc_service, rpc.method, code_name(code)]);
             cell.get_or_init(resolve).observe(took.as_secs_f64());
         }
     }

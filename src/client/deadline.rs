@@ -57,7 +57,11 @@ mod tests {
         let limit = Duration::from_millis(200);
         let failure = layer.call(call(rpc::GET_FEEDS, limit)).await.unwrap_err();
         assert_eq!(failure.error.code, Code::Timeout);
-        assert!((limit..limit + Duration::from_millis(10)).contains(&begun.elapsed()), "{:?}", begun.elapsed());
+        assert!(
+            (limit..limit + Duration::from_millis(10)).contains(&begun.elapsed()),
+            "{:?}",
+            begun.elapsed()
+        );
         // one whose time is over is not sent at all
         layer.call(call(rpc::GET_FEEDS, Duration::ZERO)).await.unwrap_err();
         assert_eq!((end.calls(), exceeded.get()), (1, 2));

@@ -59,13 +59,8 @@ impl Set {
         let ejection = Arc::new(Ejection::new(Box::new(count), meters.breaker_refused.clone()));
         let changed = Arc::new(Notify::new());
         let common = Common { service, identity, settings, ejection, meters, changed };
-        let driver = Driver {
-            common,
-            known: false,
-            endpoints: BTreeMap::new(),
-            snapshot: snapshot.clone(),
-            publish,
-        };
+        let driver =
+            Driver { common, known: false, endpoints: BTreeMap::new(), snapshot: snapshot.clone(), publish };
         tokio::spawn(driver.run(view));
         Self { snapshot, version }
     }

@@ -114,7 +114,10 @@ mod tests {
             tokio::time::advance(Duration::from_millis(2900)).await;
             let stale = layer.call(call(rpc::GET_FEEDS, LIMIT)).await.unwrap();
             assert_eq!(stale.message, first.message);
-            assert_eq!((&stale.headers[DEGRADED], &stale.headers[header::AGE]), (&STALE, &"2".parse().unwrap()));
+            assert_eq!(
+                (&stale.headers[DEGRADED], &stale.headers[header::AGE]),
+                (&STALE, &"2".parse().unwrap())
+            );
             assert_eq!(served.get(), 1);
             // another request has had no answer
             let other = Call { framed: Bytes::from_static(b"other"), ..call(rpc::GET_FEEDS, LIMIT) };

@@ -122,9 +122,8 @@ impl Client {
     ) -> Self {
         let shared = Arc::new(settings.clone());
         let cache = Arc::new(Cache::new(settings.fallback_kib * 1024, settings.fallback_age));
-        let follow = |name: &&'static str| {
-            (*name, Service::new(name, prefix, &shared, cache.clone(), view, metrics))
-        };
+        let follow =
+            |name: &&'static str| (*name, Service::new(name, prefix, &shared, cache.clone(), view, metrics));
         let services = services.iter().map(follow).collect();
         Self { services: Arc::new(services), cache: cache.clone(), default_deadline: settings.deadline }
     }

@@ -176,11 +176,8 @@ impl<S: Path> Retry<S> {
         let mut made = Attempts { sent: 0, kept: 0, seen: 0, above, backoff };
         loop {
             call.context.previous_attempts = above.saturating_add(made.sent);
-            call.patience = if call.rpc.policy.attempt_timeout {
-                deadline.min(Instant::now() + slice)
-            } else {
-                deadline
-            };
+            call.patience =
+                if call.rpc.policy.attempt_timeout { deadline.min(Instant::now() + slice) } else { deadline };
             call.picked.store(0, Relaxed);
             let mut attempt = self.inner.call(call.clone());
             let outcome = if call.patience < deadline {

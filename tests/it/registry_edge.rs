@@ -76,7 +76,8 @@ fn load(gateway: SocketAddr) -> (Arc<AtomicBool>, JoinHandle<(usize, Vec<String>
         let mut connection = Connection::open(gateway).await.expect("the gateway listens");
         while !stopped.load(Relaxed) || calls <= 50 {
             match connection.get("/api/topic/list").await {
-                Ok(answer) if answer.status == 200 => {}
+                // an earlier answer would hide the trouble
+                Ok(answer) if answer.status == 200 && answer.header("x-degraded").is_empty() => {}
                 other => failures.push(format!("{other:?}")),
             }
             calls += 1;
@@ -167,7 +168,8 @@ async fn a_lost_instance_stays_while_it_answers_and_leaves_when_it_does_not() {
         status(admin).await["registry"]["services"]["topic"].is_null().then_some(())
     })
     .await;
-    assert_eq!(get(addr, "/api/topic/list").await.status, 503);
+    // a list that nobody has asked for before: the other has a last good answer
+    assert_eq!(get(addr, "/api/topic/list?size=7").await.status, 503);
 }
 
 /// F13: the last good view is on disk.
@@ -267,7 +269,10 @@ async fn a_drain_is_seen_while_etcd_is_away() {
     no_failures(load).await;
     let metrics = get(admin, "/metrics").await.body;
     let retries = metrics.lines().filter(|line| line.starts_with("client_retry_granted_total{"));
-    assert!(retries.clone().count() > 0 && retries.clone().all(|line| line.ends_with(" 0")), "calls still went there");
+    assert!(
+        retries.clone().count() > 0 && retries.clone().all(|line| line.ends_with(" 0")),
+        "calls still went there"
+    );
 }
 
 /// A restart at the same address while etcd is away: the same service, so it is called.
