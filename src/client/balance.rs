@@ -120,9 +120,9 @@ fn better<'a>(one: Candidate<'a>, other: Candidate<'a>, rpc: usize, now: Instant
     }
     let (winner, loser) =
         if one.0.load.cost(rpc, now) <= other.0.load.cost(rpc, now) { (one, other) } else { (other, one) };
-    match (winner.0.load.ramp(now), loser.0.load.ramp(now)) {
-        // a newcomer's calls grow to its full share
-        (Some(share), None) if rand::random::<f64>() >= share => loser,
+    match winner.0.load.ramp(now) {
+        // a newcomer's calls grow to its full share, if there is somebody who is none
+        Some(share) if rand::random::<f64>() >= share && loser.0.load.is_settled(now) => loser,
         _ => winner,
     }
 }
@@ -227,3 +227,7 @@ fn nobody(call: &Call) -> Failure {
     let error = Error::unavailable(format!("no instance of {} can be called", call.rpc.service));
     Failure::new(Reach::Nobody, error)
 }
+
+#[cfg(test)]
+#[path = "balance_tests.rs"]
+mod tests;

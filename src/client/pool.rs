@@ -190,6 +190,15 @@ impl Pool {
         (0..self.shared.slots.len()).for_each(|slot| self.shared.wrong_service(slot, other));
     }
 
+    /// Makes it look as if it were connected.
+    #[cfg(test)]
+    pub(super) fn pretend(&self, state: State) {
+        self.shared
+            .slots
+            .iter()
+            .for_each(|slot| slot.state.store(state as u8, std::sync::atomic::Ordering::Release));
+    }
+
     /// Returns the open connection with the fewest calls.
     pub(super) fn pick(&self) -> Option<OnConnection> {
         let live = self.shared.slots.iter().filter_map(|slot| slot.live.load_full());

@@ -100,6 +100,7 @@ async fn stopping_one_of_two_instances_fails_no_call() {
                     while !stop.load(Relaxed) {
                         let answer = connection.get("/api/topic/list").await.unwrap();
                         assert_eq!(answer.status, 200, "{answer:?}");
+                        assert_eq!(answer.header("x-degraded"), "", "{answer:?}");
                         calls.fetch_add(1, Relaxed);
                     }
                 })

@@ -14,6 +14,7 @@
 )]
 
 mod bad_requests;
+mod callpath;
 mod discovery;
 mod docs;
 mod durability;

@@ -128,3 +128,72 @@ pub fn fine(respond: &mut Respond) {
     trailers.insert("grpc-status", HeaderValue::from_static("0"));
     let _ = body.send_trailers(trailers);
 }
+
+/// How a connection dies under a call.
+#[derive(Clone, Copy, Debug)]
+pub enum Break {
+    /// It is closed.
+    Close,
+    /// The server says GOAWAY with an error.
+    Goaway,
+    /// It is closed in the middle of the body.
+    MidAnswer,
+    /// The body ends without a status.
+    NoTrailers,
+    /// What comes is no message.
+    Garbage,
+}
+
+/// Says that it serves, and breaks under every other call.
+pub async fn breaking(how: Break) -> Peer {
+    let (listener, addr) = listen().await;
+    let task = tokio::spawn(async move {
+        let mut connections = JoinSet::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            connections.spawn(async move {
+                let Ok(mut connection) = h2::server::handshake(stream).await else {
+                    return;
+                };
+                let mut watches = Vec::new();
+                while let Some(Ok((request, mut respond))) = connection.accept().await {
+                    let head = http::Response::builder().header("content-type", "application/grpc");
+                    let head = head.body(()).expect("a head");
+                    if request.uri().path().starts_with("/grpc.health.v1.Health/") {
+                        if let Ok(mut body) = respond.send_response(head, false) {
+                            let _ = body.send_data(Bytes::from_static(&[0, 0, 0, 0, 2, 8, 1]), false);
+                            watches.push(body);
+                        }
+                        continue;
+                    }
+                    match how {
+                        Break::Close => return,
+                        Break::Goaway => connection.abrupt_shutdown(h2::Reason::INTERNAL_ERROR),
+                        Break::MidAnswer => {
+                            if let Ok(mut body) = respond.send_response(head, false) {
+                                let _ = body.send_data(Bytes::from_static(&[0, 0, 0, 0, 9, 1]), false);
+                                let drained = std::future::poll_fn(|cx| connection.poll_closed(cx));
+                                let _ =
+                                    tokio::time::timeout(std::time::Duration::from_millis(50), drained).await;
+                            }
+                            return;
+                        }
+                        Break::NoTrailers => {
+                            if let Ok(mut body) = respond.send_response(head, false) {
+                                let _ = body.send_data(Bytes::from_static(&[0; 5]), true);
+                            }
+                        }
+                        Break::Garbage => {
+                            if let Ok(mut body) = respond.send_response(head, false) {
+                                let _ = body.send_data(Bytes::from_static(b"<html>no such thing"), false);
+                                let mut trailers = HeaderMap::new();
+                                trailers.insert("grpc-status", HeaderValue::from_static("0"));
+                                let _ = body.send_trailers(trailers);
+                            }
+                        }
+                    }
+                }
+            });
+        }
+    });
+    Peer { addr, task }
+}
