@@ -92,10 +92,10 @@ impl Relay {
         let addr = listener.local_addr().expect("its address");
         let faults = Arc::new(watch::Sender::new(Faults::default()));
         let (strikes, _) = broadcast::channel(16);
-        let open = Arc::new(AtomicUsize::new(0));
-        let task =
-            tokio::spawn(accept(listener, server, seed, faults.clone(), strikes.clone(), open.clone()));
-        Self { addr, faults, strikes, open, task }
+        let (opened, open) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let context = Context { faults: faults.clone(), strikes: strikes.clone(), open: open.clone() };
+        let task = tokio::spawn(accept(listener, server, seed, context, opened.clone()));
+        Self { addr, faults, strikes, opened, open, task }
     }
 
     /// Sets the faults from now on, also for connections that are open and bytes that are on their way.
