@@ -50,29 +50,48 @@ impl Listener {
         self.addr
     }
 
-    /// Returns the next connection, with TCP_NODELAY: without it small answers wait 40 ms for an ack.
-    pub async fn accept(&self) -> std::io::Result<TcpStream> {
-        let (stream, _) = self.socket.accept().await?;
-        stream.set_nodelay(true)?;
-        Ok(stream)
+    /// Returns the next connection and its peer, with TCP_NODELAY: without it small answers wait 40 ms
+    /// for an ack.
+    ///
+    /// # Errors
+    /// When none can be had for now, such as for want of file descriptors; a connection that has already
+    /// ended again is no error.
+    pub async fn accept(&self) -> std::io::Result<(TcpStream, SocketAddr)> {
+        loop {
+            match self.socket.accept().await {
+                // it can fail for a connection that is gone, which is found out soon enough
+                Ok((stream, peer)) => {
+                    let _ = stream.set_nodelay(true);
+                    return Ok((stream, peer));
+                }
+                Err(error) if ended_early(&error) => {}
+                Err(error) => return Err(error),
+            }
+        }
     }
 
     /// Closes the socket and returns the connections that the kernel has already accepted: dropped, they
     /// would be reset. Those of a shared socket wait there for the next process.
     #[must_use]
-    pub fn close(self) -> Vec<TcpStream> {
+    pub fn close(self) -> Vec<(TcpStream, SocketAddr)> {
         let mut waiting = Vec::new();
         if self.shared {
             return waiting;
         }
         // not tokio's accept: that gives up when its budget or its idea of readiness runs out
         let Ok(socket) = self.socket.into_std() else { return waiting };
-        while let Ok((stream, _)) = socket.accept() {
+        while let Ok((stream, peer)) = socket.accept() {
             let adopted = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
-            waiting.extend(adopted.and_then(|stream| stream.set_nodelay(true).map(|()| stream)));
+            waiting.extend(adopted.and_then(|stream| stream.set_nodelay(true).map(|()| (stream, peer))));
         }
         waiting
     }
+}
+
+/// Returns true for the failure of one connection; all else is the listener's own.
+fn ended_early(error: &std::io::Error) -> bool {
+    use std::io::ErrorKind::{ConnectionAborted, ConnectionReset};
+    matches!(error.kind(), ConnectionAborted | ConnectionReset)
 }
 
 #[cfg(test)]
@@ -83,7 +102,7 @@ mod tests {
     async fn accepted_connections_have_nodelay() {
         let listener = Listener::bind(([127, 0, 0, 1], 0).into()).unwrap();
         let _client = TcpStream::connect(listener.addr()).await.unwrap();
-        assert!(listener.accept().await.unwrap().nodelay().unwrap());
+        assert!(listener.accept().await.unwrap().0.nodelay().unwrap());
     }
 
     #[tokio::test]

@@ -1,11 +1,16 @@
 //! The accept loop of every listener: HTTP, gRPC and admin.
 //!
-//! warp's and tonic's own servers lack what an edge needs: a time limit on headers, a bound on
-//! connections, a drain that ends. Here each connection is a task, bounded in number, with TCP_NODELAY,
-//! and a drain lets it finish what it began until the grace period is over.
+//! warp's and tonic's own servers lack what an edge needs: a time limit on headers and on readers that
+//! stop, a bound on connections and on what they have unsent, an end to floods of frames, a drain that
+//! ends. Here each connection is a task, bounded in number, with TCP_NODELAY, and a drain lets it finish
+//! what it began until the grace period is over.
+
+mod flood;
+mod output;
 
 use std::collections::HashMap;
 use std::convert::Infallible;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -20,10 +25,13 @@ use tokio::net::TcpStream;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use crate::error::chain;
+use crate::limit::{Limit, Quiet};
 use crate::listener::Listener;
+use crate::metrics::{Cut, Metrics};
+use output::{Output, Stream, Unsent};
 
 /// How long an idle kept-alive connection stays open once the drain began: a request may be on its way.
 const IDLE_LINGER: Duration = Duration::from_millis(50);
@@ -46,6 +54,19 @@ const MAX_HEADERS: usize = 100;
 const MAX_PENDING_RESETS: usize = 10_000;
 /// HTTP/2 pings to a caller, and how long an answer may take: finds dead peers.
 const PING: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(10));
+/// Resets that we send because a peer broke a rule of a stream, per connection; then the connection ends
+/// (CVE-2025-8671). hyper's default, written down.
+const MAX_ERROR_RESETS: usize = 1024;
+/// Largest head of an HTTP/2 request, bytes as RFC 9113 (6.5.2) counts them; it bounds the number of
+/// CONTINUATION frames too. Larger ones are refused with 431 by h2, much larger ones end the connection.
+const MAX_HEADER_LIST: u32 = 16 * 1024;
+/// What one stream may have in h2's buffer beyond the part being sent, bytes.
+const MAX_SEND_BUFFER: usize = 256 * 1024;
+/// Most that all connections of a listener may have unsent, bytes: 32 of the largest answers. Readers
+/// take typical answers (a few KiB) at once, so that only large answers to slow readers come near it.
+pub const MAX_UNSENT: usize = 64 * 1024 * 1024;
+/// How long an answer must have waited before its connection can be cut to make room for others.
+const UNSENT_PATIENCE: Duration = Duration::from_secs(1);
 /// HTTP/2 windows for request bodies: a largest message fits without a round trip.
 const WINDOW: u32 = 1024 * 1024;
 
@@ -62,6 +83,18 @@ pub enum Protocol {
         /// Calls at the same time on one connection.
         max_concurrent_streams: u32,
     },
+}
+
+/// What bounds the connections of a listener.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Connections at the same time. At the limit the one that has been idle longest makes room.
+    pub max_connections: usize,
+    /// A connection whose output does not move for this long ends, at most an eighth later.
+    pub write_timeout: Duration,
+    /// Bytes of answers that all connections together have unsent. Above it the connection whose answer
+    /// has waited longest is cut; who answers calls should refuse more of them while it is full.
+    pub unsent: Arc<Limit>,
 }
 
 /// How connections end.
@@ -86,12 +119,30 @@ struct Conn {
     closing: AtomicBool,
     /// Asks it to close.
     close: Notify,
+    /// What it has yet to send.
+    output: Arc<Output>,
+    /// The step that the output was last seen at, and since when, ms on the server's clock.
+    seen: AtomicU64,
+    seen_since: AtomicU64,
+    /// When its answer began to wait, ms on the server's clock.
+    unsent_since: AtomicU64,
+    /// Ends it at once.
+    cut: Notify,
 }
 
 /// Falls when a request has been answered or given up.
 struct Busy<S> {
     conn: Arc<Conn>,
     server: Arc<Server<S>>,
+}
+
+/// The part of a request's answer that is being given.
+struct Answering<S> {
+    conn: Arc<Conn>,
+    server: Arc<Server<S>>,
+    /// Held on HTTP/1 until the body has been handed over, or nobody wants it any more. On HTTP/2 a body
+    /// that goes on is a health watch, which must not hold the connection's slot.
+    _busy: Option<Busy<S>>,
 }
 
 impl<S> Drop for Busy<S> {
@@ -101,21 +152,24 @@ impl<S> Drop for Busy<S> {
     }
 }
 
-/// A body that keeps its connection busy.
+/// A body that keeps its connection busy and counts what it hands over.
 struct Guarded<B, S> {
     body: Pin<Box<B>>,
-    _busy: Option<Busy<S>>,
+    answering: Answering<S>,
 }
 
-impl<B: http_body::Body, S> http_body::Body for Guarded<B, S> {
-    type Data = B::Data;
+impl<B: http_body::Body<Data = Bytes>, S> http_body::Body for Guarded<B, S> {
+    type Data = Unsent;
     type Error = B::Error;
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
         cx: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<Result<http_body::Frame<B::Data>, B::Error>>> {
-        self.body.as_mut().poll_frame(cx)
+    ) -> std::task::Poll<Option<Result<http_body::Frame<Unsent>, B::Error>>> {
+        let frame = std::task::ready!(self.body.as_mut().poll_frame(cx));
+        let Answering { conn, server, .. } = &self.answering;
+        let counted = |frame: http_body::Frame<Bytes>| frame.map_data(|bytes| server.unsent(conn, bytes));
+        std::task::Poll::Ready(frame.map(|frame| frame.map(counted)))
     }
 
     fn is_end_stream(&self) -> bool {
@@ -142,6 +196,9 @@ impl<S> Drop for Listed<'_, S> {
 struct Server<S> {
     protocol: Protocol,
     service: S,
+    limits: Limits,
+    metrics: Metrics,
+    floods: Quiet,
     stop: Stop,
     clock: Instant,
     slots: Arc<Semaphore>,
@@ -156,20 +213,78 @@ impl<S> Server<S> {
     fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Arc<Conn>>> {
         self.conns.lock().unwrap_or_else(PoisonError::into_inner)
     }
+
+    fn is_http1(&self) -> bool {
+        matches!(self.protocol, Protocol::Http1 { .. })
+    }
+
+    /// Counts a part of an answer until it is sent. If that is too much for all together, room is made.
+    fn unsent(&self, conn: &Conn, bytes: Bytes) -> Unsent {
+        let permit = self.limits.unsent.acquire(bytes.len());
+        if !conn.output.has_unsent() {
+            conn.unsent_since.store(self.now(), Relaxed);
+        }
+        let unsent = Unsent::new(bytes, &conn.output, permit);
+        if self.limits.unsent.is_full() {
+            self.cut_longest_unsent();
+        }
+        unsent
+    }
+
+    /// Ends the connection whose answer has waited longest, if that is longer than is usual. A connection
+    /// of HTTP/2 carries many answers: it waits only while none of them moves.
+    fn cut_longest_unsent(&self) {
+        let conns = self.lock();
+        let waiting = conns.values().filter(|conn| conn.output.has_unsent());
+        let since = |conn: &Arc<Conn>| {
+            let since = if self.is_http1() { &conn.unsent_since } else { &conn.seen_since };
+            since.load(Relaxed)
+        };
+        let latest = self.now().saturating_sub(ms(UNSENT_PATIENCE));
+        if let Some(conn) = waiting.min_by_key(|conn| since(conn)).filter(|conn| since(conn) <= latest) {
+            self.cut(conn, Cut::Unsent);
+        }
+    }
+
+    /// Ends the connections whose output has not moved for too long.
+    fn cut_stalled(&self) {
+        let (now, limit) = (self.now(), ms(self.limits.write_timeout));
+        for conn in self.lock().values() {
+            let moved = conn.output.moved();
+            if !conn.output.is_pending() || conn.seen.load(Relaxed) != moved {
+                conn.seen.store(moved, Relaxed);
+                conn.seen_since.store(now, Relaxed);
+            } else if now.saturating_sub(conn.seen_since.load(Relaxed)) >= limit {
+                self.cut(conn, Cut::WriteTimeout);
+            }
+        }
+    }
+
+    fn cut(&self, conn: &Conn, reason: Cut) {
+        if conn.output.cut() {
+            self.metrics.cut(reason);
+            conn.cut.notify_one();
+        }
+    }
+}
+
+fn ms(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Serves a listener until `stop` begins, then drains: returns when the last connection has ended or the
 /// grace period is over, whatever is first.
 ///
-/// `service` answers one request and does not fail.
+/// `service` answers one request, from the address beside it, and does not fail.
 pub async fn serve<S, F, B>(
     listener: Listener,
     protocol: Protocol,
-    max_connections: usize,
+    limits: Limits,
+    metrics: &Metrics,
     service: S,
     stop: Stop,
 ) where
-    S: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+    S: Fn(Request<Incoming>, IpAddr) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -177,17 +292,22 @@ pub async fn serve<S, F, B>(
     let server = Arc::new(Server {
         protocol,
         service,
+        slots: Arc::new(Semaphore::new(limits.max_connections)),
+        limits,
+        metrics: metrics.clone(),
+        floods: Quiet::default(),
         stop: stop.clone(),
         clock: Instant::now(),
-        slots: Arc::new(Semaphore::new(max_connections)),
         conns: Mutex::default(),
     });
     let tasks = TaskTracker::new();
     let cut = CancellationToken::new();
+    let _watch = AbortOnDropHandle::new(tokio::spawn(watch(server.clone())));
+    let accept_failures = Quiet::default();
     let mut next_id = 0;
-    let mut open = |stream, permit| {
+    let mut open = |(stream, peer): (TcpStream, SocketAddr), permit| {
         next_id += 1;
-        let connection = server.clone().connection(next_id, stream, permit);
+        let connection = server.clone().connection(next_id, stream, peer, permit);
         tasks.spawn(cut.clone().run_until_cancelled_owned(connection));
     };
     let mut waiting = Vec::new();
@@ -198,7 +318,11 @@ pub async fn serve<S, F, B>(
                 None => waiting.push(stream),
             },
             Err(error) => {
-                tracing::warn!(%error, addr = %listener.addr(), "accept failed");
+                if let Some(times) = accept_failures.note() {
+                    tracing::warn!(%error, times, addr = %listener.addr(), "accept failed");
+                }
+                // most likely file descriptors have run out: an idle connection gives its own
+                server.close_longest_idle();
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -217,9 +341,20 @@ pub async fn serve<S, F, B>(
     }
 }
 
+/// Looks after what the connections have unsent, for ever.
+async fn watch<S>(server: Arc<Server<S>>) {
+    let every = (server.limits.write_timeout / 8).clamp(Duration::from_millis(5), Duration::from_secs(1));
+    let mut tick = tokio::time::interval(every);
+    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tick.tick().await;
+        server.cut_stalled();
+    }
+}
+
 impl<S, F, B> Server<S>
 where
-    S: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+    S: Fn(Request<Incoming>, IpAddr) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -248,35 +383,43 @@ where
         }
     }
 
-    async fn connection(self: Arc<Self>, id: u64, stream: TcpStream, slot: OwnedSemaphorePermit) {
+    async fn connection(
+        self: Arc<Self>,
+        id: u64,
+        stream: TcpStream,
+        peer: SocketAddr,
+        slot: OwnedSemaphorePermit,
+    ) {
         let conn = Arc::new(Conn::default());
         conn.idle_since.store(self.now(), Relaxed);
+        conn.seen_since.store(self.now(), Relaxed);
         self.lock().insert(id, conn.clone());
         let _listed = Listed { server: &self, id };
+        let client = peer.ip().to_canonical();
         let service = {
             let (server, conn) = (self.clone(), conn.clone());
             hyper::service::service_fn(move |request| {
                 conn.busy.fetch_add(1, Relaxed);
                 conn.used.store(true, Relaxed);
+                let (conn, server) = (conn.clone(), server.clone());
                 let busy = Busy { conn: conn.clone(), server: server.clone() };
                 let draining = server.stop.begin.is_cancelled();
-                let http1 = matches!(server.protocol, Protocol::Http1 { .. });
-                let answer = (server.service)(request);
+                let answer = (server.service)(request, client);
                 async move {
                     let mut response = answer.await;
+                    let http1 = server.is_http1();
                     if draining && http1 {
                         response
                             .headers_mut()
                             .insert(http::header::CONNECTION, HeaderValue::from_static("close"));
                     }
-                    // on HTTP/1 busy until the body has been written, or nobody wants it any more; on HTTP/2
-                    // a body that goes on is a health watch, which must not hold the connection's slot
-                    let busy = http1.then_some(busy);
-                    Ok::<_, Infallible>(response.map(|body| Guarded { body: Box::pin(body), _busy: busy }))
+                    let answering = Answering { conn, server, _busy: http1.then_some(busy) };
+                    Ok::<_, Infallible>(response.map(|body| Guarded { body: Box::pin(body), answering }))
                 }
             })
         };
-        let io = TokioIo::new(stream);
+        let meter = (!self.is_http1()).then(flood::Meter::default);
+        let io = TokioIo::new(Stream::new(stream, conn.output.clone(), meter));
         match self.protocol {
             Protocol::Http1 { header_timeout } => {
                 let connection = http1::Builder::new()
@@ -295,6 +438,9 @@ where
                     .keep_alive_timeout(PING.1)
                     .max_concurrent_streams(max_concurrent_streams)
                     .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
+                    .max_local_error_reset_streams(MAX_ERROR_RESETS)
+                    .max_header_list_size(MAX_HEADER_LIST)
+                    .max_send_buf_size(MAX_SEND_BUFFER)
                     .initial_connection_window_size(WINDOW)
                     .initial_stream_window_size(WINDOW)
                     .serve_connection(io, service);
@@ -309,8 +455,9 @@ where
     where
         C: Future<Output = hyper::Result<()>>,
     {
-        let http1 = matches!(self.protocol, Protocol::Http1 { .. });
+        let http1 = self.is_http1();
         let mut connection = std::pin::pin!(connection);
+        let mut cut = std::pin::pin!(conn.cut.notified());
         // hyper has a time limit for the first request on HTTP/1 only
         let first_request = async {
             if !http1 {
@@ -322,7 +469,8 @@ where
         };
         let evicted = tokio::select! {
             biased; // what has arrived is seen before the order to stop
-            result = &mut connection => return log_end(result),
+            result = &mut connection => return self.log_end(result),
+            () = &mut cut => return,
             () = first_request => return,
             () = conn.close.notified() => true,
             () = self.stop.begin.cancelled() => false,
@@ -330,7 +478,8 @@ where
         let quiet = if http1 { conn.busy.load(Relaxed) == 0 } else { !conn.used.load(Relaxed) };
         if !evicted && quiet {
             tokio::select! {
-                result = &mut connection => return log_end(result),
+                result = &mut connection => return self.log_end(result),
+                () = &mut cut => return,
                 () = tokio::time::sleep(IDLE_LINGER) => {}
             }
         }
@@ -339,14 +488,34 @@ where
         }
         finish(connection.as_mut());
         let limit = if evicted { EVICTION } else { Duration::MAX };
-        if let Ok(result) = tokio::time::timeout(limit, connection).await {
-            log_end(result);
+        tokio::select! {
+            biased;
+            result = connection => self.log_end(result),
+            () = cut => {}
+            () = tokio::time::sleep(limit) => {}
         }
+    }
+
+    fn log_end(&self, result: hyper::Result<()>) {
+        let Err(error) = result else { return };
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
+        while let Some(error) = cause {
+            if error.downcast_ref::<h2::Error>().is_some_and(is_flood) {
+                self.metrics.cut(Cut::Flood);
+                if let Some(times) = self.floods.note() {
+                    tracing::warn!(error = chain(error), times, "connection ended for a flood");
+                }
+                return;
+            }
+            cause = error.source();
+        }
+        tracing::debug!(error = chain(&error), "connection ended");
     }
 }
 
-fn log_end(result: hyper::Result<()>) {
-    if let Err(error) = result {
-        tracing::debug!(error = chain(&error), "connection ended");
-    }
+/// Returns true if the meter or h2 itself has seen a flood.
+fn is_flood(error: &h2::Error) -> bool {
+    let metered = error.get_io().and_then(std::io::Error::get_ref);
+    metered.is_some_and(<dyn std::error::Error + Send + Sync>::is::<flood::Flood>)
+        || error.is_library() && error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM)
 }
