@@ -3,9 +3,11 @@
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 
-use rustix::process::{Pid, Signal, kill_process};
+use std::time::Duration;
 
-use super::{free_addr, wait_for};
+use rustix::process::Signal;
+
+use super::{free_addr, http, process, wait_for};
 
 /// One member on free loopback ports, its data in a directory that ends with it.
 pub struct Etcd {
@@ -23,7 +25,7 @@ impl Etcd {
         let data = tempfile::tempdir().expect("a directory");
         let child = spawn(addr, peer, &data);
         let etcd = Self { addr, peer, data, child };
-        etcd.wait_until_healthy().await;
+        wait_until_healthy(addr).await;
         etcd
     }
 
@@ -52,7 +54,7 @@ impl Etcd {
     pub async fn restart(&mut self) {
         self.kill();
         self.child = spawn(self.addr, self.peer, &self.data);
-        self.wait_until_healthy().await;
+        wait_until_healthy(self.addr).await;
     }
 
     /// Starts it again on the same addresses with nothing in it.
@@ -64,18 +66,7 @@ impl Etcd {
 
     /// Sends a signal: `STOP` freezes it, `CONT` lets it go on.
     pub fn signal(&self, signal: Signal) {
-        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).expect("a pid");
-        kill_process(pid, signal).expect("etcd is there");
-    }
-
-    async fn wait_until_healthy(&self) {
-        let url = format!("http://{}/health", self.addr);
-        wait_for("etcd is healthy", || async {
-            let output = Command::new("curl").args(["-s", "--max-time", "1", &url]).output();
-            let healthy = output.is_ok_and(|out| String::from_utf8_lossy(&out.stdout).contains("true"));
-            healthy.then_some(())
-        })
-        .await;
+        process::signal(&self.child, signal);
     }
 }
 
@@ -86,18 +77,37 @@ impl Drop for Etcd {
 }
 
 fn spawn(addr: SocketAddr, peer: SocketAddr, data: &tempfile::TempDir) -> Child {
-    let program = std::env::var("ETCD").unwrap_or_else(|_| "etcd".to_owned());
     let (client, peer) = (format!("http://{addr}"), format!("http://{peer}"));
-    Command::new(program)
+    let mut command = Command::new(program());
+    command
         .args(["--name", "one", "--log-level", "error"])
         .arg("--data-dir")
         .arg(data.path())
         .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
         .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-        .args(["--initial-cluster", &format!("one={peer}")])
-        .stdin(Stdio::null())
-        .stdout(Stdio::null())
-        .stderr(Stdio::null())
-        .spawn()
-        .expect("etcd is installed (make deps)")
+        .args(["--initial-cluster", &format!("one={peer}")]);
+    quiet(command).spawn().expect("etcd is installed (make deps)")
+}
+
+/// Returns the program: what the variable `ETCD` names, else `etcd` from the path.
+pub fn program() -> String {
+    std::env::var("ETCD").unwrap_or_else(|_| "etcd".to_owned())
+}
+
+/// Takes a command's input and output away.
+pub fn quiet(mut command: Command) -> Command {
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+}
+
+/// Waits until the member at a client address has a leader and answers.
+pub async fn wait_until_healthy(addr: SocketAddr) {
+    wait_for("etcd is healthy", || async {
+        let healthy = async {
+            let answer = http::send(addr, http::request("GET", "/health", "")).await.ok()?;
+            answer.body.contains("true").then_some(())
+        };
+        tokio::time::timeout(Duration::from_secs(1), healthy).await.ok().flatten()
+    })
+    .await;
 }

@@ -2,10 +2,17 @@
 //! conditions. A guard ends its process when it is dropped; every wait has a deadline.
 
 pub mod app;
+pub mod cluster;
+pub mod cpu;
 pub mod etcd;
+pub mod fake;
+pub mod guarantees;
 pub mod http;
+pub mod load;
 pub mod peer;
 pub mod process;
+pub mod relay;
+pub mod system;
 
 use std::fmt::Debug;
 use std::net::{SocketAddr, TcpListener};
@@ -56,4 +63,11 @@ pub fn free_addr() -> SocketAddr {
             return socket.local_addr().expect("its address");
         }
     }
+}
+
+/// Returns a quantile, 0 to 1, of times; sorts them. Zero for none.
+pub fn quantile(times: &mut [Duration], quantile: f64) -> Duration {
+    times.sort_unstable();
+    let last = times.len().saturating_sub(1);
+    times.get((last as f64 * quantile).ceil() as usize).copied().unwrap_or_default()
 }

@@ -104,8 +104,12 @@ impl Process {
 
     /// Sends a signal.
     pub fn signal(&self, signal: Signal) {
-        let pid = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw).expect("a pid");
-        kill_process(pid, signal).expect("the process is there");
+        self::signal(&self.child, signal);
+    }
+
+    /// Returns its process id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
     }
 
     /// Waits for its end, at most `limit`.
@@ -155,6 +159,12 @@ impl Drop for Process {
             eprintln!("log of the program: {:#?}", self.seen);
         }
     }
+}
+
+/// Sends a signal to a child: `STOP` freezes it, `CONT` lets it go on.
+pub fn signal(child: &Child, signal: Signal) {
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).expect("a pid");
+    kill_process(pid, signal).expect("the process is there");
 }
 
 /// Runs the program to its end; returns status, standard output and standard error.

@@ -1,0 +1,100 @@
+//! Processor time: of a process, of everything this test started, and of everybody else on the machine.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+/// Clock ticks a second in /proc; the same on every Linux.
+const HERTZ: f64 = 100.0;
+/// Share of the cores that others may take before a measurement is void.
+const DISTURBED: f64 = 0.2;
+
+/// Returns the processor time that a process has used, user and system.
+pub fn of(process: u32) -> Duration {
+    stat(process).map_or(Duration::ZERO, |stat| Duration::from_secs_f64(stat.own / HERTZ))
+}
+
+struct Stat {
+    parent: u32,
+    own: f64,
+    /// Of its children that have ended and were waited for.
+    ended: f64,
+}
+
+fn stat(process: u32) -> Option<Stat> {
+    let text = std::fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    // the name, in parentheses, may hold spaces
+    let fields: Vec<_> = text.rsplit_once(')')?.1.split_whitespace().collect();
+    let ticks = |n: usize| fields.get(n)?.parse::<f64>().ok();
+    let parent = fields.get(1)?.parse().ok()?;
+    Some(Stat { parent, own: ticks(11)? + ticks(12)?, ended: ticks(13)? + ticks(14)? })
+}
+
+/// Returns the ticks of this process and all below it, and those of the whole machine.
+fn ticks() -> (f64, f64) {
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let all: BTreeMap<u32, Stat> = processes
+        .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+        .filter_map(|process| Some((process, stat(process)?)))
+        .collect();
+    let ours = |mut process: u32| {
+        while process > 1 {
+            if process == std::process::id() {
+                return true;
+            }
+            let Some(stat) = all.get(&process) else { return false };
+            process = stat.parent;
+        }
+        false
+    };
+    let own = all.iter().filter(|(process, _)| ours(**process)).map(|(_, stat)| stat.own + stat.ended).sum();
+    let text = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+    let line = text.lines().next().unwrap_or_default();
+    let fields: Vec<f64> = line.split_whitespace().skip(1).filter_map(|n| n.parse().ok()).collect();
+    // user, nice, system, (idle, iowait), irq, softirq, steal
+    let busy = [0, 1, 2, 5, 6, 7].into_iter().filter_map(|n| fields.get(n)).sum();
+    (own, busy)
+}
+
+/// Watches what others take while a measurement runs.
+pub struct Others {
+    begun: Instant,
+    own: f64,
+    busy: f64,
+}
+
+impl Others {
+    pub fn watch() -> Self {
+        let (own, busy) = ticks();
+        Self { begun: Instant::now(), own, busy }
+    }
+
+    /// Returns the share of all cores that others took since, 0 to 1.
+    pub fn share(&self) -> f64 {
+        let (own, busy) = ticks();
+        let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        let time = self.begun.elapsed().as_secs_f64() * HERTZ * cores as f64;
+        (((busy - self.busy) - (own - self.own)) / time).clamp(0.0, 1.0)
+    }
+
+    /// Returns true if they took too much for a measurement to count.
+    pub fn disturbed(&self) -> bool {
+        self.share() > DISTURBED
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn our_own_work_is_no_disturbance() {
+        let (before, others) = (of(std::process::id()), Others::watch());
+        let until = Instant::now() + Duration::from_millis(300);
+        while Instant::now() < until {
+            std::hint::black_box(stat(1));
+        }
+        assert!(of(std::process::id()) - before >= Duration::from_millis(100));
+        let (own, _) = ticks();
+        assert!(own - others.own >= 10.0);
+    }
+}

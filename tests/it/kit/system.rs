@@ -1,0 +1,161 @@
+//! Our roles as processes over a registry, and what a gateway shows of it.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::Value;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::guarantees::Sample;
+use super::http::{self, get};
+use super::process::{PROGRAM, Process};
+use super::wait_for;
+
+/// Life of every lease here: the shortest, so that a test takes seconds.
+pub const TTL: Duration = Duration::from_secs(1);
+
+/// How often a sampler looks.
+const LOOK: Duration = Duration::from_millis(25);
+
+/// One role as a process.
+pub struct Role {
+    pub process: Process,
+    pub addr: SocketAddr,
+    pub admin: SocketAddr,
+}
+
+impl Role {
+    /// Starts a role and waits until it serves. `etcd` is one or more endpoints, `a:1,b:2`; `env` are
+    /// settings that differ from the short lease of tests.
+    pub fn start(etcd: &str, role: &'static str, listen: &str, env: &[(&str, &str)]) -> Self {
+        let mut role = Self::launch(etcd, role, listen, env);
+        let (addr, admin) = role.0.wait_for_role(role.1);
+        Self { process: role.0, addr, admin }
+    }
+
+    /// Starts a role and waits for nothing.
+    pub fn launch(
+        etcd: &str,
+        role: &'static str,
+        listen: &str,
+        env: &[(&str, &str)],
+    ) -> (Process, &'static str) {
+        let flag = if role == "apigateway" { "--http-addr" } else { "--addr" };
+        let mut command = Command::new(PROGRAM);
+        command.args([role, flag, listen, "--debug-addr", "127.0.0.1:0"]);
+        let short = [
+            ("MSA__REGISTRY__ENDPOINTS", etcd),
+            ("MSA__REGISTRY__TTL_S", "1"),
+            ("MSA__REGISTRY__KEEPALIVE_MS", "300"),
+        ];
+        (Process::spawn_with(command, &[&short, env].concat()), role)
+    }
+
+    /// Starts a gateway.
+    pub fn gateway(etcd: &str) -> Self {
+        Self::start(etcd, "apigateway", "127.0.0.1:0", &[])
+    }
+
+    /// Starts instances of a service.
+    pub fn services<const N: usize>(etcd: &str, role: &'static str) -> [Self; N] {
+        [(); N].map(|()| Self::start(etcd, role, "127.0.0.1:0", &[]))
+    }
+
+    pub async fn status(&self) -> Value {
+        get(self.admin, "/status").await.json()
+    }
+
+    /// Returns the sum of the metric lines that begin so, 0 if there is none.
+    pub async fn metric(&self, begin: &str) -> f64 {
+        let text = get(self.admin, "/metrics").await.body;
+        let lines = text.lines().filter(|line| line.starts_with(begin));
+        lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
+    }
+
+    /// Waits until this gateway's list of a service's instances satisfies a condition and each of them
+    /// is connected.
+    pub async fn wait_for_instances(&self, service: &str, what: &str, fits: impl Fn(&[Value]) -> bool) {
+        wait_for(what, || async {
+            let status = self.status().await;
+            let listed = status["registry"]["services"][service].as_array().cloned().unwrap_or_default();
+            let called = status["clients"][0][service].as_array().cloned().unwrap_or_default();
+            let up = called.iter().all(|endpoint| endpoint["state"] == "up") && called.len() == listed.len();
+            (fits(&listed) && up).then_some(())
+        })
+        .await;
+    }
+
+    /// Waits until so many instances are there, connected and beyond doubt.
+    pub async fn wait_for_certain(&self, service: &str, count: usize) {
+        self.wait_for_instances(service, "every instance is certain", |listed| {
+            listed.len() == count && listed.iter().all(|instance| instance["limbo"] == false)
+        })
+        .await;
+    }
+
+    /// Returns the id of the instance of a service at an address, as this gateway knows it.
+    pub async fn id_of(&self, service: &str, addr: SocketAddr) -> String {
+        let status = self.status().await;
+        let listed = status["registry"]["services"][service].as_array().cloned().unwrap_or_default();
+        let found = listed.iter().find(|instance| instance["addr"] == addr.to_string());
+        found.and_then(|instance| instance["id"].as_str()).unwrap_or_default().to_owned()
+    }
+
+    /// Begins to sample this gateway's view.
+    pub fn sample(&self) -> Sampler {
+        let (stop, admin) = (CancellationToken::new(), self.admin);
+        let until = stop.clone();
+        let task = tokio::spawn(async move {
+            let mut samples = Vec::new();
+            while until.run_until_cancelled(tokio::time::sleep(LOOK)).await.is_some() {
+                // a gateway that is not there shows nothing
+                if let Ok(answer) = http::send(admin, http::request("GET", "/status", "")).await {
+                    samples.push(sample(&answer.json()));
+                }
+            }
+            samples
+        });
+        Sampler { stop, task }
+    }
+}
+
+/// Samples of a view, as they come.
+pub struct Sampler {
+    stop: CancellationToken,
+    task: JoinHandle<Vec<Sample>>,
+}
+
+impl Sampler {
+    /// Stops and returns what was seen.
+    pub async fn finish(self) -> Vec<Sample> {
+        self.stop.cancel();
+        self.task.await.expect("the sampler ends")
+    }
+}
+
+fn sample(status: &Value) -> Sample {
+    let registry = &status["registry"];
+    let number = |name: &str| registry[name].as_u64().unwrap_or_default();
+    let mut instances = BTreeSet::new();
+    for (service, listed) in registry["services"].as_object().into_iter().flatten() {
+        for instance in listed.as_array().into_iter().flatten() {
+            instances.insert((service.clone(), instance["addr"].as_str().unwrap_or_default().to_owned()));
+        }
+    }
+    Sample {
+        at: Instant::now(),
+        cluster_id: number("cluster_id"),
+        revision: registry["revision"].as_i64().unwrap_or_default(),
+        epoch: number("epoch"),
+        instances,
+    }
+}
+
+/// Returns what a set of instances looks like in a [`Sample`].
+pub fn alive<'a>(service: &str, roles: impl IntoIterator<Item = &'a Role>) -> BTreeSet<(String, String)> {
+    roles.into_iter().map(|role| (service.to_owned(), role.addr.to_string())).collect()
+}
