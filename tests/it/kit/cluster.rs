@@ -34,8 +34,11 @@ impl Cluster {
         for (number, (_, peer)) in addrs.iter().enumerate() {
             relays.push(Relay::start(*peer, 0xe7cd + number as u64).await);
         }
-        let named: Vec<_> =
-            relays.iter().enumerate().map(|(number, relay)| format!("m{number}=http://{}", relay.addr)).collect();
+        let named: Vec<_> = relays
+            .iter()
+            .enumerate()
+            .map(|(number, relay)| format!("m{number}=http://{}", relay.addr))
+            .collect();
         let mut members = Vec::new();
         for (number, ((client, peer), relay)) in addrs.into_iter().zip(relays).enumerate() {
             let clients = Relay::start(client, number as u64).await;

@@ -106,11 +106,8 @@ pub fn no_double_effect(writes: &[Write], found: &BTreeMap<i64, u64>) -> Verdict
 /// G6, bounded wait: 99.9 % of calls end by their time limit + 10 ms, all by + 100 ms. The driver's own
 /// lateness is not counted.
 pub fn bounded_wait(record: &Record) -> Verdict {
-    let mut over: Vec<_> = record
-        .calls
-        .iter()
-        .map(|call| (call.ended - call.sent).saturating_sub(record.limit))
-        .collect();
+    let mut over: Vec<_> =
+        record.calls.iter().map(|call| (call.ended - call.sent).saturating_sub(record.limit)).collect();
     over.sort_unstable();
     let worst = over.last().copied().unwrap_or_default();
     let quantile = super::quantile(&mut over, 0.999);
@@ -128,8 +125,8 @@ pub fn monotone_view(samples: &[Sample]) -> Verdict {
         let same = a.epoch == b.epoch;
         // the first word of the registry ends the state of knowing nothing
         let known = a.revision > 0;
-        let wrong = b.epoch < a.epoch
-            || known && same && (b.cluster_id != a.cluster_id || b.revision < a.revision);
+        let wrong =
+            b.epoch < a.epoch || known && same && (b.cluster_id != a.cluster_id || b.revision < a.revision);
         wrong.then(|| format!("{}/{} then {}/{}", a.epoch, a.revision, b.epoch, b.revision))
     });
     verdict("G7 view went back", &back.collect::<Vec<_>>())
@@ -151,7 +148,11 @@ pub fn telemetry_is_free_to_fail(with_trouble: &Record) -> Verdict {
 
 /// G10, restart equals continue: no connection is refused over a restart, and every write that was
 /// acknowledged before a crash is found after it.
-pub fn restart_equals_continue(record: &Record, acknowledged: &BTreeSet<i64>, found: &BTreeSet<i64>) -> Verdict {
+pub fn restart_equals_continue(
+    record: &Record,
+    acknowledged: &BTreeSet<i64>,
+    found: &BTreeSet<i64>,
+) -> Verdict {
     let refused = record.calls.iter().filter(|call| matches!(call.outcome, Outcome::Refused(_)));
     verdict("G10 refused", &refused.collect::<Vec<_>>())?;
     verdict("G10 lost", &acknowledged.difference(found).collect::<Vec<_>>())
@@ -188,7 +189,10 @@ mod tests {
     fn g1_sees_a_call_to_the_dead() {
         let begun = Instant::now();
         let ended = BTreeMap::from([("a".to_owned(), begun)]);
-        let good = record(vec![call(begun + 400 * MS, MS, status(200), "a"), call(begun + 900 * MS, MS, status(200), "b")]);
+        let good = record(vec![
+            call(begun + 400 * MS, MS, status(200), "a"),
+            call(begun + 900 * MS, MS, status(200), "b"),
+        ]);
         no_ghost(&good, &ended, 500 * MS).unwrap();
         let bad = record(vec![call(begun + 501 * MS, MS, status(200), "a")]);
         no_ghost(&bad, &ended, 500 * MS).unwrap_err();
@@ -228,7 +232,8 @@ mod tests {
             attempts,
         };
         bounded_amplification(&[at(0, 0.0, 0.0), at(10, 1000.0, 1300.0), at(20, 2000.0, 2600.0)]).unwrap();
-        bounded_amplification(&[at(0, 0.0, 0.0), at(10, 1000.0, 1000.0), at(20, 2000.0, 2301.0)]).unwrap_err();
+        bounded_amplification(&[at(0, 0.0, 0.0), at(10, 1000.0, 1000.0), at(20, 2000.0, 2301.0)])
+            .unwrap_err();
     }
 
     #[test]
@@ -256,7 +261,13 @@ mod tests {
 
     #[test]
     fn g7_sees_a_view_go_back_and_accepts_an_announced_reset() {
-        monotone_view(&[sample(0, 0, 0, &[]), sample(7, 0, 5, &[]), sample(7, 0, 5, &[]), sample(8, 1, 2, &[])]).unwrap();
+        monotone_view(&[
+            sample(0, 0, 0, &[]),
+            sample(7, 0, 5, &[]),
+            sample(7, 0, 5, &[]),
+            sample(8, 1, 2, &[]),
+        ])
+        .unwrap();
         monotone_view(&[sample(7, 0, 5, &[]), sample(7, 0, 4, &[])]).unwrap_err();
         monotone_view(&[sample(7, 0, 5, &[]), sample(8, 0, 6, &[])]).unwrap_err();
         monotone_view(&[sample(7, 1, 5, &[]), sample(7, 0, 6, &[])]).unwrap_err();

@@ -298,15 +298,16 @@ impl Pool {
     ) -> Result<Answer, (Outcome, bool)> {
         let mut connection = match self.take().filter(|_| !new) {
             Some(connection) => connection,
-            None => Connection::open(self.target).await.map_err(|e| (Outcome::Refused(e.to_string()), false))?,
+            None => {
+                Connection::open(self.target).await.map_err(|e| (Outcome::Refused(e.to_string()), false))?
+            }
         };
         let millis = http::HeaderValue::from(u64::try_from(limit.as_millis()).expect("a short time"));
         request.headers_mut().insert("x-request-timeout-ms", millis);
         let before = connection.read.load(Relaxed);
         let read = connection.read.clone();
-        let lost = move |error: hyper::Error| {
-            (Outcome::Broken(format!("{error:?}")), read.load(Relaxed) == before)
-        };
+        let lost =
+            move |error: hyper::Error| (Outcome::Broken(format!("{error:?}")), read.load(Relaxed) == before);
         connection.sender.ready().await.map_err(&lost)?;
         let response = connection.sender.send_request(request).await.map_err(&lost)?;
         let (head, body) = response.into_parts();

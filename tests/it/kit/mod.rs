@@ -6,6 +6,7 @@ pub mod cluster;
 pub mod cpu;
 pub mod etcd;
 pub mod fake;
+pub mod frames;
 pub mod guarantees;
 pub mod http;
 pub mod load;

@@ -92,7 +92,8 @@ impl Relay {
         let faults = Arc::new(watch::Sender::new(Faults::default()));
         let (strikes, _) = broadcast::channel(16);
         let open = Arc::new(AtomicUsize::new(0));
-        let task = tokio::spawn(accept(listener, server, seed, faults.clone(), strikes.clone(), open.clone()));
+        let task =
+            tokio::spawn(accept(listener, server, seed, faults.clone(), strikes.clone(), open.clone()));
         Self { addr, faults, strikes, open, task }
     }
 
@@ -299,7 +300,10 @@ mod tests {
         let delay = Duration::from_millis(30);
         relay.set(Faults::both(Direction { delay, jitter: delay / 2, loss: 0.05, ..Direction::default() }));
         assert!(round_trip(&mut stream, 100_000).await.unwrap() >= delay);
-        relay.set(Faults { down: Direction { bandwidth: 100_000, ..Direction::default() }, ..Faults::default() });
+        relay.set(Faults {
+            down: Direction { bandwidth: 100_000, ..Direction::default() },
+            ..Faults::default()
+        });
         assert!(round_trip(&mut stream, 20_000).await.unwrap() >= Duration::from_millis(190));
     }
 
