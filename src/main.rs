@@ -90,8 +90,9 @@ fn check_config(flags: &CheckConfig) -> ExitCode {
     match config::load(flags.role.into(), &source) {
         Ok(settings) => {
             let rows = config::rows(&settings).into_iter().filter(|_| flags.show);
-            let lines: String = rows.map(|(key, value)| format!("{key} = {value}\n")).collect();
-            print(lines.as_bytes())
+            let lines: Vec<_> =
+                rows.map(|(key, value)| [key, " = ".to_owned(), value, "\n".to_owned()]).collect();
+            print(lines.concat().concat().as_bytes())
         }
         Err(error) => refuse(&error),
     }

@@ -51,8 +51,8 @@ pub async fn create(app: Arc<App>, request: Request) -> Result<Response, Problem
         content: body.text("content")?,
     };
     body.finish()?;
-    let _: Reply<OkResponse> = app.client.call(rpc::CREATE_FEED, &feed, &context).await?;
-    Ok(reply::empty())
+    let reply: Reply<OkResponse> = app.client.call(rpc::CREATE_FEED, &feed, &context).await?;
+    Ok(reply::mark(reply::empty(), &reply.headers))
 }
 
 pub async fn get(app: Arc<App>, request: Request) -> Result<Response, Problem> {
@@ -89,5 +89,5 @@ pub async fn delete(app: Arc<App>, request: Request) -> Result<Response, Problem
         let detail = format!("user {} has no feed {}", feed.user_id, feed.id);
         return Err(Error::not_found(detail).into());
     }
-    Ok(reply::empty())
+    Ok(reply::mark(reply::empty(), &reply.headers))
 }

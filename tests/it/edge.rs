@@ -1,6 +1,5 @@
-//! The edge under load and attack: what is refused, how, and that nobody else feels it. The functions
-//! `fNN` run a fault of faults.md for a time and return its numbers; the tests here assert what holds on
-//! a busy machine too.
+//! The limits of the gateway: what is refused, how, and that others are served meanwhile. What they hold
+//! under attack, and its numbers, is in `faults::edge`.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -9,87 +8,15 @@ use microservice_app::config::Settings;
 use microservice_app::registry::Registration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
-use tokio::task::JoinSet;
 use tokio::time::Instant;
 
 use crate::kit::app::App;
-use crate::kit::cpu::Others;
-use crate::kit::etcd::Etcd;
 use crate::kit::fake::{Behaviour, Fake};
 use crate::kit::http::{Answer, Connection, get, parse, put, raw, request, send};
-use crate::kit::load::{Load, Outcome, Record};
-use crate::kit::system::Role;
 use crate::kit::wait_for;
 
 const LIST: &str = "/api/topic/list";
 const MS: Duration = Duration::from_millis(1);
-
-/// Returns how many calls ended with a status.
-fn count(record: &Record, status: u16) -> usize {
-    let with = |call: &&crate::kit::load::Call| matches!(call.outcome, Outcome::Status(s) if s == status);
-    record.calls.iter().filter(with).count()
-}
-
-/// Numbers of F9.
-#[derive(Debug)]
-#[allow(dead_code, reason = "numbers for the fault table")]
-pub struct Overload {
-    /// Answers a second at the peak, and at ten times the load of the peak.
-    pub peak: f64,
-    pub goodput: f64,
-    /// p99 of what was accepted, at 90 % of the peak and at ten times the peak.
-    pub base_p99: Duration,
-    pub p99: Duration,
-    /// Refused, and neither answered nor refused, at ten times the peak.
-    pub refused: usize,
-    pub other: usize,
-    /// Share of calls answered well from 2 s after the overload on (the first second of it, in short runs).
-    pub after: f64,
-    /// Others took too much of the machine, or the driver could not keep up.
-    pub void: bool,
-}
-
-/// F9: a service of 4 workers x 10 ms behind a gateway, at its peak of 400/s and at 4000/s.
-pub async fn f09(time: Duration) -> Overload {
-    let etcd = Etcd::start().await;
-    let endpoint = etcd.addr.to_string();
-    let slow = Behaviour { delay: 10 * MS, ..Behaviour::default() };
-    let fake = Fake::start_with(slow, 4).await;
-    let key = format!("/services/topic/{}", fake.addr);
-    etcd.client().await.put(key, fake.addr.to_string(), None).await.expect("etcd answers");
-    // as many as the workers have, and as many to come: two rounds of 10 ms
-    let gateway = Role::start(&endpoint, "apigateway", "127.0.0.1:0", &[("MSA__HTTP__MAX_IN_FLIGHT", "8")]);
-    gateway.wait_for_certain("topic", 1).await;
-    let others = Others::watch();
-    let load = |rate| Load::get(gateway.addr, rate, "/api/topic/view?topic_id=1");
-    let base = load(360.0).run(time).await;
-    let full = load(800.0).run(time).await;
-    let over = load(4000.0).run(time).await;
-    let pause = Duration::from_secs(2).min(time);
-    tokio::time::sleep(pause).await;
-    let after = load(300.0).run(time.min(Duration::from_secs(5))).await;
-    let each_second = |record: &Record| count(record, 200) as f64 / time.as_secs_f64();
-    Overload {
-        peak: each_second(&full),
-        goodput: each_second(&over),
-        base_p99: base.latency(0.99),
-        p99: over.latency(0.99),
-        refused: count(&over, 503),
-        other: over.calls.len() - count(&over, 200) - count(&over, 503),
-        after: after.ok_share(),
-        void: others.disturbed() || over.unsent > 0,
-    }
-}
-
-#[tokio::test]
-async fn f09_overload_is_shed_and_the_rest_is_served() {
-    let found = f09(Duration::from_secs(2)).await;
-    eprintln!("{found:?}");
-    assert_eq!(found.other, 0, "{found:?}");
-    assert!(found.refused > 2000, "{found:?}");
-    // the bounds of the fault table bind where the machine is quiet; here: no collapse
-    assert!(found.goodput > 0.5 * found.peak && found.after > 0.95, "{found:?}");
-}
 
 /// Holds requests in the gateway: topic is there and takes a minute.
 async fn held(change: impl FnOnce(&mut Settings)) -> (App, Fake, Registration) {
@@ -246,56 +173,6 @@ async fn behind_a_trusted_proxy_each_client_has_its_own_rate() {
         answers.push(ask(garbage).await);
     }
     assert!(answers.contains(&429), "{answers:?}");
-}
-
-/// Numbers of F31.
-#[derive(Debug)]
-#[allow(dead_code, reason = "numbers for the fault table")]
-pub struct Slowloris {
-    /// p99 of the others without and with the attack.
-    pub base_p99: Duration,
-    pub p99: Duration,
-    /// Calls of others that failed.
-    pub failed: usize,
-    /// Attackers whose connection was closed.
-    pub closed: usize,
-}
-
-/// F31: slow heads, slow bodies and idle connections, `attackers` of them, while others call.
-pub async fn f31(attackers: usize, time: Duration) -> Slowloris {
-    let app = App::start_with(|settings| {
-        settings.http.header_timeout = 1000 * MS;
-        settings.http.body_timeout = 1000 * MS;
-        settings.http.max_in_flight = 64;
-    })
-    .await;
-    let load = Load::get(app.gateway(), 100.0, LIST);
-    let base = load.clone().run(time).await;
-    let mut tasks = JoinSet::new();
-    for n in 0..attackers {
-        let bytes: &[u8] = match n % 3 {
-            0 => b"GET /api/topic/list HTTP/1.1\r\nhost:",
-            1 => b"PUT /api/feed/create_feed HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{",
-            _ => b"",
-        };
-        let gateway = app.gateway();
-        tasks.spawn(async move { raw(gateway, bytes).await });
-    }
-    let record = load.run(time).await;
-    let closed = tasks.join_all().await.len();
-    Slowloris {
-        base_p99: base.latency(0.99),
-        p99: record.latency(0.99),
-        failed: record.failed().len(),
-        closed,
-    }
-}
-
-#[tokio::test]
-async fn f31_slowloris_leaves_others_alone() {
-    let found = f31(300, Duration::from_secs(2)).await;
-    eprintln!("{found:?}");
-    assert_eq!((found.failed, found.closed), (0, 300), "{found:?}");
 }
 
 #[tokio::test]

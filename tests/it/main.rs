@@ -1,9 +1,13 @@
 //! The integration tests: our program in process and as processes, against the real etcd and curl.
 
 #![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
     clippy::expect_used,
     clippy::panic,
     clippy::print_stderr,
+    clippy::print_stdout,
     clippy::unwrap_used,
     reason = "a test fails by panicking, and its helpers are read here only"
 )]
@@ -14,7 +18,7 @@ mod docs;
 mod durability;
 mod edge;
 mod edge_grpc;
-mod edge_host;
+mod faults;
 mod gateway;
 mod grpc;
 mod kit;
