@@ -99,7 +99,12 @@ impl Request {
         if self.length.is_some_and(|length| length > MAX_BODY as u64) {
             return Err(Problem::body_too_large(MAX_BODY)); // before a 100 (Continue) invites it
         }
-        let body = match tokio::time::timeout(app.body_timeout, read(&mut self.body, &self.place)).await {
+        let body = match tokio::time::timeout(
+            app.body_timeout,
+            read(&mut self.body, self.length, &self.place),
+        )
+        .await
+        {
             Ok(Ok(body)) => body,
             Ok(Err(problem)) => {
                 // a caller that still sends would see a reset instead of the answer
@@ -116,8 +121,10 @@ impl Request {
     }
 }
 
-async fn read(parts: &mut Body, place: &Place) -> Result<BytesMut, Problem> {
-    let mut body = BytesMut::new();
+async fn read(parts: &mut Body, length: Option<u64>, place: &Place) -> Result<BytesMut, Problem> {
+    // at most the largest body; what is not written to takes no memory
+    let length = length.and_then(|length| usize::try_from(length).ok()).unwrap_or_default();
+    let mut body = BytesMut::with_capacity(length.min(MAX_BODY));
     let mut account = place.body();
     while let Some(part) = parts.next().await {
         let part = part.map_err(|_| Error::bad("body", "could not be read to its end"))?;

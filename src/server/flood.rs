@@ -19,9 +19,9 @@ const PER_CALL: u32 = 4;
 /// Bytes sent that explain one more frame: a window update for each.
 const PER_FRAME: usize = 1024;
 /// Calls that are reset: at once, and a second. A gateway resets a call for every caller that hangs up,
-/// so this is above what the callers of one gateway can cause; a rapid reset attack (CVE-2023-44487)
-/// sends a hundred thousand a second.
-const RESETS: (u32, u32) = (10_000, 10_000);
+/// so this is far above nghttp2's 1000 and 33; a rapid reset attack (CVE-2023-44487) sends tens of
+/// thousands a second.
+const RESETS: (u32, u32) = (10_000, 1000);
 
 /// A connection sends more of something than it may.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -178,7 +178,7 @@ mod tests {
         }
         let seen = flood(0, &[], 5000).unwrap();
         assert!((1000..1100).contains(&seen), "empty data: {seen}");
-        assert!((10_000..20_000).contains(&flood(3, &[0; 4], 1_000_000).unwrap()));
+        assert!((10_000..12_000).contains(&flood(3, &[0; 4], 1_000_000).unwrap()));
     }
 
     #[test]

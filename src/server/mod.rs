@@ -90,7 +90,7 @@ pub enum Protocol {
 pub struct Limits {
     /// Connections at the same time. At the limit the one that has been idle longest makes room.
     pub max_connections: usize,
-    /// A connection whose output does not move for this long ends, at most an eighth later.
+    /// A connection whose output does not move for this long ends, at most an eighth (or 1 s) later.
     pub write_timeout: Duration,
     /// Bytes of answers that all connections together have unsent. Above it the connection whose answer
     /// has waited longest is cut; who answers calls should refuse more of them while it is full.
@@ -121,9 +121,10 @@ struct Conn {
     close: Notify,
     /// What it has yet to send.
     output: Arc<Output>,
-    /// The step that the output was last seen at, and since when, ms on the server's clock.
+    /// The step that the output was last seen at, and at how many looks since: looks and not time, since a
+    /// process that stands still must not hold that against its peers.
     seen: AtomicU64,
-    seen_since: AtomicU64,
+    seen_again: AtomicU64,
     /// When its answer began to wait, ms on the server's clock.
     unsent_since: AtomicU64,
     /// Ends it at once.
@@ -236,25 +237,34 @@ impl<S> Server<S> {
     fn cut_longest_unsent(&self) {
         let conns = self.lock();
         let waiting = conns.values().filter(|conn| conn.output.has_unsent());
-        let since = |conn: &Arc<Conn>| {
-            let since = if self.is_http1() { &conn.unsent_since } else { &conn.seen_since };
-            since.load(Relaxed)
+        let now = self.now();
+        let waited = |conn: &Arc<Conn>| {
+            if self.is_http1() {
+                now.saturating_sub(conn.unsent_since.load(Relaxed))
+            } else {
+                conn.seen_again.load(Relaxed).saturating_mul(ms(self.look_every()))
+            }
         };
-        let latest = self.now().saturating_sub(ms(UNSENT_PATIENCE));
-        if let Some(conn) = waiting.min_by_key(|conn| since(conn)).filter(|conn| since(conn) <= latest) {
+        let longest = waiting.max_by_key(|conn| waited(conn));
+        if let Some(conn) = longest.filter(|conn| waited(conn) >= ms(UNSENT_PATIENCE)) {
             self.cut(conn, Cut::Unsent);
         }
     }
 
+    /// Returns the time between two looks at the outputs.
+    fn look_every(&self) -> Duration {
+        (self.limits.write_timeout / 8).clamp(Duration::from_millis(5), Duration::from_secs(1))
+    }
+
     /// Ends the connections whose output has not moved for too long.
     fn cut_stalled(&self) {
-        let (now, limit) = (self.now(), ms(self.limits.write_timeout));
+        let limit = ms(self.limits.write_timeout).div_ceil(ms(self.look_every()));
         for conn in self.lock().values() {
             let moved = conn.output.moved();
             if !conn.output.is_pending() || conn.seen.load(Relaxed) != moved {
                 conn.seen.store(moved, Relaxed);
-                conn.seen_since.store(now, Relaxed);
-            } else if now.saturating_sub(conn.seen_since.load(Relaxed)) >= limit {
+                conn.seen_again.store(0, Relaxed);
+            } else if conn.seen_again.fetch_add(1, Relaxed) + 1 >= limit {
                 self.cut(conn, Cut::WriteTimeout);
             }
         }
@@ -289,6 +299,9 @@ pub async fn serve<S, F, B>(
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
+    if let Err(error) = listener.bound_output(limits.write_timeout) {
+        tracing::warn!(%error, addr = %listener.addr(), "the kernel's part of the output is not bounded");
+    }
     let server = Arc::new(Server {
         protocol,
         service,
@@ -343,8 +356,7 @@ pub async fn serve<S, F, B>(
 
 /// Looks after what the connections have unsent, for ever.
 async fn watch<S>(server: Arc<Server<S>>) {
-    let every = (server.limits.write_timeout / 8).clamp(Duration::from_millis(5), Duration::from_secs(1));
-    let mut tick = tokio::time::interval(every);
+    let mut tick = tokio::time::interval(server.look_every());
     tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     loop {
         tick.tick().await;
@@ -392,7 +404,6 @@ where
     ) {
         let conn = Arc::new(Conn::default());
         conn.idle_since.store(self.now(), Relaxed);
-        conn.seen_since.store(self.now(), Relaxed);
         self.lock().insert(id, conn.clone());
         let _listed = Listed { server: &self, id };
         let client = peer.ip().to_canonical();
@@ -500,7 +511,13 @@ where
         let Err(error) = result else { return };
         let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
         while let Some(error) = cause {
-            if error.downcast_ref::<h2::Error>().is_some_and(is_flood) {
+            let h2 = error.downcast_ref::<h2::Error>();
+            let io = error.downcast_ref::<std::io::Error>().or_else(|| h2?.get_io());
+            // the kernel's word for data that nobody acknowledged
+            if io.is_some_and(|io| io.kind() == std::io::ErrorKind::TimedOut) {
+                self.metrics.cut(Cut::WriteTimeout);
+            }
+            if h2.is_some_and(is_flood) {
                 self.metrics.cut(Cut::Flood);
                 if let Some(times) = self.floods.note() {
                     tracing::warn!(error = chain(error), times, "connection ended for a flood");

@@ -4,11 +4,18 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use bytes::Bytes;
+use http_body_util::Full;
 use microservice_app::config::Settings;
+use microservice_app::limit::Limit;
+use microservice_app::listener::Listener;
+use microservice_app::metrics::Metrics;
 use microservice_app::registry::Registration;
+use microservice_app::server::{Limits, Protocol, Stop, serve};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use crate::kit::app::App;
 use crate::kit::fake::{Behaviour, Fake};
@@ -224,9 +231,9 @@ pub async fn fill(gateway: SocketAddr, user: i64) {
     }
 }
 
-/// Whether the other side has ended a connection that nobody reads. Reading would let the answer flow.
+/// Whether the other side has reset a connection that nobody reads. Reading would let the answer flow.
 pub fn is_reset(stream: &TcpStream) -> bool {
-    stream.take_error().unwrap().is_some() || stream.try_write(b"x").is_err()
+    stream.peer_addr().is_err()
 }
 
 #[tokio::test]
@@ -253,4 +260,46 @@ async fn f31_a_reader_that_stops_is_cut_and_one_that_is_slow_is_served() {
     let cuts = app.metric("server_connections_cut_total{reason=\"write_timeout\"}").await;
     assert!((cuts - 1.0).abs() < 0.1, "{cuts}");
     assert_eq!(get(app.gateway(), LIST).await.status, 200);
+}
+
+/// Opens connections that ask for something and read nothing.
+async fn readers(addr: SocketAddr, count: usize) -> Vec<TcpStream> {
+    let mut all = Vec::new();
+    for _ in 0..count {
+        let mut stream = small(addr).await;
+        stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+        all.push(stream);
+    }
+    all
+}
+
+#[tokio::test]
+async fn f34_above_the_limit_of_unsent_bytes_the_slowest_reader_makes_room() {
+    const ANSWER: usize = 4_000_000;
+    let listener = Listener::bind(([127, 0, 0, 1], 0).into()).unwrap();
+    let addr = listener.addr();
+    let unsent = Limit::new(5 * ANSWER, None);
+    let limits =
+        Limits { max_connections: 100, write_timeout: Duration::from_mins(1), unsent: unsent.clone() };
+    let (metrics, begin) = (Metrics::new().unwrap(), CancellationToken::new());
+    let stop = Stop { begin: begin.clone(), grace: Duration::ZERO };
+    let protocol = Protocol::Http1 { header_timeout: Duration::from_secs(10) };
+    let server = tokio::spawn(async move {
+        let answer = |_, _| async { http::Response::new(Full::new(Bytes::from(vec![b'x'; ANSWER]))) };
+        serve(listener, protocol, limits, &metrics, answer, stop).await;
+    });
+    let old = readers(addr, 4).await;
+    wait_for("four answers wait", || async { (unsent.used() > 3 * ANSWER).then_some(()) }).await;
+    tokio::time::sleep(1100 * MS).await; // the patience with readers is a second
+    // each of these is one too many, and an old one goes for it
+    let young = readers(addr, 5).await;
+    let gone = || async { old.iter().filter(|stream| is_reset(stream)).count().ge(&3).then_some(()) };
+    wait_for("the old ones are cut", gone).await;
+    assert!(young.iter().all(|stream| !is_reset(stream)));
+    assert!(unsent.used() <= 6 * ANSWER, "{}", unsent.used());
+    let answer = get(addr, "/").await;
+    assert_eq!((answer.status.as_u16(), answer.body.len()), (200, ANSWER));
+    begin.cancel();
+    server.await.unwrap();
+    assert_eq!(unsent.used(), 0, "what was cut holds nothing");
 }

@@ -55,8 +55,6 @@ impl Flood {
 pub struct Flooded {
     /// Time until the other side closed the connection; none if it never did.
     pub closed: Option<Duration>,
-    /// Steps that were written until then.
-    pub steps: u32,
 }
 
 fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
@@ -109,5 +107,5 @@ pub async fn flood(addr: SocketAddr, kind: Flood, path: &str, limit: Duration) -
     }
     let left = limit.saturating_sub(begun.elapsed());
     let ended = tokio::time::timeout(left, closed).await.is_ok();
-    Flooded { closed: ended.then(|| begun.elapsed()), steps }
+    Flooded { closed: ended.then(|| begun.elapsed()) }
 }
