@@ -3,7 +3,6 @@
 //! Labels are bounded: route templates, rpc names of [`crate::rpc`], statuses and codes; never a path, a
 //! user or an address.
 
-use std::collections::BTreeMap;
 use std::time::Duration;
 
 use prometheus::{
@@ -304,7 +303,7 @@ impl Metrics {
         let view = view.get();
         let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         self.view.revision.set(view.revision);
-        self.view.instances.set(count(view.services.values().map(BTreeMap::len).sum()));
+        self.view.instances.set(count(view.services.values().map(|instances| instances.len()).sum()));
         self.view.limbo.set(count(view.limbo.len()));
         self.view.ignored.set(count(view.ignored));
         // both only grow; what was counted elsewhere is caught up with

@@ -6,15 +6,20 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use http::HeaderValue;
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
 use super::endpoint::{Endpoint, State};
 use crate::config;
 use crate::metrics::Metrics;
-use crate::registry::{View, ViewHandle};
+use crate::registry::{Instances, View, ViewHandle};
+
+/// Least time between two snapshots.
+const PUBLISH_EVERY: Duration = Duration::from_millis(20);
 
 /// The instances of one service at one moment, sorted by address.
 #[derive(Clone, Debug, Default)]
@@ -56,6 +61,7 @@ impl Set {
             metrics,
             changed: Arc::new(Notify::new()),
             known: false,
+            applied: Arc::default(),
             endpoints: BTreeMap::new(),
             snapshot: snapshot.clone(),
             publish,
@@ -87,6 +93,8 @@ struct Driver {
     /// Notified by a connection whose state changed.
     changed: Arc<Notify>,
     known: bool,
+    /// What the endpoints were made from.
+    applied: Arc<Instances>,
     endpoints: BTreeMap<String, Arc<Endpoint>>,
     snapshot: Arc<ArcSwap<Snapshot>>,
     publish: watch::Sender<u64>,
@@ -94,28 +102,30 @@ struct Driver {
 
 impl Driver {
     async fn run(mut self, mut view: ViewHandle) {
-        self.apply(&view.get());
         loop {
+            self.apply(&view.take());
             self.publish();
-            let changed = self.changed.clone();
+            // a change after a pause is published at once, those of a storm together
+            let earliest = Instant::now() + PUBLISH_EVERY;
             tokio::select! {
-                changed = view.changed() => match changed {
-                    Ok(view) => self.apply(&view),
-                    Err(_) => return,
-                },
-                () = changed.notified() => {}
+                changed = view.changed() => if changed.is_err() { return },
+                () = self.changed.notified() => {}
                 () = self.publish.closed() => return,
             }
+            tokio::time::sleep_until(earliest).await;
         }
     }
 
     /// Opens endpoints for new instances and drops those that are gone.
     fn apply(&mut self, view: &View) {
         self.known = view.is_known();
-        let empty = BTreeMap::new();
-        let instances = view.instances(self.service).unwrap_or(&empty);
+        let instances = view.instances(self.service).cloned().unwrap_or_default();
+        if Arc::ptr_eq(&self.applied, &instances) {
+            return;
+        }
+        self.applied = instances.clone();
         self.endpoints.retain(|addr, _| instances.contains_key(addr));
-        for (addr, instance) in instances {
+        for (addr, instance) in instances.iter() {
             let endpoint = match self.endpoints.get(addr) {
                 Some(known) if known.instance == *instance => continue,
                 Some(known) if known.instance.id == instance.id => known.renamed(instance.clone()),

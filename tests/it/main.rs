@@ -8,6 +8,7 @@
     clippy::panic,
     clippy::print_stderr,
     clippy::print_stdout,
+    clippy::similar_names,
     clippy::unwrap_used,
     reason = "a test fails by panicking, and its helpers are read here only"
 )]

@@ -33,7 +33,7 @@ async fn a_drain_is_seen_while_etcd_is_away() {
     .await;
     load.more(50).await;
     guarantees::no_stop_loss(&load.finish().await).unwrap();
-    assert_eq!(gateway.metric("client_retries_total{").await, 0.0, "calls still went there");
+    assert!(gateway.metric("client_retries_total{").await < 1.0, "calls still went there");
 }
 
 /// A restart at the same address while etcd is away: the same service, so it is called.

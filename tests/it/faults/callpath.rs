@@ -12,6 +12,7 @@ use rustix::process::Signal;
 use tokio::time::{Instant, sleep};
 
 use super::{Findings, SECOND, rows};
+use crate::kit::cpu::Meter;
 use crate::kit::etcd::Etcd;
 use crate::kit::fake::{Behaviour, Fake};
 use crate::kit::guarantees::{self, Amplification, Write};
@@ -104,12 +105,12 @@ fn share(bench: &Bench, before: &[usize], instance: usize) -> f64 {
 }
 
 fn failing(code: tonic::Code, failing: f64) -> Behaviour {
-    Behaviour { code, failing, ..Behaviour::default() }
+    Behaviour { failing, code, ..Behaviour::default() }
 }
 
 /// Half reads, half writes, told apart by the number.
 fn mixed(number: u64) -> Request<Full<bytes::Bytes>> {
-    if number % 2 == 0 {
+    if number.is_multiple_of(2) {
         request("GET", LIST, "")
     } else {
         let body = format!(r#"{{"topic_id":{},"subject":"s","content":"c"}}"#, number % 100 + 1);
@@ -379,10 +380,9 @@ async fn overload(time: Duration) -> Findings {
     let peak = at(380.0).await;
     findings.tell("goodput at the peak, calls/s", good(&peak), "");
     for times in [2.0, 5.0, 10.0] {
-        let before = crate::kit::cpu::of(std::process::id());
+        let own = Meter::start(std::process::id());
         let record = at(400.0 * times).await;
-        let own = (crate::kit::cpu::of(std::process::id()) - before).as_secs_f64() / phase.as_secs_f64();
-        findings.tell(&format!("{times} x: share of a core, driver and test service"), own, "");
+        findings.tell(&format!("{times} x: share of a core, driver and test service"), own.share(), "");
         findings.add(
             &format!("{times} x: goodput / peak"),
             good(&record) / good(&peak),

@@ -175,8 +175,9 @@ impl Findings {
 
     /// Notes whether a guarantee held.
     pub fn guarantee(&mut self, name: &str, verdict: Verdict) {
-        let what = verdict.as_ref().err().map_or_else(|| format!("{name} broken"), Clone::clone);
-        self.add(&what, f64::from(u8::from(verdict.is_err())), "", Bound::AtMost(0.0), false);
+        let broken = f64::from(u8::from(verdict.is_err()));
+        let what = verdict.err().unwrap_or_else(|| format!("{name} broken"));
+        self.add(&what, broken, "", Bound::AtMost(0.0), false);
     }
 
     /// Notes whether a guarantee about times held, which binds on a quiet machine.

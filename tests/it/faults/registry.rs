@@ -11,13 +11,14 @@ use tokio::time::{Instant, sleep};
 
 use super::{Findings, SECOND, rows};
 use crate::kit::cluster::Cluster;
+use crate::kit::cpu::Meter;
 use crate::kit::etcd::Etcd;
 use crate::kit::fake::Fake;
 use crate::kit::guarantees::{self, Sample};
 use crate::kit::load::{Load, Outcome, Record};
 use crate::kit::relay::{Faults, Relay};
 use crate::kit::system::{Role, TTL, alive};
-use crate::kit::{cpu, quantile, wait_for};
+use crate::kit::{quantile, wait_for};
 
 /// Calls a second while a fault lasts.
 const RATE: f64 = 200.0;
@@ -99,12 +100,10 @@ async fn etcd_killed(time: Duration) -> Findings {
     let (load, sampler) = (world.load().start(), world.gateway.sample());
     load.more(100).await;
     world.etcd.kill();
-    let (gateway, feed) = (idle_gateway.process.id(), idle_feed.process.id());
-    let (gateway_before, feed_before) = (cpu::of(gateway), cpu::of(feed));
+    let (gateway, feed) = (Meter::start(idle_gateway.process.id()), Meter::start(idle_feed.process.id()));
     sleep(time).await;
-    let used = |before, process| (cpu::of(process) - before).as_secs_f64() / time.as_secs_f64();
-    findings.ratio("share of a core, an idle gateway", used(gateway_before, gateway), 0.02);
-    findings.ratio("share of a core, an idle service", used(feed_before, feed), 0.02);
+    findings.ratio("share of a core, an idle gateway", gateway.share(), 0.02);
+    findings.ratio("share of a core, an idle service", feed.share(), 0.02);
     let age = world.gateway.metric("registry_view_age_seconds").await;
     findings.share("age that the view admits / outage", age / time.as_secs_f64(), 0.9);
     world.etcd.restart().await;
@@ -447,7 +446,7 @@ async fn foreign_values(time: Duration) -> Findings {
         rounds += 1;
     }
     wait_for("they are counted", || async {
-        (world.gateway.metric("registry_view_ignored_keys").await == junk.len() as f64).then_some(())
+        (world.gateway.metric("registry_view_ignored_keys").await as usize == junk.len()).then_some(())
     })
     .await;
     let lines = world.gateway.process.count_logs(|line| line["message"] == "ignored a key in the registry");
@@ -487,11 +486,11 @@ async fn storm(time: Duration) -> Findings {
     }
     let process = world.gateway.process.id();
     let quiet = time.min(10 * SECOND).max(2 * SECOND);
-    let before = cpu::of(process);
+    let before = Meter::start(process);
     let calm = world.load().run(quiet).await;
-    let calm_cpu = (cpu::of(process) - before).as_secs_f64() / quiet.as_secs_f64();
+    let calm_cpu = before.share();
 
-    let (load, before, begun) = (world.load().start(), cpu::of(process), Instant::now());
+    let (load, during, begun) = (world.load().start(), Meter::start(process), Instant::now());
     let mut client = world.etcd.client().await;
     let lease = client.lease_grant(600, None).await.expect("a lease").id();
     let key = |addr: SocketAddr| format!("/services/feed/{addr}");
@@ -518,7 +517,7 @@ async fn storm(time: Duration) -> Findings {
         )
         .await;
     }
-    let storm_cpu = (cpu::of(process) - before).as_secs_f64() / begun.elapsed().as_secs_f64();
+    let storm_cpu = during.share();
     let record = load.finish().await;
     findings.tell("instances that left and came back", place as f64, "");
     findings.tell("share of a core before the storm", calm_cpu, "");
@@ -652,7 +651,7 @@ async fn large_list(time: Duration) -> Findings {
         let registry = Registry::new(settings, std::sync::Arc::new(|_| std::future::pending().boxed()));
         let asked = Instant::now();
         let mut view = registry.view();
-        while view.get().instances("feed").map_or(0, std::collections::BTreeMap::len) < 1000 {
+        while view.get().instances("feed").map_or(0, |instances| instances.len()) < 1000 {
             view.changed().await.expect("the registry is followed");
         }
         times.push(asked.elapsed());
