@@ -45,6 +45,12 @@ impl Limit {
         self.used.load(Relaxed) >= self.max
     }
 
+    /// Returns true if half of the permits are out.
+    #[must_use]
+    pub fn is_half_full(&self) -> bool {
+        self.used.load(Relaxed) >= self.max / 2
+    }
+
     /// Returns how many permits are out.
     #[must_use]
     pub fn used(&self) -> usize {

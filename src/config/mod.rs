@@ -137,8 +137,8 @@ pub struct Http {
     /// Time a client has for a whole request body, 100 to 600000 ms. Default 10000; then 408.
     #[serde(rename = "body_timeout_ms", with = "types::millis")]
     pub body_timeout: Duration,
-    /// A connection whose client takes nothing of an answer for this long is closed, 100 to 600000 ms.
-    /// Default 10000.
+    /// A connection whose client takes nothing of an answer for this long is closed, 1000 to 600000 ms
+    /// (the kernel needs 200 ms to repeat a lost packet). Default 10000.
     #[serde(rename = "write_timeout_ms", with = "types::millis")]
     pub write_timeout: Duration,
     /// Requests in progress at the same time, 1 to 1000000; more are answered 503 at once. Default 1024:
@@ -192,8 +192,8 @@ pub struct Grpc {
     /// what it has accepted is answered within a quarter of the default deadline. Health checks and
     /// reflection do not count and are not refused.
     pub max_in_flight: usize,
-    /// A connection whose client takes nothing of its answers for this long is closed, 100 to 600000 ms.
-    /// Default 10000.
+    /// A connection whose client takes nothing of its answers for this long is closed, 1000 to 600000
+    /// ms. Default 10000.
     #[serde(rename = "write_timeout_ms", with = "types::millis")]
     pub write_timeout: Duration,
 }

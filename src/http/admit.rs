@@ -15,6 +15,9 @@ use crate::metrics::{Metrics, Refused};
 
 /// Most that the bodies which are being received hold together, bytes: 256 of the largest.
 const MAX_BODIES: usize = 64 * 1024 * 1024;
+/// What each body may hold without counting, bytes: a usual one never meets that limit, whatever the
+/// large ones do, and there are no more of them than connections.
+const FREE_BODY: usize = 8 * 1024;
 
 /// The limits of a gateway, on all its sockets together.
 pub struct Admission {
@@ -103,7 +106,8 @@ impl Place {
 
     /// Returns the account of a body that is being received; its bytes are given back with it.
     pub fn body(&self) -> BodyAccount {
-        BodyAccount { admission: self.0.admission.clone(), held: self.0.admission.bodies.acquire(0) }
+        let admission = self.0.admission.clone();
+        BodyAccount { held: admission.bodies.acquire(0), admission, free: FREE_BODY }
     }
 }
 
@@ -111,6 +115,8 @@ impl Place {
 pub struct BodyAccount {
     admission: Arc<Admission>,
     held: Permit,
+    /// Bytes that do not count yet.
+    free: usize,
 }
 
 impl BodyAccount {
@@ -119,7 +125,9 @@ impl BodyAccount {
     /// # Errors
     /// When all bodies together hold too much.
     pub fn grow(&mut self, bytes: usize) -> Result<(), Problem> {
-        let fits = self.held.try_grow(bytes);
+        let counted = bytes.saturating_sub(self.free);
+        self.free = self.free.saturating_sub(bytes);
+        let fits = self.held.try_grow(counted);
         if fits { Ok(()) } else { Err(self.admission.refuse(Refused::Memory)) }
     }
 }
@@ -177,10 +185,13 @@ mod tests {
         let (admission, unsent) = admission(10);
         let place = admit(&admission, &Method::PUT, true).unwrap();
         let mut body = place.body();
-        body.grow(MAX_BODIES - 1).unwrap();
-        assert!(place.body().grow(2).is_err());
+        body.grow(FREE_BODY + MAX_BODIES - 1).unwrap();
+        let mut other = place.body();
+        other.grow(FREE_BODY).unwrap();
+        assert!(other.grow(2).is_err(), "a large one");
         drop(body);
-        place.body().grow(2).unwrap();
+        other.grow(2).unwrap();
+        drop(other);
         assert_eq!(admission.bodies.used(), 0);
         let answer = unsent.acquire(11);
         assert!(admit(&admission, &Method::GET, false).is_none());

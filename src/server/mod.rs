@@ -62,11 +62,14 @@ const MAX_ERROR_RESETS: usize = 1024;
 const MAX_HEADER_LIST: u32 = 16 * 1024;
 /// What one stream may have in h2's buffer beyond the part being sent, bytes.
 const MAX_SEND_BUFFER: usize = 256 * 1024;
-/// Most that all connections of a listener may have unsent, bytes: 32 of the largest answers. Readers
+/// Most that all connections of a listener may have unsent, bytes: 64 of the largest answers. Readers
 /// take typical answers (a few KiB) at once, so that only large answers to slow readers come near it.
-pub const MAX_UNSENT: usize = 64 * 1024 * 1024;
-/// How long an answer must have waited before its connection can be cut to make room for others.
-const UNSENT_PATIENCE: Duration = Duration::from_secs(1);
+pub const MAX_UNSENT: usize = 128 * 1024 * 1024;
+/// How long an answer must have waited before its connection can be cut to make room for others: short
+/// enough that readers who stop cannot hold all the room, long enough for everyone who reads.
+const UNSENT_PATIENCE: Duration = Duration::from_millis(100);
+/// The same where one connection carries the answers of many.
+const SHARED_PATIENCE: Duration = Duration::from_secs(1);
 /// HTTP/2 windows for request bodies: a largest message fits without a round trip.
 const WINDOW: u32 = 1024 * 1024;
 
@@ -92,8 +95,8 @@ pub struct Limits {
     pub max_connections: usize,
     /// A connection whose output does not move for this long ends, at most an eighth (or 1 s) later.
     pub write_timeout: Duration,
-    /// Bytes of answers that all connections together have unsent. Above it the connection whose answer
-    /// has waited longest is cut; who answers calls should refuse more of them while it is full.
+    /// Bytes of answers that all connections together have unsent. From half of it on the connection whose
+    /// answer has waited longest is cut; who answers calls should refuse more of them while it is full.
     pub unsent: Arc<Limit>,
 }
 
@@ -226,7 +229,7 @@ impl<S> Server<S> {
             conn.unsent_since.store(self.now(), Relaxed);
         }
         let unsent = Unsent::new(bytes, &conn.output, permit);
-        if self.limits.unsent.is_full() {
+        if self.limits.unsent.is_half_full() {
             self.cut_longest_unsent();
         }
         unsent
@@ -236,7 +239,7 @@ impl<S> Server<S> {
     /// of HTTP/2 carries many answers: it waits only while none of them moves.
     fn cut_longest_unsent(&self) {
         let conns = self.lock();
-        let waiting = conns.values().filter(|conn| conn.output.has_unsent());
+        let waiting = conns.values().filter(|conn| conn.output.has_unsent() && !conn.output.is_cut());
         let now = self.now();
         let waited = |conn: &Arc<Conn>| {
             if self.is_http1() {
@@ -245,8 +248,9 @@ impl<S> Server<S> {
                 conn.seen_again.load(Relaxed).saturating_mul(ms(self.look_every()))
             }
         };
+        let patience = if self.is_http1() { UNSENT_PATIENCE } else { SHARED_PATIENCE };
         let longest = waiting.max_by_key(|conn| waited(conn));
-        if let Some(conn) = longest.filter(|conn| waited(conn) >= ms(UNSENT_PATIENCE)) {
+        if let Some(conn) = longest.filter(|conn| waited(conn) >= ms(patience)) {
             self.cut(conn, Cut::Unsent);
         }
     }

@@ -43,6 +43,11 @@ impl Output {
         self.moved.load(Relaxed)
     }
 
+    /// Returns true once the connection is to end.
+    pub fn is_cut(&self) -> bool {
+        self.cut.load(Relaxed)
+    }
+
     /// Notes that the connection ends; false if that was known.
     pub fn cut(&self) -> bool {
         !self.cut.swap(true, Relaxed)

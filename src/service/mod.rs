@@ -237,6 +237,10 @@ impl Handler {
             }
             let (head, body) = request.into_parts();
             let (message, _place) = self.admission.receive(body).await?;
+            if context.remaining().is_zero() {
+                self.admission.late();
+                return Err(late());
+            }
             let request = Request::from_parts(head, Body::new(Full::new(message)));
             Ok(self.handle(request, context).await)
         };

@@ -192,7 +192,7 @@ async fn f31_a_body_without_end_is_refused_before_it_is_read() {
     let mut stream = TcpStream::connect(app.gateway()).await.unwrap();
     let begin = "PUT /api/feed/create_feed HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n";
     stream.write_all(begin.as_bytes()).await.unwrap();
-    let chunk = [b"10000\r\n".as_slice(), &[b' '; 0x10000], b"\r\n"].concat();
+    let chunk = [b"10000\r\n".as_slice(), &b" ".repeat(0x10000), b"\r\n"].concat();
     let mut sent = 0;
     while sent < 1024 && stream.write_all(&chunk).await.is_ok() {
         sent += 1;
@@ -278,7 +278,8 @@ async fn f34_above_the_limit_of_unsent_bytes_the_slowest_reader_makes_room() {
     const ANSWER: usize = 4_000_000;
     let listener = Listener::bind(([127, 0, 0, 1], 0).into()).unwrap();
     let addr = listener.addr();
-    let unsent = Limit::new(5 * ANSWER, None);
+    // room is made from the half on
+    let unsent = Limit::new(10 * ANSWER, None);
     let limits =
         Limits { max_connections: 100, write_timeout: Duration::from_mins(1), unsent: unsent.clone() };
     let (metrics, begin) = (Metrics::new().unwrap(), CancellationToken::new());
@@ -290,7 +291,7 @@ async fn f34_above_the_limit_of_unsent_bytes_the_slowest_reader_makes_room() {
     });
     let old = readers(addr, 4).await;
     wait_for("four answers wait", || async { (unsent.used() > 3 * ANSWER).then_some(()) }).await;
-    tokio::time::sleep(1100 * MS).await; // the patience with readers is a second
+    tokio::time::sleep(200 * MS).await; // longer than the patience with readers while room is short
     // each of these is one too many, and an old one goes for it
     let young = readers(addr, 5).await;
     let gone = || async { old.iter().filter(|stream| is_reset(stream)).count().ge(&3).then_some(()) };
