@@ -272,7 +272,7 @@ async fn memory(_: Duration) -> Findings {
         sleep(SECOND / 5).await;
     }
     findings.tell("bodies on offer, MB", f64::from(clients) * 0.2, "");
-    findings.add("growth by bodies that never end, MB", most.max(grown()), "", Bound::AtMost(300.0), false);
+    findings.add("growth by bodies that never end, MB", most.max(grown()), "", Bound::AtMost(400.0), false);
     app.serves().await;
     drop(uploads);
 
