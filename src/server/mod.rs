@@ -5,15 +5,15 @@
 //! ends. Here each connection is a task, bounded in number, with TCP_NODELAY, and a drain lets it finish
 //! what it began until the grace period is over.
 
+mod conns;
 mod flood;
 mod output;
 
-use std::collections::HashMap;
 use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -22,8 +22,7 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::TcpStream;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
-use tokio::time::Instant;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
@@ -31,7 +30,8 @@ use crate::error::chain;
 use crate::limit::{Limit, Quiet};
 use crate::listener::Listener;
 use crate::metrics::{Cut, Metrics};
-use output::{Output, Stream, Unsent};
+use conns::{Busy, Conn, Conns};
+use output::Stream;
 
 /// How long an idle kept-alive connection stays open once the drain began: a request may be on its way.
 const IDLE_LINGER: Duration = Duration::from_millis(50);
@@ -65,11 +65,6 @@ const MAX_SEND_BUFFER: usize = 256 * 1024;
 /// Most that all connections of a listener may have unsent, bytes: 64 of the largest answers. Readers
 /// take typical answers (a few KiB) at once, so that only large answers to slow readers come near it.
 pub const MAX_UNSENT: usize = 128 * 1024 * 1024;
-/// How long an answer must have waited before its connection can be cut to make room for others: short
-/// enough that readers who stop cannot hold all the room, long enough for everyone who reads.
-const UNSENT_PATIENCE: Duration = Duration::from_millis(100);
-/// The same where one connection carries the answers of many.
-const SHARED_PATIENCE: Duration = Duration::from_secs(1);
 /// HTTP/2 windows for request bodies: a largest message fits without a round trip.
 const WINDOW: u32 = 1024 * 1024;
 
@@ -109,181 +104,14 @@ pub struct Stop {
     pub grace: Duration,
 }
 
-/// One connection as the others see it.
-#[derive(Debug, Default)]
-struct Conn {
-    /// Requests being answered.
-    busy: AtomicUsize,
-    /// When the last answer was given, ms on the server's clock.
-    idle_since: AtomicU64,
-    /// True once a request has come.
-    used: AtomicBool,
-    /// True once it was asked to close.
-    closing: AtomicBool,
-    /// Asks it to close.
-    close: Notify,
-    /// What it has yet to send.
-    output: Arc<Output>,
-    /// The step that the output was last seen at, and at how many looks since: looks and not time, since a
-    /// process that stands still must not hold that against its peers.
-    seen: AtomicU64,
-    seen_again: AtomicU64,
-    /// When its answer began to wait, ms on the server's clock.
-    unsent_since: AtomicU64,
-    /// Ends it at once.
-    cut: Notify,
-}
-
-/// Falls when a request has been answered or given up.
-struct Busy<S> {
-    conn: Arc<Conn>,
-    server: Arc<Server<S>>,
-}
-
-/// The part of a request's answer that is being given.
-struct Answering<S> {
-    conn: Arc<Conn>,
-    server: Arc<Server<S>>,
-    /// Held on HTTP/1 until the body has been handed over, or nobody wants it any more. On HTTP/2 a body
-    /// that goes on is a health watch, which must not hold the connection's slot.
-    _busy: Option<Busy<S>>,
-}
-
-impl<S> Drop for Busy<S> {
-    fn drop(&mut self) {
-        self.conn.idle_since.store(self.server.now(), Relaxed);
-        self.conn.busy.fetch_sub(1, Relaxed);
-    }
-}
-
-/// A body that keeps its connection busy and counts what it hands over.
-struct Guarded<B, S> {
-    body: Pin<Box<B>>,
-    answering: Answering<S>,
-}
-
-impl<B: http_body::Body<Data = Bytes>, S> http_body::Body for Guarded<B, S> {
-    type Data = Unsent;
-    type Error = B::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<Result<http_body::Frame<Unsent>, B::Error>>> {
-        let frame = std::task::ready!(self.body.as_mut().poll_frame(cx));
-        let Answering { conn, server, .. } = &self.answering;
-        let counted = |frame: http_body::Frame<Bytes>| frame.map_data(|bytes| server.unsent(conn, bytes));
-        std::task::Poll::Ready(frame.map(|frame| frame.map(counted)))
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> http_body::SizeHint {
-        self.body.size_hint()
-    }
-}
-
-/// Takes a connection off the list however it ends.
-struct Listed<'a, S> {
-    server: &'a Server<S>,
-    id: u64,
-}
-
-impl<S> Drop for Listed<'_, S> {
-    fn drop(&mut self) {
-        self.server.lock().remove(&self.id);
-    }
-}
-
 struct Server<S> {
     protocol: Protocol,
     service: S,
-    limits: Limits,
+    conns: Arc<Conns>,
     metrics: Metrics,
     floods: Quiet,
     stop: Stop,
-    clock: Instant,
     slots: Arc<Semaphore>,
-    conns: Mutex<HashMap<u64, Arc<Conn>>>,
-}
-
-impl<S> Server<S> {
-    fn now(&self) -> u64 {
-        u64::try_from(self.clock.elapsed().as_millis()).unwrap_or(u64::MAX)
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Arc<Conn>>> {
-        self.conns.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn is_http1(&self) -> bool {
-        matches!(self.protocol, Protocol::Http1 { .. })
-    }
-
-    /// Counts a part of an answer until it is sent. If that is too much for all together, room is made.
-    fn unsent(&self, conn: &Conn, bytes: Bytes) -> Unsent {
-        let permit = self.limits.unsent.acquire(bytes.len());
-        if !conn.output.has_unsent() {
-            conn.unsent_since.store(self.now(), Relaxed);
-        }
-        let unsent = Unsent::new(bytes, &conn.output, permit);
-        if self.limits.unsent.is_half_full() {
-            self.cut_longest_unsent();
-        }
-        unsent
-    }
-
-    /// Ends the connection whose answer has waited longest, if that is longer than is usual. A connection
-    /// of HTTP/2 carries many answers: it waits only while none of them moves.
-    fn cut_longest_unsent(&self) {
-        let conns = self.lock();
-        let waiting = conns.values().filter(|conn| conn.output.has_unsent() && !conn.output.is_cut());
-        let now = self.now();
-        let waited = |conn: &Arc<Conn>| {
-            if self.is_http1() {
-                now.saturating_sub(conn.unsent_since.load(Relaxed))
-            } else {
-                conn.seen_again.load(Relaxed).saturating_mul(ms(self.look_every()))
-            }
-        };
-        let patience = if self.is_http1() { UNSENT_PATIENCE } else { SHARED_PATIENCE };
-        let longest = waiting.max_by_key(|conn| waited(conn));
-        if let Some(conn) = longest.filter(|conn| waited(conn) >= ms(patience)) {
-            self.cut(conn, Cut::Unsent);
-        }
-    }
-
-    /// Returns the time between two looks at the outputs.
-    fn look_every(&self) -> Duration {
-        (self.limits.write_timeout / 8).clamp(Duration::from_millis(5), Duration::from_secs(1))
-    }
-
-    /// Ends the connections whose output has not moved for too long.
-    fn cut_stalled(&self) {
-        let limit = ms(self.limits.write_timeout).div_ceil(ms(self.look_every()));
-        for conn in self.lock().values() {
-            let moved = conn.output.moved();
-            if !conn.output.is_pending() || conn.seen.load(Relaxed) != moved {
-                conn.seen.store(moved, Relaxed);
-                conn.seen_again.store(0, Relaxed);
-            } else if conn.seen_again.fetch_add(1, Relaxed) + 1 >= limit {
-                self.cut(conn, Cut::WriteTimeout);
-            }
-        }
-    }
-
-    fn cut(&self, conn: &Conn, reason: Cut) {
-        if conn.output.cut() {
-            self.metrics.cut(reason);
-            conn.cut.notify_one();
-        }
-    }
-}
-
-fn ms(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
 
 /// Serves a listener until `stop` begins, then drains: returns when the last connection has ended or the
@@ -310,16 +138,14 @@ pub async fn serve<S, F, B>(
         protocol,
         service,
         slots: Arc::new(Semaphore::new(limits.max_connections)),
-        limits,
+        conns: Conns::new(matches!(protocol, Protocol::Http1 { .. }), limits, metrics),
         metrics: metrics.clone(),
         floods: Quiet::default(),
         stop: stop.clone(),
-        clock: Instant::now(),
-        conns: Mutex::default(),
     });
     let tasks = TaskTracker::new();
     let cut = CancellationToken::new();
-    let _watch = AbortOnDropHandle::new(tokio::spawn(watch(server.clone())));
+    let _watch = AbortOnDropHandle::new(tokio::spawn(server.conns.clone().watch()));
     let accept_failures = Quiet::default();
     let mut next_id = 0;
     let mut open = |(stream, peer): (TcpStream, SocketAddr), permit| {
@@ -339,7 +165,7 @@ pub async fn serve<S, F, B>(
                     tracing::warn!(%error, times, addr = %listener.addr(), "accept failed");
                 }
                 // most likely file descriptors have run out: an idle connection gives its own
-                server.close_longest_idle();
+                server.conns.close_longest_idle();
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -358,16 +184,6 @@ pub async fn serve<S, F, B>(
     }
 }
 
-/// Looks after what the connections have unsent, for ever.
-async fn watch<S>(server: Arc<Server<S>>) {
-    let mut tick = tokio::time::interval(server.look_every());
-    tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    loop {
-        tick.tick().await;
-        server.cut_stalled();
-    }
-}
-
 impl<S, F, B> Server<S>
 where
     S: Fn(Request<Incoming>, IpAddr) -> F + Clone + Send + Sync + 'static,
@@ -382,20 +198,11 @@ where
             if let Ok(permit) = self.slots.clone().try_acquire_owned() {
                 return permit;
             }
-            self.close_longest_idle();
+            self.conns.close_longest_idle();
             let freed = self.slots.clone().acquire_owned();
             if let Ok(Ok(permit)) = tokio::time::timeout(SLOT_RETRY, freed).await {
                 return permit;
             }
-        }
-    }
-
-    fn close_longest_idle(&self) {
-        let conns = self.lock();
-        let idle = |conn: &&Arc<Conn>| conn.busy.load(Relaxed) == 0 && !conn.closing.load(Relaxed);
-        if let Some(conn) = conns.values().filter(idle).min_by_key(|conn| conn.idle_since.load(Relaxed)) {
-            conn.closing.store(true, Relaxed);
-            conn.close.notify_one();
         }
     }
 
@@ -406,34 +213,27 @@ where
         peer: SocketAddr,
         slot: OwnedSemaphorePermit,
     ) {
-        let conn = Arc::new(Conn::default());
-        conn.idle_since.store(self.now(), Relaxed);
-        self.lock().insert(id, conn.clone());
-        let _listed = Listed { server: &self, id };
+        let (conn, _listed) = self.conns.add(id);
         let client = peer.ip().to_canonical();
         let service = {
             let (server, conn) = (self.clone(), conn.clone());
             hyper::service::service_fn(move |request| {
-                conn.busy.fetch_add(1, Relaxed);
-                conn.used.store(true, Relaxed);
-                let (conn, server) = (conn.clone(), server.clone());
-                let busy = Busy { conn: conn.clone(), server: server.clone() };
+                let busy = Busy::new(&conn, &server.conns);
+                let http1 = server.conns.is_http1();
                 let draining = server.stop.begin.is_cancelled();
                 let answer = (server.service)(request, client);
                 async move {
                     let mut response = answer.await;
-                    let http1 = server.is_http1();
                     if draining && http1 {
                         response
                             .headers_mut()
                             .insert(http::header::CONNECTION, HeaderValue::from_static("close"));
                     }
-                    let answering = Answering { conn, server, _busy: http1.then_some(busy) };
-                    Ok::<_, Infallible>(response.map(|body| Guarded { body: Box::pin(body), answering }))
+                    Ok::<_, Infallible>(response.map(|body| busy.guard(body)))
                 }
             })
         };
-        let meter = (!self.is_http1()).then(flood::Meter::default);
+        let meter = (!self.conns.is_http1()).then(flood::Meter::default);
         let io = TokioIo::new(Stream::new(stream, conn.output.clone(), meter));
         match self.protocol {
             Protocol::Http1 { header_timeout } => {
@@ -470,7 +270,7 @@ where
     where
         C: Future<Output = hyper::Result<()>>,
     {
-        let http1 = self.is_http1();
+        let http1 = self.conns.is_http1();
         let mut connection = std::pin::pin!(connection);
         let mut cut = std::pin::pin!(conn.cut.notified());
         // hyper has a time limit for the first request on HTTP/1 only
