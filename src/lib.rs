@@ -20,6 +20,7 @@ pub mod config;
 pub mod context;
 pub mod error;
 pub mod http;
+pub mod limit;
 pub mod listener;
 pub mod metrics;
 pub mod process;

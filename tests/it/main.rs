@@ -18,11 +18,10 @@ mod callpath;
 mod discovery;
 mod docs;
 mod durability;
-
-mod faults;
-
+mod edge;
+mod edge_grpc;
 mod etcd_access;
-
+mod faults;
 mod gateway;
 mod grpc;
 mod kit;
