@@ -210,10 +210,9 @@ impl Shared {
             let view = (self.started + FIRST_VIEW).min(deadline);
             let until = if self.set.now().connecting { deadline } else { view };
             match tokio::time::timeout_at(until, changes.changed()).await {
-                Ok(Ok(())) => {}
                 Ok(Err(_)) => return Err(nobody(call)),
-                Err(_) if Instant::now() >= call.context.deadline => return Err(nobody(call)),
-                Err(_) => {}
+                Err(_) if Instant::now() >= deadline => return Err(nobody(call)),
+                Ok(Ok(())) | Err(_) => {}
             }
         }
     }

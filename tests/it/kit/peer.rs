@@ -142,6 +142,8 @@ pub enum Break {
     NoTrailers,
     /// What comes is no message.
     Garbage,
+    /// Nothing comes any more, and the connection stays open.
+    Freeze,
 }
 
 /// Says that it serves, and breaks under every other call.
@@ -167,6 +169,7 @@ pub async fn breaking(how: Break) -> Peer {
                     }
                     match how {
                         Break::Close => return,
+                        Break::Freeze => std::future::pending().await,
                         Break::Goaway => connection.abrupt_shutdown(h2::Reason::INTERNAL_ERROR),
                         Break::MidAnswer => {
                             if let Ok(mut body) = respond.send_response(head, false) {
