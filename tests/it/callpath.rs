@@ -363,10 +363,7 @@ async fn a_read_falls_back_to_the_last_good_answer_and_says_so() {
     let broken = peer::healthy(|_, mut r| async move { r.send_reset(h2::Reason::INTERNAL_ERROR) }).await;
     let addr = app.addresses.of(microservice_app::config::Role::Topic).unwrap();
     let _taken = app.register("topic", broken.addr);
-    let _gone = {
-        let registration = app.register("topic", addr);
-        registration.revoke().await;
-    };
+    app.register("topic", addr).revoke().await;
     wait_for("only the broken one is left", || async {
         let all = topics(&app).await;
         (all.len() == 1 && all[0]["addr"] == broken.addr.to_string() && all[0]["state"] == "up").then_some(())
