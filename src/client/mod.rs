@@ -10,6 +10,7 @@
 
 mod balance;
 mod breaker;
+mod budget;
 mod cache;
 mod call;
 mod connection;

@@ -88,12 +88,15 @@ impl State {
     }
 }
 
+/// Takes the id of an instance that has come (back), if it gave one.
+pub type Arrived = dyn Fn(Option<&str>) + Send + Sync;
+
 /// What is told of a pool to those who use it.
 pub struct Told {
     /// Notified whenever the state of an instance changes.
     pub changed: Arc<Notify>,
     /// Called with the peer's id when an instance that was not there has come (back).
-    pub arrived: Box<dyn Fn(Option<&str>) + Send + Sync>,
+    pub arrived: Box<Arrived>,
     /// What is counted.
     pub meters: Connections,
 }
