@@ -17,7 +17,7 @@ use crate::kit::etcd::Etcd;
 use crate::kit::fake::{Behaviour, Fake};
 use crate::kit::guarantees::{self, Amplification, Write};
 use crate::kit::http::request;
-use crate::kit::load::{Load, Outcome, Record};
+use crate::kit::load::{Load, Outcome, Record, Running};
 use crate::kit::relay::{Direction, Faults, Relay};
 use crate::kit::system::Role;
 use crate::kit::{ab, quantile, wait_for};
@@ -84,10 +84,10 @@ impl Bench {
         Load::get(self.gateway.addr, RATE, path)
     }
 
-    /// Returns what the client has asked of topic and how often it tried.
-    async fn amplification(&self) -> Amplification {
-        let requests = self.gateway.metric("http_server_request_duration_seconds_count").await;
+    /// Returns what was asked of the client and how often it tried. What is in flight was asked, too.
+    async fn amplification(&self, load: &Running) -> Amplification {
         let attempts = self.gateway.metric(ATTEMPTS).await;
+        let requests = load.sent() as f64;
         Amplification { at: Instant::now(), requests, attempts }
     }
 
@@ -325,11 +325,11 @@ async fn all_bad(time: Duration) -> Findings {
     let (bench, mut findings) = (Bench::start(3).await, Findings::default());
     bench.fakes.iter().for_each(|fake| fake.behave(failing(tonic::Code::Unavailable, 1.0)));
     let load = bench.load(LIST).start();
-    let (first, begun) = (bench.amplification().await, Instant::now());
+    let (first, begun) = (bench.amplification(&load).await, Instant::now());
     let mut samples = vec![first];
     while begun.elapsed() < time {
         sleep(SECOND / 2).await;
-        samples.push(bench.amplification().await);
+        samples.push(bench.amplification(&load).await);
     }
     let last = samples[samples.len() - 1];
     let (requests, attempts) = (last.requests - first.requests, last.attempts - first.attempts);
