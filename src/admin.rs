@@ -105,6 +105,7 @@ impl Admin {
         if let Some(view) = &inner.view {
             inner.metrics.view(view);
         }
+        inner.clients.iter().for_each(Client::measure);
         let registrations = inner.roles.iter().filter_map(|role| {
             let state = *role.registration.as_ref()?.borrow();
             Some((role.name, state))
@@ -161,7 +162,7 @@ impl Admin {
             "version": crate::cli::VERSION,
             "roles": roles.collect::<Vec<_>>(),
             "registry": self.0.view.as_ref().map(registry),
-            "clients": self.0.clients.iter().map(endpoints).collect::<Vec<_>>(),
+            "clients": self.0.clients.iter().map(Client::status).collect::<Vec<_>>(),
         });
         let mut response = text(StatusCode::OK, format!("{body:#}\n"));
         let kind = HeaderValue::from_static("application/json");
@@ -227,20 +228,6 @@ fn registry(handle: &ViewHandle) -> Value {
         "differences": handle.differences(), "ignored_keys": view.ignored,
         "services": instances.collect::<serde_json::Map<_, _>>(),
     })
-}
-
-fn endpoints(client: &Client) -> Value {
-    let services = client.snapshots().into_iter().map(|(service, snapshot)| {
-        let list = snapshot.all.iter().map(|endpoint| {
-            json!({
-                "addr": endpoint.instance.addr, "state": endpoint.state().name(),
-                "draining": endpoint.instance.draining, "in_flight": endpoint.in_flight(),
-                "last_error": endpoint.last_error().as_deref(), "adopted_id": endpoint.adopted_id().as_deref(),
-            })
-        });
-        (service.to_owned(), Value::Array(list.collect()))
-    });
-    Value::Object(services.collect())
 }
 
 fn text(status: StatusCode, body: String) -> Response {

@@ -1,7 +1,8 @@
 //! What travels with a request through every hop: its deadline and its ids.
 //!
 //! Over HTTP: `x-request-timeout-ms`, `x-request-id`, and a trace id from `b3`, `x-b3-traceid` or
-//! `traceparent`, in that order. Over gRPC: `grpc-timeout`, `x-request-id`, `x-b3-*`.
+//! `traceparent`, in that order. Over gRPC: `grpc-timeout`, `x-request-id`, `x-b3-*`,
+//! `grpc-previous-rpc-attempts`.
 
 use std::time::Duration;
 
@@ -14,7 +15,7 @@ pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 pub const TRACE_ID: HeaderName = HeaderName::from_static("x-b3-traceid");
 /// Id of the calling span, 16 lower-case hex digits.
 pub const SPAN_ID: HeaderName = HeaderName::from_static("x-b3-spanid");
-/// What a degraded answer lacks: `feeds_unavailable`.
+/// How an answer is degraded: `stale` (an earlier one, with its `age`) or `feeds_unavailable`.
 pub const DEGRADED: HeaderName = HeaderName::from_static("x-degraded");
 /// Which service a call is meant for, `<key prefix><service>`; a server that is another one refuses it.
 pub const SERVICE: HeaderName = HeaderName::from_static("x-msa-service");
@@ -22,6 +23,8 @@ pub const SERVICE: HeaderName = HeaderName::from_static("x-msa-service");
 pub const WRONG_SERVICE: HeaderName = HeaderName::from_static("x-msa-wrong-service");
 /// Id of the instance that answered.
 pub const INSTANCE: HeaderName = HeaderName::from_static("x-msa-instance");
+/// How often a call was tried before (gRPC proposal A6).
+const PREVIOUS_ATTEMPTS: HeaderName = HeaderName::from_static("grpc-previous-rpc-attempts");
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 const B3: HeaderName = HeaderName::from_static("b3");
 const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
@@ -38,13 +41,21 @@ pub struct Context {
     pub request_id: HeaderValue,
     /// 16 or 32 lower-case hex digits.
     pub trace_id: HeaderValue,
+    /// How often this or a call above it was tried before. Above 0 nothing further down is repeated:
+    /// else three tries at each of three hops make 27.
+    pub previous_attempts: u32,
 }
 
 impl Context {
     /// Returns a context with fresh ids.
     #[must_use]
     pub fn new(deadline: Instant) -> Self {
-        Self { deadline, request_id: hex(rand::random()), trace_id: hex(rand::random()) }
+        Self {
+            deadline,
+            request_id: hex(rand::random()),
+            trace_id: hex(rand::random()),
+            previous_attempts: 0,
+        }
     }
 
     /// Returns the context that a caller's headers give; what they lack or garble is made up.
@@ -55,7 +66,16 @@ impl Context {
             deadline,
             request_id: given.cloned().unwrap_or_else(|| hex(rand::random())),
             trace_id: trace_id(headers).unwrap_or_else(|| hex(rand::random())),
+            previous_attempts: 0,
         }
+    }
+
+    /// Returns the context of a gRPC call: as [`Self::from_headers`], and how often it was tried before,
+    /// which only a caller inside the system is believed.
+    #[must_use]
+    pub fn from_grpc(headers: &HeaderMap, deadline: Instant) -> Self {
+        let given = headers.get(PREVIOUS_ATTEMPTS).and_then(|value| value.to_str().ok()?.parse().ok());
+        Self { previous_attempts: given.unwrap_or(0), ..Self::from_headers(headers, deadline) }
     }
 
     /// Returns the time that is left, zero if it is over.
@@ -70,6 +90,9 @@ impl Context {
         headers.insert(REQUEST_ID, self.request_id.clone());
         headers.insert(TRACE_ID, self.trace_id.clone());
         headers.insert(SPAN_ID, hex(rand::random()));
+        if self.previous_attempts > 0 {
+            headers.insert(PREVIOUS_ATTEMPTS, HeaderValue::from(self.previous_attempts));
+        }
     }
 
     /// Returns the same context with an earlier deadline.
@@ -170,6 +193,21 @@ mod tests {
         assert_eq!(read(&headers), "80f198ee56343ba864fe8b2a57d3eff7");
         headers.insert(B3, HeaderValue::from_static("0"));
         assert_eq!(read(&headers), "463ac35c9f6413ad");
+    }
+
+    #[test]
+    fn earlier_attempts_are_told_and_believed_over_grpc_only() {
+        let mut headers = HeaderMap::new();
+        let mut context = Context::new(Instant::now());
+        context.write(&mut headers);
+        assert!(headers.get(PREVIOUS_ATTEMPTS).is_none());
+        context.previous_attempts = 2;
+        context.write(&mut headers);
+        assert_eq!(headers[PREVIOUS_ATTEMPTS], "2");
+        assert_eq!(Context::from_grpc(&headers, Instant::now()).previous_attempts, 2);
+        assert_eq!(Context::from_headers(&headers, Instant::now()).previous_attempts, 0);
+        headers.insert(PREVIOUS_ATTEMPTS, HeaderValue::from_static("-1"));
+        assert_eq!(Context::from_grpc(&headers, Instant::now()).previous_attempts, 0);
     }
 
     #[test]

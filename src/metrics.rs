@@ -3,15 +3,17 @@
 //! Labels are bounded: route templates, rpc names of [`crate::rpc`], statuses and codes; never a path, a
 //! user or an address.
 
-use std::collections::BTreeMap;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use prometheus::{
-    Encoder as _, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    Encoder as _, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder,
 };
 
+use crate::client::{self, Breaker, retry};
 use crate::registry::Registered;
+use crate::rpc::{self, Rpc};
 
 /// Edges of latency histograms, seconds: from a loopback call that a store answers from memory (under
 /// 1 ms) to the default deadline (2 s) and what outlives it.
@@ -24,8 +26,7 @@ pub struct Metrics {
     http: HistogramVec,
     grpc: HistogramVec,
     attempts: HistogramVec,
-    retries: IntCounterVec,
-    endpoints: IntGaugeVec,
+    client: ClientFamilies,
     registration: IntGaugeVec,
     view: ViewMetrics,
     view_age: prometheus::Gauge,
@@ -40,6 +41,21 @@ struct ViewMetrics {
     ignored: IntGauge,
     resets: IntCounter,
     differences: IntCounter,
+}
+
+/// What callers of services count, see [`ClientMeters`].
+#[derive(Clone, Debug)]
+struct ClientFamilies {
+    granted: IntCounterVec,
+    refused: IntCounterVec,
+    fallback: IntCounterVec,
+    deadline: IntCounterVec,
+    endpoints: IntGaugeVec,
+    breaker_state: IntGaugeVec,
+    breaker_transitions: IntCounterVec,
+    breaker_refused: IntCounterVec,
+    limit_refused: IntCounterVec,
+    connections: IntCounterVec,
 }
 
 /// Registers a collector. It cannot fail: the names below are valid and distinct, and a test makes them.
@@ -84,18 +100,7 @@ impl Metrics {
                 "Time of one attempt at one instance.",
                 &["service", "method", "code"],
             )?,
-            retries: add(
-                r,
-                IntCounterVec::new(
-                    Opts::new("client_retries_total", "Attempts after the first one of a call."),
-                    &["service", "reason"],
-                ),
-            )?,
-            endpoints: gauge(
-                "client_endpoints",
-                "Instances of a service as its callers see them.",
-                &["service", "state"],
-            )?,
+            client: ClientFamilies::new(r)?,
             registration: gauge(
                 "registry_registration_state",
                 "Registrations of this process, by state.",
@@ -148,21 +153,10 @@ impl Metrics {
         self.grpc.with_label_values(&[service, method, code]).observe(took.as_secs_f64());
     }
 
-    /// Notes one attempt at an instance.
-    pub fn attempt(&self, service: &str, method: &str, code: tonic::Code, took: Duration) {
-        let code = code_name(code);
-        self.attempts.with_label_values(&[service, method, code]).observe(took.as_secs_f64());
-    }
-
-    /// Notes an attempt after the first one.
-    pub fn retry(&self, service: &str, reason: &str) {
-        self.retries.with_label_values(&[service, reason]).inc();
-    }
-
-    /// Sets how many instances of a service are in a state.
-    pub fn endpoints(&self, service: &str, state: &str, count: usize) {
-        let count = i64::try_from(count).unwrap_or(i64::MAX);
-        self.endpoints.with_label_values(&[service, state]).set(count);
+    /// Returns the metrics of the calls to one service, each at 0 from the start.
+    #[must_use]
+    pub fn client(&self, service: &'static str) -> ClientMeters {
+        ClientMeters::new(&self.client, &self.attempts, service)
     }
 
     /// Counts registrations by state.
@@ -184,7 +178,7 @@ impl Metrics {
         let view = view.get();
         let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         self.view.revision.set(view.revision);
-        self.view.instances.set(count(view.services.values().map(BTreeMap::len).sum()));
+        self.view.instances.set(count(view.services.values().map(|instances| instances.len()).sum()));
         self.view.limbo.set(count(view.limbo.len()));
         self.view.ignored.set(count(view.ignored));
         // both only grow; what was counted elsewhere is caught up with
@@ -225,6 +219,220 @@ pub const fn code_name(code: tonic::Code) -> &'static str {
         tonic::Code::Unavailable => "UNAVAILABLE",
         tonic::Code::DataLoss => "DATA_LOSS",
         tonic::Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
+impl ClientFamilies {
+    fn new(r: &Registry) -> prometheus::Result<Self> {
+        let count = |name: &str, help: &str, labels: &[&str]| {
+            add(r, IntCounterVec::new(Opts::new(name, help), labels))
+        };
+        let gauge =
+            |name: &str, help: &str, labels: &[&str]| add(r, IntGaugeVec::new(Opts::new(name, help), labels));
+        Ok(Self {
+            granted: count(
+                "client_retry_granted_total",
+                "Attempts after the first one of a call, by the reason for them.",
+                &["service", "reason"],
+            )?,
+            refused: count(
+                "client_retry_refused_total",
+                "Attempts that would have followed a failure but were not made, by what forbade them.",
+                &["service", "reason"],
+            )?,
+            fallback: count(
+                "client_fallback_total",
+                "Earlier answers that stood in for one that could not be had.",
+                &["service", "method"],
+            )?,
+            deadline: count(
+                "client_deadline_exceeded_total",
+                "Calls that ended at their deadline.",
+                &["service"],
+            )?,
+            endpoints: gauge(
+                "client_endpoints",
+                "Instances of a service as its callers see them.",
+                &["service", "state"],
+            )?,
+            breaker_state: gauge(
+                "client_breaker_state",
+                "Instances whose breaker for a method is in this state.",
+                &["service", "method", "state"],
+            )?,
+            breaker_transitions: count(
+                "client_breaker_transitions_total",
+                "Changes of breakers to a state.",
+                &["service", "method", "to"],
+            )?,
+            breaker_refused: count(
+                "client_breaker_refused_total",
+                "Breakers that stayed closed because half of the service's are open.",
+                &["service"],
+            )?,
+            limit_refused: count(
+                "client_limit_refused_total",
+                "Attempts that met an instance with as many calls in flight as it may have.",
+                &["service"],
+            )?,
+            connections: count(
+                "client_connections_total",
+                "Connections to instances that were opened, lost, or replaced because of their age.",
+                &["service", "event"],
+            )?,
+        })
+    }
+}
+
+/// The metrics of the calls to one service; handles are resolved here, once.
+#[derive(Debug)]
+pub struct ClientMeters {
+    /// Attempts by rpc and code.
+    pub attempts: Arc<Attempts>,
+    /// Retries.
+    pub retry: retry::Meters,
+    /// Fallbacks by rpc.
+    pub fallback: Arc<[Option<IntCounter>; rpc::ALL.len()]>,
+    /// Calls that ended at their deadline.
+    pub deadline_exceeded: IntCounter,
+    /// Breakers that changed.
+    pub transitions: Arc<Transitions>,
+    /// Breakers that were not allowed to open.
+    pub breaker_refused: IntCounter,
+    /// Attempts that met a full instance.
+    pub limit_refused: IntCounter,
+    /// What became of connections.
+    pub connections: Connections,
+    endpoints: [IntGauge; client::State::ALL.len()],
+    /// Breakers by rpc: closed, open, half-open.
+    breakers: [Option<[IntGauge; 3]>; rpc::ALL.len()],
+}
+
+const BREAKERS: [Breaker; 3] = [Breaker::Closed, Breaker::Open, Breaker::HalfOpen];
+
+impl ClientMeters {
+    fn new(families: &ClientFamilies, attempts: &HistogramVec, service: &'static str) -> Self {
+        let of = |family: &IntCounterVec, label: &str| family.with_label_values(&[service, label]);
+        let single = |family: &IntCounterVec| family.with_label_values(&[service]);
+        let mut meters = Self {
+            attempts: Arc::new(Attempts::new(attempts.clone())),
+            retry: retry::Meters {
+                granted: retry::Reason::ALL.map(|reason| of(&families.granted, reason.name())),
+                refused: retry::Refusal::ALL.map(|refusal| of(&families.refused, refusal.name())),
+            },
+            fallback: Arc::new(rpc::ALL.each_ref().map(|rpc| {
+                (rpc.service == service && rpc.policy.fallback).then(|| of(&families.fallback, rpc.method))
+            })),
+            deadline_exceeded: single(&families.deadline),
+            transitions: Arc::default(),
+            breaker_refused: single(&families.breaker_refused),
+            limit_refused: single(&families.limit_refused),
+            connections: Connections {
+                opened: of(&families.connections, "opened"),
+                lost: of(&families.connections, "lost"),
+                replaced: of(&families.connections, "replaced"),
+            },
+            endpoints: client::State::ALL
+                .map(|state| families.endpoints.with_label_values(&[service, state.name()])),
+            breakers: Default::default(),
+        };
+        let mut transitions = Transitions::default();
+        for rpc in rpc::of_service(service) {
+            let state = |family: &IntGaugeVec| {
+                BREAKERS.map(|state| family.with_label_values(&[service, rpc.method, state.name()]))
+            };
+            let to = BREAKERS.map(|state| {
+                families.breaker_transitions.with_label_values(&[service, rpc.method, state.name()])
+            });
+            if let (Some(gauges), Some(counters)) =
+                (meters.breakers.get_mut(rpc.index), transitions.0.get_mut(rpc.index))
+            {
+                (*gauges, *counters) = (Some(state(&families.breaker_state)), Some(to));
+            }
+        }
+        meters.transitions = Arc::new(transitions);
+        meters
+    }
+
+    /// Sets how many instances are in a state.
+    pub fn endpoints(&self, state: client::State, count: usize) {
+        let at = client::State::ALL.iter().position(|known| *known == state);
+        if let Some(gauge) = at.and_then(|at| self.endpoints.get(at)) {
+            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// Sets how many breakers of an rpc are in which state.
+    pub fn breakers(&self, rpc: &Rpc, states: impl Iterator<Item = Breaker>) {
+        let Some(Some(gauges)) = self.breakers.get(rpc.index) else {
+            return;
+        };
+        let mut counts = [0; 3];
+        for state in states {
+            if let Some(count) = place(state).and_then(|at| counts.get_mut(at)) {
+                *count += 1;
+            }
+        }
+        for (gauge, count) in gauges.iter().zip(counts) {
+            gauge.set(count);
+        }
+    }
+}
+
+/// Returns a breaker state's place in [`BREAKERS`].
+fn place(state: Breaker) -> Option<usize> {
+    BREAKERS.iter().position(|known| known.name() == state.name())
+}
+
+/// `client_connections_total` of one service.
+#[derive(Clone, Debug)]
+pub struct Connections {
+    /// Opened.
+    pub opened: IntCounter,
+    /// Lost: broken, or closed by the peer.
+    pub lost: IntCounter,
+    /// Replaced because of their age.
+    pub replaced: IntCounter,
+}
+
+/// `client_breaker_transitions_total` of one service.
+#[derive(Debug, Default)]
+pub struct Transitions([Option<[IntCounter; 3]>; rpc::ALL.len()]);
+
+impl Transitions {
+    /// Counts a change to a state.
+    pub fn note(&self, rpc: usize, to: Breaker) {
+        if let Some(Some(counters)) = self.0.get(rpc)
+            && let Some(counter) = place(to).and_then(|at| counters.get(at))
+        {
+            counter.inc();
+        }
+    }
+}
+
+/// gRPC codes, 0 to 16.
+const CODES: usize = 17;
+
+/// `grpc_client_attempt_duration_seconds` of one service.
+#[derive(Debug)]
+pub struct Attempts {
+    family: HistogramVec,
+    /// By rpc and code. Resolved when it first happens: not every code does for every rpc.
+    cells: Box<[[OnceLock<Histogram>; CODES]; rpc::ALL.len()]>,
+}
+
+impl Attempts {
+    fn new(family: HistogramVec) -> Self {
+        Self { family, cells: Box::default() }
+    }
+
+    /// Notes one attempt at an instance.
+    pub fn observe(&self, rpc: &Rpc, code: tonic::Code, took: Duration) {
+        let cell = self.cells.get(rpc.index).and_then(|codes| codes.get(code as usize));
+        if let Some(cell) = cell {
+            let resolve = || self.family.with_label_values(&[rpc.grpc_service, rpc.method, code_name(code)]);
+            cell.get_or_init(resolve).observe(took.as_secs_f64());
+        }
     }
 }
 

@@ -60,6 +60,8 @@ in
           watch_silence_ms = timings.ttl * 1000;
         };
         client = {
+          # the original's promise, whose shares a test can count
+          balancer = "round_robin";
           deadline_ms = timings.call * 500;
           connect_timeout_ms = 5000;
           keepalive_timeout_ms = 10000;
@@ -68,7 +70,7 @@ in
     };
 
   # A machine that has nothing of ours. `steady-calls URL...` GETs until /tmp/enough exists, and writes
-  # status and curl's exit code of each call to /tmp/calls.
+  # status, curl's exit code and what a degraded answer lacks, of each call, to /tmp/calls.
   outsider = address: {
     imports = [ (machine address) ];
     environment.systemPackages = [
@@ -77,7 +79,7 @@ in
         until [ -e /tmp/enough ]; do
           for url in "$@"; do
             ${lib.getExe pkgs.curl} --silent --output /dev/null --max-time ${toString timings.call} \
-              --write-out '%{http_code} %{exitcode}\n' "$url" >> /tmp/calls
+              --write-out '%{http_code} %{exitcode} %header{x-degraded}\n' "$url" >> /tmp/calls
           done
         done
       '')

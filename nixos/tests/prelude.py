@@ -69,7 +69,7 @@ def metric(node: str, port: int, name: str, **labels: str) -> float:
 
 @contextmanager
 def steady_calls(*paths: str) -> Iterator[None]:
-    """Has the client GET these paths over and over meanwhile; every call must be answered by 200."""
+    """Has the client GET these paths over and over meanwhile; every call must be answered by 200, whole."""
     urls = " ".join(f"'{GATEWAY}{path}'" for path in paths)
     client.succeed("rm -f /tmp/calls /tmp/enough")
     client.succeed(f"systemd-run --quiet --collect --unit=steady-calls steady-calls {urls}")
@@ -80,7 +80,7 @@ def steady_calls(*paths: str) -> Iterator[None]:
     client.succeed("touch /tmp/enough")
     client.wait_until_fails("systemctl is-active --quiet steady-calls", timeout=SETTLE)
     answers = client.succeed("cat /tmp/calls").splitlines()
-    failed = [answer for answer in answers if answer != "200 0"]
+    failed = [answer for answer in answers if answer.rstrip() != "200 0"]
     log.info(f"{len(answers)} calls, {len(failed)} failed")
     assert not failed, f"{len(failed)} of {len(answers)} calls failed: {failed[:10]}"
 

@@ -4,17 +4,24 @@
 //! It is a task of its own, so a client that is idle still learns of every change and connects before
 //! the first call.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use http::HeaderValue;
 use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 
-use super::endpoint::{Endpoint, State};
+use super::breaker;
+use super::ejection::Ejection;
+use super::endpoint::{Common, Endpoint};
+use super::pool::State;
 use crate::config;
-use crate::metrics::Metrics;
-use crate::registry::{View, ViewHandle};
+use crate::metrics::ClientMeters;
+use crate::registry::{Instances, View, ViewHandle};
+
+/// Least time between two snapshots.
+const PUBLISH_EVERY: Duration = Duration::from_millis(20);
 
 /// The instances of one service at one moment, sorted by address.
 #[derive(Clone, Debug, Default)]
@@ -45,18 +52,21 @@ impl Set {
         identity: HeaderValue,
         settings: Arc<config::Client>,
         view: ViewHandle,
-        metrics: Metrics,
+        meters: Arc<ClientMeters>,
     ) -> Self {
         let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
         let (publish, version) = watch::channel(0);
+        // weak: the snapshot holds the instances, and they the bound
+        let peers = Arc::downgrade(&snapshot);
+        let count = move |rpc| peers.upgrade().map_or((0, 0), |peers| peers.load().count(rpc));
+        let ejection = Arc::new(Ejection::new(Box::new(count), meters.breaker_refused.clone()));
+        let changed = Arc::new(Notify::new());
+        let common = Common { service, identity, settings, ejection, meters, changed };
         let driver = Driver {
-            service,
-            identity,
-            settings,
-            metrics,
-            changed: Arc::new(Notify::new()),
+            common,
             known: false,
-            endpoints: BTreeMap::new(),
+            applied: Arc::default(),
+            endpoints: Vec::new(),
             snapshot: snapshot.clone(),
             publish,
         };
@@ -79,57 +89,71 @@ impl Set {
     }
 }
 
+impl Snapshot {
+    /// Counts the usable instances, and how many of them have a breaker that is not closed for an rpc.
+    fn count(&self, rpc: usize) -> (usize, usize) {
+        let now = Instant::now();
+        let open = self.usable.iter().filter(|e| e.breakers.state(rpc, now) != breaker::State::Closed);
+        (self.usable.len(), open.count())
+    }
+}
+
 struct Driver {
-    service: &'static str,
-    identity: HeaderValue,
-    settings: Arc<config::Client>,
-    metrics: Metrics,
-    /// Notified by a connection whose state changed.
-    changed: Arc<Notify>,
+    common: Common,
     known: bool,
-    endpoints: BTreeMap<String, Arc<Endpoint>>,
+    /// What the endpoints were made from.
+    applied: Arc<Instances>,
+    /// Sorted by address.
+    endpoints: Vec<Arc<Endpoint>>,
     snapshot: Arc<ArcSwap<Snapshot>>,
     publish: watch::Sender<u64>,
 }
 
 impl Driver {
     async fn run(mut self, mut view: ViewHandle) {
-        self.apply(&view.get());
         loop {
+            self.apply(&view.take());
             self.publish();
-            let changed = self.changed.clone();
+            // a change after a pause is published at once, those of a storm together
+            let earliest = Instant::now() + PUBLISH_EVERY;
             tokio::select! {
-                changed = view.changed() => match changed {
-                    Ok(view) => self.apply(&view),
-                    Err(_) => return,
-                },
-                () = changed.notified() => {}
+                changed = view.changed() => if changed.is_err() { return },
+                () = self.common.changed.notified() => {}
                 () = self.publish.closed() => return,
             }
+            tokio::time::sleep_until(earliest).await;
         }
     }
 
     /// Opens endpoints for new instances and drops those that are gone.
     fn apply(&mut self, view: &View) {
         self.known = view.is_known();
-        let empty = BTreeMap::new();
-        let instances = view.instances(self.service).unwrap_or(&empty);
-        self.endpoints.retain(|addr, _| instances.contains_key(addr));
-        for (addr, instance) in instances {
-            let endpoint = match self.endpoints.get(addr) {
-                Some(known) if known.instance == *instance => continue,
-                Some(known) if known.instance.id == instance.id => known.renamed(instance.clone()),
-                _ => {
-                    let identity = self.identity.clone();
-                    Endpoint::open(instance.clone(), identity, &self.settings, self.changed.clone())
-                }
+        let instances = view.instances(self.common.service).cloned().unwrap_or_default();
+        if Arc::ptr_eq(&self.applied, &instances) {
+            return;
+        }
+        self.applied = instances.clone();
+        // both are sorted by address; most instances are the very ones that are known
+        let mut known = std::mem::take(&mut self.endpoints).into_iter().peekable();
+        self.endpoints.reserve(instances.len());
+        for (addr, instance) in instances.iter() {
+            while known
+                .next_if(|known| !Arc::ptr_eq(&known.instance, instance) && known.instance.addr < *addr)
+                .is_some()
+            {}
+            let endpoint = match known
+                .next_if(|known| Arc::ptr_eq(&known.instance, instance) || known.instance.addr == *addr)
+            {
+                Some(known) if known.instance == *instance => known,
+                Some(known) if known.instance.id == instance.id => Arc::new(known.renamed(instance.clone())),
+                _ => Arc::new(Endpoint::open(instance.clone(), &self.common)),
             };
-            self.endpoints.insert(addr.clone(), Arc::new(endpoint));
+            self.endpoints.push(endpoint);
         }
     }
 
     fn publish(&self) {
-        let all: Vec<_> = self.endpoints.values().cloned().collect();
+        let all = self.endpoints.clone();
         let with = |fits: fn(&Endpoint) -> bool| -> Vec<_> {
             all.iter().filter(|endpoint| fits(endpoint)).cloned().collect()
         };
@@ -139,7 +163,7 @@ impl Driver {
         }
         for state in State::ALL {
             let count = all.iter().filter(|e| e.state() == state).count();
-            self.metrics.endpoints(self.service, state.name(), count);
+            self.common.meters.endpoints(state, count);
         }
         self.snapshot.store(Arc::new(Snapshot {
             known: self.known,

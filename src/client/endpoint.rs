@@ -1,345 +1,204 @@
-//! One instance as a caller sees it: a connection that a task keeps open, and whether it is.
-//!
-//! tonic's channel hides what matters here: whether the connection is up, and whether a failed call ever
-//! left this host. So the connection is hyper's, and a task of ours opens it, watches it, and opens it
-//! again with backoff.
+//! One instance as a caller sees it: what the registry says of it, its connections, its load, its breakers,
+//! and the part of the call path that is its own.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
-use std::sync::atomic::{AtomicU8, AtomicUsize};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use arc_swap::ArcSwapOption;
-use bytes::Bytes;
-use http::{HeaderValue, Request, Response};
-use http_body_util::Full;
-use hyper::body::Incoming;
-use hyper::client::conn::http2::{Builder, SendRequest};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use tokio::net::TcpStream;
+use http::HeaderValue;
 use tokio::sync::Notify;
 use tokio::time::Instant;
-use tokio_util::sync::{CancellationToken, DropGuard};
+use tower::Service as _;
 
-use super::health;
-use crate::backoff::Backoff;
+use super::breaker::{self, Breakers};
+use super::call::{Call, Pending};
+use super::ejection::Ejection;
+use super::grpc::Exchange;
+use super::guard::Guard;
+use super::limit::{InFlight, Limit};
+use super::load::{Load, Measure};
+use super::pool::{Pool, State, Told};
 use crate::config;
-use crate::error::chain;
+use crate::metrics::ClientMeters;
 use crate::registry::Instance;
+use crate::rpc;
 
-/// The first wait before connecting again.
-const FIRST_WAIT: Duration = Duration::from_millis(50);
-/// A connection that lasted this long was a good one: the next tries begin with the first wait again.
-const STEADY: Duration = Duration::from_secs(1);
-/// Calls that were given up and whose late answers are still recognised, per connection. h2 remembers 50
-/// by default and, after 1024 answers to calls that it forgot, ends the connection for everyone on it.
-const MAX_RESETS: usize = 10_000;
-/// HTTP/2 windows: a largest answer fits without a round trip.
-const WINDOW: u32 = 4 * 1024 * 1024;
-
-/// Whether an instance can be called.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum State {
-    /// The first connection is being opened.
-    Connecting = 0,
-    /// Connected.
-    Up = 1,
-    /// The last try to connect failed, or the connection broke.
-    Down = 2,
-    /// Connected, but its health says that it does not serve.
-    NotServing = 3,
-    /// Connected, but another service answers at this address.
-    WrongService = 4,
+/// What all instances of a service share.
+pub struct Common {
+    /// The service's name.
+    pub service: &'static str,
+    /// Which service an instance must be, `<key prefix><service>`.
+    pub identity: HeaderValue,
+    /// How it is called.
+    pub settings: Arc<config::Client>,
+    /// How many breakers may be open.
+    pub ejection: Arc<Ejection>,
+    /// What is counted.
+    pub meters: Arc<ClientMeters>,
+    /// Notified by an instance whose state changed.
+    pub changed: Arc<Notify>,
 }
 
-impl State {
-    /// Every state.
-    pub const ALL: [Self; 5] = [Self::Connecting, Self::Up, Self::Down, Self::NotServing, Self::WrongService];
+/// The part of the call path that each instance has for itself.
+type Path = Guard<Limit<Measure<Exchange>>>;
 
-    const fn of(number: u8) -> Self {
-        match number {
-            0 => Self::Connecting,
-            1 => Self::Up,
-            3 => Self::NotServing,
-            4 => Self::WrongService,
-            _ => Self::Down,
-        }
-    }
-
-    /// Returns the word for it in `/status` and metrics.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Connecting => "connecting",
-            Self::Up => "up",
-            Self::Down => "down",
-            Self::NotServing => "not_serving",
-            Self::WrongService => "wrong_service",
-        }
-    }
-}
-
-/// Why a request got no response.
-#[derive(Debug)]
-pub enum SendError {
-    /// It never reached a handler: no connection, or the peer said that it did not process it. Sending
-    /// it elsewhere cannot double anything.
-    NotSent(String),
-    /// The connection broke; what the peer did is unknown.
-    Broken(hyper::Error),
-}
-
-/// One instance and the connection to it.
-#[derive(Clone, Debug)]
+/// One instance. Cheap to clone.
+#[derive(Clone)]
 pub struct Endpoint {
     /// What the registry says of it.
     pub instance: Arc<Instance>,
-    /// Which service it must be, `<key prefix><service>`.
-    pub identity: HeaderValue,
-    connection: Arc<Connection>,
-}
-
-/// Ends when the last endpoint that shares it is dropped; calls in flight still finish.
-#[derive(Debug)]
-struct Connection {
-    link: Arc<Link>,
-    _task: DropGuard,
-}
-
-/// What the task that keeps the connection shares with those who use it.
-#[derive(Debug, Default)]
-pub struct Link {
-    sender: ArcSwapOption<SendRequest<Full<Bytes>>>,
-    state: AtomicU8,
-    in_flight: AtomicUsize,
-    last_error: ArcSwapOption<String>,
+    /// Sets it apart from every other one of this process, from 1.
+    pub number: u64,
+    service: &'static str,
+    /// How loaded it is.
+    pub load: Arc<Load>,
+    /// Whether it gets calls.
+    pub breakers: Arc<Breakers>,
+    in_flight: Arc<InFlight>,
+    limit: usize,
+    pool: Arc<Pool>,
     /// The id that answered last, if it is not the registered one: it restarted while etcd was away.
-    adopted: ArcSwapOption<String>,
-    changed: Arc<Notify>,
+    adopted: Arc<ArcSwapOption<String>>,
+    path: Path,
 }
 
-impl Link {
-    /// See [`Endpoint::is_another_service`].
-    pub fn wrong_service(&self, addr: &str, wanted: &HeaderValue, found: &HeaderValue) {
-        if self.set(State::WrongService) != State::WrongService {
-            tracing::warn!(addr, ?wanted, ?found, "another service answers at this address");
-        }
-    }
-
-    /// Notes what the instance says of its health.
-    pub fn health(&self, serving: bool) {
-        if State::of(self.state.load(Acquire)) != State::WrongService {
-            self.set(if serving { State::Up } else { State::NotServing });
-        }
-    }
-
-    fn set(&self, state: State) -> State {
-        let before = self.state.swap(state as u8, AcqRel);
-        if before != state as u8 {
-            self.changed.notify_one();
-        }
-        State::of(before)
+impl std::fmt::Debug for Endpoint {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Endpoint").field("addr", &self.instance.addr).finish_non_exhaustive()
     }
 }
 
 impl Endpoint {
-    /// Begins to connect. `changed` is notified whenever the state changes.
+    /// Begins to connect.
     #[must_use]
-    pub fn open(
-        instance: Arc<Instance>,
-        identity: HeaderValue,
-        settings: &Arc<config::Client>,
-        changed: Arc<Notify>,
-    ) -> Self {
-        let link = Arc::new(Link { changed, ..Link::default() });
-        let stop = CancellationToken::new();
-        let task = keep_connected(instance.addr.clone(), identity.clone(), settings.clone(), link.clone());
-        tokio::spawn(stop.clone().run_until_cancelled_owned(task));
-        let connection = Connection { link, _task: stop.drop_guard() };
-        Self { instance, identity, connection: Arc::new(connection) }
+    pub fn open(instance: Arc<Instance>, common: &Common) -> Self {
+        static NEXT: AtomicU64 = AtomicU64::new(1);
+        let (settings, meters) = (&common.settings, &common.meters);
+        let in_flight = Arc::<InFlight>::default();
+        let load = Arc::new(Load::new(settings, in_flight.clone()));
+        let numbers = breaker::Settings::from(&**settings);
+        let breakers = Breakers::new(numbers, common.ejection.clone(), meters.transitions.clone());
+        let breakers = Arc::new(breakers);
+        let adopted = Arc::new(ArcSwapOption::empty());
+
+        let told = Told {
+            changed: common.changed.clone(),
+            arrived: Box::new({
+                let (load, breakers) = (load.clone(), breakers.clone());
+                let last = ArcSwapOption::<String>::empty();
+                move |id| {
+                    load.reset();
+                    // another process has another history; the same one behind a new connection has not
+                    let before = last.swap(id.map(|id| Arc::new(id.to_owned())));
+                    if before.is_some_and(|before| id != Some(before.as_str())) {
+                        breakers.reset();
+                    }
+                }
+            }),
+            meters: meters.connections.clone(),
+        };
+        let addr = instance.addr.clone();
+        let pool = Arc::new(Pool::open(addr, common.identity.clone(), settings, told));
+        let exchange = Exchange::new(common.service, pool.clone(), {
+            let (adopted, instance) = (adopted.clone(), instance.clone());
+            move |id| adopt(&adopted, &instance, id)
+        });
+        let measure = Measure::new(exchange, load.clone(), meters.attempts.clone());
+        let limit = settings.max_in_flight;
+        let refused = meters.limit_refused.clone();
+        let limited = Limit::new(measure, in_flight.clone(), limit, refused);
+        let path = Guard::new(limited, breakers.clone(), load.clone());
+        let number = NEXT.fetch_add(1, Relaxed);
+        let service = common.service;
+        Self { instance, number, service, load, breakers, in_flight, limit, pool, adopted, path }
     }
 
-    /// Returns the same connection under newer attributes. Only for the same process (the same id): a
-    /// new one at an old address wants a connection of its own, without the old one's backoff.
+    /// Returns the same connections under newer attributes. Only for the same process (the same id): a
+    /// new one at an old address wants connections of its own, without the old one's past.
     #[must_use]
     pub fn renamed(&self, instance: Arc<Instance>) -> Self {
-        Self { instance, identity: self.identity.clone(), connection: self.connection.clone() }
+        Self { instance, ..self.clone() }
     }
 
     /// Returns whether it can be called.
     #[must_use]
     pub fn state(&self) -> State {
-        State::of(self.connection.link.state.load(Acquire))
+        self.pool.state()
     }
 
     /// Returns the calls in flight.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        self.connection.link.in_flight.load(Relaxed)
+        self.in_flight.now()
     }
 
-    /// Returns why it was last down.
+    /// Returns true if it has as many calls as it may.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.in_flight.now() >= self.limit
+    }
+
+    /// Returns how many connections are open.
+    #[must_use]
+    pub fn connections(&self) -> usize {
+        self.pool.connections()
+    }
+
+    /// Returns what last went wrong.
     #[must_use]
     pub fn last_error(&self) -> Option<Arc<String>> {
-        self.connection.link.last_error.load_full()
+        self.pool.last_error()
     }
 
     /// Returns the id that answered last, if it is not the registered one: the instance was restarted at
     /// its address while the registry was away.
     #[must_use]
     pub fn adopted_id(&self) -> Option<Arc<String>> {
-        self.connection.link.adopted.load_full()
+        self.adopted.load_full()
     }
 
-    /// Notes which instance answered.
-    pub fn answered_as(&self, id: &HeaderValue) {
-        let link = &self.connection.link;
-        let (id, known) = (id.to_str().unwrap_or_default(), link.adopted.load());
-        let registered = id == self.instance.id || self.instance.id.is_empty();
-        match known.as_deref() {
-            Some(adopted) if adopted == id => {}
-            None if registered => {}
-            _ if registered => link.adopted.store(None),
-            _ => {
-                tracing::info!(addr = self.instance.addr, id, "another instance of the service answers here");
-                link.adopted.store(Some(Arc::new(id.to_owned())));
-            }
-        }
+    /// Returns the rpcs whose breaker is not closed.
+    pub fn tripped(&self) -> impl Iterator<Item = (&'static rpc::Rpc, breaker::State)> {
+        let now = Instant::now();
+        let states = rpc::of_service(self.service).map(move |rpc| (rpc, self.breakers.state(rpc.index, now)));
+        states.filter(|(_, state)| *state != breaker::State::Closed)
     }
 
-    /// Notes that the peer is another service: no call goes there until its connection is a new one.
-    pub fn is_another_service(&self, other: &HeaderValue) {
-        self.connection.link.wrong_service(&self.instance.addr, &self.identity, other);
+    /// Sends a call there.
+    pub fn call(&self, call: Call) -> Pending {
+        self.path.clone().call(call)
     }
 
-    /// Sends one request and returns the head of its response.
-    ///
-    /// *Cancellation*: dropping the future resets the stream, which cancels the handler; the connection
-    /// stays usable for others.
-    ///
-    /// # Errors
-    /// [`SendError`].
-    pub async fn send(&self, request: Request<Full<Bytes>>) -> Result<Response<Incoming>, SendError> {
-        let link = &self.connection.link;
-        let Some(sender) = link.sender.load_full() else {
-            return Err(SendError::NotSent("not connected".to_owned()));
-        };
-        let mut sender = SendRequest::clone(&sender);
-        sender.try_send_request(request).await.map_err(|mut error| {
-            if error.take_message().is_some() || unprocessed(error.error()) {
-                return SendError::NotSent(chain(error.error()));
-            }
-            SendError::Broken(error.into_error())
+    /// Returns why it gets no calls, or fewer than others; `None` if it gets its share. `others` is true if
+    /// another instance serves.
+    #[must_use]
+    pub fn why_spared(&self, others: bool) -> Option<String> {
+        let tripped: Vec<_> = self.tripped().map(|(rpc, _)| rpc.method).collect();
+        Some(match self.state() {
+            State::Connecting => "the first connection is being opened".to_owned(),
+            State::Down => "it cannot be connected to".to_owned(),
+            State::WrongService => "another service answers at its address".to_owned(),
+            State::NotServing if others => "it says that it does not serve".to_owned(),
+            State::Up if self.instance.draining && others => "it is draining".to_owned(),
+            _ if !tripped.is_empty() => format!("breaker open for {}", tripped.join(", ")),
+            _ if self.is_full() => "it has as many calls in flight as it may".to_owned(),
+            _ => return None,
         })
     }
-
-    /// Counts a call as in flight until the guard is dropped.
-    #[must_use]
-    pub fn begin(&self) -> InFlight {
-        let link = self.connection.link.clone();
-        link.in_flight.fetch_add(1, Relaxed);
-        InFlight(link)
-    }
 }
 
-/// A call in flight.
-#[derive(Debug)]
-pub struct InFlight(Arc<Link>);
-
-impl Drop for InFlight {
-    fn drop(&mut self) {
-        self.0.in_flight.fetch_sub(1, Relaxed);
-    }
-}
-
-/// Returns true if the peer promised not to have processed the request (RFC 9113, 6.8 and 8.7): it
-/// refused the stream, or its GOAWAY without error left the stream out.
-fn unprocessed(error: &hyper::Error) -> bool {
-    let h2 = std::error::Error::source(error).and_then(|e| e.downcast_ref::<h2::Error>());
-    h2.is_some_and(|e| {
-        e.is_remote()
-            && (e.reason() == Some(h2::Reason::REFUSED_STREAM)
-                || (e.is_go_away() && e.reason() == Some(h2::Reason::NO_ERROR)))
-    })
-}
-
-/// Keeps a connection open, for ever, and follows the instance's health on it.
-async fn keep_connected(addr: String, identity: HeaderValue, settings: Arc<config::Client>, link: Arc<Link>) {
-    let mut backoff = Backoff::new(FIRST_WAIT, settings.reconnect_cap);
-    loop {
-        let error = match connect(&addr, &settings).await {
-            Ok((sender, connection)) => {
-                // a task of its own: it outlives this one, so that calls in flight finish
-                let ended = tokio::spawn(connection);
-                let begun = Instant::now();
-                link.sender.store(Some(Arc::new(sender.clone())));
-                link.set(State::Up);
-                let result = tokio::select! {
-                    result = ended => result,
-                    never = health::watch(sender, &addr, &identity, &link) => match never {},
-                };
-                link.sender.store(None);
-                if begun.elapsed() > STEADY {
-                    backoff.reset();
-                }
-                match result {
-                    Ok(Ok(())) => "closed by the peer".to_owned(),
-                    Ok(Err(error)) => chain(&error),
-                    Err(error) => chain(&error),
-                }
-            }
-            Err(error) => error,
-        };
-        if link.set(State::Down) != State::Down {
-            tracing::info!(addr, error, "instance is down");
+/// Notes which instance answered.
+fn adopt(adopted: &ArcSwapOption<String>, instance: &Instance, id: &HeaderValue) {
+    let known = adopted.load();
+    let registered = id == instance.id.as_str() || instance.id.is_empty();
+    match known.as_deref() {
+        Some(known) if id == known.as_str() => {}
+        None if registered => {}
+        _ if registered => adopted.store(None),
+        _ => {
+            let id = id.to_str().unwrap_or_default();
+            tracing::info!(addr = instance.addr, id, "another instance of the service answers here");
+            adopted.store(Some(Arc::new(id.to_owned())));
         }
-        link.last_error.store(Some(Arc::new(error)));
-        tokio::time::sleep(backoff.next_wait()).await;
-    }
-}
-
-/// Drives a connection; ends with it.
-pub type Connecting = hyper::client::conn::http2::Connection<TokioIo<TcpStream>, Full<Bytes>, TokioExecutor>;
-
-/// Opens one HTTP/2 connection, within the time limit of the settings.
-pub async fn connect(
-    addr: &str,
-    settings: &config::Client,
-) -> Result<(SendRequest<Full<Bytes>>, Connecting), String> {
-    let open = async {
-        let stream = dial(addr).await.map_err(|e| chain(&e))?;
-        let handshake = Builder::new(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .keep_alive_interval(settings.keepalive)
-            .keep_alive_timeout(settings.keepalive_timeout)
-            .max_concurrent_reset_streams(MAX_RESETS)
-            .max_local_error_reset_streams(None)
-            .initial_connection_window_size(WINDOW)
-            .initial_stream_window_size(WINDOW)
-            .handshake(TokioIo::new(stream));
-        handshake.await.map_err(|e| chain(&e))
-    };
-    let limit = settings.connect_timeout;
-    let opened = tokio::time::timeout(limit, open).await;
-    opened.unwrap_or_else(|_| Err(format!("no connection within {limit:?}")))
-}
-
-/// Opens a TCP connection with TCP_NODELAY: without it small requests wait 40 ms for an ack.
-async fn dial(addr: &str) -> std::io::Result<TcpStream> {
-    let stream = TcpStream::connect(addr).await?;
-    stream.set_nodelay(true)?;
-    Ok(stream)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn dialled_connections_have_nodelay() {
-        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let stream = dial(&listener.local_addr().unwrap().to_string()).await.unwrap();
-        assert!(stream.nodelay().unwrap());
     }
 }

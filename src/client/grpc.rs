@@ -1,43 +1,28 @@
-//! One unary gRPC exchange over an endpoint, as bytes: frames the request, reads the answer and its
-//! trailers, and folds whatever happened into one outcome.
+//! The last layer: one unary gRPC exchange over a connection, as bytes. Frames the request, reads the answer
+//! and its trailers; what an exchange that ended otherwise means is decided in [`super::outcome`].
 //!
 //! Not tonic's client, because it hides who said what: a reset, a GOAWAY and a refused connection reach
-//! its caller as Unknown, Internal or Cancelled, as if the service had said so. Here only a
-//! `grpc-status` that the peer sent counts as the peer's word; all else is `Unavailable`.
+//! its caller as Unknown, Internal or Cancelled, as if the service had said so.
+
+use std::sync::Arc;
 
 use bytes::{BufMut as _, Bytes, BytesMut};
-use http::{HeaderMap, HeaderValue, Request, Response, header};
-use http_body_util::{BodyExt as _, Full, Limited};
+use http::{HeaderValue, Request, Response, header};
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Incoming;
+use hyper::client::conn::http2::SendRequest;
 use tonic::Status;
 
-use super::endpoint::{Endpoint, SendError};
-use crate::context::{Context, INSTANCE, SERVICE, WRONG_SERVICE};
+use super::call::{Answer, Call, Outcome, layer};
+use super::outcome::{self, Ended, fold};
+use super::pool::{Pool, Shared};
+use crate::context::{INSTANCE, SERVICE, WRONG_SERVICE};
 use crate::error::{Code, Error, chain};
-use crate::rpc::Rpc;
 
 /// Largest answer, bytes: the most content an answer carries, twice over for its frame and ids.
 const MAX_ANSWER: usize = 2 * crate::check::MAX_ANSWER;
 /// Compression flag and length before each message.
 const PREFIX: usize = 5;
-
-/// What one attempt came to.
-#[derive(Debug)]
-pub enum Failure {
-    /// No handler has seen the call; it may go elsewhere whatever it is.
-    NotSent(Error),
-    /// Anything else.
-    Failed(Error),
-}
-
-/// A successful answer.
-#[derive(Debug)]
-pub struct Answer {
-    /// The encoded message.
-    pub message: Bytes,
-    /// The initial metadata.
-    pub headers: HeaderMap,
-}
 
 /// Puts the length prefix before an encoded message.
 pub fn frame(message: &impl prost::Message) -> Result<Bytes, Error> {
@@ -50,34 +35,71 @@ pub fn frame(message: &impl prost::Message) -> Result<Bytes, Error> {
     Ok(out.freeze())
 }
 
-/// Runs one attempt at one endpoint. `framed` is what [`frame`] made.
-pub async fn exchange(
-    endpoint: &Endpoint,
-    rpc: &Rpc,
-    framed: Bytes,
-    context: &Context,
-) -> Result<Answer, Failure> {
-    let request = request(&endpoint.instance.addr, &endpoint.identity, rpc.path, framed);
-    let mut request = request.map_err(|e| Failure::NotSent(lost(endpoint, &e)))?;
-    context.write(request.headers_mut());
-    let response = endpoint.send(request).await.map_err(|error| match error {
-        SendError::NotSent(reason) => Failure::NotSent(lost(endpoint, &reason)),
-        SendError::Broken(error) => Failure::Failed(lost(endpoint, &chain(&error))),
-    })?;
-    if let Some(other) = response.headers().get(WRONG_SERVICE) {
-        endpoint.is_another_service(other);
-        return Err(Failure::NotSent(lost(endpoint, "it is another service")));
-    }
-    if let Some(id) = response.headers().get(INSTANCE) {
-        endpoint.answered_as(id);
-    }
-    read(response).await.map_err(|error| {
-        Failure::Failed(match error {
-            Read::Said(status) => said(&status),
-            Read::Lost(reason) => lost(endpoint, &reason),
-        })
-    })
+/// The end of the path: sends a call over the pool of one instance.
+#[derive(Clone)]
+pub struct Exchange {
+    service: &'static str,
+    pool: Arc<Pool>,
+    /// What is told of the instance that answers.
+    answered: Arc<dyn Fn(&HeaderValue) + Send + Sync>,
 }
+
+impl Exchange {
+    /// Returns the end of the path to an instance of `service`. `answered` is told the id in each answer.
+    pub fn new(
+        service: &'static str,
+        pool: Arc<Pool>,
+        answered: impl Fn(&HeaderValue) + Send + Sync + 'static,
+    ) -> Self {
+        Self { service, pool, answered: Arc::new(answered) }
+    }
+
+    async fn run(self, call: Call) -> Outcome {
+        let Some(on) = self.pool.pick() else {
+            return fold(self.service, Ended::Kept("not connected".to_owned()));
+        };
+        let ended = self.exchange(on.live.sender.clone(), &call).await;
+        if !matches!(ended, Ended::Answered(_)) {
+            tracing::debug!(addr = self.pool.shared.addr, rpc = call.rpc.path, %ended, "attempt failed");
+        }
+        let breaks = matches!(&ended, Ended::Failed(e) | Ended::BrokenOff(e) if !outcome::is_reset(e));
+        let reason = format!("{}: {ended}", call.rpc.method);
+        let mut folded = fold(self.service, ended);
+        if let Err(failure) = &mut folded {
+            failure.broken = breaks.then_some(on.live.number);
+            if matches!(failure.error.code, Code::Unavailable | Code::Timeout | Code::Internal) {
+                self.pool.note(reason);
+            }
+        }
+        folded
+    }
+
+    async fn exchange(&self, mut sender: SendRequest<Full<Bytes>>, call: &Call) -> Ended {
+        let Shared { addr, identity, .. } = &*self.pool.shared;
+        let mut request = match request(addr, identity, call.rpc.path, call.framed.clone()) {
+            Ok(request) => request,
+            Err(reason) => return Ended::Kept(reason),
+        };
+        call.context.write(request.headers_mut());
+        let response = match sender.try_send_request(request).await {
+            Ok(response) => response,
+            Err(mut error) => {
+                let unsent = error.take_message().is_some();
+                let error = error.into_error();
+                return if unsent { Ended::Unsent(error) } else { Ended::Failed(error) };
+            }
+        };
+        if let Some(other) = response.headers().get(WRONG_SERVICE) {
+            self.pool.is_another_service(other);
+            return Ended::WrongService;
+        }
+        if let Some(id) = response.headers().get(INSTANCE) {
+            (self.answered)(id);
+        }
+        read(response).await
+    }
+}
+layer!(Exchange);
 
 /// Returns a gRPC request to `path` of the service that `identity` names.
 pub fn request(
@@ -98,34 +120,37 @@ pub fn request(
 
 const USER_AGENT: &str = concat!("microservice-app/", env!("CARGO_PKG_VERSION"));
 
-/// Why a response holds no answer.
-pub enum Read {
-    /// The peer's own word.
-    Said(Status),
-    /// The peer said nothing that can be understood.
-    Lost(String),
-}
-
 /// Reads the answer of a unary call.
-pub async fn read(response: Response<Incoming>) -> Result<Answer, Read> {
+pub async fn read(response: Response<Incoming>) -> Ended {
     let (head, body) = response.into_parts();
     match Status::from_header_map(&head.headers) {
-        Some(status) if status.code() == tonic::Code::Ok => return Err(Read::Lost("no message".to_owned())),
-        Some(status) => return Err(Read::Said(status)), // headers only
+        Some(status) if status.code() == tonic::Code::Ok => return Ended::Garbled("no message".to_owned()),
+        Some(status) => return Ended::Said(status), // headers only
         None => {}
     }
     if head.status != http::StatusCode::OK {
-        return Err(Read::Lost(format!("HTTP status {} instead of gRPC", head.status)));
+        return Ended::Garbled(format!("HTTP status {} instead of gRPC", head.status));
     }
-    let body = Limited::new(body, MAX_ANSWER).collect().await;
-    let body = body.map_err(|e| Read::Lost(chain(e.as_ref())))?;
-    let trailers = body.trailers().cloned().unwrap_or_default();
-    let status = Status::from_header_map(&trailers).ok_or_else(|| Read::Lost("no grpc-status".to_owned()))?;
+    let body = match Limited::new(body, MAX_ANSWER).collect().await {
+        Ok(body) => body,
+        Err(error) if error.is::<LengthLimitError>() => return Ended::TooLong,
+        Err(error) => {
+            return match error.downcast::<hyper::Error>() {
+                Ok(error) => Ended::BrokenOff(*error),
+                Err(error) => Ended::Garbled(chain(error.as_ref())),
+            };
+        }
+    };
+    let Some(status) = body.trailers().and_then(Status::from_header_map) else {
+        return Ended::Garbled("no grpc-status".to_owned());
+    };
     if status.code() != tonic::Code::Ok {
-        return Err(Read::Said(status));
+        return Ended::Said(status);
     }
-    let message = unframe(body.to_bytes()).ok_or_else(|| Read::Lost("a garbled message".to_owned()))?;
-    Ok(Answer { message, headers: head.headers })
+    match unframe(body.to_bytes()) {
+        Some(message) => Ended::Answered(Answer { message, headers: head.headers, earlier: 0 }),
+        None => Ended::Garbled("a garbled message".to_owned()),
+    }
 }
 
 /// Returns the one message of a body; `None` if it holds none, more than one, or a compressed one (which
@@ -144,15 +169,4 @@ impl SplitChecked for Bytes {
     fn split_to_checked(&mut self, at: usize) -> Option<Self> {
         (self.len() >= at).then(|| self.split_to(at))
     }
-}
-
-fn said(status: &Status) -> Error {
-    Error::new(Code::of_peer(status.code()), status.message().to_owned())
-}
-
-/// The details are for the log; a caller of the gateway learns only which service failed.
-fn lost(endpoint: &Endpoint, reason: &str) -> Error {
-    let service = &endpoint.instance.service;
-    tracing::info!(service, addr = endpoint.instance.addr, reason, "attempt failed");
-    Error::unavailable(format!("{service} cannot be reached"))
 }

@@ -7,19 +7,22 @@ use std::time::Duration;
 
 use bytes::{Buf as _, Bytes, BytesMut};
 use futures_util::FutureExt as _;
-use http::HeaderValue;
+use http::{HeaderValue, Response};
 use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
 use hyper::client::conn::http2::SendRequest;
 use prost::Message as _;
 use tonic::Status;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
-use super::endpoint::{Link, connect};
-use super::grpc::{self, Read};
+use super::connection::connect;
+use super::grpc;
+use super::outcome::{self, Ended};
+use super::pool::Shared;
 use crate::backoff::Backoff;
 use crate::config;
-use crate::context::WRONG_SERVICE;
+use crate::context::{INSTANCE, WRONG_SERVICE};
 use crate::error::chain;
 use crate::registry::Probe;
 
@@ -41,12 +44,11 @@ pub fn probe(settings: config::Client, prefix: String) -> Probe {
             let exchange = async {
                 let response = sender.send_request(request).await.map_err(|e| chain(&e))?;
                 match grpc::read(response).await {
-                    Ok(answer) => {
+                    Ended::Answered(answer) => {
                         serving(&answer.message).then_some(()).ok_or("it does not serve".to_owned())
                     }
-                    Err(Read::Said(status)) if status.code() == tonic::Code::Unimplemented => Ok(()),
-                    Err(Read::Said(status)) => Err(status.message().to_owned()),
-                    Err(Read::Lost(reason)) => Err(reason),
+                    Ended::Said(status) if status.code() == tonic::Code::Unimplemented => Ok(()),
+                    ended => Err(ended.to_string()),
                 }
             };
             tokio::select! {
@@ -65,50 +67,106 @@ pub fn identity(prefix: &str, service: &str) -> HeaderValue {
     HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static("?"))
 }
 
+/// The peer's first word on a connection: its answer to a health watch.
+pub enum Greeting {
+    /// It tells its health on this stream.
+    Watch(Response<Incoming>),
+    /// It answered, but does not tell its health.
+    Silent {
+        /// Its id, if it gave one.
+        instance: Option<String>,
+        /// True if it may tell later: it refused the stream for now.
+        later: bool,
+    },
+    /// It is another service, which one.
+    WrongService(HeaderValue),
+}
+
+impl Greeting {
+    /// Returns the id of the instance that answers.
+    pub fn instance(&self) -> Option<String> {
+        match self {
+            Self::Watch(response) => id_of(response),
+            Self::Silent { instance, .. } => instance.clone(),
+            Self::WrongService(_) => None,
+        }
+    }
+
+    /// Returns which other service answers here.
+    pub const fn wrong_service(&self) -> Option<&HeaderValue> {
+        match self {
+            Self::WrongService(found) => Some(found),
+            Self::Watch(_) | Self::Silent { .. } => None,
+        }
+    }
+}
+
+fn id_of(response: &Response<Incoming>) -> Option<String> {
+    response.headers().get(INSTANCE)?.to_str().ok().map(str::to_owned)
+}
+
+/// Asks to be told the peer's health, and waits for its first word. Any word will do: a peer that refuses the
+/// stream is there.
+///
+/// # Errors
+/// When the connection broke.
+pub async fn greet(
+    mut sender: SendRequest<Full<Bytes>>,
+    addr: &str,
+    identity: &HeaderValue,
+) -> Result<Greeting, String> {
+    let request = grpc::request(addr, identity, WATCH, whole_server()?)?;
+    let response = match sender.send_request(request).await {
+        Ok(response) => response,
+        Err(error) if outcome::is_reset(&error) => {
+            return Ok(Greeting::Silent { instance: None, later: true });
+        }
+        Err(error) => return Err(chain(&error)),
+    };
+    if let Some(other) = response.headers().get(WRONG_SERVICE) {
+        return Ok(Greeting::WrongService(other.clone()));
+    }
+    if Status::from_header_map(response.headers()).is_some() {
+        // refused without a word: it knows no health service
+        return Ok(Greeting::Silent { instance: id_of(&response), later: false });
+    }
+    Ok(Greeting::Watch(response))
+}
+
 /// Follows the health of the instance at the other end of a connection, as long as that lasts; a stream
 /// that ends is asked for again.
 ///
 /// *Cancellation*: the stream is reset.
-pub async fn watch(
+pub(super) async fn follow(
+    mut greeting: Greeting,
     sender: SendRequest<Full<Bytes>>,
-    addr: &str,
-    identity: &HeaderValue,
-    link: &Link,
+    shared: &Shared,
+    slot: usize,
 ) -> Infallible {
+    let addr = &shared.addr;
     let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
     loop {
-        match follow(sender.clone(), addr, identity, link).await {
-            Ok(Told::Nothing) => return std::future::pending().await,
-            Ok(Told::Something) => backoff.reset(),
-            Err(reason) => tracing::debug!(addr, reason, "health is not followed"),
+        match greeting {
+            Greeting::Watch(response) => match read(response, shared, slot).await {
+                Ok(()) => backoff.reset(),
+                Err(reason) => tracing::debug!(addr, reason, "health is not followed"),
+            },
+            Greeting::Silent { later: true, .. } => {}
+            // no use asking again
+            Greeting::Silent { .. } | Greeting::WrongService(_) => return std::future::pending().await,
         }
-        tokio::time::sleep(backoff.next_wait()).await;
+        greeting = loop {
+            tokio::time::sleep(backoff.next_wait()).await;
+            match greet(sender.clone(), addr, &shared.identity).await {
+                Ok(greeting) => break greeting,
+                Err(reason) => tracing::debug!(addr, reason, "health is not followed"),
+            }
+        };
     }
 }
 
-/// What came of one stream.
-enum Told {
-    /// The instance does not tell its health, or is another service: no use asking again.
-    Nothing,
-    /// The stream has ended after a word or more.
-    Something,
-}
-
-async fn follow(
-    mut sender: SendRequest<Full<Bytes>>,
-    addr: &str,
-    identity: &HeaderValue,
-    link: &Link,
-) -> Result<Told, String> {
-    let request = grpc::request(addr, identity, WATCH, whole_server()?)?;
-    let response = sender.send_request(request).await.map_err(|e| chain(&e))?;
-    if let Some(other) = response.headers().get(WRONG_SERVICE) {
-        link.wrong_service(addr, identity, other);
-        return Ok(Told::Nothing);
-    }
-    if Status::from_header_map(response.headers()).is_some() {
-        return Ok(Told::Nothing); // refused without a word: it knows no health service
-    }
+/// Reads one stream to its end.
+async fn read(response: Response<Incoming>, shared: &Shared, slot: usize) -> Result<(), String> {
     let mut body = response.into_body();
     let mut buffer = BytesMut::new();
     while let Some(frame) = body.frame().await {
@@ -117,10 +175,10 @@ async fn follow(
         };
         buffer.extend_from_slice(&data);
         while let Some(message) = next_message(&mut buffer)? {
-            link.health(serving(&message));
+            shared.health(slot, serving(&message));
         }
     }
-    Ok(Told::Something)
+    Ok(())
 }
 
 /// Takes one message off the front of a stream's bytes; `None` if it has not all come yet.

@@ -1,34 +1,59 @@
 //! How this process calls services, in the order a call takes:
 //!
-//! deadline -> balance over the endpoint set -> one connection an instance. A call that no handler has
-//! seen is tried once more elsewhere; every other failure is the caller's to see. Fallback, retries with
-//! a budget and breakers have their places between these.
+//! ```text
+//! deadline -> fallback -> retry (budget) -> balance -> [per instance: breaker, in-flight limit, load] -> connections
+//! ```
+//!
+//! Each is a `tower::Service` over a [`call::Call`] in a file of its own. They are always ready, and fail at
+//! once where they would have to wait. [`discover`] feeds the balancer from the side, [`outcome`] decides
+//! what an exchange that went wrong means, and [`crate::rpc`] says what each rpc allows.
 
 mod balance;
+mod breaker;
+mod cache;
+mod call;
+mod connection;
+mod deadline;
 mod discover;
-pub mod endpoint;
+mod ejection;
+mod endpoint;
+mod fallback;
 mod grpc;
+mod guard;
 mod health;
+mod limit;
+mod load;
+mod outcome;
+mod pool;
+pub mod retry;
+mod status;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use http::HeaderMap;
 use tokio::time::Instant;
+use tower::Service as _;
 
 use crate::check::Check;
 use crate::config;
 use crate::context::Context;
 use crate::error::{Code, Error};
-use crate::metrics::Metrics;
+use crate::metrics::{ClientMeters, Metrics};
 use crate::registry::ViewHandle;
-use crate::rpc::Rpc;
+use crate::rpc::{self, Rpc};
 
-use endpoint::State;
+use balance::Balanced;
+use cache::Cache;
+use call::Call;
+use deadline::Deadline;
+use fallback::Fallback;
+use retry::Retry;
 
+pub use breaker::State as Breaker;
 pub use discover::Snapshot;
 pub use health::{identity, probe};
+pub use pool::State;
 
 /// A decoded answer.
 #[derive(Clone, Debug)]
@@ -37,23 +62,50 @@ pub struct Reply<T> {
     pub message: T,
     /// The initial metadata: `x-degraded` and the like.
     pub headers: HeaderMap,
+    /// True if an earlier attempt of this call may have had its effect already.
+    pub repeated: bool,
 }
 
 /// Calls services by name. Cheap to clone.
 #[derive(Clone)]
 pub struct Client {
     services: Arc<BTreeMap<&'static str, Service>>,
-    metrics: Metrics,
+    cache: Arc<Cache>,
+    default_deadline: std::time::Duration,
 }
 
-/// How long after its start a client waits for the registry's first word before it says that nobody is
-/// there.
-const FIRST_VIEW: Duration = Duration::from_secs(1);
+/// The part of the call path that the instances of one service share.
+type Path = Deadline<Fallback<Retry<Balanced>>>;
 
 struct Service {
-    started: Instant,
     set: discover::Set,
-    balance: Box<dyn balance::Balance>,
+    path: Path,
+    meters: Arc<ClientMeters>,
+}
+
+impl Service {
+    fn new(
+        name: &'static str,
+        prefix: &str,
+        settings: &Arc<config::Client>,
+        cache: Arc<Cache>,
+        view: &ViewHandle,
+        metrics: &Metrics,
+    ) -> Self {
+        let meters = Arc::new(metrics.client(name));
+        let identity = identity(prefix, name);
+        let set = discover::Set::follow(name, identity, settings.clone(), view.clone(), meters.clone());
+        let instances = {
+            let set = set.clone();
+            move || set.now().usable.len()
+        };
+        let balance = Balanced::new(set.clone(), settings.balancer);
+        let shared = retry::Shared::new(settings, meters.retry.clone(), instances);
+        let retry = Retry::new(balance, Arc::new(shared));
+        let fallback = Fallback::new(retry, cache, meters.fallback.clone());
+        let path = Deadline::new(fallback, meters.deadline_exceeded.clone());
+        Self { set, path, meters }
+    }
 }
 
 impl Client {
@@ -69,13 +121,11 @@ impl Client {
         metrics: &Metrics,
     ) -> Self {
         let shared = Arc::new(settings.clone());
-        let follow = |name: &&'static str| {
-            let identity = identity(prefix, name);
-            let set = discover::Set::follow(name, identity, shared.clone(), view.clone(), metrics.clone());
-            let balance = balance::of(settings.balancer);
-            (*name, Service { started: Instant::now(), set, balance })
-        };
-        Self { services: Arc::new(services.iter().map(follow).collect()), metrics: metrics.clone() }
+        let cache = Arc::new(Cache::new(settings.fallback_kib * 1024, settings.fallback_age));
+        let follow =
+            |name: &&'static str| (*name, Service::new(name, prefix, &shared, cache.clone(), view, metrics));
+        let services = services.iter().map(follow).collect();
+        Self { services: Arc::new(services), cache: cache.clone(), default_deadline: settings.deadline }
     }
 
     /// Returns the endpoints of every service that is called, for `/status` and `/readyz`.
@@ -85,13 +135,25 @@ impl Client {
         each.map(|(name, service)| (*name, service.set.now())).collect()
     }
 
-    /// Makes one call: checks the request, picks an instance, sends, decodes.
+    /// Sets the gauges that are not kept up all the time.
+    pub fn measure(&self) {
+        for service in self.services.values() {
+            let snapshot = service.set.now();
+            for rpc in &rpc::ALL {
+                let now = Instant::now();
+                let states = snapshot.all.iter().map(|endpoint| endpoint.breakers.state(rpc.index, now));
+                service.meters.breakers(rpc, states);
+            }
+        }
+    }
+
+    /// Makes one call: checks the request, sends it down the path, decodes the answer.
     ///
     /// *Cancellation*: dropping the future cancels the handler at the other end.
     ///
     /// # Errors
     /// [`Code::BadRequest`] for a request over its limits (nothing is sent), [`Code::Timeout`] at the
-    /// context's deadline, [`Code::Unavailable`] if no instance can be called or the one that was called
+    /// context's deadline, [`Code::Unavailable`] if no instance can be called or those that were called
     /// broke; else what the service said.
     pub async fn call<Q, A>(
         &self,
@@ -104,113 +166,19 @@ impl Client {
         A: prost::Message + Default,
     {
         request.check()?;
-        let framed = grpc::frame(request)?;
-        if context.remaining().is_zero() {
-            return Err(timeout(rpc)); // nothing is sent that nobody waits for
-        }
-        let attempts = self.attempts(rpc, framed, context);
-        let answer = match tokio::time::timeout_at(context.deadline, attempts).await {
-            Ok(answer) => answer?,
-            Err(_) => return Err(timeout(rpc)),
-        };
-        let message = A::decode(answer.message).map_err(|error| {
-            tracing::error!(%error, rpc = rpc.path, "answer cannot be decoded");
-            Error::unavailable(format!("{} gave a garbled answer", rpc.service))
-        })?;
-        Ok(Reply { message, headers: answer.headers })
-    }
-
-    async fn attempts(
-        &self,
-        rpc: &Rpc,
-        framed: bytes::Bytes,
-        context: &Context,
-    ) -> Result<grpc::Answer, Error> {
         let Some(service) = self.services.get(rpc.service) else {
             return Err(Error::new(Code::Internal, format!("{} is not called here", rpc.service)));
         };
-        let first = service.pick(rpc, None).await?;
-        match self.attempt(&first, rpc, framed.clone(), context).await {
-            Ok(answer) => Ok(answer),
-            Err(grpc::Failure::Failed(error)) => Err(error),
-            Err(grpc::Failure::NotSent(error)) => {
-                let Ok(second) = service.pick(rpc, Some(&first)).await else {
-                    return Err(error);
-                };
-                self.metrics.retry(rpc.service, "not_sent");
-                match self.attempt(&second, rpc, framed, context).await {
-                    Ok(answer) => Ok(answer),
-                    Err(grpc::Failure::Failed(error) | grpc::Failure::NotSent(error)) => Err(error),
-                }
-            }
-        }
+        let longest = rpc.policy.deadline.unwrap_or(self.default_deadline);
+        let context = context.with_deadline(Instant::now() + longest);
+        let call = Call::new(rpc, grpc::frame(request)?, context);
+        let answer = service.path.clone().call(call.clone()).await.map_err(|failure| failure.error)?;
+        let message = A::decode(answer.message).map_err(|error| {
+            tracing::error!(%error, rpc = rpc.path, "answer cannot be decoded");
+            // it would be given again
+            self.cache.forget(&call);
+            Error::unavailable(format!("{} gave a garbled answer", rpc.service))
+        })?;
+        Ok(Reply { message, headers: answer.headers, repeated: answer.earlier > 0 })
     }
-
-    async fn attempt(
-        &self,
-        endpoint: &endpoint::Endpoint,
-        rpc: &Rpc,
-        framed: bytes::Bytes,
-        context: &Context,
-    ) -> Result<grpc::Answer, grpc::Failure> {
-        let begun = Instant::now();
-        let _in_flight = endpoint.begin();
-        let result = grpc::exchange(endpoint, rpc, framed, context).await;
-        let code = match &result {
-            Ok(_) => tonic::Code::Ok,
-            Err(grpc::Failure::NotSent(error) | grpc::Failure::Failed(error)) => error.code.grpc(),
-        };
-        self.metrics.attempt(rpc.grpc_service, rpc.method, code, begun.elapsed());
-        result
-    }
-}
-
-impl Service {
-    /// Returns the instance for the next attempt, another than `not` if there is one. Waits only while
-    /// no instance is usable and a first connection is being opened.
-    async fn pick(
-        &self,
-        rpc: &Rpc,
-        not: Option<&Arc<endpoint::Endpoint>>,
-    ) -> Result<Arc<endpoint::Endpoint>, Error> {
-        let mut changes = self.set.changes();
-        loop {
-            let snapshot = self.set.now();
-            let mut any = None;
-            for _ in 0..snapshot.usable.len() {
-                let Some(picked) = self.balance.pick(rpc, &snapshot.usable) else {
-                    break;
-                };
-                // the connection may have broken since the snapshot
-                if !matches!(picked.state(), State::Up | State::NotServing) {
-                    continue;
-                }
-                if not.is_some_and(|not| Arc::ptr_eq(not, picked)) {
-                    any = Some(picked);
-                    continue;
-                }
-                return Ok(picked.clone());
-            }
-            if let Some(only) = any {
-                return Ok(only.clone());
-            }
-            let none = || Error::unavailable(format!("no instance of {} can be called", rpc.service));
-            if snapshot.connecting {
-                changes.changed().await.map_err(|_| none())?;
-                continue;
-            }
-            // a process that has just started is about to learn who is there
-            let until = self.started + FIRST_VIEW;
-            if snapshot.known || Instant::now() >= until {
-                return Err(none());
-            }
-            if !matches!(tokio::time::timeout_at(until, changes.changed()).await, Ok(Ok(()))) {
-                return Err(none());
-            }
-        }
-    }
-}
-
-fn timeout(rpc: &Rpc) -> Error {
-    Error::new(Code::Timeout, format!("{} did not answer in time", rpc.service))
 }

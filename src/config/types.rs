@@ -138,6 +138,9 @@ as_string!(ListenAddr, HostPort, StoreUrl);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Balancer {
+    /// Of two usable instances at random the one with less load: recent latency and failures times calls
+    /// in flight.
+    PeakEwma,
     /// Each usable instance in turn, by address.
     RoundRobin,
 }

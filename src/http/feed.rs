@@ -51,8 +51,8 @@ pub async fn create(app: Arc<App>, request: Request) -> Result<Response, Problem
         content: body.text("content")?,
     };
     body.finish()?;
-    let _: Reply<OkResponse> = app.client.call(rpc::CREATE_FEED, &feed, &context).await?;
-    Ok(reply::empty())
+    let reply: Reply<OkResponse> = app.client.call(rpc::CREATE_FEED, &feed, &context).await?;
+    Ok(reply::mark(reply::empty(), &reply.headers))
 }
 
 pub async fn get(app: Arc<App>, request: Request) -> Result<Response, Problem> {
@@ -85,9 +85,10 @@ pub async fn delete(app: Arc<App>, request: Request) -> Result<Response, Problem
     let feed = DeleteFeedRequest { user_id: query.integer("user_id")?, id: query.integer("id")? };
     query.finish()?;
     let reply: Reply<DeleteFeedResponse> = app.client.call(rpc::DELETE_FEED, &feed, &request.context).await?;
-    if !reply.message.deleted {
+    // an earlier attempt may have deleted it
+    if !reply.message.deleted && !reply.repeated {
         let detail = format!("user {} has no feed {}", feed.user_id, feed.id);
         return Err(Error::not_found(detail).into());
     }
-    Ok(reply::empty())
+    Ok(reply::mark(reply::empty(), &reply.headers))
 }

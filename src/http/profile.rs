@@ -38,8 +38,8 @@ pub async fn put(app: Arc<App>, request: Request) -> Result<Response, Problem> {
         title: body.text("title")?,
     };
     body.finish()?;
-    let _: Reply<OkResponse> = app.client.call(rpc::PUT_PROFILE, &profile, &context).await?;
-    Ok(reply::empty())
+    let reply: Reply<OkResponse> = app.client.call(rpc::PUT_PROFILE, &profile, &context).await?;
+    Ok(reply::mark(reply::empty(), &reply.headers))
 }
 
 pub async fn get(app: Arc<App>, request: Request) -> Result<Response, Problem> {

@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use serde::Serialize;
 use warp::reply::Response;
 
-use crate::context::{Context, DEGRADED, REQUEST_ID, TRACE_ID};
+use crate::context::{Context, DEGRADED, INSTANCE, REQUEST_ID, TRACE_ID};
 use crate::error::{Code, Error};
 
 /// Seconds after which a refused caller may try again.
@@ -28,9 +28,9 @@ pub fn empty() -> Response {
     response
 }
 
-/// Copies what a service says of a degraded answer.
+/// Copies what a service says of its answer: which instance gave it, and what it lacks.
 pub fn mark(mut response: Response, metadata: &HeaderMap) -> Response {
-    for name in [DEGRADED, header::AGE] {
+    for name in [INSTANCE, DEGRADED, header::AGE] {
         if let Some(value) = metadata.get(&name) {
             response.headers_mut().insert(name, value.clone());
         }

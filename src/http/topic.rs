@@ -50,8 +50,8 @@ pub async fn put(app: Arc<App>, request: Request) -> Result<Response, Problem> {
         content: body.text("content")?,
     };
     body.finish()?;
-    let _: Reply<OkResponse> = app.client.call(rpc::PUT_TOPIC, &topic, &context).await?;
-    Ok(reply::empty())
+    let reply: Reply<OkResponse> = app.client.call(rpc::PUT_TOPIC, &topic, &context).await?;
+    Ok(reply::mark(reply::empty(), &reply.headers))
 }
 
 pub async fn view(app: Arc<App>, request: Request) -> Result<Response, Problem> {

@@ -25,7 +25,7 @@ const WINDOW: Duration = Duration::from_secs(1);
 #[derive(Debug, Default)]
 pub struct Keeper {
     /// The registry's word.
-    truth: BTreeMap<String, Instances>,
+    truth: BTreeMap<String, Arc<Instances>>,
     /// Removed, but still believed in, by service and address.
     limbo: BTreeMap<(String, String), Arc<Instance>>,
     /// Removals without `draining` of the last [`WINDOW`].
@@ -55,7 +55,8 @@ impl Keeper {
     pub fn view(&self) -> View {
         let mut services = self.truth.clone();
         for ((service, addr), instance) in &self.limbo {
-            services.entry(service.clone()).or_default().insert(addr.clone(), instance.clone());
+            let instances = services.entry(service.clone()).or_default();
+            Arc::make_mut(instances).insert(addr.clone(), instance.clone());
         }
         View {
             cluster_id: self.cluster_id,
@@ -90,9 +91,10 @@ impl Keeper {
             self.add(instance);
         }
         let vanished: Vec<_> = before
-            .into_values()
-            .flat_map(BTreeMap::into_values)
+            .values()
+            .flat_map(|instances| instances.values())
             .filter(|old| !self.has(&old.service, &old.addr))
+            .cloned()
             .collect();
         for instance in vanished {
             if suspicious && !instance.draining {
@@ -117,7 +119,7 @@ impl Keeper {
     /// Applies a delete of the registry.
     pub fn delete(&mut self, service: &str, addr: &str, now: Instant) {
         let Some(instances) = self.truth.get_mut(service) else { return };
-        let removed = instances.remove(addr);
+        let removed = Arc::make_mut(instances).remove(addr);
         if instances.is_empty() {
             self.truth.remove(service);
         }
@@ -145,7 +147,7 @@ impl Keeper {
     fn add(&mut self, instance: Instance) {
         self.limbo.remove(&(instance.service.clone(), instance.addr.clone()));
         let instances = self.truth.entry(instance.service.clone()).or_default();
-        instances.insert(instance.addr.clone(), Arc::new(instance));
+        Arc::make_mut(instances).insert(instance.addr.clone(), Arc::new(instance));
     }
 
     /// Notes a removal and decides whether it, and what went just before, is to be doubted.
@@ -158,6 +160,10 @@ impl Keeper {
         }
         let service = instance.service.clone();
         self.recent.push_back((now, instance));
+        let left = self.truth.get(&service).map_or(0, |instances| instances.len());
+        if self.recent.len() <= left {
+            return; // not even all of them together are more than half
+        }
         let removed: Vec<_> = self
             .recent
             .iter()
@@ -165,7 +171,6 @@ impl Keeper {
             .filter(|i| i.service == service && !self.has(&i.service, &i.addr))
             .cloned()
             .collect();
-        let left = self.truth.get(&service).map_or(0, BTreeMap::len);
         if removed.len() > left {
             // more than half of what there was within the window, or the last one
             for instance in removed {
@@ -197,7 +202,7 @@ mod tests {
     fn shown(keeper: &Keeper) -> String {
         let view = keeper.view();
         let mut out = Vec::new();
-        for addr in view.instances("feed").into_iter().flat_map(BTreeMap::keys) {
+        for addr in view.instances("feed").into_iter().flat_map(|instances| instances.keys()) {
             let doubted = view.limbo.contains(&("feed".to_owned(), addr.clone()));
             out.push(if doubted { format!("{addr}?") } else { addr.clone() });
         }

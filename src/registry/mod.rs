@@ -80,8 +80,8 @@ pub struct View {
     pub revision: i64,
     /// How often the registry turned out to be another one, or an older state of itself.
     pub epoch: u64,
-    /// Instances by service.
-    pub services: BTreeMap<String, Instances>,
+    /// Instances by service; a service in which nothing changed is shared with the view before.
+    pub services: BTreeMap<String, Arc<Instances>>,
     /// Service and address of those that the registry no longer lists but that are still believed in.
     pub limbo: BTreeSet<(String, String)>,
     /// Keys below the prefix that are not ours to read; they are ignored.
@@ -91,7 +91,7 @@ pub struct View {
 impl View {
     /// Returns the instances of a service, none if it is unknown.
     #[must_use]
-    pub fn instances(&self, service: &str) -> Option<&Instances> {
+    pub fn instances(&self, service: &str) -> Option<&Arc<Instances>> {
         self.services.get(service)
     }
 
@@ -103,12 +103,12 @@ impl View {
 
     fn insert(&mut self, instance: Instance) {
         let service = self.services.entry(instance.service.clone()).or_default();
-        service.insert(instance.addr.clone(), Arc::new(instance));
+        Arc::make_mut(service).insert(instance.addr.clone(), Arc::new(instance));
     }
 
     fn remove(&mut self, service: &str, addr: &str) {
         if let Some(instances) = self.services.get_mut(service) {
-            instances.remove(addr);
+            Arc::make_mut(instances).remove(addr);
             if instances.is_empty() {
                 self.services.remove(service);
             }
@@ -133,15 +133,19 @@ impl ViewHandle {
         self.view.borrow().clone()
     }
 
-    /// Waits until the view is another than the one last seen here, and returns it.
+    /// Returns the view now and counts it as seen here.
+    pub fn take(&mut self) -> Arc<View> {
+        self.view.borrow_and_update().clone()
+    }
+
+    /// Waits until the view is another than the one last seen here.
     ///
     /// *Cancellation*: nothing is lost.
     ///
     /// # Errors
     /// When the registry's task has ended: the process is stopping.
-    pub async fn changed(&mut self) -> Result<Arc<View>, watch::error::RecvError> {
-        self.view.changed().await?;
-        Ok(self.view.borrow_and_update().clone())
+    pub async fn changed(&mut self) -> Result<(), watch::error::RecvError> {
+        self.view.changed().await
     }
 
     /// Returns how long ago the registry last confirmed the view; `None` before the first time.

@@ -173,7 +173,7 @@ impl Handler {
         let rpc = rpc::by_path(request.uri().path());
         let limit = grpc_timeout(request.headers());
         let limit = limit.map_or(self.default_deadline, |limit| limit.min(MAX_DEADLINE));
-        let context = Context::from_headers(request.headers(), begun + limit);
+        let context = Context::from_grpc(request.headers(), begun + limit);
         request.extensions_mut().insert(context.clone());
 
         let answer = AssertUnwindSafe(self.routes.oneshot(request)).catch_unwind();

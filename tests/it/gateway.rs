@@ -131,7 +131,7 @@ async fn a_profile_comes_without_feeds_when_feed_is_gone() {
     assert_eq!(answer.header("x-degraded"), "feeds_unavailable");
     assert_eq!(answer.json()["feeds"], json!([]));
     // the same within its deadline when feed is there but says nothing
-    let silent = peer::silent().await;
+    let silent = peer::stalling().await;
     let _registered = app.register("feed", silent.addr);
     wait_for("the silent feed is asked", || async {
         let begun = Instant::now();
@@ -160,7 +160,7 @@ async fn without_an_instance_the_answer_is_503_at_once() {
 #[tokio::test]
 async fn a_caller_shortens_the_deadline_and_gets_504() {
     let app = App::launch(|settings| settings.up.topic_replicas = 0);
-    let silent = peer::silent().await;
+    let silent = peer::stalling().await;
     let _registered = app.register("topic", silent.addr);
     let mut asked = request("GET", "/api/topic/list", "");
     asked.headers_mut().insert("x-request-timeout-ms", "200".parse().unwrap());

@@ -124,7 +124,7 @@ async fn a_health_watcher_sees_the_drain() {
 #[tokio::test]
 async fn a_call_ends_at_its_grpc_timeout() {
     let app = App::launch(|settings| settings.up.feed_replicas = 0);
-    let silent = peer::silent().await;
+    let silent = peer::stalling().await;
     let _registered = app.register("feed", silent.addr);
     let addr = app.addresses.of(Role::Profile).unwrap();
     let ada = profile::PutProfileRequest { user_id: 7, ..Default::default() };

@@ -32,7 +32,7 @@ async fn gateway_with_a_slow_call(
     deadline_ms: u32,
 ) -> (Etcd, peer::Peer, Process, tokio::task::JoinHandle<std::io::Result<Answer>>) {
     let etcd = Etcd::start().await;
-    let silent = peer::silent().await;
+    let silent = peer::stalling().await;
     let mut client = etcd.client().await;
     let bare = silent.addr.to_string();
     client.put(format!("/services/topic/{bare}"), bare, None).await.unwrap();

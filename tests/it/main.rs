@@ -1,9 +1,14 @@
 //! The integration tests: our program in process and as processes, against the real etcd and curl.
 
 #![expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
     clippy::expect_used,
     clippy::panic,
     clippy::print_stderr,
+    clippy::print_stdout,
+    clippy::similar_names,
     clippy::unwrap_used,
     reason = "a test fails by panicking, and its helpers are read here only"
 )]
@@ -12,7 +17,11 @@ mod bad_requests;
 mod discovery;
 mod docs;
 mod durability;
+
+mod faults;
+
 mod etcd_access;
+
 mod gateway;
 mod grpc;
 mod kit;

@@ -3,6 +3,7 @@
 use std::process::Command;
 use std::time::Duration;
 
+use microservice_app::config::Balancer;
 use rustix::process::Signal;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
@@ -27,13 +28,14 @@ async fn an_instance_that_is_down_is_skipped() {
     for _ in 0..50 {
         assert_eq!(get(app.gateway(), "/api/topic/list").await.status, 200);
     }
-    let retries = app.metric("client_retries_total{reason=\"not_sent\",service=\"topic\"}").await;
+    let retries = app.metric("client_retry_granted_total{reason=\"not_sent\",service=\"topic\"}").await;
     assert!(retries < 1.0, "{retries} calls went to the dead instance first");
 }
 
 #[tokio::test]
 async fn a_call_that_was_never_processed_is_tried_once_more_elsewhere() {
-    let app = App::start().await;
+    // in turn, so that it is met again and again
+    let app = App::start_with(|settings| settings.client.balancer = Balancer::RoundRobin).await;
     let refusing = peer::refusing().await;
     let _registered = app.register("topic", refusing.addr);
     wait_for("both are connected", || async {
@@ -44,7 +46,7 @@ async fn a_call_that_was_never_processed_is_tried_once_more_elsewhere() {
     for _ in 0..50 {
         assert_eq!(get(app.gateway(), "/api/topic/list").await.status, 200);
     }
-    let retries = app.metric("client_retries_total{reason=\"not_sent\",service=\"topic\"}").await;
+    let retries = app.metric("client_retry_granted_total{reason=\"unprocessed\",service=\"topic\"}").await;
     assert!(retries >= 20.0, "only {retries} of 50 calls met the refusing instance");
 }
 

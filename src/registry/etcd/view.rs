@@ -23,6 +23,9 @@ const PROBE_EVERY: Duration = Duration::from_millis(500);
 const SETTLE: Duration = Duration::from_secs(1);
 /// Time after which an unchanged view is written again.
 const SAVE_ANYWAY: Duration = Duration::from_mins(5);
+/// Least time between two views, so that a storm in the registry costs callers only so many looks at it.
+/// The first change of a quiet registry is published at once.
+const PUBLISH_EVERY: Duration = Duration::from_millis(20);
 /// Least time between two writes of the snapshot.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
 
@@ -32,6 +35,7 @@ pub async fn follow(settings: Arc<Registry>, access: Arc<Access>, publisher: Pub
     tokio::select! {
         () = shared.publisher.view.closed() => {}
         () = follow_etcd(&settings, &access, &shared) => {}
+        () = publish(&shared) => {}
         () = probe_limbo(&shared, probe) => {}
         () = save(&settings, &shared) => {}
     }
@@ -41,6 +45,8 @@ pub async fn follow(settings: Arc<Registry>, access: Arc<Access>, publisher: Pub
 struct Shared {
     keeper: Mutex<Keeper>,
     publisher: Publisher,
+    /// The keeper believes something else than what is published.
+    changed: Notify,
     /// Something has gone into limbo.
     doubted: Notify,
 }
@@ -59,7 +65,7 @@ impl Shared {
                 Err(reason) => tracing::info!(path = %path.display(), reason, "no view on disk"),
             }
         }
-        Self { keeper: Mutex::new(keeper), publisher, doubted: Notify::new() }
+        Self { keeper: Mutex::new(keeper), publisher, changed: Notify::new(), doubted: Notify::new() }
     }
 
     /// No code runs under this lock that could leave the keeper half changed.
@@ -67,23 +73,31 @@ impl Shared {
         self.keeper.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Changes the keeper and publishes what it then believes.
+    /// Changes the keeper by a word of the registry; what it then believes is published soon.
     fn change<T>(&self, change: impl FnOnce(&mut Keeper) -> T) -> T {
-        let mut keeper = self.keeper();
-        let result = change(&mut keeper);
-        let view = keeper.view();
-        if !view.limbo.is_empty() {
-            self.doubted.notify_one();
-        }
-        self.publisher.publish(view);
+        let result = change(&mut self.keeper());
+        self.changed.notify_one();
+        self.publisher.confirm();
         result
     }
 
     /// Publishes the end of an instance in limbo. The registry has confirmed nothing by it.
     fn forget(&self, service: &str, addr: &str) {
-        let mut keeper = self.keeper();
-        keeper.give_up(service, addr);
-        self.publisher.replace(keeper.view());
+        self.keeper().give_up(service, addr);
+        self.changed.notify_one();
+    }
+}
+
+/// Publishes what the keeper believes, at once after a pause and then every [`PUBLISH_EVERY`].
+async fn publish(shared: &Shared) {
+    loop {
+        shared.changed.notified().await;
+        let view = shared.keeper().view();
+        if !view.limbo.is_empty() {
+            shared.doubted.notify_one();
+        }
+        shared.publisher.replace(view);
+        tokio::time::sleep(PUBLISH_EVERY).await;
     }
 }
 

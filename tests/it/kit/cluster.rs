@@ -68,16 +68,21 @@ impl Cluster {
         self.members.iter().map(|member| member.addr.to_string()).collect::<Vec<_>>().join(",")
     }
 
-    /// Returns a client of every member.
-    pub async fn client(&self) -> etcd_client::Client {
-        let endpoints: Vec<_> = self.members.iter().map(|member| member.direct.to_string()).collect();
-        etcd_client::Client::connect(endpoints, None).await.expect("a lazy client")
+    /// Returns a client of one member.
+    pub async fn client_of(&self, number: usize) -> etcd_client::Client {
+        let endpoint = [self.members[number].direct.to_string()];
+        etcd_client::Client::connect(endpoint, None).await.expect("a lazy client")
     }
 
-    /// Returns the number of the member that leads, as the others see it.
+    /// Returns the number of the member that leads.
     pub async fn leader(&self) -> usize {
+        self.leader_beside(usize::MAX).await
+    }
+
+    /// Waits until another member than one that is lost leads, and returns its number.
+    pub async fn leader_beside(&self, lost: usize) -> usize {
         wait_for("the cluster has a leader", || async {
-            for (number, member) in self.members.iter().enumerate() {
+            for (number, member) in self.members.iter().enumerate().filter(|(number, _)| *number != lost) {
                 let client = etcd_client::Client::connect([member.direct.to_string()], None).await;
                 let asked = async { client.ok()?.status().await.ok() };
                 let status = tokio::time::timeout(std::time::Duration::from_millis(500), asked).await;
@@ -124,7 +129,7 @@ impl Member {
         self.wait_until_healthy().await;
     }
 
-    /// Sends a signal: `STOP` freezes it, `CONT` lets it go on.
+    /// Sends a signal: `STOP` freezes it, `CONT` lets it go on. One that was killed hears nothing.
     pub fn signal(&self, signal: Signal) {
         super::process::signal(&self.child, signal);
     }

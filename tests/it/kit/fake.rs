@@ -45,7 +45,6 @@ impl Default for Behaviour {
 #[derive(Clone, Debug)]
 pub struct Seen {
     pub method: &'static str,
-    pub request_id: String,
     /// `grpc-previous-rpc-attempts`.
     pub previous_attempts: u32,
     pub began: Instant,
@@ -166,17 +165,14 @@ impl Drop for Noted {
 
 impl Handler {
     async fn behave<T>(&self, method: &'static str, request: &tonic::Request<T>) -> Result<(), Status> {
-        let text = |name: &str| request.metadata().get(name).and_then(|value| value.to_str().ok());
+        let previous = request.metadata().get("grpc-previous-rpc-attempts");
         let mut noted = {
             let mut all = self.0.seen();
             let place = all.len();
             if place < MAX_SEEN {
                 all.push(Seen {
                     method,
-                    request_id: text("x-request-id").unwrap_or_default().to_owned(),
-                    previous_attempts: text("grpc-previous-rpc-attempts")
-                        .and_then(|n| n.parse().ok())
-                        .unwrap_or(0),
+                    previous_attempts: previous.and_then(|n| n.to_str().ok()?.parse().ok()).unwrap_or(0),
                     began: Instant::now(),
                     ended: None,
                     answered: false,

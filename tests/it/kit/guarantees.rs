@@ -173,6 +173,7 @@ mod tests {
             outcome,
             instance: instance.to_owned(),
             degraded: None,
+            no_hint: false,
             again: false,
         }
     }

@@ -60,6 +60,8 @@ pub struct Call {
     pub instance: String,
     /// What a degraded answer says that it is.
     pub degraded: Option<String>,
+    /// A 503 that does not say when to come back.
+    pub no_hint: bool,
     /// It was sent again because its connection was closed before any byte of an answer.
     pub again: bool,
 }
@@ -95,6 +97,11 @@ impl Record {
         self.calls.iter().filter(|call| call.degraded.is_some()).count()
     }
 
+    /// Returns how many 503 do not say when to come back.
+    pub fn without_retry_after(&self) -> usize {
+        self.calls.iter().filter(|call| call.no_hint).count()
+    }
+
     pub fn again(&self) -> usize {
         self.calls.iter().filter(|call| call.again).count()
     }
@@ -108,15 +115,6 @@ impl Record {
     pub fn between(&self, from: Instant, to: Instant) -> Self {
         let calls = self.calls.iter().filter(|call| (from..to).contains(&call.due)).cloned().collect();
         Self { calls, unsent: self.unsent, limit: self.limit }
-    }
-
-    /// Returns the answers by instance.
-    pub fn by_instance(&self) -> BTreeMap<String, usize> {
-        let mut counts = BTreeMap::new();
-        for call in self.calls.iter().filter(|call| !call.instance.is_empty()) {
-            *counts.entry(call.instance.clone()).or_default() += 1;
-        }
-        counts
     }
 
     /// Returns a quantile of the latency, 0 to 1, of the calls that were answered well.
@@ -160,11 +158,6 @@ impl Load {
         make: impl Fn(u64) -> Request<Full<Bytes>> + Send + Sync + 'static,
     ) -> Self {
         Self { target, rate, limit: Duration::from_secs(1), seed: 1, make: Arc::new(make) }
-    }
-
-    /// Sets the time limit of each call.
-    pub fn limit(self, limit: Duration) -> Self {
-        Self { limit, ..self }
     }
 
     /// Begins, and goes on until [`Running::finish`].
@@ -253,6 +246,7 @@ struct Answer {
     status: StatusCode,
     instance: String,
     degraded: Option<String>,
+    retry_after: bool,
 }
 
 impl Pool {
@@ -266,6 +260,7 @@ impl Pool {
             outcome: Outcome::Silence,
             instance: String::new(),
             degraded: None,
+            no_hint: false,
             again: false,
         };
         let exchange = async {
@@ -282,6 +277,7 @@ impl Pool {
             Ok(Ok(answer)) => {
                 call.outcome = Outcome::Status(answer.status);
                 (call.instance, call.degraded) = (answer.instance, answer.degraded);
+                call.no_hint = answer.status == 503 && !answer.retry_after;
             }
             Ok(Err((outcome, _))) => call.outcome = outcome,
             Err(_) => {}
@@ -317,7 +313,8 @@ impl Pool {
             self.idle.lock().unwrap_or_else(PoisonError::into_inner).push(connection);
         }
         let instance = text("x-msa-instance").unwrap_or_default();
-        Ok(Answer { status: head.status, instance, degraded: text("x-degraded") })
+        let retry_after = head.headers.contains_key("retry-after");
+        Ok(Answer { status: head.status, instance, degraded: text("x-degraded"), retry_after })
     }
 
     fn take(&self) -> Option<Connection> {

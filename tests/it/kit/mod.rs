@@ -1,6 +1,7 @@
 //! What every test stands on: guards for processes, an in-process app, an HTTP client, and waiting for
 //! conditions. A guard ends its process when it is dropped; every wait has a deadline.
 
+pub mod ab;
 pub mod app;
 pub mod authority;
 pub mod cluster;

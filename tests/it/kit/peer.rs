@@ -2,8 +2,10 @@
 
 use std::net::SocketAddr;
 
+use bytes::Bytes;
+use http::{HeaderMap, HeaderValue};
 use tokio::net::TcpListener;
-use tokio::task::JoinHandle;
+use tokio::task::{JoinHandle, JoinSet};
 
 /// A listener with one kind of misbehaviour. Ends when dropped.
 pub struct Peer {
@@ -37,18 +39,92 @@ pub async fn silent() -> Peer {
 
 /// Speaks HTTP/2 and refuses every call unprocessed, as a server that is full does.
 pub async fn refusing() -> Peer {
+    server(|_, mut respond| async move { respond.send_reset(h2::Reason::REFUSED_STREAM) }).await
+}
+
+/// Says that it serves, and answers no call.
+pub async fn stalling() -> Peer {
+    healthy(|_, respond| async move {
+        let _held = respond;
+        std::future::pending().await
+    })
+    .await
+}
+
+/// A call as a peer sees it.
+pub type Asked = http::Request<h2::RecvStream>;
+/// What a peer answers it with.
+pub type Respond = h2::server::SendResponse<Bytes>;
+
+/// Says that it serves, and lets `answer` see to every other call.
+pub async fn healthy<F>(answer: impl Fn(Asked, Respond) -> F + Clone + Send + 'static) -> Peer
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    server(move |request, mut respond| {
+        let health = request.uri().path().starts_with("/grpc.health.v1.Health/");
+        let answer = (!health).then(|| answer.clone());
+        async move {
+            match answer {
+                Some(answer) => answer(request, respond).await,
+                None => {
+                    let head = http::Response::builder().header("content-type", "application/grpc");
+                    let head = head.body(()).expect("a head");
+                    if let Ok(mut body) = respond.send_response(head, false) {
+                        let _ = body.send_data(Bytes::from_static(&[0, 0, 0, 0, 2, 8, 1]), false);
+                        std::future::pending().await
+                    }
+                }
+            }
+        }
+    })
+    .await
+}
+
+/// Speaks HTTP/2 and lets `answer` see to every call; a call that is reset is dropped.
+pub async fn server<F>(answer: impl Fn(Asked, Respond) -> F + Clone + Send + 'static) -> Peer
+where
+    F: Future<Output = ()> + Send + 'static,
+{
     let (listener, addr) = listen().await;
     let task = tokio::spawn(async move {
+        let mut connections = JoinSet::new();
         while let Ok((stream, _)) = listener.accept().await {
-            tokio::spawn(async move {
+            let answer = answer.clone();
+            let _ = stream.set_nodelay(true);
+            connections.spawn(async move {
                 let Ok(mut connection) = h2::server::handshake(stream).await else {
                     return;
                 };
-                while let Some(Ok((_, mut respond))) = connection.accept().await {
-                    respond.send_reset(h2::Reason::REFUSED_STREAM);
+                let mut calls = JoinSet::new();
+                while let Some(Ok((request, respond))) = connection.accept().await {
+                    calls.spawn(answer(request, respond));
                 }
             });
         }
     });
     Peer { addr, task }
+}
+
+/// Answers a call with a status and nothing else.
+pub fn say(respond: &mut Respond, code: tonic::Code, more: &[(&'static str, &str)]) {
+    let mut head = http::Response::builder()
+        .header("content-type", "application/grpc")
+        .header("grpc-status", code as i32);
+    for (name, value) in more {
+        head = head.header(*name, *value);
+    }
+    let _ = respond.send_response(head.body(()).expect("a head"), true);
+}
+
+/// Answers a call with an empty message, which every rpc of ours can read.
+pub fn fine(respond: &mut Respond) {
+    let head = http::Response::builder().header("content-type", "application/grpc");
+    let Ok(mut body) = respond.send_response(head.body(()).expect("a head"), false) else {
+        return;
+    };
+    let _ = body.send_data(Bytes::from_static(&[0; 5]), false);
+    let mut trailers = HeaderMap::new();
+    trailers.insert("grpc-status", HeaderValue::from_static("0"));
+    let _ = body.send_trailers(trailers);
 }

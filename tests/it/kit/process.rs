@@ -94,6 +94,12 @@ impl Process {
         }
     }
 
+    /// Counts the log lines so far.
+    pub fn count_logs(&mut self, matches: impl Fn(&Value) -> bool) -> usize {
+        self.seen.extend(self.logs.try_iter());
+        self.seen.iter().filter(|line| matches(line)).count()
+    }
+
     /// Waits until a role serves; returns its address and that of the admin listener.
     pub fn wait_for_role(&mut self, role: &str) -> (SocketAddr, SocketAddr) {
         let line = self.wait_for_log(role, |line| line["message"] == "serving" && line["service"] == role);

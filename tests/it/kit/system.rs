@@ -1,10 +1,12 @@
 //! Our roles as processes over a registry, and what a gateway shows of it.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
+use std::os::fd::OwnedFd;
 use std::process::Command;
 use std::time::Duration;
 
+use command_fds::{CommandFdExt as _, FdMapping};
 use serde_json::Value;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -60,6 +62,20 @@ impl Role {
         Self::start(etcd, "apigateway", "127.0.0.1:0", &[])
     }
 
+    /// Starts a gateway on a socket that outlives it, as systemd hands it over.
+    pub fn gateway_on(socket: &TcpListener, etcd: &str, env: &[(&str, &str)]) -> Self {
+        // LISTEN_PID must name the process itself: the shell sets it and becomes the program
+        let mut command = Command::new("sh");
+        command.args(["-c", "LISTEN_PID=$$ exec \"$@\"", "sh", PROGRAM, "apigateway"]);
+        command.args(["--http-addr", "127.0.0.1:1", "--debug-addr", "127.0.0.1:0"]);
+        let parent_fd = OwnedFd::from(socket.try_clone().expect("a socket"));
+        command.fd_mappings(vec![FdMapping { parent_fd, child_fd: 3 }]).expect("one mapping");
+        let handed = [("MSA__REGISTRY__ENDPOINTS", etcd), ("LISTEN_FDS", "1")];
+        let mut process = Process::spawn_with(command, &[&handed, env].concat());
+        let admin = process.wait_for_role("apigateway").1;
+        Self { process, addr: socket.local_addr().expect("its address"), admin }
+    }
+
     /// Starts instances of a service.
     pub fn services<const N: usize>(etcd: &str, role: &'static str) -> [Self; N] {
         [(); N].map(|()| Self::start(etcd, role, "127.0.0.1:0", &[]))
@@ -103,6 +119,13 @@ impl Role {
         let listed = status["registry"]["services"][service].as_array().cloned().unwrap_or_default();
         let found = listed.iter().find(|instance| instance["addr"] == addr.to_string());
         found.and_then(|instance| instance["id"].as_str()).unwrap_or_default().to_owned()
+    }
+
+    /// Returns what this gateway says of an instance that it calls.
+    pub async fn endpoint(&self, service: &str, addr: SocketAddr) -> Option<Value> {
+        let status = self.status().await;
+        let called = status["clients"][0][service].as_array()?;
+        called.iter().find(|endpoint| endpoint["addr"] == addr.to_string()).cloned()
     }
 
     /// Begins to sample this gateway's view.

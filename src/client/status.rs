@@ -1,0 +1,60 @@
+//! What `/status` tells of the instances that are called.
+//!
+//! Shape, by service: `[{"addr","state","draining","in_flight","connections","ewma_ms":{method: ms},
+//! "failures":{method: share},"breakers":{method: "open"|"half_open"},"last_error","adopted_id","why"}]`;
+//! `why` says in a few words why an instance gets no calls, `null` if it does.
+
+use serde_json::{Map, Value, json};
+
+use super::Client;
+use super::discover::Snapshot;
+use super::endpoint::Endpoint;
+use super::pool::State;
+use crate::rpc;
+
+impl Client {
+    /// Returns what is known of every instance.
+    #[must_use]
+    pub fn status(&self) -> Value {
+        let services = self.snapshots().into_iter();
+        Value::Object(services.map(|(name, snapshot)| (name.to_owned(), service(name, &snapshot))).collect())
+    }
+}
+
+fn service(name: &str, snapshot: &Snapshot) -> Value {
+    snapshot.all.iter().map(|endpoint| instance(name, endpoint, snapshot)).collect()
+}
+
+fn instance(service: &str, endpoint: &Endpoint, snapshot: &Snapshot) -> Value {
+    let serves = |other: &Endpoint| other.state() == State::Up && !other.instance.draining;
+    let others = snapshot.usable.iter().any(|other| other.number != endpoint.number && serves(other));
+    let (mut latencies, mut failures) = (Map::new(), Map::new());
+    for rpc in rpc::of_service(service) {
+        if let Some(latency) = endpoint.load.latency(rpc.index) {
+            latencies.insert(rpc.method.to_owned(), json!(round(latency.as_secs_f64() * 1000.0)));
+        }
+        let share = round(endpoint.load.failures(rpc.index));
+        if share > 0.0 {
+            failures.insert(rpc.method.to_owned(), json!(share));
+        }
+    }
+    let breakers = endpoint.tripped().map(|(rpc, state)| (rpc.method.to_owned(), json!(state.name())));
+    json!({
+        "addr": endpoint.instance.addr,
+        "state": endpoint.state().name(),
+        "draining": endpoint.instance.draining,
+        "in_flight": endpoint.in_flight(),
+        "connections": endpoint.connections(),
+        "ewma_ms": latencies,
+        "failures": failures,
+        "breakers": breakers.collect::<Map<_, _>>(),
+        "last_error": endpoint.last_error().as_deref(),
+        "adopted_id": endpoint.adopted_id().as_deref(),
+        "why": endpoint.why_spared(others),
+    })
+}
+
+/// Three digits are enough to look at.
+fn round(value: f64) -> f64 {
+    (value * 1000.0).round() / 1000.0
+}

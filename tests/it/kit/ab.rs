@@ -1,0 +1,95 @@
+//! Compares two candidates on a machine that is never quite quiet: both run in every round, one after
+//! the other and the order turned round every time, so whatever else goes on meets both alike. The
+//! result is the median of the rounds' ratios with its 95 % bootstrap interval.
+
+use rand::rngs::StdRng;
+use rand::{RngExt as _, SeedableRng as _};
+
+use super::cpu::Others;
+
+/// Resamples of the bootstrap.
+const RESAMPLES: usize = 2000;
+
+/// The outcome of a comparison. A ratio is candidate over base, round by round.
+#[derive(Clone, Debug)]
+pub struct Comparison {
+    /// The ratio of each round, in order.
+    pub ratios: Vec<f64>,
+    pub median: f64,
+    /// 95 % interval of the median.
+    pub low: f64,
+    pub high: f64,
+    /// Share of the cores that other processes took; over a fifth the comparison is void, see
+    /// [`Others::disturbed`].
+    pub others: f64,
+}
+
+/// Measures both sides in each of so many rounds. A side returns one positive number: requests a second,
+/// a p99, processor time.
+pub async fn compare(
+    rounds: usize,
+    mut base: impl AsyncFnMut() -> f64,
+    mut candidate: impl AsyncFnMut() -> f64,
+) -> Comparison {
+    let others = Others::watch();
+    let mut ratios = Vec::new();
+    for round in 0..rounds {
+        let (a, b) = if round % 2 == 0 {
+            let a = base().await;
+            (a, candidate().await)
+        } else {
+            let b = candidate().await;
+            (base().await, b)
+        };
+        ratios.push(b / a);
+    }
+    let (low, high) = interval(&ratios);
+    Comparison { median: median(&mut ratios.clone()), low, high, others: others.share(), ratios }
+}
+
+fn median(values: &mut [f64]) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let half = values.len() / 2;
+    if values.len() % 2 == 1 { values[half] } else { f64::midpoint(values[half - 1], values[half]) }
+}
+
+/// Returns the middle 95 % of the medians of resamples with replacement; a fixed seed repeats it.
+fn interval(ratios: &[f64]) -> (f64, f64) {
+    let mut random = StdRng::seed_from_u64(95);
+    let mut medians: Vec<_> = (0..RESAMPLES)
+        .map(|_| {
+            let mut sample: Vec<_> =
+                ratios.iter().map(|_| ratios[random.random_range(0..ratios.len())]).collect();
+            median(&mut sample)
+        })
+        .collect();
+    medians.sort_by(f64::total_cmp);
+    (medians[RESAMPLES / 40], medians[RESAMPLES - 1 - RESAMPLES / 40])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_known_ratio_is_found_within_its_interval_and_both_sides_take_turns() {
+        let mut random = StdRng::seed_from_u64(1);
+        let order = std::cell::RefCell::new(String::new());
+        let noise = std::cell::RefCell::new(move || random.random_range(0.9..1.1));
+        let found = compare(
+            20,
+            async || {
+                order.borrow_mut().push('a');
+                100.0 * noise.borrow_mut()()
+            },
+            async || {
+                order.borrow_mut().push('b');
+                130.0 * noise.borrow_mut()()
+            },
+        )
+        .await;
+        assert!(found.low <= 1.3 && 1.3 <= found.high, "{found:?}");
+        assert!(found.low > 1.2 && found.high < 1.4 && (found.low..=found.high).contains(&found.median));
+        assert!(order.borrow().starts_with("abbaabba"), "{}", order.borrow());
+    }
+}
