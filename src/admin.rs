@@ -105,7 +105,7 @@ impl Admin {
         if let Some(view) = &inner.view {
             inner.metrics.view(view);
         }
-        inner.clients.iter().for_each(Client::measure);
+        Client::measure(&inner.clients);
         let registrations = inner.roles.iter().filter_map(|role| {
             let state = *role.registration.as_ref()?.borrow();
             Some((role.name, state))

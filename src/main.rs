@@ -1,5 +1,6 @@
 //! Which role to run: command line, settings, log, listeners, run, exit status.
 
+use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -25,12 +26,14 @@ fn main() -> ExitCode {
         Command::Up(flags) => (Role::Up, flags.source()),
         Command::CheckConfig(flags) => return check_config(&flags),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "microservice-app", &mut std::io::stdout());
-            return ExitCode::SUCCESS;
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "microservice-app", &mut script);
+            return print(&script);
         }
         Command::Man => {
-            let written = clap_mangen::Man::new(Cli::command()).render(&mut std::io::stdout());
-            return exit(written.map_err(anyhow::Error::from));
+            let mut page = Vec::new();
+            let rendered = clap_mangen::Man::new(Cli::command()).render(&mut page);
+            return rendered.map_or_else(|error| exit(Err(error.into())), |()| print(&page));
         }
     };
     let settings = match config::load(role, &source) {
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
 
 async fn run(role: Role, settings: Settings) -> anyhow::Result<()> {
     let stop = shutdown::on_signal()?;
+    raise_file_limit();
     telemetry::note_tracing(&settings.trace);
     let derived = settings.grpc.addr.0.ip().is_unspecified() && settings.grpc.advertise_addr.is_none();
     if derived && !matches!(role, Role::Up | Role::Apigateway) {
@@ -81,17 +85,36 @@ async fn run(role: Role, settings: Settings) -> anyhow::Result<()> {
         .await
 }
 
-#[expect(clippy::print_stdout, reason = "printing is what it was asked for")]
 fn check_config(flags: &CheckConfig) -> ExitCode {
     let source = Source { file: flags.config.clone(), ..Source::default() };
     match config::load(flags.role.into(), &source) {
         Ok(settings) => {
-            for (key, value) in config::rows(&settings).into_iter().filter(|_| flags.show) {
-                println!("{key} = {value}");
-            }
-            ExitCode::SUCCESS
+            let rows = config::rows(&settings).into_iter().filter(|_| flags.show);
+            let lines: Vec<_> =
+                rows.map(|(key, value)| [key, " = ".to_owned(), value, "\n".to_owned()]).collect();
+            print(lines.concat().concat().as_bytes())
         }
         Err(error) => refuse(&error),
+    }
+}
+
+/// Writes to standard output. A reader that has seen enough, such as `head`, is no failure.
+fn print(bytes: &[u8]) -> ExitCode {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(bytes).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => exit(Err(error.into())),
+        _ => ExitCode::SUCCESS,
+    }
+}
+
+/// Each connection is a file descriptor; the soft limit is 1024 by custom, for the sake of programs that
+/// use `select`.
+fn raise_file_limit() {
+    use rustix::process::{Resource, getrlimit, setrlimit};
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::debug!(%error, "the limit of open files stays as it is");
     }
 }
 

@@ -25,11 +25,103 @@ pub struct Metrics {
     registry: Registry,
     http: HistogramVec,
     grpc: HistogramVec,
+    edge: EdgeMetrics,
     attempts: HistogramVec,
     client: ClientFamilies,
     registration: IntGaugeVec,
     view: ViewMetrics,
     view_age: prometheus::Gauge,
+}
+
+/// What the limits of the listeners do.
+#[derive(Clone, Debug)]
+struct EdgeMetrics {
+    http_in_flight: IntGauge,
+    grpc_in_flight: IntGaugeVec,
+    http_refused: IntCounterVec,
+    grpc_refused: IntCounterVec,
+    cut: IntCounterVec,
+}
+
+impl EdgeMetrics {
+    fn new(r: &Registry) -> prometheus::Result<Self> {
+        let total = |name: &str, help: &str, labels: &[&str]| {
+            add(r, IntCounterVec::new(Opts::new(name, help), labels))
+        };
+        Ok(Self {
+            http_in_flight: add(
+                r,
+                IntGauge::new("http_server_in_flight", "Requests that hold a place under the limit."),
+            )?,
+            grpc_in_flight: add(
+                r,
+                IntGaugeVec::new(
+                    Opts::new("grpc_server_in_flight", "Calls that hold a place under the limit."),
+                    &["service"],
+                ),
+            )?,
+            http_refused: total(
+                "http_server_refused_total",
+                "Requests refused without work, by the limit that they met.",
+                &["reason"],
+            )?,
+            grpc_refused: total(
+                "grpc_server_refused_total",
+                "Calls refused without work, by the limit that they met.",
+                &["service", "reason"],
+            )?,
+            cut: total(
+                "server_connections_cut_total",
+                "Connections ended because of what their peer does.",
+                &["reason"],
+            )?,
+        })
+    }
+}
+
+/// Why a request or call is refused without work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// Too many are in progress.
+    InFlight,
+    /// Too many bytes are waiting to be sent, or to be complete.
+    Memory,
+    /// This client sends too many.
+    Rate,
+    /// Nobody waits for the answer any more.
+    Deadline,
+}
+
+impl Refused {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::InFlight => "in_flight",
+            Self::Memory => "memory",
+            Self::Rate => "rate",
+            Self::Deadline => "deadline",
+        }
+    }
+}
+
+/// Why a connection is ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// Its peer stopped reading.
+    WriteTimeout,
+    /// Its peer reads too slowly while memory is short.
+    Unsent,
+    /// Its peer floods it with frames.
+    Flood,
+}
+
+impl Cut {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::WriteTimeout => "write_timeout",
+            Self::Unsent => "unsent",
+            Self::Flood => "flood",
+        }
+    }
 }
 
 /// What is known of the registry.
@@ -95,6 +187,7 @@ impl Metrics {
                 "Time from a call's head to its answer.",
                 &["service", "method", "code"],
             )?,
+            edge: EdgeMetrics::new(r)?,
             attempts: latency(
                 "grpc_client_attempt_duration_seconds",
                 "Time of one attempt at one instance.",
@@ -157,6 +250,33 @@ impl Metrics {
     #[must_use]
     pub fn client(&self, service: &'static str) -> ClientMeters {
         ClientMeters::new(&self.client, &self.attempts, service)
+    }
+
+    /// Returns the gauge of requests in progress.
+    #[must_use]
+    pub fn http_in_flight(&self) -> IntGauge {
+        self.edge.http_in_flight.clone()
+    }
+
+    /// Returns the gauge of a service's calls in progress.
+    #[must_use]
+    pub fn grpc_in_flight(&self, service: &str) -> IntGauge {
+        self.edge.grpc_in_flight.with_label_values(&[service])
+    }
+
+    /// Notes a request that was refused without work.
+    pub fn http_refused(&self, reason: Refused) {
+        self.edge.http_refused.with_label_values(&[reason.name()]).inc();
+    }
+
+    /// Notes a call that was refused without work.
+    pub fn grpc_refused(&self, service: &str, reason: Refused) {
+        self.edge.grpc_refused.with_label_values(&[service, reason.name()]).inc();
+    }
+
+    /// Notes a connection that was ended because of its peer.
+    pub fn cut(&self, reason: Cut) {
+        self.edge.cut.with_label_values(&[reason.name()]).inc();
     }
 
     /// Counts registrations by state.

@@ -15,16 +15,19 @@ use crate::cli;
 use crate::client::{self, Client};
 use crate::config::{ListenAddr, Role, Settings, StoreUrl};
 use crate::http::Gateway;
+use crate::limit::Limit;
 use crate::listener::Listener;
 use crate::metrics::Metrics;
 use crate::registry::{Etcd, Instance, Local, Registration, Registry, advertise};
-use crate::server::{Protocol, Stop, serve};
+use crate::server::{Limits, MAX_UNSENT, Protocol, Stop, serve};
 use crate::service::{Handler, Service};
 
 /// What a gateway's drain may take beyond its longest deadline.
 const GATEWAY_MARGIN: Duration = Duration::from_millis(500);
 /// Time for a request's head on the admin listener.
 const ADMIN_HEADERS: Duration = Duration::from_secs(5);
+/// Time that a reader of the admin listener may take nothing of an answer.
+const ADMIN_WRITES: Duration = Duration::from_secs(10);
 
 /// The addresses that a process listens on.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,6 +74,11 @@ impl Present {
         });
         (Self(present), gone)
     }
+}
+
+/// Returns the limits of one role's listeners.
+fn limits(max_connections: usize, write_timeout: Duration) -> Limits {
+    Limits { max_connections, write_timeout, unsent: Limit::new(MAX_UNSENT, None) }
 }
 
 /// A service instance before its start.
@@ -209,16 +217,16 @@ impl Process {
         drop((edge, profiles));
         // who calls nobody does not follow the registry
         let view = (!self.clients.is_empty()).then(|| self.registry.view());
+        let metrics = self.metrics.clone();
         let admin = Admin::new(self.roles, self.clients, view, self.metrics).handler();
         let end = CancellationToken::new();
-        let admin = serve(
-            self.admin,
-            Protocol::Http1 { header_timeout: ADMIN_HEADERS },
-            self.settings.admin.max_connections,
-            move |request| admin.clone().call(request),
-            Stop { begin: end.clone(), grace: Duration::from_millis(100) },
-        );
-        let admin = tokio::spawn(admin);
+        let stop_admin = Stop { begin: end.clone(), grace: Duration::from_millis(100) };
+        let limits = limits(self.settings.admin.max_connections, ADMIN_WRITES);
+        let admin = tokio::spawn(async move {
+            let protocol = Protocol::Http1 { header_timeout: ADMIN_HEADERS };
+            let answer = move |request, _| admin.clone().call(request);
+            serve(self.admin, protocol, limits, &metrics, answer, stop_admin).await;
+        });
         ready();
         // the admin listener outlives the roles: a drain can be watched
         let drained = async {
@@ -262,21 +270,19 @@ impl Process {
         let (instance, warnings) = self.instance(name, addr, admin);
         let identity = client::identity(&self.settings.registry.prefix, name);
         let id = HeaderValue::from_str(&instance.id)?;
-        let deadline = self.settings.client.deadline;
-        let mut handler = Handler::new(&service, identity, id, &self.metrics, deadline).await?;
+        let grpc = &self.settings.grpc;
+        let limits = limits(grpc.max_connections, grpc.write_timeout);
+        let unsent = limits.unsent.clone();
+        let mut handler = Handler::new(&service, identity, id, &self.metrics, &self.settings, unsent).await?;
         let bound = listener.addr();
         let begin = CancellationToken::new();
-        let server = serve(
-            listener,
-            Protocol::Http2 { max_concurrent_streams: self.settings.grpc.max_concurrent_streams },
-            self.settings.grpc.max_connections,
-            {
-                let handler = handler.clone();
-                move |request| handler.clone().call(request)
-            },
-            Stop { begin: begin.clone(), grace: self.settings.shutdown.grace },
-        );
-        let server = tokio::spawn(server);
+        let stop_server = Stop { begin: begin.clone(), grace: self.settings.shutdown.grace };
+        let protocol = Protocol::Http2 { max_concurrent_streams: grpc.max_concurrent_streams };
+        let server = tokio::spawn({
+            let (handler, metrics) = (handler.clone(), self.metrics.clone());
+            let answer = move |request, _| handler.clone().call(request);
+            async move { serve(listener, protocol, limits, &metrics, answer, stop_server).await }
+        });
         handler.set_serving(true).await;
         tracing::info!(service = name, addr = %bound, advertised = instance.addr, %admin, "serving");
         for warning in service.store().warnings().iter().chain(&warnings) {
@@ -319,20 +325,20 @@ impl Process {
         }
         let name = Role::Apigateway.name();
         let client = self.client(&Role::SERVICES.map(Role::name));
-        let gateway = Gateway::new(client, &self.metrics, &self.settings);
+        let http = &self.settings.http;
+        let limits = limits(http.max_connections, http.write_timeout);
+        let gateway = Gateway::new(client, &self.metrics, &self.settings, limits.unsent.clone());
         let grace = self.settings.shutdown.grace.min(self.settings.client.deadline + GATEWAY_MARGIN);
         for listener in listeners {
             let bound = listener.addr();
             tracing::info!(service = name, addr = %bound, %admin, "serving");
-            let gateway = gateway.clone();
-            let server = serve(
-                listener,
-                Protocol::Http1 { header_timeout: self.settings.http.header_timeout },
-                self.settings.http.max_connections,
-                move |request| gateway.clone().call(request),
-                Stop { begin: stop.clone(), grace },
-            );
-            let server = tokio::spawn(server);
+            let protocol = Protocol::Http1 { header_timeout: self.settings.http.header_timeout };
+            let stop_server = Stop { begin: stop.clone(), grace };
+            let server = tokio::spawn({
+                let (gateway, limits, metrics) = (gateway.clone(), limits.clone(), self.metrics.clone());
+                let answer = move |request, peer| gateway.clone().call(request, peer);
+                async move { serve(listener, protocol, limits, &metrics, answer, stop_server).await }
+            });
             // nobody balances over gateways; they register to be seen, so an address that cannot be
             // found is no reason not to serve
             let (registration, warnings) = match advertise::service(bound, None, &self.settings.registry) {

@@ -120,9 +120,9 @@ fn better<'a>(one: Candidate<'a>, other: Candidate<'a>, rpc: usize, now: Instant
     }
     let (winner, loser) =
         if one.0.load.cost(rpc, now) <= other.0.load.cost(rpc, now) { (one, other) } else { (other, one) };
-    match (winner.0.load.ramp(now), loser.0.load.ramp(now)) {
-        // a newcomer's calls grow to its full share
-        (Some(share), None) if rand::random::<f64>() >= share => loser,
+    match winner.0.load.ramp(now) {
+        // a newcomer's calls grow to its full share, if there is somebody who is none
+        Some(share) if rand::random::<f64>() >= share && loser.0.load.is_settled(now) => loser,
         _ => winner,
     }
 }
@@ -179,10 +179,13 @@ impl Shared {
     /// Returns the instance for an attempt, or why there is none, or `None` if it is worth waiting for one.
     fn pick(&self, call: &mut Call) -> Option<Result<Arc<Endpoint>, Failure>> {
         let snapshot = self.set.now();
-        let Some((endpoint, fit)) = self.balance.pick(call, &snapshot.usable) else {
+        // a snapshot is a little old: who has come up since is in it, but not among the usable
+        let all = || self.balance.pick(call, &snapshot.all);
+        let Some((endpoint, fit)) = self.balance.pick(call, &snapshot.usable).or_else(all) else {
             // a process that has just started is about to learn who is there, and to connect
             let soon = !snapshot.known && self.started.elapsed() < FIRST_VIEW;
-            if snapshot.usable.is_empty() && (snapshot.connecting || soon) {
+            let full = snapshot.all.iter().any(|endpoint| endpoint.is_full());
+            if !full && (snapshot.connecting() || soon) {
                 return None;
             }
             return Some(Err(nobody(call)));
@@ -208,12 +211,11 @@ impl Shared {
             }
             let deadline = call.context.deadline;
             let view = (self.started + FIRST_VIEW).min(deadline);
-            let until = if self.set.now().connecting { deadline } else { view };
+            let until = if self.set.now().connecting() { deadline } else { view };
             match tokio::time::timeout_at(until, changes.changed()).await {
-                Ok(Ok(())) => {}
                 Ok(Err(_)) => return Err(nobody(call)),
-                Err(_) if Instant::now() >= call.context.deadline => return Err(nobody(call)),
-                Err(_) => {}
+                Err(_) if Instant::now() >= deadline => return Err(nobody(call)),
+                Ok(Ok(())) | Err(_) => {}
             }
         }
     }
@@ -227,3 +229,7 @@ fn nobody(call: &Call) -> Failure {
     let error = Error::unavailable(format!("no instance of {} can be called", call.rpc.service));
     Failure::new(Reach::Nobody, error)
 }
+
+#[cfg(test)]
+#[path = "balance_tests.rs"]
+mod tests;

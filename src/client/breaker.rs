@@ -87,6 +87,13 @@ impl From<&config::Client> for Settings {
     }
 }
 
+impl Settings {
+    /// Returns the same with a shorter longest backoff.
+    pub(super) fn capped(self, cap: Duration) -> Self {
+        Self { cap: self.cap.min(cap), ..self }
+    }
+}
+
 /// The breakers of one instance, by method.
 #[derive(Debug)]
 pub struct Breakers {

@@ -34,6 +34,8 @@ pub struct Call {
     pub picked: Arc<AtomicU64>,
     /// True if the breaker lets it pass though it is open: every instance's is.
     pub forced: bool,
+    /// True if the caller can do without an answer, and would rather not wait for one that will not come.
+    pub optional: bool,
 }
 
 impl Call {
@@ -48,6 +50,7 @@ impl Call {
             tried: Vec::new(),
             picked: Arc::default(),
             forced: false,
+            optional: false,
         }
     }
 }

@@ -44,6 +44,12 @@ impl Ejection {
         Self { count, turn: Mutex::new(()), refused }
     }
 
+    /// Returns a bound that is none: for what callers can do without.
+    #[must_use]
+    pub fn unbounded(refused: IntCounter) -> Self {
+        Self::new(Box::new(|_| (2, 0)), refused)
+    }
+
     /// Returns the verdict, after `act` has followed it: before anyone else asks.
     pub fn ask(&self, rpc: usize, act: impl FnOnce(Verdict)) -> Verdict {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);

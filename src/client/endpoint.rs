@@ -126,6 +126,18 @@ impl Endpoint {
         self.pool.state()
     }
 
+    /// Makes it look as if it were connected.
+    #[cfg(test)]
+    pub(super) fn pretend(&self, state: State) {
+        self.pool.pretend(state);
+    }
+
+    /// Counts a call as in flight until the guard is dropped.
+    #[cfg(test)]
+    pub(super) fn hold(&self) -> super::limit::Guard {
+        self.in_flight.clone().begin()
+    }
+
     /// Returns the calls in flight.
     #[must_use]
     pub fn in_flight(&self) -> usize {

@@ -1,6 +1,9 @@
 //! The second layer: when a read fails because nobody can answer, the last good answer stands in. It says
 //! so (`x-degraded: stale`, `age` in seconds), is counted, and is never older than `client.fallback_age_s`.
 //! Nothing is invented: a read that has not been answered before fails.
+//!
+//! The deadline below it is a little earlier, so that the fallback still arrives by the caller's: a second
+//! [`super::deadline`] layer ends the call there.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +13,7 @@ use prometheus::IntCounter;
 use tokio::time::Instant;
 
 use super::cache::Cache;
-use super::call::{Answer, Call, Failure, Outcome, Path, layer};
+use super::call::{Answer, Call, Outcome, Path, layer};
 use crate::context::DEGRADED;
 use crate::error::Code;
 use crate::rpc;
@@ -45,9 +48,7 @@ impl<S: Path> Fallback<S> {
         let reserve = (call.context.remaining() / 20).min(RESERVE);
         let deadline = call.context.deadline.checked_sub(reserve).unwrap_or_else(Instant::now);
         let context = call.context.with_deadline(deadline);
-        let inner = self.inner.call(Call { context, patience: deadline, ..call.clone() });
-        let outcome = tokio::time::timeout_at(deadline, inner).await;
-        match outcome.unwrap_or_else(|_| Err(Failure::timeout(call.rpc))) {
+        match self.inner.call(Call { context, patience: deadline, ..call.clone() }).await {
             Ok(answer) => {
                 // a degraded answer is no good one
                 if !answer.headers.contains_key(DEGRADED) {
@@ -86,13 +87,14 @@ mod tests {
 
     use super::*;
     use crate::client::call::testing::{End, call, failure};
+    use crate::client::deadline::Deadline;
 
     const LIMIT: Duration = Duration::from_secs(1);
 
     fn layer(end: &End) -> (Fallback<End>, IntCounter) {
         let counter = IntCounter::new("x", "x").unwrap();
         let served = std::array::from_fn(|_| Some(counter.clone()));
-        let cache = Arc::new(Cache::new(1024 * 1024, Duration::from_secs(60)));
+        let cache = Arc::new(Cache::new(1024 * 1024, Duration::from_mins(1)));
         (Fallback::new(end.clone(), cache, Arc::new(served)), counter)
     }
 
@@ -170,7 +172,11 @@ mod tests {
             }
             Ok(good())
         });
-        let (mut layer, served) = layer(&end);
+        let counter = IntCounter::new("x", "x").unwrap();
+        let served: Served = std::array::from_fn(|_| Some(counter.clone()));
+        let cache = Arc::new(Cache::new(1024 * 1024, Duration::from_mins(1)));
+        let inner = Deadline::new(end, IntCounter::new("x", "x").unwrap());
+        let (mut layer, served) = (Fallback::new(inner, cache, Arc::new(served)), counter);
         layer.call(call(rpc::GET_FEEDS, LIMIT)).await.unwrap();
         let slow = call(rpc::GET_FEEDS, LIMIT);
         let deadline = slow.context.deadline;

@@ -1,6 +1,7 @@
 //! The layer of the breaker: lets a call to one instance through or not, and tells the breaker how it ended.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::time::Instant;
 
@@ -24,26 +25,20 @@ impl<S: Path> Guard<S> {
     }
 
     async fn run(mut self, call: Call) -> Outcome {
-        let (rpc, begun, patience) = (call.rpc, Instant::now(), call.patience);
-        let Some(permit) = self.breakers.admit(rpc.index, call.forced) else {
+        let rpc = call.rpc;
+        let Some(held) = Held::admit(&self.breakers, &call) else {
             let error = Error::unavailable(format!("{} is being spared", rpc.service));
             return Err(Failure::new(Reach::Kept, error));
         };
-        let mut held = Held { breakers: self.breakers, permit: Some(permit), begun, patience };
         let outcome = self.inner.call(call).await;
-        let Some(permit) = held.permit.take() else {
-            return outcome;
-        };
-        let (failed, broken) = match &outcome {
-            Ok(_) => (false, None),
+        let took = held.took();
+        let closed = match &outcome {
+            Ok(_) => held.record(false, None),
             // says nothing of the instance
-            Err(failure) if matches!(failure.reach, Reach::Kept | Reach::Unprocessed) => {
-                held.breakers.release(&permit);
-                return outcome;
-            }
-            Err(failure) => (failure.is_instances_fault(begun.elapsed()), failure.broken),
+            Err(failure) if matches!(failure.reach, Reach::Kept | Reach::Unprocessed) => held.release(),
+            Err(failure) => held.record(failure.is_instances_fault(took), failure.broken),
         };
-        if held.breakers.record(&permit, failed, broken) {
+        if closed {
             self.load.forgive(rpc.index);
         }
         outcome
@@ -51,12 +46,40 @@ impl<S: Path> Guard<S> {
 }
 layer!(Guard<S>);
 
-/// A call under way. Dropped before its end it was given up: by the caller, or because it took too long.
-struct Held {
+/// A call that a breaker has let through. Dropped before it was recorded it was given up: by the caller,
+/// which says nothing, or because it took too long.
+pub(super) struct Held {
     breakers: Arc<Breakers>,
     permit: Option<Permit>,
     begun: Instant,
     patience: Instant,
+}
+
+impl Held {
+    /// Asks the breakers for leave.
+    pub(super) fn admit(breakers: &Arc<Breakers>, call: &Call) -> Option<Self> {
+        let permit = breakers.admit(call.rpc.index, call.forced)?;
+        let breakers = breakers.clone();
+        Some(Self { breakers, permit: Some(permit), begun: Instant::now(), patience: call.patience })
+    }
+
+    /// Returns how long it has been under way.
+    pub(super) fn took(&self) -> Duration {
+        self.begun.elapsed()
+    }
+
+    /// Tells the breaker the outcome; returns true if that closed it.
+    pub(super) fn record(mut self, failed: bool, broken: Option<u64>) -> bool {
+        self.permit.take().is_some_and(|permit| self.breakers.record(&permit, failed, broken))
+    }
+
+    /// Tells the breaker that there is nothing to tell; returns false.
+    pub(super) fn release(mut self) -> bool {
+        if let Some(permit) = self.permit.take() {
+            self.breakers.release(&permit);
+        }
+        false
+    }
 }
 
 impl Drop for Held {
@@ -64,8 +87,7 @@ impl Drop for Held {
         let Some(permit) = self.permit.take() else {
             return;
         };
-        let now = Instant::now();
-        if now >= self.patience && now.saturating_duration_since(self.begun) >= FAIR {
+        if Instant::now() >= self.patience && self.took() >= FAIR {
             self.breakers.record(&permit, true, None);
         } else {
             self.breakers.release(&permit);

@@ -168,6 +168,12 @@ impl Load {
         (share < 1.0).then_some(share.max(FIRST_SHARE))
     }
 
+    /// Returns true if it has been there for longer than the slow start.
+    #[must_use]
+    pub fn is_settled(&self, now: Instant) -> bool {
+        self.first.load(Relaxed) > 0 && self.ramp(now).is_none()
+    }
+
     /// Starts the clock of the slow start.
     pub fn begin(&self, now: Instant) {
         if self.first.load(Relaxed) == 0 {

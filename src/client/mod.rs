@@ -10,6 +10,7 @@
 
 mod balance;
 mod breaker;
+mod budget;
 mod cache;
 mod call;
 mod connection;
@@ -23,6 +24,7 @@ mod guard;
 mod health;
 mod limit;
 mod load;
+mod optional;
 mod outcome;
 mod pool;
 pub mod retry;
@@ -30,6 +32,7 @@ mod status;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::HeaderMap;
 use tokio::time::Instant;
@@ -44,10 +47,13 @@ use crate::registry::ViewHandle;
 use crate::rpc::{self, Rpc};
 
 use balance::Balanced;
+use breaker::Breakers;
 use cache::Cache;
 use call::Call;
 use deadline::Deadline;
+use ejection::Ejection;
 use fallback::Fallback;
+use optional::Optional;
 use retry::Retry;
 
 pub use breaker::State as Breaker;
@@ -71,11 +77,15 @@ pub struct Reply<T> {
 pub struct Client {
     services: Arc<BTreeMap<&'static str, Service>>,
     cache: Arc<Cache>,
-    default_deadline: std::time::Duration,
+    default_deadline: Duration,
 }
 
 /// The part of the call path that the instances of one service share.
-type Path = Deadline<Fallback<Retry<Balanced>>>;
+type Path = Deadline<Fallback<Deadline<Optional<Retry<Balanced>>>>>;
+
+/// Longest time for which calls that can be done without are not made. Short, for nobody else would notice
+/// that the service is back.
+const OPTIONAL_BACKOFF: Duration = Duration::from_secs(5);
 
 struct Service {
     set: discover::Set,
@@ -102,7 +112,12 @@ impl Service {
         let balance = Balanced::new(set.clone(), settings.balancer);
         let shared = retry::Shared::new(settings, meters.retry.clone(), instances);
         let retry = Retry::new(balance, Arc::new(shared));
-        let fallback = Fallback::new(retry, cache, meters.fallback.clone());
+        let numbers = breaker::Settings::from(&**settings).capped(OPTIONAL_BACKOFF);
+        let ejection = Ejection::unbounded(meters.breaker_refused.clone());
+        let breakers = Breakers::new(numbers, Arc::new(ejection), Arc::default());
+        let optional = Optional::new(retry, Arc::new(breakers));
+        let ended = Deadline::new(optional, meters.deadline_exceeded.clone());
+        let fallback = Fallback::new(ended, cache, meters.fallback.clone());
         let path = Deadline::new(fallback, meters.deadline_exceeded.clone());
         Self { set, path, meters }
     }
@@ -135,14 +150,19 @@ impl Client {
         each.map(|(name, service)| (*name, service.set.now())).collect()
     }
 
-    /// Sets the gauges that are not kept up all the time.
-    pub fn measure(&self) {
-        for service in self.services.values() {
-            let snapshot = service.set.now();
-            for rpc in &rpc::ALL {
-                let now = Instant::now();
-                let states = snapshot.all.iter().map(|endpoint| endpoint.breakers.state(rpc.index, now));
-                service.meters.breakers(rpc, states);
+    /// Sets the gauges that are not kept up all the time, for all clients of a process together.
+    pub fn measure(clients: &[Self]) {
+        let now = Instant::now();
+        let services =
+            |name: &'static str| clients.iter().filter_map(move |client| client.services.get(name));
+        for (name, meters) in clients.iter().flat_map(|client| {
+            let each = client.services.iter();
+            each.map(|(name, service)| (*name, &service.meters))
+        }) {
+            let snapshots: Vec<_> = services(name).map(|service| service.set.now()).collect();
+            for rpc in rpc::of_service(name) {
+                let all = snapshots.iter().flat_map(|snapshot| &snapshot.all);
+                meters.breakers(rpc, all.map(|endpoint| endpoint.breakers.state(rpc.index, now)));
             }
         }
     }
@@ -165,13 +185,45 @@ impl Client {
         Q: prost::Message + Check,
         A: prost::Message + Default,
     {
+        self.make(rpc, request, context, false).await
+    }
+
+    /// Makes a call whose answer the caller can do without: as [`Self::call`], but it fails at once while
+    /// such calls keep failing.
+    ///
+    /// # Errors
+    /// As [`Self::call`].
+    pub async fn call_optional<Q, A>(
+        &self,
+        rpc: &'static Rpc,
+        request: &Q,
+        context: &Context,
+    ) -> Result<Reply<A>, Error>
+    where
+        Q: prost::Message + Check,
+        A: prost::Message + Default,
+    {
+        self.make(rpc, request, context, true).await
+    }
+
+    async fn make<Q, A>(
+        &self,
+        rpc: &'static Rpc,
+        request: &Q,
+        context: &Context,
+        optional: bool,
+    ) -> Result<Reply<A>, Error>
+    where
+        Q: prost::Message + Check,
+        A: prost::Message + Default,
+    {
         request.check()?;
         let Some(service) = self.services.get(rpc.service) else {
             return Err(Error::new(Code::Internal, format!("{} is not called here", rpc.service)));
         };
         let longest = rpc.policy.deadline.unwrap_or(self.default_deadline);
         let context = context.with_deadline(Instant::now() + longest);
-        let call = Call::new(rpc, grpc::frame(request)?, context);
+        let call = Call { optional, ..Call::new(rpc, grpc::frame(request)?, context) };
         let answer = service.path.clone().call(call.clone()).await.map_err(|failure| failure.error)?;
         let message = A::decode(answer.message).map_err(|error| {
             tracing::error!(%error, rpc = rpc.path, "answer cannot be decoded");

@@ -88,12 +88,15 @@ impl State {
     }
 }
 
+/// Takes the id of an instance that has come (back), if it gave one.
+pub type Arrived = dyn Fn(Option<&str>) + Send + Sync;
+
 /// What is told of a pool to those who use it.
 pub struct Told {
     /// Notified whenever the state of an instance changes.
     pub changed: Arc<Notify>,
     /// Called with the peer's id when an instance that was not there has come (back).
-    pub arrived: Box<dyn Fn(Option<&str>) + Send + Sync>,
+    pub arrived: Box<Arrived>,
     /// What is counted.
     pub meters: Connections,
 }
@@ -188,6 +191,15 @@ impl Pool {
     /// Notes that the peer is another service: no call goes there until its connection is a new one.
     pub fn is_another_service(&self, other: &HeaderValue) {
         (0..self.shared.slots.len()).for_each(|slot| self.shared.wrong_service(slot, other));
+    }
+
+    /// Makes it look as if it were connected.
+    #[cfg(test)]
+    pub(super) fn pretend(&self, state: State) {
+        self.shared
+            .slots
+            .iter()
+            .for_each(|slot| slot.state.store(state as u8, std::sync::atomic::Ordering::Release));
     }
 
     /// Returns the open connection with the fewest calls.

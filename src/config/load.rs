@@ -8,10 +8,11 @@ use config::{Config, File, FileFormat, Map, Value, ValueKind};
 use super::types::HostPort;
 use super::{Role, Settings};
 
-/// The one setting that is a list.
 const ENDPOINTS: &str = "registry.endpoints";
 /// How an endpoint with TLS begins.
 const HTTPS: &str = "https://";
+/// The settings that are lists.
+const LISTS: [&str; 2] = ["http.trusted_proxies", ENDPOINTS];
 
 /// Why settings were refused. The text names the key and the file, variable or flag that set it.
 #[derive(Debug, thiserror::Error)]
@@ -127,11 +128,11 @@ impl<'a> Layers<'a> {
             .add_source(layers.defaults.clone())
             .add_source(layers.file.clone())
             .add_source(layers.env.clone());
-        // a variable or a flag is one text; the only list is split here
-        let endpoints = layers.env.get_string(ENDPOINTS).ok();
-        let texts = endpoints.iter().map(|value| (ENDPOINTS, value));
+        // a variable or a flag is one text; lists are split here
+        let env = LISTS.map(|key| (key, layers.env.get_string(key).ok()));
+        let texts = env.iter().filter_map(|(key, value)| Some((*key, value.as_ref()?)));
         for (key, value) in texts.chain(source.flags.iter().map(|(key, _, value)| (*key, value))) {
-            let kind = if key == ENDPOINTS { list(value) } else { ValueKind::String(value.clone()) };
+            let kind = if LISTS.contains(&key) { list(value) } else { ValueKind::String(value.clone()) };
             builder = match builder.set_override(key, Value::new(None, kind)) {
                 Ok(builder) => builder,
                 Err(e) => return Err(layers.refuse(key, reason_of(&e))),
@@ -231,9 +232,11 @@ fn leaves(tree: &Value) -> Vec<(String, Value)> {
     }
     let mut out = Vec::new();
     walk("", tree, &mut out);
-    if out.len() > 1 && !out.iter().any(|(key, _)| key == ENDPOINTS) {
-        // `config` drops an empty list
-        out.push((ENDPOINTS.to_owned(), Value::new(None, Vec::<Value>::new())));
+    for list in LISTS {
+        if out.len() > 1 && !out.iter().any(|(key, _)| key == list) {
+            // `config` drops an empty list
+            out.push((list.to_owned(), Value::new(None, Vec::<Value>::new())));
+        }
     }
     out.sort_by(|a, b| a.0.cmp(&b.0));
     out
@@ -255,7 +258,7 @@ fn validate(
     refuse: impl Fn(&str, String) -> ConfigError,
 ) -> Result<(), ConfigError> {
     let ms = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
-    let ranges: [(&str, u64, u64, u64); 42] = [
+    let ranges: [(&str, u64, u64, u64); 48] = [
         ("admin.max_connections", s.admin.max_connections as u64, 1, 100_000),
         ("client.attempt_timeout_ms", ms(s.client.attempt_timeout), 0, 600_000),
         ("client.attempts", u64::from(s.client.attempts), 1, 5),
@@ -282,9 +285,15 @@ fn validate(
         ("client.slow_start_ms", ms(s.client.slow_start), 0, 600_000),
         ("grpc.max_connections", s.grpc.max_connections as u64, 1, 1_000_000),
         ("grpc.max_concurrent_streams", u64::from(s.grpc.max_concurrent_streams), 1, 100_000),
+        ("grpc.max_in_flight", s.grpc.max_in_flight as u64, 1, 1_000_000),
+        ("grpc.write_timeout_ms", ms(s.grpc.write_timeout), 1000, 600_000),
         ("http.body_timeout_ms", ms(s.http.body_timeout), 100, 600_000),
         ("http.header_timeout_ms", ms(s.http.header_timeout), 100, 600_000),
         ("http.max_connections", s.http.max_connections as u64, 1, 1_000_000),
+        ("http.max_in_flight", s.http.max_in_flight as u64, 1, 1_000_000),
+        ("http.rate_burst", u64::from(s.http.rate_burst), 1, 1_000_000),
+        ("http.rate_limit", u64::from(s.http.rate_limit), 0, 1_000_000),
+        ("http.write_timeout_ms", ms(s.http.write_timeout), 1000, 600_000),
         ("log.slow_ms", ms(s.log.slow), 0, 600_000),
         ("registry.backoff_cap_ms", ms(s.registry.backoff_cap), 100, 60_000),
         ("registry.ttl_s", s.registry.ttl.as_secs(), 1, 3600),

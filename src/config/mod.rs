@@ -13,7 +13,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use load::{ConfigError, Source, load, rows};
-pub use types::{Balancer, HostPort, ListenAddr, LogFormat, StoreUrl};
+pub use types::{Balancer, HostPort, ListenAddr, LogFormat, Network, StoreUrl};
 
 /// What one process does; the name is the registry's, the metrics' and the command line's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -137,6 +137,24 @@ pub struct Http {
     /// Time a client has for a whole request body, 100 to 600000 ms. Default 10000; then 408.
     #[serde(rename = "body_timeout_ms", with = "types::millis")]
     pub body_timeout: Duration,
+    /// A connection whose client takes nothing of an answer for this long is closed, 1000 to 600000 ms
+    /// (the kernel needs 200 ms to repeat a lost packet). Default 10000.
+    #[serde(rename = "write_timeout_ms", with = "types::millis")]
+    pub write_timeout: Duration,
+    /// Requests in progress at the same time, 1 to 1000000; more are answered 503 at once. Default 1024:
+    /// a gateway spends less than 0.5 ms on a request, so what it has accepted costs it at most a quarter
+    /// of the default deadline. (Envoy's `max_requests` is 1024 too.) A request counts once its body is
+    /// there and until its answer is; in the worst case each holds some 6 MiB.
+    pub max_in_flight: usize,
+    /// Requests a second that one client may send in the long run, 0 to 1000000; more are answered 429.
+    /// Default 0, which means no limit. A client is an IPv4 address or an IPv6 network of 64 bits.
+    pub rate_limit: u32,
+    /// Requests that a client which has been quiet may send at once, 1 to 1000000. Default 100.
+    pub rate_burst: u32,
+    /// Proxies in front of the gateway: addresses or networks, `10.0.0.7`, `10.1.0.0/16`. Default none.
+    /// For a request from one of them the client is the right-most address in `X-Forwarded-For` that is
+    /// not a proxy of this list; from anyone else the header says nothing.
+    pub trusted_proxies: Vec<Network>,
 }
 
 impl Default for Http {
@@ -146,6 +164,11 @@ impl Default for Http {
             max_connections: 10_000,
             header_timeout: Duration::from_secs(10),
             body_timeout: Duration::from_secs(10),
+            write_timeout: Duration::from_secs(10),
+            max_in_flight: 1024,
+            rate_limit: 0,
+            rate_burst: 100,
+            trusted_proxies: Vec::new(),
         }
     }
 }
@@ -164,6 +187,15 @@ pub struct Grpc {
     pub max_connections: usize,
     /// Calls at the same time on one connection, 1 to 100000. Default 1024.
     pub max_concurrent_streams: u32,
+    /// Calls in progress at the same time, 1 to 1000000; more are refused at once with UNAVAILABLE and
+    /// `grpc-retry-pushback-ms`. Default 512: a store call takes less than 1 ms of a service's thread, so
+    /// what it has accepted is answered within a quarter of the default deadline. Health checks and
+    /// reflection do not count and are not refused.
+    pub max_in_flight: usize,
+    /// A connection whose client takes nothing of its answers for this long is closed, 1000 to 600000
+    /// ms. Default 10000.
+    #[serde(rename = "write_timeout_ms", with = "types::millis")]
+    pub write_timeout: Duration,
 }
 
 impl Default for Grpc {
@@ -173,6 +205,8 @@ impl Default for Grpc {
             advertise_addr: None,
             max_connections: 10_000,
             max_concurrent_streams: 1024,
+            max_in_flight: 512,
+            write_timeout: Duration::from_secs(10),
         }
     }
 }

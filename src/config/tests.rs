@@ -62,6 +62,24 @@ fn an_error_names_key_and_origin() {
             "[registry]\nkeepalive_ms = 2000",
             "`registry.keepalive_ms` in app.toml: 2000 is out of range, want 100 to 1500",
         ),
+        (
+            "[http]\ntrusted_proxies = [\"10.0.0.0/8\", \"proxy\"]",
+            "`http.trusted_proxies` in app.toml: `proxy` is not an address or a network",
+        ),
+        (
+            "[http]\ntrusted_proxies = [\"10.1.2.3/8\"]",
+            "`http.trusted_proxies` in app.toml: `10.1.2.3/8` has bits behind its prefix: want 10.0.0.0/8",
+        ),
+        (
+            "[http]\ntrusted_proxies = [\"::/0\"]",
+            "`http.trusted_proxies` in app.toml: `::/0` is every address",
+        ),
+        ("[http]\ntrusted_proxies = \"10.0.0.1\"", "`http.trusted_proxies` in app.toml: "),
+        ("[http]\nrate_limit = -1", "`http.rate_limit` in app.toml: "),
+        (
+            "[http]\nmax_in_flight = 0",
+            "`http.max_in_flight` in app.toml: 0 is out of range, want 1 to 1000000",
+        ),
         ("[log]\nlevel = \"a=b=c\"", "`log.level` in app.toml: "),
         ("[log]\nformat = \"xml\"", "`log.format` in app.toml: "),
         ("[trace]\nzipkin_addr = \"z:1\"", "`trace.zipkin_addr` in app.toml: "),
@@ -145,6 +163,19 @@ fn endpoints_come_as_a_list_from_every_layer() {
     assert_eq!(load(Role::Feed, &source).unwrap().registry.endpoints, ["a:1", "b:2"]);
     source.flags = vec![("registry.endpoints", "--etcd-addr", "http://c:3,d:4".to_owned())];
     assert_eq!(load(Role::Up, &source).unwrap().registry.endpoints, ["http://c:3", "d:4"]);
+}
+
+#[test]
+fn proxies_come_as_a_list_from_every_layer() {
+    let env = [("MSA__HTTP__TRUSTED_PROXIES".to_owned(), "10.0.0.7, 10.1.0.0/16,fd00::/8".to_owned())];
+    let source = Source { env: Some(env.into()), ..Source::default() };
+    let proxies = load(Role::Apigateway, &source).unwrap().http.trusted_proxies;
+    let shown: Vec<_> = proxies.iter().map(ToString::to_string).collect();
+    assert_eq!(shown, ["10.0.0.7", "10.1.0.0/16", "fd00::/8"]);
+    let of = |ip: &str| proxies.iter().any(|proxy| proxy.contains(ip.parse().unwrap()));
+    assert!(of("10.0.0.7") && of("10.1.255.1") && of("fd12::1") && !of("10.0.0.8") && !of("::1"));
+    let settings = with_file("[http]\ntrusted_proxies = [\"::ffff:10.0.0.7\"]").unwrap();
+    assert_eq!(settings.http.trusted_proxies[0].to_string(), "10.0.0.7");
 }
 
 #[test]

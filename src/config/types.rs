@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
 /// An address to listen on: `IP:port`, `localhost:port`, or `:port` for every IPv4 interface. Port 0
@@ -87,6 +88,46 @@ impl fmt::Display for HostPort {
     }
 }
 
+/// A set of addresses: one, or a network in CIDR form.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Network(IpNet);
+
+impl Network {
+    /// Returns true if an address (not one of IPv4 mapped into IPv6) is in it.
+    #[must_use]
+    pub fn contains(&self, ip: IpAddr) -> bool {
+        self.0.contains(&ip)
+    }
+}
+
+impl FromStr for Network {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        if let Ok(ip) = text.parse::<IpAddr>() {
+            return Ok(Self(ip.to_canonical().into()));
+        }
+        let network: IpNet = text.parse().map_err(|_| {
+            format!(
+                "`{text}` is not an address or a network: want 10.0.0.7, 10.1.0.0/16, fd00::/8 or the like"
+            )
+        })?;
+        if network.trunc() != network {
+            return Err(format!("`{text}` has bits behind its prefix: want {}", network.trunc()));
+        }
+        if network.prefix_len() == 0 {
+            return Err(format!("`{text}` is every address: then any client could name any other"));
+        }
+        Ok(Self(network))
+    }
+}
+
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.0.prefix_len() == self.0.max_prefix_len() { self.0.addr().fmt(f) } else { self.0.fmt(f) }
+    }
+}
+
 /// Which store, and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StoreUrl {
@@ -132,7 +173,7 @@ macro_rules! as_string {
         }
     )*};
 }
-as_string!(ListenAddr, HostPort, StoreUrl);
+as_string!(ListenAddr, HostPort, Network, StoreUrl);
 
 /// How the next instance is chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

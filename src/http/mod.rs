@@ -1,18 +1,22 @@
-//! The HTTP edge: every route in one list, and what surrounds each request: its context, its limits, its
-//! headers, metrics and log line, and an answer even if a handler panics.
+//! The HTTP edge: every route in one list, and what surrounds each request: whether it is taken on, its
+//! context, its limits, its headers, metrics and log line, and an answer even if a handler panics.
 
+mod admit;
 mod feed;
 mod profile;
+mod rate;
 mod reply;
 mod request;
 mod topic;
 
+use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use http::{HeaderMap, Method};
+use http_body::Body as _;
 use hyper::body::Incoming;
 use tokio::time::Instant;
 use tower::Service as _;
@@ -25,6 +29,7 @@ use crate::config::Settings;
 use crate::context::Context;
 use crate::error::{Code, Error};
 use crate::metrics::Metrics;
+use admit::Admission;
 use reply::Problem;
 use request::{Limit, Request};
 
@@ -43,6 +48,7 @@ struct App {
 #[derive(Clone)]
 pub struct Gateway {
     routes: BoxedFilter<(Response,)>,
+    admission: Arc<Admission>,
     metrics: Metrics,
     deadline: Duration,
     slow: Duration,
@@ -53,9 +59,15 @@ const ROUTES: [&str; 8] =
     [feed::CREATE, feed::GET, feed::DELETE, profile::PUT, profile::GET, topic::PUT, topic::VIEW, topic::LIST];
 
 impl Gateway {
-    /// Builds the routes. `client` must follow feed, profile and topic.
+    /// Builds the routes. `client` must follow feed, profile and topic. While `unsent`, the server's, is
+    /// full, requests are refused.
     #[must_use]
-    pub fn new(client: Client, metrics: &Metrics, settings: &Settings) -> Self {
+    pub fn new(
+        client: Client,
+        metrics: &Metrics,
+        settings: &Settings,
+        unsent: Arc<crate::limit::Limit>,
+    ) -> Self {
         let app = Arc::new(App { client, body_timeout: settings.http.body_timeout });
         let routes = route(feed::CREATE, &Method::PUT, &app, feed::create)
             .or(route(feed::GET, &Method::GET, &app, feed::get))
@@ -75,11 +87,17 @@ impl Gateway {
             .or(warp::any().map(|| Problem::unknown_route().into_response()))
             .unify()
             .boxed();
-        Self { routes, metrics: metrics.clone(), deadline: settings.client.deadline, slow: settings.log.slow }
+        Self {
+            routes,
+            admission: Admission::new(&settings.http, unsent, metrics),
+            metrics: metrics.clone(),
+            deadline: settings.client.deadline,
+            slow: settings.log.slow,
+        }
     }
 
-    /// Answers one request.
-    pub async fn call(self, mut request: http::Request<Incoming>) -> Response {
+    /// Answers one request of the client at `peer`.
+    pub async fn call(self, mut request: http::Request<Incoming>, peer: IpAddr) -> Response {
         let begun = Instant::now();
         let route = ROUTES.into_iter().find(|route| *route == request.uri().path());
         let route = route.unwrap_or("unknown");
@@ -89,34 +107,49 @@ impl Gateway {
         let context = Context::from_headers(request.headers(), begun + allowed);
         let too_long = request.uri().path_and_query().is_some_and(|uri| uri.as_str().len() > MAX_URI);
 
-        let mut response = if too_long {
-            Problem::uri_too_long(MAX_URI).into_response()
-        } else if let Err(error) = limit {
-            Problem::from(error).into_response()
-        } else {
-            request.extensions_mut().insert(context.clone());
-            request.extensions_mut().insert(Limit(allowed));
-            let mut filters = warp::service(self.routes);
-            let answer = AssertUnwindSafe(filters.call(request)).catch_unwind();
-            match answer.await {
-                Ok(Ok(response)) => response,
-                Err(_) => {
-                    tracing::error!(route, "handler panicked");
-                    Problem::from(Error::new(Code::Internal, "the handler failed")).into_response()
+        let has_body = !request.body().is_end_stream();
+        let admitted = self.admission.admit(peer, request.method(), request.headers(), has_body);
+        let mut response = match admitted {
+            Err(problem) => {
+                request::discard_all(request).await;
+                problem.into_response()
+            }
+            Ok(_) if too_long => Problem::uri_too_long(MAX_URI).into_response(),
+            Ok(place) => {
+                if let Err(error) = limit {
+                    Problem::from(error).into_response()
+                } else {
+                    request.extensions_mut().insert(context.clone());
+                    request.extensions_mut().insert(Limit(allowed));
+                    request.extensions_mut().insert(place);
+                    self.route(request, route).await
                 }
             }
         };
+        let overload = response.extensions().get::<Problem>().is_some_and(Problem::is_overload);
         reply::complete(&mut response, &context);
         let (status, took) = (response.status(), begun.elapsed());
         self.metrics.http(route, method, status.as_u16(), took);
         let (request_id, trace_id) = (&context.request_id, &context.trace_id);
         let (status, ms) = (status.as_u16(), took.as_millis());
-        if status >= 500 || took >= self.slow {
+        // refusals for overload are counted, and told of together
+        if (status >= 500 && !overload) || took >= self.slow {
             tracing::info!(route, method, status, duration_ms = ms, ?request_id, ?trace_id, "request");
         } else {
             tracing::debug!(route, method, status, duration_ms = ms, ?request_id, ?trace_id, "request");
         }
         response
+    }
+
+    async fn route(&self, request: http::Request<Incoming>, route: &'static str) -> Response {
+        let mut filters = warp::service(self.routes.clone());
+        match AssertUnwindSafe(filters.call(request)).catch_unwind().await {
+            Ok(Ok(response)) => response,
+            Err(_) => {
+                tracing::error!(route, "handler panicked");
+                Problem::from(Error::new(Code::Internal, "the handler failed")).into_response()
+            }
+        }
     }
 }
 

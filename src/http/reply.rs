@@ -1,16 +1,20 @@
 //! The only place that builds bodies and statuses.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
 use http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use serde::Serialize;
 use warp::reply::Response;
 
+use super::admit::retry_after;
 use crate::context::{Context, DEGRADED, INSTANCE, REQUEST_ID, TRACE_ID};
 use crate::error::{Code, Error};
 
 /// Seconds after which a refused caller may try again.
-const RETRY_AFTER: HeaderValue = HeaderValue::from_static("1");
+const RETRY_AFTER: u32 = 1;
+/// The kind of a refusal for overload.
+const OVERLOADED: &str = "overloaded";
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 const PROBLEM: HeaderValue = HeaderValue::from_static("application/problem+json");
 
@@ -56,6 +60,8 @@ pub struct Problem {
     detail: Cow<'static, str>,
     field: Option<Cow<'static, str>>,
     allow: Option<HeaderValue>,
+    /// Seconds, for 429 and 503.
+    retry_after: u32,
 }
 
 #[derive(Serialize)]
@@ -77,13 +83,14 @@ impl From<Error> for Problem {
             detail: error.message,
             field: error.field,
             allow: None,
+            retry_after: RETRY_AFTER,
         }
     }
 }
 
 impl Problem {
     fn new(status: StatusCode, kind: &'static str, detail: impl Into<Cow<'static, str>>) -> Self {
-        Self { status, kind, detail: detail.into(), field: None, allow: None }
+        Self { status, kind, detail: detail.into(), field: None, allow: None, retry_after: RETRY_AFTER }
     }
 
     /// 404 for a path that no route has.
@@ -103,6 +110,19 @@ impl Problem {
         problem
     }
 
+    /// 429 for a client that sends too many requests; it may send the next one after `wait`.
+    pub fn too_many_requests(wait: Duration) -> Self {
+        let detail = "this client sends too many requests";
+        let mut problem = Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", detail);
+        problem.retry_after = retry_after(wait);
+        problem
+    }
+
+    /// 503 for a request that was not begun because too many are in progress.
+    pub fn overloaded() -> Self {
+        Self::new(StatusCode::SERVICE_UNAVAILABLE, OVERLOADED, "too many requests are in progress")
+    }
+
     /// 408 for a body that did not arrive in time.
     pub fn slow_body() -> Self {
         let detail = "the request body did not arrive in time";
@@ -119,6 +139,11 @@ impl Problem {
     pub fn uri_too_long(limit: usize) -> Self {
         let detail = format!("the path and query are over {limit} bytes");
         Self::new(StatusCode::URI_TOO_LONG, "uri_too_long", detail)
+    }
+
+    /// Returns true if the request was not begun for want of a place.
+    pub fn is_overload(&self) -> bool {
+        self.kind == OVERLOADED
     }
 
     /// Returns the response; [`complete`] writes its body, which names the trace.
@@ -146,7 +171,7 @@ impl Problem {
         }
         match self.status {
             StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => {
-                headers.insert(header::RETRY_AFTER, RETRY_AFTER);
+                headers.insert(header::RETRY_AFTER, self.retry_after.into());
             }
             // the rest of the body is still on its way: nothing after it can be understood
             StatusCode::REQUEST_TIMEOUT | StatusCode::PAYLOAD_TOO_LARGE => {

@@ -5,7 +5,10 @@ use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
 use futures_util::stream::{BoxStream, StreamExt as _};
-use http::Method;
+use http::{Method, header};
+use http_body::Body as _;
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
 use percent_encoding::percent_decode_str;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
@@ -13,6 +16,7 @@ use tokio::time::Instant;
 use warp::{Filter, Rejection};
 
 use super::App;
+use super::admit::Place;
 use super::reply::Problem;
 use crate::context::Context;
 use crate::error::Error;
@@ -40,6 +44,7 @@ pub struct Request {
     /// Its deadline and ids.
     pub context: Context,
     limit: Limit,
+    place: Place,
     query: String,
     /// The body's length, if the caller told it.
     length: Option<u64>,
@@ -48,18 +53,19 @@ pub struct Request {
 
 type Body = BoxStream<'static, Result<Bytes, warp::Error>>;
 
-/// Extracts a [`Request`]; rejects only what has no [`Context`] and [`Limit`].
+/// Extracts a [`Request`]; rejects only what has no [`Context`], [`Limit`] and [`Place`].
 pub fn filter() -> impl Filter<Extract = (Request,), Error = Rejection> + Clone {
     let query = warp::query::raw().or(warp::any().map(String::new)).unify();
     warp::method()
         .and(warp::ext::get::<Context>())
         .and(warp::ext::get::<Limit>())
+        .and(warp::ext::get::<Place>())
         .and(query)
         .and(warp::header::optional::<u64>("content-length"))
         .and(warp::body::stream())
-        .map(|method, context, limit, query, length, body| {
+        .map(|method, context, limit, place, query, length, body| {
             let body = as_bytes(body);
-            Request { method, context, limit, query, length, body }
+            Request { method, context, limit, place, query, length, body }
         })
 }
 
@@ -86,13 +92,19 @@ impl Request {
         Ok(Fields { textual: true, ..Fields::of("query", pairs)? })
     }
 
-    /// Reads the body and returns its members, which must be those of one JSON object, and the context
-    /// for what follows: the deadline starts now, a slow upload is not the services' fault.
+    /// Reads the body, takes the request's place, and returns the body's members, which must be those of
+    /// one JSON object, and the context for what follows: the deadline starts now, a slow upload is not
+    /// the services' fault.
     pub async fn json(mut self, app: &App) -> Result<(Fields, Context), Problem> {
         if self.length.is_some_and(|length| length > MAX_BODY as u64) {
             return Err(Problem::body_too_large(MAX_BODY)); // before a 100 (Continue) invites it
         }
-        let body = match tokio::time::timeout(app.body_timeout, read(&mut self.body)).await {
+        let body = match tokio::time::timeout(
+            app.body_timeout,
+            read(&mut self.body, self.length, &self.place),
+        )
+        .await
+        {
             Ok(Ok(body)) => body,
             Ok(Err(problem)) => {
                 // a caller that still sends would see a reset instead of the answer
@@ -101,6 +113,7 @@ impl Request {
             }
             Err(_) => return Err(Problem::slow_body()),
         };
+        self.place.claim()?;
         let Members(members) = serde_json::from_slice(&body)
             .map_err(|error| Error::bad("body", format!("must be a JSON object: {error}")))?;
         self.context.deadline = Instant::now() + self.limit.0;
@@ -108,16 +121,40 @@ impl Request {
     }
 }
 
-async fn read(parts: &mut Body) -> Result<BytesMut, Problem> {
-    let mut body = BytesMut::new();
+async fn read(parts: &mut Body, length: Option<u64>, place: &Place) -> Result<BytesMut, Problem> {
+    // at most the largest body; what is not written to takes no memory
+    let length = length.and_then(|length| usize::try_from(length).ok()).unwrap_or_default();
+    let mut body = BytesMut::with_capacity(length.min(MAX_BODY));
+    let mut account = place.body();
     while let Some(part) = parts.next().await {
         let part = part.map_err(|_| Error::bad("body", "could not be read to its end"))?;
         if body.len() + part.len() > MAX_BODY {
             return Err(Problem::body_too_large(MAX_BODY));
         }
+        account.grow(part.len())?;
         body.extend_from_slice(&part);
     }
     Ok(body)
+}
+
+/// Reads and forgets a body that nobody wants, as far as that is cheap: then the caller sees the answer
+/// and its connection can go on.
+pub async fn discard_all(request: http::Request<Incoming>) {
+    // whoever waits for 100 (Continue) has sent nothing, and is not to
+    if request.body().is_end_stream() || request.headers().contains_key(header::EXPECT) {
+        return;
+    }
+    let body = request.into_body().into_data_stream();
+    let mut parts = std::pin::pin!(body);
+    let _ = tokio::time::timeout(DISCARD_TIME, async {
+        let mut left = DISCARD;
+        while left > 0
+            && let Some(Ok(part)) = parts.next().await
+        {
+            left = left.saturating_sub(part.len());
+        }
+    })
+    .await;
 }
 
 /// Reads and forgets some more of a body.

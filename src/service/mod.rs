@@ -1,6 +1,7 @@
-//! The gRPC side of a service: its rpcs, health and reflection behind one function that gives each call
-//! its context, its deadline, its metrics, and an answer even if the handler panics.
+//! The gRPC side of a service: its rpcs, health and reflection behind one function that takes a call on or
+//! refuses it, gives it its context, its deadline, its metrics, and an answer even if the handler panics.
 
+mod admit;
 mod feed;
 mod profile;
 mod topic;
@@ -12,6 +13,7 @@ use std::time::Duration;
 
 use futures_util::FutureExt as _;
 use http::{HeaderValue, Request, Response};
+use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use tokio::time::Instant;
 use tonic::Status;
@@ -22,12 +24,14 @@ use tonic_health::server::HealthReporter;
 use tower::ServiceExt as _;
 
 use crate::client::Client;
-use crate::config::StoreUrl;
+use crate::config::{Settings, StoreUrl};
 use crate::context::{Context, INSTANCE, SERVICE, WRONG_SERVICE, grpc_timeout};
 use crate::error::{Code, Error};
+use crate::limit::{Limit, PUSHBACK, pushback};
 use crate::metrics::Metrics;
 use crate::rpc::{self, Rpc};
 use crate::store::{self, StoreError};
+use admit::Admission;
 
 /// One of the three services, over its store.
 #[derive(Clone)]
@@ -106,12 +110,14 @@ pub struct Handler {
     identity: HeaderValue,
     /// This instance's id, told in every answer.
     instance: HeaderValue,
+    admission: Arc<Admission>,
     metrics: Metrics,
     default_deadline: Duration,
 }
 
 impl Handler {
-    /// Builds the routes of a service; its health is NOT_SERVING until [`Self::set_serving`].
+    /// Builds the routes of a service; its health is NOT_SERVING until [`Self::set_serving`]. While
+    /// `unsent`, the server's, is full, calls are refused.
     ///
     /// # Errors
     /// When the descriptors cannot be read.
@@ -120,7 +126,8 @@ impl Handler {
         identity: HeaderValue,
         instance: HeaderValue,
         metrics: &Metrics,
-        default_deadline: Duration,
+        settings: &Settings,
+        unsent: Arc<Limit>,
     ) -> anyhow::Result<Self> {
         use crate::proto::{DESCRIPTORS, feed::feed_server::FeedServer};
         use crate::proto::{profile::profile_server::ProfileServer, topic::topic_server::TopicServer};
@@ -142,8 +149,9 @@ impl Handler {
             name: service.grpc_name(),
             identity,
             instance,
+            admission: Admission::new(service.grpc_name(), &settings.grpc, unsent, metrics),
             metrics: metrics.clone(),
-            default_deadline,
+            default_deadline: settings.client.deadline,
         };
         handler.set_serving(false).await;
         Ok(handler)
@@ -163,7 +171,9 @@ impl Handler {
     }
 
     /// Answers one call. Every failure becomes a gRPC status.
-    pub async fn call(self, mut request: Request<Incoming>) -> Response<Body> {
+    ///
+    /// *Cancellation*: a caller that hangs up drops the future, and the work with it.
+    pub async fn call(self, request: Request<Incoming>) -> Response<Body> {
         let begun = Instant::now();
         if request.headers().get(SERVICE).is_some_and(|meant| meant != self.identity) {
             let mut refusal = refusal(Error::unavailable("this is another service"));
@@ -174,30 +184,75 @@ impl Handler {
         let limit = grpc_timeout(request.headers());
         let limit = limit.map_or(self.default_deadline, |limit| limit.min(MAX_DEADLINE));
         let context = Context::from_grpc(request.headers(), begun + limit);
-        request.extensions_mut().insert(context.clone());
 
-        let answer = AssertUnwindSafe(self.routes.oneshot(request)).catch_unwind();
-        let answer = async {
-            if rpc.unary {
-                tokio::time::timeout_at(context.deadline, answer).await.ok()
-            } else {
-                Some(answer.await) // a stream lives as long as its caller
+        let answer = AssertUnwindSafe(self.answer(rpc, request, &context)).catch_unwind();
+        let (mut response, overload) = match answer.await {
+            Ok(Ok(response)) => (response, false),
+            Ok(Err(error)) => {
+                let overload = admit::is_overload(&error);
+                let mut refusal = refusal(error);
+                if overload {
+                    refusal.headers_mut().insert(PUSHBACK, pushback());
+                }
+                (refusal, overload)
             }
-        };
-        let result: Result<Response<Body>, Infallible> = match answer.await {
-            Some(Ok(response)) => response,
-            Some(Err(_)) => {
+            Err(_) => {
                 tracing::error!(rpc = rpc.path, "handler panicked");
-                Ok(refusal(Error::new(Code::Internal, "the handler failed")))
+                (refusal(Error::new(Code::Internal, "the handler failed")), false)
             }
-            None => Ok(refusal(Error::new(Code::Timeout, "the deadline has passed"))),
         };
-        let Ok(mut response) = result;
         response.headers_mut().insert(INSTANCE, self.instance);
         let code = status_of(&response);
         self.metrics.grpc(rpc.grpc_service, rpc.method, code, begun.elapsed());
-        log(rpc, &context, code, begun.elapsed());
+        log(rpc, &context, code, begun.elapsed(), overload);
         response
+    }
+
+    /// Answers a call, or says why it was not begun or not ended.
+    async fn answer(
+        &self,
+        rpc: &'static Rpc,
+        request: Request<Incoming>,
+        context: &Context,
+    ) -> Result<Response<Body>, Error> {
+        if !rpc.unary {
+            // a stream lives as long as its caller
+            let permit = self.admission.stream()?;
+            let response = self.handle(request.map(Body::new), context).await;
+            return Ok(response.map(|body| {
+                Body::new(body.map_frame(move |frame| {
+                    let _held = &permit;
+                    frame
+                }))
+            }));
+        }
+        let late = || Error::new(Code::Timeout, "the deadline has passed");
+        if context.remaining().is_zero() {
+            self.admission.late();
+            return Err(late()); // nobody waits for it
+        }
+        let answer = async {
+            if rpc.service.is_empty() {
+                return Ok(self.handle(request.map(Body::new), context).await);
+            }
+            let (head, body) = request.into_parts();
+            let (message, _place) = self.admission.receive(body).await?;
+            if context.remaining().is_zero() {
+                self.admission.late();
+                return Err(late());
+            }
+            let request = Request::from_parts(head, Body::new(Full::new(message)));
+            Ok(self.handle(request, context).await)
+        };
+        tokio::time::timeout_at(context.deadline, answer).await.unwrap_or_else(|_| Err(late()))
+    }
+
+    async fn handle(&self, mut request: Request<Body>, context: &Context) -> Response<Body> {
+        request.extensions_mut().insert(context.clone());
+        let answer: Result<_, Infallible> = self.routes.clone().oneshot(request).await;
+        match answer {
+            Ok(response) => response,
+        }
     }
 }
 
@@ -213,11 +268,12 @@ fn status_of(response: &Response<Body>) -> tonic::Code {
     Status::from_header_map(response.headers()).map_or(tonic::Code::Ok, |status| status.code())
 }
 
-fn log(rpc: &Rpc, context: &Context, code: tonic::Code, took: Duration) {
+/// Refusals for overload are counted, and told of together.
+fn log(rpc: &Rpc, context: &Context, code: tonic::Code, took: Duration, overload: bool) {
     let code = crate::metrics::code_name(code);
     let (request_id, trace_id) = (&context.request_id, &context.trace_id);
     let ms = took.as_millis();
-    if matches!(code, "INTERNAL" | "UNKNOWN" | "UNAVAILABLE" | "DEADLINE_EXCEEDED") {
+    if matches!(code, "INTERNAL" | "UNKNOWN" | "UNAVAILABLE" | "DEADLINE_EXCEEDED") && !overload {
         tracing::info!(rpc = rpc.path, code, duration_ms = ms, ?request_id, ?trace_id, "call failed");
     } else {
         tracing::debug!(rpc = rpc.path, code, duration_ms = ms, ?request_id, ?trace_id, "call");

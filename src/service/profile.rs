@@ -1,9 +1,10 @@
 //! profile.Profile: its own record from the store, the user's newest feeds from the feed service. A
-//! profile without feeds is better than none: if feed cannot answer, the answer says so in its metadata.
+//! profile with earlier feeds, or without feeds, is better than none: if feed cannot answer, the answer says so
+//! in its metadata.
 
 use std::sync::Arc;
 
-use http::HeaderValue;
+use http::{HeaderMap, HeaderValue, header};
 use tokio::time::Instant;
 use tonic::{Request, Response, Status, async_trait};
 
@@ -44,19 +45,18 @@ impl profile_server::Profile for Profile {
         let profile = self.store.get(request.user_id).await.map_err(Error::from)?;
         let profile =
             profile.ok_or_else(|| Error::not_found(format!("there is no profile {}", request.user_id)))?;
-        let feeds = self.feeds(request.user_id, &context).await;
-        let degraded = feeds.is_err();
+        let (feeds, marks) = self.feeds(request.user_id, &context).await;
         let mut response = Response::new(GetProfileResponse {
             user_id: profile.user_id,
             name: profile.name,
             company: profile.company,
             title: profile.title,
-            feeds: feeds.unwrap_or_default(),
+            feeds,
         });
-        if degraded {
+        if !marks.is_empty() {
             let metadata = std::mem::take(response.metadata_mut());
             let mut headers = metadata.into_headers();
-            headers.insert(DEGRADED, FEEDS_UNAVAILABLE);
+            headers.extend(marks);
             *response.metadata_mut() = tonic::metadata::MetadataMap::from_headers(headers);
         }
         Ok(response)
@@ -71,19 +71,29 @@ impl profile_server::Profile for Profile {
 }
 
 impl Profile {
-    /// Returns the newest feeds, encoded; none for a user without feeds.
-    async fn feeds(&self, user_id: i64, context: &Context) -> Result<Vec<Vec<u8>>, Error> {
+    /// Returns the newest feeds, encoded, none for a user without feeds; and how they degrade the profile, if
+    /// they do: they are those of an earlier answer, or missing.
+    async fn feeds(&self, user_id: i64, context: &Context) -> (Vec<Vec<u8>>, HeaderMap) {
         let request = GetFeedsRequest { user_id, size: FEEDS, before: 0 };
-        // half of what is left: the other half is for answering without feeds
-        let context = context.with_deadline(Instant::now() + context.remaining() / 2);
+        // well below the third of a call after which its caller may try another instance
+        let context = context.with_deadline(Instant::now() + context.remaining() / 5);
         let reply: Result<Reply<GetFeedsResponse>, Error> =
-            self.client.call(rpc::GET_FEEDS, &request, &context).await;
+            self.client.call_optional(rpc::GET_FEEDS, &request, &context).await;
+        let mut marks = HeaderMap::new();
         match reply {
-            Ok(reply) => Ok(reply.message.feeds.iter().map(prost::Message::encode_to_vec).collect()),
-            Err(error) if error.code == Code::NotFound => Ok(Vec::new()),
+            Ok(reply) => {
+                for name in [DEGRADED, header::AGE] {
+                    if let Some(value) = reply.headers.get(&name) {
+                        marks.insert(name, value.clone());
+                    }
+                }
+                (reply.message.feeds.iter().map(prost::Message::encode_to_vec).collect(), marks)
+            }
+            Err(error) if error.code == Code::NotFound => (Vec::new(), marks),
             Err(error) => {
                 tracing::info!(%error, trace_id = ?context.trace_id, "profile without feeds");
-                Err(error)
+                marks.insert(DEGRADED, FEEDS_UNAVAILABLE);
+                (Vec::new(), marks)
             }
         }
     }

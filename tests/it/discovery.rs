@@ -59,7 +59,9 @@ async fn a_service_started_later_than_the_gateway_is_found_and_leaves_when_it_st
     topic.stop(SOON);
     assert_eq!(etcd.list("/services/topic/").await, []);
     wait_for_instances(&gateway, "topic", &[]).await;
-    assert_eq!(get(gateway.addr, "/api/topic/list").await.status, 503);
+    let stale = get(gateway.addr, "/api/topic/list").await;
+    assert_eq!((stale.status.as_u16(), stale.header("x-degraded")), (200, "stale"));
+    assert_eq!(get(gateway.addr, "/api/topic/list?size=7").await.status, 503);
 }
 
 #[tokio::test]
@@ -98,7 +100,7 @@ async fn two_feed_instances_on_one_store_agree() {
         let page = get(gateway.addr, "/api/feed/get_feeds?user_id=7&size=1000").await.json();
         assert_eq!(page["feeds"].as_array().unwrap().len(), id);
     }
-    // both took part, each its turn
+    // both took part
     let mut counts = BTreeMap::new();
     for mut process in [one, two] {
         let (addr, admin) = process.wait_for_role("feed");
@@ -108,7 +110,8 @@ async fn two_feed_instances_on_one_store_agree() {
         let count = text.lines().find_map(|l| l.strip_prefix(line)).map_or(0, |n| n.parse::<u32>().unwrap());
         counts.insert(addr, count);
     }
-    assert_eq!(counts.values().copied().collect::<Vec<_>>(), [10, 10]);
+    assert_eq!(counts.values().sum::<u32>(), 20);
+    assert!(counts.values().all(|count| *count > 0), "{counts:?}");
 }
 
 #[tokio::test]
@@ -149,7 +152,8 @@ async fn an_instance_that_crashed_leaves_with_its_lease() {
     })
     .await;
     for _ in 0..20 {
-        assert_eq!(get(gateway.addr, "/api/topic/list").await.status, 200);
+        let answer = get(gateway.addr, "/api/topic/list").await;
+        assert_eq!((answer.status.as_u16(), answer.header("x-degraded")), (200, ""));
     }
     wait_for_instances(&gateway, "topic", &[second]).await;
 }

@@ -112,7 +112,7 @@ fn the_readme_lists_the_range_of_every_number() {
 #[test]
 fn the_readme_lists_every_metric() {
     let is_name = |text: &&str| {
-        let families = ["build_", "client_", "grpc_", "http_", "registry_", "store_", "trace_"];
+        let families = ["build_", "client_", "grpc_", "http_", "registry_", "server_", "store_", "trace_"];
         families.iter().any(|family| text.starts_with(family))
             && text.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')
     };

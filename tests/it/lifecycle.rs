@@ -4,7 +4,7 @@ use std::io::Read as _;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixDatagram;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -100,6 +100,7 @@ async fn stopping_one_of_two_instances_fails_no_call() {
                     while !stop.load(Relaxed) {
                         let answer = connection.get("/api/topic/list").await.unwrap();
                         assert_eq!(answer.status, 200, "{answer:?}");
+                        assert_eq!(answer.header("x-degraded"), "", "{answer:?}");
                         calls.fetch_add(1, Relaxed);
                     }
                 })
@@ -258,6 +259,18 @@ fn a_taken_address_is_a_clear_error() {
     let (status, _, err) = run(&["up", "--free-ports", "--http-addr", &addr, "--data-dir", &data]);
     assert_eq!(status.code(), Some(1));
     assert!(err.contains(&format!("cannot listen on {addr}")), "{err}");
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_is_no_failure() {
+    for args in [&["completions", "bash"][..], &["man"], &["check-config", "--show"]] {
+        let (closed, ours) = std::io::pipe().unwrap();
+        drop(closed);
+        let child = Command::new(PROGRAM).args(args).stdout(ours).stderr(Stdio::piped()).spawn().unwrap();
+        let output = child.wait_with_output().unwrap();
+        let errors = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success() && errors.is_empty(), "{args:?}: {} {errors}", output.status);
+    }
 }
 
 #[test]

@@ -14,14 +14,14 @@
 )]
 
 mod bad_requests;
+mod callpath;
 mod discovery;
 mod docs;
 mod durability;
-
-mod faults;
-
+mod edge;
+mod edge_grpc;
 mod etcd_access;
-
+mod faults;
 mod gateway;
 mod grpc;
 mod kit;

@@ -8,6 +8,7 @@
 //! its bound: it is void, and tried again up to three times.
 
 mod callpath;
+mod edge;
 mod registry;
 
 use std::fmt::Write as _;
@@ -24,7 +25,7 @@ use crate::kit::load::Record;
 
 /// Every row, in the order of the table.
 fn all() -> Vec<Row> {
-    [registry::ROWS, callpath::ROWS].concat()
+    [registry::ROWS, callpath::ROWS, edge::ROWS].concat()
 }
 
 /// Makes the rows of a group and the named tests of their short forms.

@@ -68,8 +68,13 @@ pub struct Call {
 
 impl Call {
     /// Returns true for an answer that is no failure of the system: also a refusal of what was asked.
-    pub fn ok(&self) -> bool {
+    pub fn answered(&self) -> bool {
         matches!(self.outcome, Outcome::Status(status) if status.as_u16() < 500 && status != 429)
+    }
+
+    /// Returns true for such an answer that is whole: a degraded one would hide the trouble.
+    pub fn ok(&self) -> bool {
+        self.answered() && self.degraded.is_none()
     }
 
     /// Returns the time from when it was due to its end.
@@ -117,9 +122,9 @@ impl Record {
         Self { calls, unsent: self.unsent, limit: self.limit }
     }
 
-    /// Returns a quantile of the latency, 0 to 1, of the calls that were answered well.
+    /// Returns a quantile of the latency, 0 to 1, of the calls that were answered.
     pub fn latency(&self, quantile: f64) -> Duration {
-        let mut all: Vec<_> = self.calls.iter().filter(|call| call.ok()).map(Call::latency).collect();
+        let mut all: Vec<_> = self.calls.iter().filter(|call| call.answered()).map(Call::latency).collect();
         super::quantile(&mut all, quantile)
     }
 
@@ -127,7 +132,7 @@ impl Record {
     pub fn failures(&self) -> String {
         let mut counts = BTreeMap::<String, usize>::new();
         for call in self.failed() {
-            *counts.entry(format!("{:?}", call.outcome)).or_default() += 1;
+            *counts.entry(format!("{:?} {:?}", call.outcome, call.degraded)).or_default() += 1;
         }
         format!("{counts:?}")
     }

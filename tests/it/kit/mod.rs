@@ -8,6 +8,7 @@ pub mod cluster;
 pub mod cpu;
 pub mod etcd;
 pub mod fake;
+pub mod frames;
 pub mod guarantees;
 pub mod http;
 pub mod load;

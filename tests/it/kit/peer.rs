@@ -46,7 +46,7 @@ pub async fn refusing() -> Peer {
 pub async fn stalling() -> Peer {
     healthy(|_, respond| async move {
         let _held = respond;
-        std::future::pending().await
+        std::future::pending::<()>().await;
     })
     .await
 }
@@ -65,23 +65,20 @@ where
         let health = request.uri().path().starts_with("/grpc.health.v1.Health/");
         let answer = (!health).then(|| answer.clone());
         async move {
-            match answer {
-                Some(answer) => answer(request, respond).await,
-                None => {
-                    let head = http::Response::builder().header("content-type", "application/grpc");
-                    let head = head.body(()).expect("a head");
-                    if let Ok(mut body) = respond.send_response(head, false) {
-                        let _ = body.send_data(Bytes::from_static(&[0, 0, 0, 0, 2, 8, 1]), false);
-                        std::future::pending().await
-                    }
-                }
+            if let Some(answer) = answer {
+                return answer(request, respond).await;
+            }
+            let head = http::Response::builder().header("content-type", "application/grpc");
+            if let Ok(mut body) = respond.send_response(head.body(()).expect("a head"), false) {
+                let _ = body.send_data(Bytes::from_static(&[0, 0, 0, 0, 2, 8, 1]), false);
+                std::future::pending::<()>().await;
             }
         }
     })
     .await
 }
 
-/// Speaks HTTP/2 and lets `answer` see to every call; a call that is reset is dropped.
+/// Speaks HTTP/2 and lets `answer` see to every call.
 pub async fn server<F>(answer: impl Fn(Asked, Respond) -> F + Clone + Send + 'static) -> Peer
 where
     F: Future<Output = ()> + Send + 'static,
@@ -127,4 +124,76 @@ pub fn fine(respond: &mut Respond) {
     let mut trailers = HeaderMap::new();
     trailers.insert("grpc-status", HeaderValue::from_static("0"));
     let _ = body.send_trailers(trailers);
+}
+
+/// How a connection dies under a call.
+#[derive(Clone, Copy, Debug)]
+pub enum Break {
+    /// It is closed.
+    Close,
+    /// The server says GOAWAY with an error.
+    Goaway,
+    /// It is closed in the middle of the body.
+    MidAnswer,
+    /// The body ends without a status.
+    NoTrailers,
+    /// What comes is no message.
+    Garbage,
+    /// Nothing comes any more, and the connection stays open.
+    Freeze,
+}
+
+/// Says that it serves, and breaks under every other call.
+pub async fn breaking(how: Break) -> Peer {
+    let (listener, addr) = listen().await;
+    let task = tokio::spawn(async move {
+        let mut connections = JoinSet::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            connections.spawn(async move {
+                let Ok(mut connection) = h2::server::handshake(stream).await else {
+                    return;
+                };
+                let mut watches = Vec::new();
+                while let Some(Ok((request, mut respond))) = connection.accept().await {
+                    let head = http::Response::builder().header("content-type", "application/grpc");
+                    let head = head.body(()).expect("a head");
+                    if request.uri().path().starts_with("/grpc.health.v1.Health/") {
+                        if let Ok(mut body) = respond.send_response(head, false) {
+                            let _ = body.send_data(Bytes::from_static(&[0, 0, 0, 0, 2, 8, 1]), false);
+                            watches.push(body);
+                        }
+                        continue;
+                    }
+                    match how {
+                        Break::Close => return,
+                        Break::Freeze => std::future::pending().await,
+                        Break::Goaway => connection.abrupt_shutdown(h2::Reason::INTERNAL_ERROR),
+                        Break::MidAnswer => {
+                            if let Ok(mut body) = respond.send_response(head, false) {
+                                let _ = body.send_data(Bytes::from_static(&[0, 0, 0, 0, 9, 1]), false);
+                                let drained = std::future::poll_fn(|cx| connection.poll_closed(cx));
+                                let _ =
+                                    tokio::time::timeout(std::time::Duration::from_millis(50), drained).await;
+                            }
+                            return;
+                        }
+                        Break::NoTrailers => {
+                            if let Ok(mut body) = respond.send_response(head, false) {
+                                let _ = body.send_data(Bytes::from_static(&[0; 5]), true);
+                            }
+                        }
+                        Break::Garbage => {
+                            if let Ok(mut body) = respond.send_response(head, false) {
+                                let _ = body.send_data(Bytes::from_static(b"<html>no such thing"), false);
+                                let mut trailers = HeaderMap::new();
+                                trailers.insert("grpc-status", HeaderValue::from_static("0"));
+                                let _ = body.send_trailers(trailers);
+                            }
+                        }
+                    }
+                }
+            });
+        }
+    });
+    Peer { addr, task }
 }

@@ -80,6 +80,7 @@ pub struct Relay {
     pub addr: SocketAddr,
     faults: Arc<watch::Sender<Faults>>,
     strikes: broadcast::Sender<Strike>,
+    opened: Arc<AtomicUsize>,
     open: Arc<AtomicUsize>,
     task: JoinHandle<()>,
 }
@@ -91,10 +92,10 @@ impl Relay {
         let addr = listener.local_addr().expect("its address");
         let faults = Arc::new(watch::Sender::new(Faults::default()));
         let (strikes, _) = broadcast::channel(16);
-        let open = Arc::new(AtomicUsize::new(0));
-        let task =
-            tokio::spawn(accept(listener, server, seed, faults.clone(), strikes.clone(), open.clone()));
-        Self { addr, faults, strikes, open, task }
+        let (opened, open) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
+        let context = Context { faults: faults.clone(), strikes: strikes.clone(), open: open.clone() };
+        let task = tokio::spawn(accept(listener, server, seed, context, opened.clone()));
+        Self { addr, faults, strikes, opened, open, task }
     }
 
     /// Sets the faults from now on, also for connections that are open and bytes that are on their way.
@@ -115,6 +116,11 @@ impl Relay {
     /// Ends the server's side of every open connection; the client is told nothing.
     pub fn half_open(&self) {
         let _ = self.strikes.send(Strike::HalfOpen);
+    }
+
+    /// Returns how many connections there were so far.
+    pub fn opened(&self) -> usize {
+        self.opened.load(Relaxed)
     }
 
     /// Returns the connections that are open.
@@ -146,21 +152,29 @@ impl Drop for Open {
     }
 }
 
+/// What the connections of a relay share.
+struct Context {
+    faults: Arc<watch::Sender<Faults>>,
+    strikes: broadcast::Sender<Strike>,
+    open: Arc<AtomicUsize>,
+}
+
 async fn accept(
     listener: TcpListener,
     server: SocketAddr,
     seed: u64,
-    faults: Arc<watch::Sender<Faults>>,
-    strikes: broadcast::Sender<Strike>,
-    open: Arc<AtomicUsize>,
+    context: Context,
+    opened: Arc<AtomicUsize>,
 ) {
     for number in 0_u64.. {
         let Ok((client, _)) = listener.accept().await else { return };
-        if faults.borrow().refuse {
+        opened.fetch_add(1, Relaxed);
+        if context.faults.borrow().refuse {
             abort(&client);
             continue;
         }
-        let (faults, strikes, counted) = (faults.subscribe(), strikes.subscribe(), Open::count(&open));
+        let (faults, strikes) = (context.faults.subscribe(), context.strikes.subscribe());
+        let counted = Open::count(&context.open);
         tokio::spawn(async move {
             let _counted = counted;
             connection(client, server, seed.wrapping_add(number.wrapping_mul(2)), faults, strikes).await;

@@ -1,14 +1,19 @@
 //! The accept loop of every listener: HTTP, gRPC and admin.
 //!
-//! warp's and tonic's own servers lack what an edge needs: a time limit on headers, a bound on
-//! connections, a drain that ends. Here each connection is a task, bounded in number, with TCP_NODELAY,
-//! and a drain lets it finish what it began until the grace period is over.
+//! warp's and tonic's own servers lack what an edge needs: a time limit on headers and on readers that
+//! stop, a bound on connections and on what they have unsent, an end to floods of frames, a drain that
+//! ends. Here each connection is a task, bounded in number, with TCP_NODELAY, and a drain lets it finish
+//! what it began until the grace period is over.
 
-use std::collections::HashMap;
+mod conns;
+mod flood;
+mod output;
+
 use std::convert::Infallible;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -17,13 +22,16 @@ use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::net::TcpStream;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
-use tokio::time::Instant;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
+use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use crate::error::chain;
+use crate::limit::{Limit, Quiet};
 use crate::listener::Listener;
+use crate::metrics::{Cut, Metrics};
+use conns::{Busy, Conn, Conns};
+use output::Stream;
 
 /// How long an idle kept-alive connection stays open once the drain began: a request may be on its way.
 const IDLE_LINGER: Duration = Duration::from_millis(50);
@@ -46,6 +54,17 @@ const MAX_HEADERS: usize = 100;
 const MAX_PENDING_RESETS: usize = 10_000;
 /// HTTP/2 pings to a caller, and how long an answer may take: finds dead peers.
 const PING: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(10));
+/// Resets that we send because a peer broke a rule of a stream, per connection; then the connection ends
+/// (CVE-2025-8671). hyper's default, written down.
+const MAX_ERROR_RESETS: usize = 1024;
+/// Largest head of an HTTP/2 request, bytes as RFC 9113 (6.5.2) counts them; it bounds the number of
+/// CONTINUATION frames too. Larger ones are refused with 431 by h2, much larger ones end the connection.
+const MAX_HEADER_LIST: u32 = 16 * 1024;
+/// What one stream may have in h2's buffer beyond the part being sent, bytes.
+const MAX_SEND_BUFFER: usize = 256 * 1024;
+/// Most that all connections of a listener may have unsent, bytes: 64 of the largest answers. Readers
+/// take typical answers (a few KiB) at once, so that only large answers to slow readers come near it.
+pub const MAX_UNSENT: usize = 128 * 1024 * 1024;
 /// HTTP/2 windows for request bodies: a largest message fits without a round trip.
 const WINDOW: u32 = 1024 * 1024;
 
@@ -64,6 +83,18 @@ pub enum Protocol {
     },
 }
 
+/// What bounds the connections of a listener.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Connections at the same time. At the limit the one that has been idle longest makes room.
+    pub max_connections: usize,
+    /// A connection whose output does not move for this long ends, at most an eighth (or 1 s) later.
+    pub write_timeout: Duration,
+    /// Bytes of answers that all connections together have unsent. From half of it on the connection whose
+    /// answer has waited longest is cut; who answers calls should refuse more of them while it is full.
+    pub unsent: Arc<Limit>,
+}
+
 /// How connections end.
 #[derive(Clone, Debug)]
 pub struct Stop {
@@ -73,121 +104,53 @@ pub struct Stop {
     pub grace: Duration,
 }
 
-/// One connection as the others see it.
-#[derive(Debug, Default)]
-struct Conn {
-    /// Requests being answered.
-    busy: AtomicUsize,
-    /// When the last answer was given, ms on the server's clock.
-    idle_since: AtomicU64,
-    /// True once a request has come.
-    used: AtomicBool,
-    /// True once it was asked to close.
-    closing: AtomicBool,
-    /// Asks it to close.
-    close: Notify,
-}
-
-/// Falls when a request has been answered or given up.
-struct Busy<S> {
-    conn: Arc<Conn>,
-    server: Arc<Server<S>>,
-}
-
-impl<S> Drop for Busy<S> {
-    fn drop(&mut self) {
-        self.conn.idle_since.store(self.server.now(), Relaxed);
-        self.conn.busy.fetch_sub(1, Relaxed);
-    }
-}
-
-/// A body that keeps its connection busy.
-struct Guarded<B, S> {
-    body: Pin<Box<B>>,
-    _busy: Option<Busy<S>>,
-}
-
-impl<B: http_body::Body, S> http_body::Body for Guarded<B, S> {
-    type Data = B::Data;
-    type Error = B::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        cx: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<Result<http_body::Frame<B::Data>, B::Error>>> {
-        self.body.as_mut().poll_frame(cx)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> http_body::SizeHint {
-        self.body.size_hint()
-    }
-}
-
-/// Takes a connection off the list however it ends.
-struct Listed<'a, S> {
-    server: &'a Server<S>,
-    id: u64,
-}
-
-impl<S> Drop for Listed<'_, S> {
-    fn drop(&mut self) {
-        self.server.lock().remove(&self.id);
-    }
-}
-
 struct Server<S> {
     protocol: Protocol,
     service: S,
+    conns: Arc<Conns>,
+    metrics: Metrics,
+    floods: Quiet,
     stop: Stop,
-    clock: Instant,
     slots: Arc<Semaphore>,
-    conns: Mutex<HashMap<u64, Arc<Conn>>>,
-}
-
-impl<S> Server<S> {
-    fn now(&self) -> u64 {
-        u64::try_from(self.clock.elapsed().as_millis()).unwrap_or(u64::MAX)
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Arc<Conn>>> {
-        self.conns.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 /// Serves a listener until `stop` begins, then drains: returns when the last connection has ended or the
 /// grace period is over, whatever is first.
 ///
-/// `service` answers one request and does not fail.
+/// `service` answers one request, from the address beside it, and does not fail.
 pub async fn serve<S, F, B>(
     listener: Listener,
     protocol: Protocol,
-    max_connections: usize,
+    limits: Limits,
+    metrics: &Metrics,
     service: S,
     stop: Stop,
 ) where
-    S: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+    S: Fn(Request<Incoming>, IpAddr) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
+    if let Err(error) = listener.bound_output(limits.write_timeout) {
+        tracing::warn!(%error, addr = %listener.addr(), "the kernel's part of the output is not bounded");
+    }
     let server = Arc::new(Server {
         protocol,
         service,
+        slots: Arc::new(Semaphore::new(limits.max_connections)),
+        conns: Conns::new(matches!(protocol, Protocol::Http1 { .. }), limits, metrics),
+        metrics: metrics.clone(),
+        floods: Quiet::default(),
         stop: stop.clone(),
-        clock: Instant::now(),
-        slots: Arc::new(Semaphore::new(max_connections)),
-        conns: Mutex::default(),
     });
     let tasks = TaskTracker::new();
     let cut = CancellationToken::new();
+    let _watch = AbortOnDropHandle::new(tokio::spawn(server.conns.clone().watch()));
+    let accept_failures = Quiet::default();
     let mut next_id = 0;
-    let mut open = |stream, permit| {
+    let mut open = |(stream, peer): (TcpStream, SocketAddr), permit| {
         next_id += 1;
-        let connection = server.clone().connection(next_id, stream, permit);
+        let connection = server.clone().connection(next_id, stream, peer, permit);
         tasks.spawn(cut.clone().run_until_cancelled_owned(connection));
     };
     let mut waiting = Vec::new();
@@ -198,7 +161,11 @@ pub async fn serve<S, F, B>(
                 None => waiting.push(stream),
             },
             Err(error) => {
-                tracing::warn!(%error, addr = %listener.addr(), "accept failed");
+                if let Some(times) = accept_failures.note() {
+                    tracing::warn!(%error, times, addr = %listener.addr(), "accept failed");
+                }
+                // most likely file descriptors have run out: an idle connection gives its own
+                server.conns.close_longest_idle();
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -219,7 +186,7 @@ pub async fn serve<S, F, B>(
 
 impl<S, F, B> Server<S>
 where
-    S: Fn(Request<Incoming>) -> F + Clone + Send + Sync + 'static,
+    S: Fn(Request<Incoming>, IpAddr) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -231,7 +198,7 @@ where
             if let Ok(permit) = self.slots.clone().try_acquire_owned() {
                 return permit;
             }
-            self.close_longest_idle();
+            self.conns.close_longest_idle();
             let freed = self.slots.clone().acquire_owned();
             if let Ok(Ok(permit)) = tokio::time::timeout(SLOT_RETRY, freed).await {
                 return permit;
@@ -239,29 +206,22 @@ where
         }
     }
 
-    fn close_longest_idle(&self) {
-        let conns = self.lock();
-        let idle = |conn: &&Arc<Conn>| conn.busy.load(Relaxed) == 0 && !conn.closing.load(Relaxed);
-        if let Some(conn) = conns.values().filter(idle).min_by_key(|conn| conn.idle_since.load(Relaxed)) {
-            conn.closing.store(true, Relaxed);
-            conn.close.notify_one();
-        }
-    }
-
-    async fn connection(self: Arc<Self>, id: u64, stream: TcpStream, slot: OwnedSemaphorePermit) {
-        let conn = Arc::new(Conn::default());
-        conn.idle_since.store(self.now(), Relaxed);
-        self.lock().insert(id, conn.clone());
-        let _listed = Listed { server: &self, id };
+    async fn connection(
+        self: Arc<Self>,
+        id: u64,
+        stream: TcpStream,
+        peer: SocketAddr,
+        slot: OwnedSemaphorePermit,
+    ) {
+        let (conn, _listed) = self.conns.add(id);
+        let client = peer.ip().to_canonical();
         let service = {
             let (server, conn) = (self.clone(), conn.clone());
             hyper::service::service_fn(move |request| {
-                conn.busy.fetch_add(1, Relaxed);
-                conn.used.store(true, Relaxed);
-                let busy = Busy { conn: conn.clone(), server: server.clone() };
+                let busy = Busy::new(&conn, &server.conns);
+                let http1 = server.conns.is_http1();
                 let draining = server.stop.begin.is_cancelled();
-                let http1 = matches!(server.protocol, Protocol::Http1 { .. });
-                let answer = (server.service)(request);
+                let answer = (server.service)(request, client);
                 async move {
                     let mut response = answer.await;
                     if draining && http1 {
@@ -269,14 +229,12 @@ where
                             .headers_mut()
                             .insert(http::header::CONNECTION, HeaderValue::from_static("close"));
                     }
-                    // on HTTP/1 busy until the body has been written, or nobody wants it any more; on HTTP/2
-                    // a body that goes on is a health watch, which must not hold the connection's slot
-                    let busy = http1.then_some(busy);
-                    Ok::<_, Infallible>(response.map(|body| Guarded { body: Box::pin(body), _busy: busy }))
+                    Ok::<_, Infallible>(response.map(|body| busy.guard(body)))
                 }
             })
         };
-        let io = TokioIo::new(stream);
+        let meter = (!self.conns.is_http1()).then(flood::Meter::default);
+        let io = TokioIo::new(Stream::new(stream, conn.output.clone(), meter));
         match self.protocol {
             Protocol::Http1 { header_timeout } => {
                 let connection = http1::Builder::new()
@@ -295,6 +253,9 @@ where
                     .keep_alive_timeout(PING.1)
                     .max_concurrent_streams(max_concurrent_streams)
                     .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
+                    .max_local_error_reset_streams(MAX_ERROR_RESETS)
+                    .max_header_list_size(MAX_HEADER_LIST)
+                    .max_send_buf_size(MAX_SEND_BUFFER)
                     .initial_connection_window_size(WINDOW)
                     .initial_stream_window_size(WINDOW)
                     .serve_connection(io, service);
@@ -309,8 +270,9 @@ where
     where
         C: Future<Output = hyper::Result<()>>,
     {
-        let http1 = matches!(self.protocol, Protocol::Http1 { .. });
+        let http1 = self.conns.is_http1();
         let mut connection = std::pin::pin!(connection);
+        let mut cut = std::pin::pin!(conn.cut.notified());
         // hyper has a time limit for the first request on HTTP/1 only
         let first_request = async {
             if !http1 {
@@ -322,7 +284,8 @@ where
         };
         let evicted = tokio::select! {
             biased; // what has arrived is seen before the order to stop
-            result = &mut connection => return log_end(result),
+            result = &mut connection => return self.log_end(result),
+            () = &mut cut => return,
             () = first_request => return,
             () = conn.close.notified() => true,
             () = self.stop.begin.cancelled() => false,
@@ -330,7 +293,8 @@ where
         let quiet = if http1 { conn.busy.load(Relaxed) == 0 } else { !conn.used.load(Relaxed) };
         if !evicted && quiet {
             tokio::select! {
-                result = &mut connection => return log_end(result),
+                result = &mut connection => return self.log_end(result),
+                () = &mut cut => return,
                 () = tokio::time::sleep(IDLE_LINGER) => {}
             }
         }
@@ -339,14 +303,40 @@ where
         }
         finish(connection.as_mut());
         let limit = if evicted { EVICTION } else { Duration::MAX };
-        if let Ok(result) = tokio::time::timeout(limit, connection).await {
-            log_end(result);
+        tokio::select! {
+            biased;
+            result = connection => self.log_end(result),
+            () = cut => {}
+            () = tokio::time::sleep(limit) => {}
         }
+    }
+
+    fn log_end(&self, result: hyper::Result<()>) {
+        let Err(error) = result else { return };
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
+        while let Some(error) = cause {
+            let h2 = error.downcast_ref::<h2::Error>();
+            let io = error.downcast_ref::<std::io::Error>().or_else(|| h2?.get_io());
+            // the kernel's word for data that nobody acknowledged
+            if io.is_some_and(|io| io.kind() == std::io::ErrorKind::TimedOut) {
+                self.metrics.cut(Cut::WriteTimeout);
+            }
+            if h2.is_some_and(is_flood) {
+                self.metrics.cut(Cut::Flood);
+                if let Some(times) = self.floods.note() {
+                    tracing::warn!(error = chain(error), times, "connection ended for a flood");
+                }
+                return;
+            }
+            cause = error.source();
+        }
+        tracing::debug!(error = chain(&error), "connection ended");
     }
 }
 
-fn log_end(result: hyper::Result<()>) {
-    if let Err(error) = result {
-        tracing::debug!(error = chain(&error), "connection ended");
-    }
+/// Returns true if the meter or h2 itself has seen a flood.
+fn is_flood(error: &h2::Error) -> bool {
+    let metered = error.get_io().and_then(std::io::Error::get_ref);
+    metered.is_some_and(<dyn std::error::Error + Send + Sync>::is::<flood::Flood>)
+        || error.is_library() && error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM)
 }

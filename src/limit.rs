@@ -1,0 +1,212 @@
+//! Limits of what is in progress: a fixed number of permits, taken at once or not at all. What does not
+//! get one is refused at a small cost (load shedding), so that what is accepted is answered in time.
+//!
+//! Nothing waits here: a queue before a full server only makes every answer late.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+
+use http::{HeaderName, HeaderValue};
+use prometheus::IntGauge;
+use tokio::time::Instant;
+
+/// Set on a refusal for want of a permit: ms after which a retry makes sense. gRPC's name (proposal A6).
+pub const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
+/// Range of [`pushback`], ms: long enough for a few hundred calls to end, short against a deadline, and
+/// wide enough that those who were refused together do not come back together.
+const PUSHBACK_RANGE: std::ops::RangeInclusive<u16> = 50..=150;
+/// Least time between two log lines of [`Quiet`], ms.
+const QUIET_MS: u64 = 10_000;
+
+/// Returns a value for [`PUSHBACK`], jittered.
+#[must_use]
+pub fn pushback() -> HeaderValue {
+    HeaderValue::from(rand::random_range(PUSHBACK_RANGE))
+}
+
+/// A fixed number of permits: calls, or bytes.
+#[derive(Debug)]
+pub struct Limit {
+    max: usize,
+    used: AtomicUsize,
+    gauge: Option<IntGauge>,
+}
+
+impl Limit {
+    /// Returns a limit of `max` permits. `gauge` follows how many are out; limits may share one.
+    #[must_use]
+    pub fn new(max: usize, gauge: Option<IntGauge>) -> Arc<Self> {
+        Arc::new(Self { max, used: AtomicUsize::new(0), gauge })
+    }
+
+    /// Returns true if no permit is left.
+    #[must_use]
+    pub fn is_full(&self) -> bool {
+        self.used.load(Relaxed) >= self.max
+    }
+
+    /// Returns true if half of the permits are out.
+    #[must_use]
+    pub fn is_half_full(&self) -> bool {
+        self.used.load(Relaxed) >= self.max / 2
+    }
+
+    /// Returns how many permits are out.
+    #[must_use]
+    pub fn used(&self) -> usize {
+        self.used.load(Relaxed)
+    }
+
+    /// Takes `n` permits even if there are not so many: for what cannot be refused any more.
+    #[must_use]
+    pub fn acquire(self: &Arc<Self>, n: usize) -> Permit {
+        self.used.fetch_add(n, Relaxed);
+        if let Some(gauge) = &self.gauge {
+            gauge.add(signed(n));
+        }
+        Permit { limit: self.clone(), n }
+    }
+
+    /// Takes `n` permits; `None` if there are not so many.
+    #[must_use]
+    pub fn try_acquire(self: &Arc<Self>, n: usize) -> Option<Permit> {
+        self.take(n).then(|| Permit { limit: self.clone(), n })
+    }
+
+    fn take(&self, n: usize) -> bool {
+        let fits = |used: usize| used.checked_add(n).filter(|sum| *sum <= self.max);
+        let taken = self.used.fetch_update(Relaxed, Relaxed, fits).is_ok();
+        if let Some(gauge) = self.gauge.as_ref().filter(|_| taken) {
+            gauge.add(signed(n));
+        }
+        taken
+    }
+
+    fn give_back(&self, n: usize) {
+        self.used.fetch_sub(n, Relaxed);
+        if let Some(gauge) = &self.gauge {
+            gauge.sub(signed(n));
+        }
+    }
+}
+
+fn signed(n: usize) -> i64 {
+    i64::try_from(n).unwrap_or(i64::MAX)
+}
+
+/// Permits that are given back when this is dropped.
+#[derive(Debug)]
+pub struct Permit {
+    limit: Arc<Limit>,
+    n: usize,
+}
+
+impl Permit {
+    /// Takes `n` more permits; false, and nothing taken, if there are not so many.
+    pub fn try_grow(&mut self, n: usize) -> bool {
+        let taken = self.limit.take(n);
+        if taken {
+            self.n += n;
+        }
+        taken
+    }
+
+    /// Gives `n` permits back, at most those that it has.
+    pub fn shrink(&mut self, n: usize) {
+        let n = n.min(self.n);
+        self.n -= n;
+        self.limit.give_back(n);
+    }
+}
+
+impl Drop for Permit {
+    fn drop(&mut self) {
+        self.limit.give_back(self.n);
+    }
+}
+
+/// Says when something that happens thousands of times a second may be logged: the first time, then
+/// every 10 s with the number of times in between.
+#[derive(Debug)]
+pub struct Quiet {
+    begun: Instant,
+    /// When the next line is due, ms after `begun`.
+    due: AtomicU64,
+    missed: AtomicU64,
+}
+
+impl Default for Quiet {
+    fn default() -> Self {
+        Self { begun: Instant::now(), due: AtomicU64::new(0), missed: AtomicU64::new(0) }
+    }
+}
+
+impl Quiet {
+    /// Counts one time; returns how many there were since the last line if a line is due.
+    pub fn note(&self) -> Option<u64> {
+        self.note_at(u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX))
+    }
+
+    fn note_at(&self, now: u64) -> Option<u64> {
+        let missed = self.missed.fetch_add(1, Relaxed) + 1;
+        let due = self.due.load(Relaxed);
+        if now < due || self.due.compare_exchange(due, now + QUIET_MS, Relaxed, Relaxed).is_err() {
+            return None;
+        }
+        self.missed.fetch_sub(missed, Relaxed);
+        Some(missed)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn permits_come_back_however_they_end() {
+        let gauge = IntGauge::new("x", "x").unwrap();
+        let limit = Limit::new(2, Some(gauge.clone()));
+        let (first, second) = (limit.try_acquire(1), limit.try_acquire(1));
+        assert!(first.is_some() && second.is_some() && limit.is_full());
+        assert!(limit.try_acquire(1).is_none());
+        assert_eq!((limit.used(), gauge.get()), (2, 2));
+        drop(first);
+        assert!(limit.try_acquire(2).is_none() && limit.used() == 1, "all or none");
+        drop(second);
+        assert_eq!((limit.used(), gauge.get()), (0, 0));
+    }
+
+    #[test]
+    fn a_permit_grows_up_to_the_limit() {
+        let limit = Limit::new(10, None);
+        let mut permit = limit.try_acquire(0).unwrap();
+        assert!(permit.try_grow(7) && !permit.try_grow(4) && permit.try_grow(3));
+        assert!(!permit.try_grow(usize::MAX), "no overflow");
+        assert_eq!(limit.used(), 10);
+        permit.shrink(4);
+        assert_eq!(limit.used(), 6);
+        let forced = limit.acquire(100);
+        assert!(limit.is_full() && limit.try_acquire(1).is_none());
+        drop((permit, forced));
+        assert_eq!(limit.used(), 0);
+    }
+
+    #[test]
+    fn pushback_is_a_number_in_its_range() {
+        for _ in 0..100 {
+            let ms: u16 = pushback().to_str().unwrap().parse().unwrap();
+            assert!(PUSHBACK_RANGE.contains(&ms));
+        }
+    }
+
+    #[test]
+    fn a_flood_is_one_line_every_ten_seconds() {
+        let quiet = Quiet::default();
+        assert_eq!(quiet.note_at(5), Some(1));
+        for _ in 0..1000 {
+            assert_eq!(quiet.note_at(QUIET_MS), None);
+        }
+        assert_eq!(quiet.note_at(QUIET_MS + 5), Some(1001));
+        assert_eq!(quiet.note_at(QUIET_MS + 6), None);
+    }
+}

@@ -1,0 +1,211 @@
+//! Floods of HTTP/2 frames that cost a server work and are no calls: pings and settings (each wants an
+//! acknowledgement), resets, priorities, window updates, empty data.
+//!
+//! h2 bounds what such frames make it *keep*, not how much time they take. So the bytes that come in are
+//! read along frame by frame, and a connection that sends more of them than its calls explain ends.
+
+use std::time::Instant;
+
+/// A frame's head: length (3 bytes), type, flags, stream (4 bytes). RFC 9113, 4.1.
+const HEAD: usize = 9;
+/// Bytes before the first frame. RFC 9113, 3.4.
+const PREFACE: usize = 24;
+/// Frames beside those that calls explain: at once, and a second. Keepalive pings, settings and window
+/// updates of an honest peer are a handful a second.
+const CONTROL: (u32, u32) = (1000, 100);
+/// Frames that one frame of a call explains: clients that measure the line's bandwidth send a ping and
+/// window updates with each answer (grpc-go, C core).
+const PER_CALL: u32 = 4;
+/// Bytes sent that explain one more frame: a window update for each.
+const PER_FRAME: usize = 1024;
+/// Calls that are reset: at once, and a second. A gateway resets a call for every caller that hangs up,
+/// so this is far above nghttp2's 1000 and 33; a rapid reset attack (CVE-2023-44487) sends tens of
+/// thousands a second.
+const RESETS: (u32, u32) = (10_000, 1000);
+
+/// A connection sends more of something than it may.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("a flood of HTTP/2 {0}")]
+pub struct Flood(&'static str);
+
+/// Tokens that come back with time.
+struct Bucket {
+    left: u32,
+    max: u32,
+    per_second: u32,
+    filled: Instant,
+}
+
+impl Bucket {
+    fn new((max, per_second): (u32, u32)) -> Self {
+        Self { left: max, max, per_second, filled: Instant::now() }
+    }
+
+    fn earn(&mut self, tokens: u32) {
+        self.left = self.left.saturating_add(tokens).min(self.max);
+    }
+
+    /// Takes one token; false if there is none. The clock is asked only then.
+    fn take(&mut self) -> bool {
+        if self.left == 0 {
+            let now = Instant::now();
+            let passed = now.duration_since(self.filled).as_micros();
+            let earned = passed.saturating_mul(self.per_second.into()) / 1_000_000;
+            if earned > 0 {
+                self.filled = now;
+                self.earn(u32::try_from(earned).unwrap_or(u32::MAX));
+            }
+        }
+        let taken = self.left > 0;
+        self.left = self.left.saturating_sub(1);
+        taken
+    }
+}
+
+/// Reads along what one connection receives.
+pub struct Meter {
+    head: [u8; HEAD],
+    have: usize,
+    /// Bytes up to the next head.
+    skip: usize,
+    control: Bucket,
+    resets: Bucket,
+    /// Bytes sent that have explained nothing yet.
+    sent: usize,
+}
+
+impl Default for Meter {
+    fn default() -> Self {
+        Self {
+            head: [0; HEAD],
+            have: 0,
+            skip: PREFACE,
+            control: Bucket::new(CONTROL),
+            resets: Bucket::new(RESETS),
+            sent: 0,
+        }
+    }
+}
+
+impl Meter {
+    /// Notes bytes that were sent.
+    pub fn sent(&mut self, bytes: usize) {
+        self.sent += bytes;
+        if self.sent >= PER_FRAME {
+            self.control.earn(u32::try_from(self.sent / PER_FRAME).unwrap_or(u32::MAX));
+            self.sent %= PER_FRAME;
+        }
+    }
+
+    /// Reads what came in, in pieces of any size.
+    ///
+    /// # Errors
+    /// When the connection must end.
+    pub fn read(&mut self, mut bytes: &[u8]) -> Result<(), Flood> {
+        loop {
+            let skipped = self.skip.min(bytes.len());
+            self.skip -= skipped;
+            bytes = bytes.get(skipped..).unwrap_or_default();
+            if bytes.is_empty() {
+                return Ok(());
+            }
+            let wanted = (HEAD - self.have).min(bytes.len());
+            let (part, rest) = bytes.split_at(wanted);
+            if let Some(room) = self.head.get_mut(self.have..self.have + wanted) {
+                room.copy_from_slice(part);
+            }
+            self.have += wanted;
+            bytes = rest;
+            if self.have == HEAD {
+                self.have = 0;
+                self.frame()?;
+            }
+        }
+    }
+
+    /// Judges the frame whose head is complete.
+    fn frame(&mut self) -> Result<(), Flood> {
+        let [a, b, c, kind, flags, ..] = self.head;
+        let length = u32::from_be_bytes([0, a, b, c]);
+        self.skip = usize::try_from(length).unwrap_or(usize::MAX);
+        let end_of_stream = flags & 1 != 0;
+        let (bucket, name) = match kind {
+            0 if length > 0 || end_of_stream => return Ok(()), // h2 has a budget for small ones
+            1 => {
+                self.control.earn(PER_CALL);
+                return Ok(());
+            }
+            3 => (&mut self.resets, "resets"),
+            0 => (&mut self.control, "empty data"),
+            2 => (&mut self.control, "priorities"),
+            4 => (&mut self.control, "settings"),
+            6 => (&mut self.control, "pings"),
+            8 => (&mut self.control, "window updates"),
+            9 => (&mut self.control, "continuations"),
+            _ => (&mut self.control, "frames that mean nothing"),
+        };
+        if bucket.take() { Ok(()) } else { Err(Flood(name)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(kind: u8, flags: u8, payload: &[u8]) -> Vec<u8> {
+        let length = u32::try_from(payload.len()).unwrap().to_be_bytes();
+        [&length[1..], &[kind, flags, 0, 0, 0, 1], payload].concat()
+    }
+
+    fn started() -> Meter {
+        let mut meter = Meter::default();
+        meter.read(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").unwrap();
+        meter
+    }
+
+    /// Returns after how many frames a flood was seen.
+    fn flood(kind: u8, payload: &[u8], most: usize) -> Option<usize> {
+        let mut meter = started();
+        let frame = frame(kind, 0, payload);
+        (0..most).find(|_| meter.read(&frame).is_err())
+    }
+
+    #[test]
+    fn each_kind_of_flood_ends() {
+        for kind in [2, 4, 6, 8, 9, 200] {
+            let seen = flood(kind, &[0; 8], 5000).unwrap();
+            assert!((1000..1100).contains(&seen), "kind {kind}: {seen}");
+        }
+        let seen = flood(0, &[], 5000).unwrap();
+        assert!((1000..1100).contains(&seen), "empty data: {seen}");
+        assert!((10_000..12_000).contains(&flood(3, &[0; 4], 1_000_000).unwrap()));
+    }
+
+    #[test]
+    fn calls_explain_the_frames_beside_them() {
+        let mut meter = started();
+        let call = [frame(1, 4, &[0; 20]), frame(0, 1, &[0; 50]), frame(6, 0, &[0; 8]), frame(8, 0, &[0; 4])];
+        for _ in 0..20_000 {
+            meter.read(&call.concat()).unwrap();
+        }
+        // a long answer is taken with many window updates and no other frame
+        for _ in 0..20_000 {
+            meter.sent(1024);
+            meter.read(&frame(8, 0, &[0; 4])).unwrap();
+        }
+    }
+
+    #[test]
+    fn pieces_of_any_size_read_alike() {
+        let ping = frame(6, 0, &[0; 8]);
+        let data = frame(0, 0, &[6; 100]); // looks like heads of pings inside
+        let bytes = [ping, data].concat().repeat(600);
+        for size in [1, 2, 7, 9, 10, 1000, bytes.len()] {
+            let mut meter = started();
+            for piece in bytes.chunks(size) {
+                meter.read(piece).unwrap();
+            }
+            assert_eq!((meter.control.left, meter.skip, meter.have), (CONTROL.0 - 600, 0, 0), "size {size}");
+        }
+    }
+}

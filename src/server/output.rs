@@ -1,0 +1,184 @@
+//! What a connection has yet to send: how much, and whether it moves. A reader that stops reading makes
+//! no progress, and its connection ends; no timer is set for a single write.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::task::{Context, Poll, ready};
+
+use bytes::{Buf, Bytes};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use super::flood::Meter;
+use crate::limit::Permit;
+
+/// The output of one connection.
+#[derive(Debug, Default)]
+pub struct Output {
+    /// Bytes of answers that the socket has not taken: those it has no room for, and on HTTP/2 those
+    /// that the peer's windows hold back.
+    unsent: AtomicUsize,
+    /// True while the socket has no room.
+    blocked: AtomicBool,
+    /// Grows with every step forward.
+    moved: AtomicU64,
+    /// True once the connection is to end at once.
+    cut: AtomicBool,
+}
+
+impl Output {
+    /// Returns true if something waits to be sent.
+    pub fn is_pending(&self) -> bool {
+        self.blocked.load(Relaxed) || self.unsent.load(Relaxed) > 0
+    }
+
+    /// Returns true if an answer waits to be sent.
+    pub fn has_unsent(&self) -> bool {
+        self.unsent.load(Relaxed) > 0
+    }
+
+    /// Returns a number that changes with every step forward.
+    pub fn moved(&self) -> u64 {
+        self.moved.load(Relaxed)
+    }
+
+    /// Returns true once the connection is to end.
+    pub fn is_cut(&self) -> bool {
+        self.cut.load(Relaxed)
+    }
+
+    /// Notes that the connection ends; false if that was known.
+    pub fn cut(&self) -> bool {
+        !self.cut.swap(true, Relaxed)
+    }
+
+    fn step(&self) {
+        self.moved.fetch_add(1, Relaxed);
+    }
+}
+
+/// A part of an answer on its way to the socket.
+pub struct Unsent {
+    bytes: Bytes,
+    output: Arc<Output>,
+    /// Its share of what all connections may have unsent.
+    permit: Permit,
+}
+
+impl Unsent {
+    /// Puts bytes on their way; `permit` is for as many as there are.
+    pub fn new(bytes: Bytes, output: &Arc<Output>, permit: Permit) -> Self {
+        output.unsent.fetch_add(bytes.len(), Relaxed);
+        Self { bytes, output: output.clone(), permit }
+    }
+}
+
+impl Buf for Unsent {
+    fn remaining(&self) -> usize {
+        self.bytes.len()
+    }
+
+    fn chunk(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    fn advance(&mut self, count: usize) {
+        self.bytes.advance(count);
+        self.output.unsent.fetch_sub(count, Relaxed);
+        self.output.step();
+        self.permit.shrink(count);
+    }
+}
+
+impl Drop for Unsent {
+    fn drop(&mut self) {
+        self.output.unsent.fetch_sub(self.bytes.len(), Relaxed);
+    }
+}
+
+/// A socket that tells how its output does, and on HTTP/2 reads along for floods.
+pub struct Stream {
+    tcp: TcpStream,
+    output: Arc<Output>,
+    meter: Option<Meter>,
+}
+
+impl Stream {
+    /// Wraps a socket; `meter` is for HTTP/2.
+    pub fn new(tcp: TcpStream, output: Arc<Output>, meter: Option<Meter>) -> Self {
+        Self { tcp, output, meter }
+    }
+
+    fn note(&mut self, written: &Poll<std::io::Result<usize>>) {
+        match written {
+            Poll::Pending => self.output.blocked.store(true, Relaxed),
+            Poll::Ready(result) => {
+                self.output.blocked.store(false, Relaxed);
+                self.output.step();
+                if let (Some(meter), Ok(count)) = (&mut self.meter, result) {
+                    meter.sent(*count);
+                }
+            }
+        }
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if self.output.cut.load(Relaxed) {
+            // what the kernel still holds for a reader that does not read goes too
+            let _ = socket2::SockRef::from(&self.tcp).set_linger(Some(std::time::Duration::ZERO));
+        }
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<std::io::Result<()>> {
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.tcp).poll_read(cx, buf))?;
+        if let Some(meter) = &mut self.meter {
+            let came = buf.filled().get(before..).unwrap_or_default();
+            meter.read(came).map_err(std::io::Error::other)?;
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<std::io::Result<usize>> {
+        let written = Pin::new(&mut self.tcp).poll_write(cx, bytes);
+        self.note(&written);
+        written
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        parts: &[std::io::IoSlice<'_>],
+    ) -> Poll<std::io::Result<usize>> {
+        let written = Pin::new(&mut self.tcp).poll_write_vectored(cx, parts);
+        self.note(&written);
+        written
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.tcp.is_write_vectored()
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
+        Pin::new(&mut self.tcp).poll_shutdown(cx)
+    }
+}
