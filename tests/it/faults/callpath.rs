@@ -650,50 +650,52 @@ async fn against_raw_channel(time: Duration) -> Findings {
 
     let local = registry::Local::default();
     let _registered = local.register(registry::Instance::bare("topic", &topic.addr.to_string()));
-    let (settings, counted) = (config::Client::default(), metrics::Metrics::new().expect("metrics"));
-    let ours = client::Client::new(&["topic"], &settings, "/services/", &local.view(), &counted);
+    let client_with = |connections| {
+        let settings = config::Client { connections, ..config::Client::default() };
+        let counted = metrics::Metrics::new().expect("metrics");
+        client::Client::new(&["topic"], &settings, "/services/", &local.view(), &counted)
+    };
     let raw = tonic::transport::Endpoint::from_shared(format!("http://{}", topic.addr)).expect("an address");
     let raw = TopicClient::new(raw.tcp_nodelay(true).connect().await.expect("it listens"));
 
     let rounds = 10;
-    let round = (time / (2 * rounds)).max(SECOND / 10);
-    let per_second = |calls: usize| calls as f64 / round.as_secs_f64();
-    let compared = ab::compare(
-        rounds as usize,
-        async || {
-            let until = Instant::now() + round;
-            let callers = (0..CALLERS).map(|_| {
-                let (mut raw, mut calls) = (raw.clone(), 0);
-                async move {
-                    while Instant::now() < until {
+    let round = (time / (6 * rounds)).max(SECOND / 10);
+    let rate = async |ours: Option<&client::Client>| {
+        let until = Instant::now() + round;
+        let callers = (0..CALLERS).map(|_| {
+            let (mut raw, mut calls) = (raw.clone(), 0);
+            async move {
+                while Instant::now() < until {
+                    if let Some(ours) = ours {
+                        let context = context::Context::new(Instant::now() + 2 * SECOND);
+                        let answer: Result<client::Reply<ListTopicsResponse>, _> =
+                            ours.call(rpc::LIST_TOPICS, &asked, &context).await;
+                        answer.expect("an answer");
+                    } else {
                         let mut request = tonic::Request::new(asked);
                         request.set_timeout(2 * SECOND);
                         raw.list_topics(request).await.expect("an answer");
-                        calls += 1;
                     }
-                    calls
+                    calls += 1;
                 }
-            });
-            per_second(futures_util::future::join_all(callers).await.into_iter().sum())
-        },
-        async || {
-            let until = Instant::now() + round;
-            let callers = (0..CALLERS).map(|_| {
-                let (ours, mut calls) = (ours.clone(), 0);
-                async move {
-                    while Instant::now() < until {
-                        let context = context::Context::new(Instant::now() + 2 * SECOND);
-                        let _: client::Reply<ListTopicsResponse> =
-                            ours.call(rpc::LIST_TOPICS, &asked, &context).await.expect("an answer");
-                        calls += 1;
-                    }
-                    calls
-                }
-            });
-            per_second(futures_util::future::join_all(callers).await.into_iter().sum())
-        },
-    )
-    .await;
+                calls
+            }
+        });
+        let calls: u32 = futures_util::future::join_all(callers).await.into_iter().sum();
+        f64::from(calls) / round.as_secs_f64()
+    };
+    let [one, two, four] = [1, 2, 4].map(client_with);
+    for ours in [&one, &two, &four] {
+        rate(Some(ours)).await; // connect
+    }
+    let compared =
+        ab::compare(rounds as usize, async || rate(None).await, async || rate(Some(&one)).await).await;
+    for (what, more) in [("2", &two), ("4", &four)] {
+        let pooled =
+            ab::compare(rounds as usize, async || rate(Some(&one)).await, async || rate(Some(more)).await)
+                .await;
+        findings.compared(&format!("requests/s, {what} connections / one"), &pooled);
+    }
     findings.compared("requests/s, ours / raw", &compared);
     findings.add("requests/s, ours / raw", compared.median, "", super::Bound::AtLeast(0.95), true);
     findings
