@@ -20,7 +20,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-pub use etcd::{Etcd, Probe};
+pub use etcd::{Etcd, Probe, Unusable};
 pub use local::Local;
 
 /// Longest time one step of a drain waits for the registry; with the registry away the drain goes on.
