@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::kit::etcd::Etcd;
-use crate::kit::http::{Connection, get, request};
+use crate::kit::http::{Answer, Connection, get, request};
 use crate::kit::process::Process;
 use crate::kit::wait_for;
 
@@ -71,7 +71,9 @@ async fn kill_9_right_after_an_acknowledged_put_loses_nothing() {
     loop {
         let path = format!("/api/feed/get_feeds?user_id=7&size=1000{before}");
         let page = wait_for("feed answers", || async {
-            Some(get(gateway, &path).await).filter(|answer| answer.status == 200)
+            // a stale one is of before the crash
+            let whole = |answer: &Answer| answer.status == 200 && answer.header("x-degraded").is_empty();
+            Some(get(gateway, &path).await).filter(whole)
         })
         .await
         .json();
