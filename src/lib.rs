@@ -3,9 +3,9 @@
 //! A request goes down this list, and discovery feeds it from the side:
 //!
 //! ```text
-//! http  ->  client: balance -> endpoint  ->  service  ->  store
-//!                      ^                        |
-//!                   discover  <-  registry  <---+ register
+//! http  ->  client: fallback > retry > balance > breaker  ->  service  ->  store
+//!                                         ^                      |
+//!                                     discover  <-  registry  <--+ register
 //! ```
 //!
 //! [`process`] puts the roles together, [`server`] is the accept loop under each of them, [`admin`] the

@@ -189,13 +189,11 @@ rec {
           ${listen}.addr = derived (hostPort config.address config.port);
           admin.addr = derived (hostPort config.admin.address config.admin.port);
           registry.endpoints = derived cfg.registry.endpoints;
-          # bare names: systemd hands each unit the files, see `unit`
-          registry = lib.mapAttrs (_: derived) access.settings;
-        }
-        {
           # a process that restarts while etcd is away still knows the others
           registry.snapshot_file = derived "/var/lib/${stateOf role}/${name}.view";
         }
+        # bare names: systemd hands each unit the files, see `unit`
+        { registry = lib.mapAttrs (_: derived) access.settings; }
       ];
     };
 

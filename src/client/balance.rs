@@ -179,10 +179,13 @@ impl Shared {
     /// Returns the instance for an attempt, or why there is none, or `None` if it is worth waiting for one.
     fn pick(&self, call: &mut Call) -> Option<Result<Arc<Endpoint>, Failure>> {
         let snapshot = self.set.now();
-        let Some((endpoint, fit)) = self.balance.pick(call, &snapshot.usable) else {
+        // a snapshot is a little old: who has come up since is in it, but not among the usable
+        let all = || self.balance.pick(call, &snapshot.all);
+        let Some((endpoint, fit)) = self.balance.pick(call, &snapshot.usable).or_else(all) else {
             // a process that has just started is about to learn who is there, and to connect
             let soon = !snapshot.known && self.started.elapsed() < FIRST_VIEW;
-            if snapshot.usable.is_empty() && (snapshot.connecting || soon) {
+            let full = snapshot.all.iter().any(|endpoint| endpoint.is_full());
+            if !full && (snapshot.connecting() || soon) {
                 return None;
             }
             return Some(Err(nobody(call)));
@@ -208,12 +211,11 @@ impl Shared {
             }
             let deadline = call.context.deadline;
             let view = (self.started + FIRST_VIEW).min(deadline);
-            let until = if self.set.now().connecting { deadline } else { view };
+            let until = if self.set.now().connecting() { deadline } else { view };
             match tokio::time::timeout_at(until, changes.changed()).await {
-                Ok(Ok(())) => {}
                 Ok(Err(_)) => return Err(nobody(call)),
-                Err(_) if Instant::now() >= call.context.deadline => return Err(nobody(call)),
-                Err(_) => {}
+                Err(_) if Instant::now() >= deadline => return Err(nobody(call)),
+                Ok(Ok(())) | Err(_) => {}
             }
         }
     }

@@ -124,6 +124,19 @@ async fn stragglers_and_forced_calls_do_not_count() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn stragglers_do_not_open_what_a_probe_has_closed() {
+    let breakers = breakers(3, 0);
+    let stragglers: Vec<_> = (0..9).filter_map(|_| breakers.admit(GET, false)).collect();
+    (0..5).for_each(|_| tell(&breakers, GET, true));
+    wait(&breakers).await;
+    tell(&breakers, GET, false);
+    for straggler in &stragglers {
+        breakers.record(straggler, true, None);
+    }
+    assert_eq!(state(&breakers), State::Closed);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_probe_that_tells_nothing_leaves_its_place_to_the_next() {
     let breakers = opened(3);
     wait(&breakers).await;

@@ -132,7 +132,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn it_stays_within_its_bounds() {
-        let cache = Cache::new(100 * 1024, Duration::from_secs(60));
+        let cache = Cache::new(100 * 1024, Duration::from_mins(1));
         for request in 0..1000 {
             cache.keep(&call(request), &answer(1024));
             cache.last(&call(0)).expect("used all the time, so kept");
@@ -155,7 +155,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn an_answer_has_an_age_and_an_end() {
-        let cache = Cache::new(1024 * 1024, Duration::from_secs(60));
+        let cache = Cache::new(1024 * 1024, Duration::from_mins(1));
         cache.keep(&call(1), &answer(3));
         tokio::time::advance(Duration::from_secs(50)).await;
         assert_eq!(cache.last(&call(1)).unwrap().1, Duration::from_secs(50));
@@ -176,7 +176,7 @@ mod tests {
     fn a_cache_of_nothing_keeps_nothing() {
         let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
         runtime.block_on(async {
-            let cache = Cache::new(0, Duration::from_secs(60));
+            let cache = Cache::new(0, Duration::from_mins(1));
             cache.keep(&call(1), &answer(0));
             assert!(cache.last(&call(1)).is_none());
         });

@@ -31,9 +31,7 @@ pub struct Snapshot {
     /// Those that get new calls: connected, healthy and not draining; if there are none, those that are
     /// about to stop, which may still answer.
     pub usable: Vec<Arc<Endpoint>>,
-    /// True if the first connection to some instance is still being opened: worth waiting for.
-    pub connecting: bool,
-    /// True once the registry has said who is there.
+    /// True once the registry itself has said who is there; a view from disk may be out of date.
     pub known: bool,
 }
 
@@ -90,6 +88,12 @@ impl Set {
 }
 
 impl Snapshot {
+    /// Returns true if the first connection to some instance is still being opened: worth waiting for.
+    #[must_use]
+    pub fn connecting(&self) -> bool {
+        self.all.iter().any(|endpoint| endpoint.state() == State::Connecting)
+    }
+
     /// Counts the usable instances, and how many of them have a breaker that is not closed for an rpc.
     fn count(&self, rpc: usize) -> (usize, usize) {
         let now = Instant::now();
@@ -112,7 +116,9 @@ struct Driver {
 impl Driver {
     async fn run(mut self, mut view: ViewHandle) {
         loop {
-            self.apply(&view.take());
+            let latest = view.take();
+            self.known = latest.is_known() && view.age().is_some();
+            self.apply(&latest);
             self.publish();
             // a change after a pause is published at once, those of a storm together
             let earliest = Instant::now() + PUBLISH_EVERY;
@@ -127,7 +133,6 @@ impl Driver {
 
     /// Opens endpoints for new instances and drops those that are gone.
     fn apply(&mut self, view: &View) {
-        self.known = view.is_known();
         let instances = view.instances(self.common.service).cloned().unwrap_or_default();
         if Arc::ptr_eq(&self.applied, &instances) {
             return;
@@ -165,12 +170,7 @@ impl Driver {
             let count = all.iter().filter(|e| e.state() == state).count();
             self.common.meters.endpoints(state, count);
         }
-        self.snapshot.store(Arc::new(Snapshot {
-            known: self.known,
-            connecting: all.iter().any(|e| e.state() == State::Connecting),
-            all,
-            usable,
-        }));
+        self.snapshot.store(Arc::new(Snapshot { known: self.known, all, usable }));
         self.publish.send_modify(|version| *version += 1);
     }
 }

@@ -181,6 +181,11 @@ impl Endpoint {
         self.path.clone().call(call)
     }
 
+    /// Returns true if so many of its recent answers to an rpc were failures that it gets hardly any calls.
+    fn fails(&self) -> bool {
+        rpc::of_service(self.service).any(|rpc| self.load.failures(rpc.index) > 0.1)
+    }
+
     /// Returns why it gets no calls, or fewer than others; `None` if it gets its share. `others` is true if
     /// another instance serves.
     #[must_use]
@@ -194,6 +199,7 @@ impl Endpoint {
             State::Up if self.instance.draining && others => "it is draining".to_owned(),
             _ if !tripped.is_empty() => format!("breaker open for {}", tripped.join(", ")),
             _ if self.is_full() => "it has as many calls in flight as it may".to_owned(),
+            _ if others && self.fails() => "recent calls of it failed: others are preferred".to_owned(),
             _ => return None,
         })
     }

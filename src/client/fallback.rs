@@ -94,7 +94,7 @@ mod tests {
     fn layer(end: &End) -> (Fallback<End>, IntCounter) {
         let counter = IntCounter::new("x", "x").unwrap();
         let served = std::array::from_fn(|_| Some(counter.clone()));
-        let cache = Arc::new(Cache::new(1024 * 1024, Duration::from_secs(60)));
+        let cache = Arc::new(Cache::new(1024 * 1024, Duration::from_mins(1)));
         (Fallback::new(end.clone(), cache, Arc::new(served)), counter)
     }
 
@@ -174,7 +174,7 @@ mod tests {
         });
         let counter = IntCounter::new("x", "x").unwrap();
         let served: Served = std::array::from_fn(|_| Some(counter.clone()));
-        let cache = Arc::new(Cache::new(1024 * 1024, Duration::from_secs(60)));
+        let cache = Arc::new(Cache::new(1024 * 1024, Duration::from_mins(1)));
         let inner = Deadline::new(end, IntCounter::new("x", "x").unwrap());
         let (mut layer, served) = (Fallback::new(inner, cache, Arc::new(served)), counter);
         layer.call(call(rpc::GET_FEEDS, LIMIT)).await.unwrap();

@@ -55,10 +55,11 @@ impl Exchange {
     }
 
     async fn run(self, call: Call) -> Outcome {
-        let Some(on) = self.pool.pick() else {
+        let Some(mut on) = self.pool.pick() else {
             return fold(self.service, Ended::Kept("not connected".to_owned()));
         };
         let ended = self.exchange(on.live.sender.clone(), &call).await;
+        on.ended();
         if !matches!(ended, Ended::Answered(_)) {
             tracing::debug!(addr = self.pool.shared.addr, rpc = call.rpc.path, %ended, "attempt failed");
         }

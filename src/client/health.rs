@@ -26,6 +26,10 @@ use crate::context::{INSTANCE, WRONG_SERVICE};
 use crate::error::chain;
 use crate::registry::Probe;
 
+/// Time for a word on a connection that is in doubt. A peer that is busy answers this late, too; a new
+/// connection to it costs little.
+const ANSWER: Duration = Duration::from_millis(500);
+
 const CHECK: &str = "/grpc.health.v1.Health/Check";
 const WATCH: &str = "/grpc.health.v1.Health/Watch";
 /// Largest health message, bytes; a real one has two.
@@ -58,6 +62,14 @@ pub fn probe(settings: config::Client, prefix: String) -> Probe {
         }
         .boxed()
     })
+}
+
+/// Returns whether anything comes back on a connection within half a second.
+pub async fn answers(mut sender: SendRequest<Full<Bytes>>, addr: &str, identity: &HeaderValue) -> bool {
+    let Ok(request) = whole_server().and_then(|asked| grpc::request(addr, identity, CHECK, asked)) else {
+        return true; // our own fault
+    };
+    matches!(tokio::time::timeout(ANSWER, sender.send_request(request)).await, Ok(Ok(_)))
 }
 
 /// Returns what a call to a service carries to say whom it means.

@@ -50,19 +50,19 @@ impl Drop for Guard {
 pub struct Limit<S> {
     inner: S,
     in_flight: Arc<InFlight>,
-    limit: usize,
+    most: usize,
     /// `client_limit_refused_total` of the service.
     refused: IntCounter,
 }
 
 impl<S: Path> Limit<S> {
     /// Puts a limit before `inner`.
-    pub const fn new(inner: S, in_flight: Arc<InFlight>, limit: usize, refused: IntCounter) -> Self {
-        Self { inner, in_flight, limit, refused }
+    pub const fn new(inner: S, in_flight: Arc<InFlight>, most: usize, refused: IntCounter) -> Self {
+        Self { inner, in_flight, most, refused }
     }
 
     async fn run(mut self, call: Call) -> Outcome {
-        let Some(_held) = self.in_flight.try_begin(self.limit) else {
+        let Some(_held) = self.in_flight.try_begin(self.most) else {
             self.refused.inc();
             let error = Error::unavailable(format!("{} is busy", call.rpc.service));
             return Err(Failure::new(Reach::Kept, error));

@@ -4,12 +4,13 @@
 //! deadline -> fallback -> retry (budget) -> balance -> [per instance: breaker, in-flight limit, load] -> connections
 //! ```
 //!
-//! Each is a `tower::Service` over a [`call::Call`] in a file of its own. They are always ready, and fail at
-//! once where they would have to wait. [`discover`] feeds the balancer from the side, [`outcome`] decides
+//! Each is a `tower::Service` over a `call::Call` in a file of its own. They are always ready, and fail at
+//! once where they would have to wait. `discover` feeds the balancer from the side, `outcome` decides
 //! what an exchange that went wrong means, and [`crate::rpc`] says what each rpc allows.
 
 mod balance;
 mod breaker;
+mod budget;
 mod cache;
 mod call;
 mod connection;

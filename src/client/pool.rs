@@ -6,8 +6,8 @@
 //!
 //! A connection counts only once the peer has said something on it (its answer to a health watch, even a
 //! refusal): a socket that is bound but not served accepts connections too. One on which a ping stays
-//! unanswered is given up. One that is old is replaced: its successor is open before calls leave it, and what
-//! is in flight on it finishes.
+//! unanswered is given up. One that is old, or on which a call was given up and a health check then stays
+//! unanswered, is replaced: its successor is open before calls leave it, and what is in flight on it finishes.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
@@ -33,6 +33,10 @@ use crate::metrics::Connections;
 const FIRST_WAIT: Duration = Duration::from_millis(50);
 /// A connection that lasted this long was a good one: the next tries begin with the first wait again.
 const STEADY: Duration = Duration::from_secs(1);
+/// A call that was given up after this long, unanswered, raises a doubt about its connection.
+const PATIENCE: Duration = Duration::from_millis(100);
+/// Least time between two looks at a doubted connection.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
 
 /// Whether an instance can be called.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,12 +92,15 @@ impl State {
     }
 }
 
+/// Takes the id of an instance that has come (back), if it gave one.
+pub type Arrived = dyn Fn(Option<&str>) + Send + Sync;
+
 /// What is told of a pool to those who use it.
 pub struct Told {
     /// Notified whenever the state of an instance changes.
     pub changed: Arc<Notify>,
     /// Called with the peer's id when an instance that was not there has come (back).
-    pub arrived: Box<dyn Fn(Option<&str>) + Send + Sync>,
+    pub arrived: Box<Arrived>,
     /// What is counted.
     pub meters: Connections,
 }
@@ -126,24 +133,36 @@ pub(super) struct Live {
     pub(super) sender: SendRequest<Full<Bytes>>,
     /// Sets it apart from every other one of this process.
     pub(super) number: u64,
-    calls: Arc<AtomicUsize>,
+    calls: AtomicUsize,
+    /// A call on it was given up: is it the handler that is slow, or the connection that is dead?
+    doubted: Notify,
 }
 
 /// A call on a connection.
 pub(super) struct OnConnection {
     pub(super) live: Arc<Live>,
+    begun: Instant,
+    ended: bool,
 }
 
 impl OnConnection {
     fn new(live: Arc<Live>) -> Self {
         live.calls.fetch_add(1, Relaxed);
-        Self { live }
+        Self { live, begun: Instant::now(), ended: false }
+    }
+
+    /// Notes that the call came to an end by itself.
+    pub(super) const fn ended(&mut self) {
+        self.ended = true;
     }
 }
 
 impl Drop for OnConnection {
     fn drop(&mut self) {
         self.live.calls.fetch_sub(1, Relaxed);
+        if !self.ended && self.begun.elapsed() >= PATIENCE {
+            self.live.doubted.notify_one();
+        }
     }
 }
 
@@ -249,14 +268,14 @@ async fn keep(shared: Arc<Shared>, slot: usize, settings: Arc<config::Client>) {
     let mut backoff = Backoff::new(FIRST_WAIT, settings.reconnect_cap);
     let mut successor = None;
     loop {
-        let opened = match successor.take() {
-            Some(opened) => Ok(opened),
-            None => open(&shared.addr, &shared.identity, &settings).await,
+        let (opened, replaces) = match successor.take() {
+            Some((opened, why)) => (Ok(opened), Some(why)),
+            None => (open(&shared.addr, &shared.identity, &settings).await, None),
         };
         let error = match opened {
             Ok(opened) => {
                 let begun = Instant::now();
-                match live(&shared, slot, opened, &settings, NEXT.fetch_add(1, Relaxed)).await {
+                match live(&shared, slot, (opened, replaces), &settings, NEXT.fetch_add(1, Relaxed)).await {
                     Ok(next) => {
                         shared.told.meters.replaced.inc();
                         successor = Some(next);
@@ -281,21 +300,31 @@ async fn keep(shared: Arc<Shared>, slot: usize, settings: Arc<config::Client>) {
     }
 }
 
+/// Why a connection was replaced that had not ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Replaced {
+    Old,
+    Silent,
+}
+
 /// Offers one connection to callers until it ends, which is an error, or until its successor is open.
 async fn live(
     shared: &Shared,
     slot: usize,
-    opened: Opened,
+    (opened, replaces): (Opened, Option<Replaced>),
     settings: &config::Client,
     number: u64,
-) -> Result<Opened, String> {
+) -> Result<(Opened, Replaced), String> {
     let Opened { sender, mut ended, greeting } = opened;
-    if !matches!(shared.state(), State::Up | State::NotServing) {
+    // what a silent connection did to the instance's record was not the instance
+    if replaces == Some(Replaced::Silent) || !matches!(shared.state(), State::Up | State::NotServing) {
         (shared.told.arrived)(greeting.instance().as_deref());
     }
     shared.told.meters.opened.inc();
+    let (calls, doubted) = (AtomicUsize::new(0), Notify::new());
+    let live = Arc::new(Live { sender: sender.clone(), number, calls, doubted });
     if let Some(place) = shared.slot(slot) {
-        place.live.store(Some(Arc::new(Live { sender: sender.clone(), number, calls: Arc::default() })));
+        place.live.store(Some(live.clone()));
     }
     match greeting.wrong_service() {
         Some(found) => shared.wrong_service(slot, found),
@@ -303,11 +332,21 @@ async fn live(
             shared.set(slot, State::Up);
         }
     }
-    let age = settings.connection_age.mul_f64(rand::random_range(0.8..=1.2));
+    let replacement = async {
+        let age = settings.connection_age.mul_f64(rand::random_range(0.8..=1.2));
+        let why = tokio::select! {
+            () = tokio::time::sleep(age) => Replaced::Old,
+            () = silent(shared, &live) => Replaced::Silent,
+        };
+        if why == Replaced::Silent {
+            tracing::info!(shared.addr, "a connection is silent, opening another");
+        }
+        (successor(shared, settings).await, why)
+    };
     let result = tokio::select! {
         result = &mut ended => result,
         never = super::health::follow(greeting, sender, shared, slot) => match never {},
-        successor = successor(shared, settings, age) => return Ok(successor),
+        successor = replacement => return Ok(successor),
     };
     if let Some(place) = shared.slot(slot) {
         place.live.store(None);
@@ -319,14 +358,24 @@ async fn live(
     })
 }
 
-/// Opens the next connection when this one is old; the old one serves until that has worked.
-async fn successor(shared: &Shared, settings: &config::Client, age: Duration) -> Opened {
-    tokio::time::sleep(age).await;
-    let mut backoff = Backoff::new(FIRST_WAIT, settings.connection_age);
+/// Returns when a doubt about a connection proved right: it does not even answer a health check.
+async fn silent(shared: &Shared, live: &Live) {
+    loop {
+        live.doubted.notified().await;
+        if !super::health::answers(live.sender.clone(), &shared.addr, &shared.identity).await {
+            return;
+        }
+        tokio::time::sleep(LOOK_EVERY).await;
+    }
+}
+
+/// Opens the connection that takes another one's place, which serves until that has worked.
+async fn successor(shared: &Shared, settings: &config::Client) -> Opened {
+    let mut backoff = Backoff::new(FIRST_WAIT, settings.reconnect_cap);
     loop {
         match open(&shared.addr, &shared.identity, settings).await {
             Ok(opened) => return opened,
-            Err(error) => tracing::debug!(shared.addr, error, "an old connection cannot be replaced yet"),
+            Err(error) => tracing::debug!(shared.addr, error, "a connection cannot be replaced yet"),
         }
         tokio::time::sleep(backoff.next_wait()).await;
     }

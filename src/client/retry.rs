@@ -14,8 +14,7 @@
 //! process: so in a full outage, of whatever kind, attempts stay below 1.2 x calls + 10/s. A slow attempt is
 //! given up only once the next one is granted; refused, it goes on until the deadline.
 //!
-//! Sources: gRPC proposal A6 (attempts, pushback, `grpc-previous-rpc-attempts`), Finagle (budget; tower's
-//! [`TpsBudget`] is its port).
+//! Sources: gRPC proposal A6 (attempts, pushback, `grpc-previous-rpc-attempts`), Finagle (budget).
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -23,15 +22,13 @@ use std::time::Duration;
 
 use prometheus::IntCounter;
 use tokio::time::Instant;
-use tower::retry::budget::{Budget as _, TpsBudget};
 
+use super::budget::Budget;
 use super::call::{Call, FAIR, Failure, Outcome, Path, Pushback, Reach, layer};
 use crate::backoff::Backoff;
 use crate::config;
 use crate::error::Code;
 
-/// The budget counts the last 10 s (Finagle).
-const WINDOW: Duration = Duration::from_secs(10);
 /// Why another attempt is made; a metric label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
@@ -108,7 +105,7 @@ pub struct Shared {
     attempts: u32,
     attempt_timeout: Option<Duration>,
     backoff: Duration,
-    budget: TpsBudget,
+    budget: Budget,
     meters: Meters,
     /// How many instances could be called: with one alone a slow attempt is not given up.
     instances: Box<dyn Fn() -> usize + Send + Sync>,
@@ -122,14 +119,11 @@ impl Shared {
         meters: Meters,
         instances: impl Fn() -> usize + Send + Sync + 'static,
     ) -> Self {
-        // the settings are within the range that it asserts
-        let percent = u8::try_from(settings.retry_budget_percent.min(100)).unwrap_or(100);
-        let share = f32::from(percent) / 100.0;
         Self {
             attempts: settings.attempts,
             attempt_timeout: Some(settings.attempt_timeout).filter(|limit| !limit.is_zero()),
             backoff: settings.retry_backoff,
-            budget: TpsBudget::new(WINDOW, settings.retry_budget_per_second, share),
+            budget: Budget::new(settings.retry_budget_percent, settings.retry_budget_per_second),
             meters,
             instances: Box::new(instances),
         }

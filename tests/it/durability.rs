@@ -71,9 +71,9 @@ async fn kill_9_right_after_an_acknowledged_put_loses_nothing() {
     loop {
         let path = format!("/api/feed/get_feeds?user_id=7&size=1000{before}");
         let page = wait_for("feed answers", || async {
-            // a stale one is of before the crash
-            let whole = |answer: &Answer| answer.status == 200 && answer.header("x-degraded").is_empty();
-            Some(get(gateway, &path).await).filter(whole)
+            // not an answer from before the kill
+            let fresh = |answer: &Answer| answer.status == 200 && answer.header("x-degraded").is_empty();
+            Some(get(gateway, &path).await).filter(fresh)
         })
         .await
         .json();

@@ -308,13 +308,17 @@ impl Guarded {
     }
 
     fn launch(&self, role: &'static str) -> (Process, &'static str) {
+        self.launch_with(role, &[])
+    }
+
+    fn launch_with(&self, role: &'static str, more: &[(&str, &str)]) -> (Process, &'static str) {
         let user = if role == "apigateway" { "gateway" } else { role };
         let env = [
             ("CREDENTIALS_DIRECTORY", self.dir.path().to_str().unwrap()),
             ("MSA__REGISTRY__USER", user),
             ("MSA__REGISTRY__PASSWORD_FILE", "password"),
         ];
-        Role::launch(&self.etcd.addr.to_string(), role, "127.0.0.1:0", &env)
+        Role::launch(&self.etcd.addr.to_string(), role, "127.0.0.1:0", &[&env, more].concat())
     }
 
     async fn keys(&self) -> Vec<String> {
@@ -401,7 +405,9 @@ async fn signed_tokens_end_and_nobody_notices() {
 async fn a_wrong_password_is_an_error_at_the_start() {
     let guarded = Guarded::start(&[]).await;
     guarded.write_password("no-such-secret");
-    let mut roles = [guarded.launch("apigateway").0, guarded.launch("topic").0];
+    // not even the most talkative log shows it
+    let trace = [("MSA__LOG__LEVEL", "trace")];
+    let mut roles = [guarded.launch_with("apigateway", &trace).0, guarded.launch_with("topic", &trace).0];
     let (mut nobody, _) = Role::launch(&guarded.etcd.addr.to_string(), "topic", "127.0.0.1:0", &[]);
     for process in &mut roles {
         let word = failed(process);

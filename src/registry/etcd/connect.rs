@@ -6,10 +6,10 @@
 //!
 //! **Refused credentials.** Etcd being away is never an error, but an etcd that answers and refuses what we
 //! show is one at the start: it has to refuse twice, [`CONFIRM`] apart (the files are read again, they may
-//! just be replaced, and a supervisor that restarts at once is slowed down), before it has ever taken them.
-//! Then [`Access::refused`] says so and the process ends. Once etcd has taken them, a refusal is waited
-//! out: tried again as soon as a file changes, else every [`ASK_AGAIN`], since each try costs etcd a
-//! deliberately slow hash.
+//! just be replaced, and a supervisor that restarts at once is slowed down), within [`START`] and before it
+//! has ever taken them. Then [`Access::refused`] says so and the process ends. Any other refusal is waited
+//! out, since a process that serves is worth more than one that ends: tried again as soon as a file changes,
+//! else every [`ASK_AGAIN`], since each try costs etcd a deliberately slow hash.
 
 use std::error::Error;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
@@ -37,6 +37,8 @@ const STAGGER: Duration = Duration::from_millis(250);
 const LOOK: Duration = Duration::from_secs(2);
 /// Longest wait between two tries to renew a connection that still works.
 const RENEW_CAP: Duration = Duration::from_secs(30);
+/// How long a process counts as starting.
+const START: Duration = Duration::from_mins(1);
 /// Time between the two refusals that end a start.
 const CONFIRM: Duration = Duration::from_secs(1);
 /// Time between two tries with refused credentials, after a start.
@@ -48,6 +50,7 @@ const SETTLED: Duration = Duration::from_secs(1);
 pub struct Access {
     settings: Arc<config::Registry>,
     files: Files,
+    begun: Instant,
     /// Index of the endpoint to try first.
     preferred: AtomicUsize,
     /// Etcd has taken our credentials.
@@ -85,6 +88,7 @@ impl Access {
             tracing::warn!("the password goes to etcd unencrypted; use https:// in registry.endpoints");
         }
         Ok(Self {
+            begun: Instant::now(),
             // each process its own, so that members share the load
             preferred: AtomicUsize::new(rand::random_range(0..settings.endpoints.len().max(1))),
             accepted: AtomicBool::new(false),
@@ -270,8 +274,8 @@ impl Access {
     }
 
     fn note_refusal(&self, of: Stamp, reason: &str) {
-        let accepted = self.accepted.load(Relaxed);
         let now = Instant::now();
+        let starting = !self.accepted.load(Relaxed) && now.duration_since(self.begun) < START;
         let mut last = self.refusal();
         let count = match &*last {
             // several tasks ask at the same time
@@ -279,11 +283,13 @@ impl Access {
             Some(last) if last.of == of => last.count.saturating_add(1),
             _ => 1,
         };
-        let again = now + if accepted { ASK_AGAIN } else { CONFIRM };
+        let again = now + if starting { CONFIRM } else { ASK_AGAIN };
         *last = Some(Refusal { reason: reason.to_owned(), of, count, again });
         drop(last);
-        if !accepted && count > 1 {
+        if starting && count > 1 {
             self.refused.send_replace(Some(reason.to_owned()));
+        } else if count == 1 {
+            tracing::error!(reason, "credentials refused, trying again");
         }
     }
 

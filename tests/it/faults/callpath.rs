@@ -17,7 +17,7 @@ use crate::kit::etcd::Etcd;
 use crate::kit::fake::{Behaviour, Fake};
 use crate::kit::guarantees::{self, Amplification, Write};
 use crate::kit::http::request;
-use crate::kit::load::{Load, Outcome, Record};
+use crate::kit::load::{Load, Outcome, Record, Running};
 use crate::kit::relay::{Direction, Faults, Relay};
 use crate::kit::system::Role;
 use crate::kit::{ab, quantile, wait_for};
@@ -84,10 +84,10 @@ impl Bench {
         Load::get(self.gateway.addr, RATE, path)
     }
 
-    /// Returns what the client has asked of topic and how often it tried.
-    async fn amplification(&self) -> Amplification {
-        let requests = self.gateway.metric("http_server_request_duration_seconds_count").await;
+    /// Returns what was asked of the client and how often it tried. What is in flight was asked, too.
+    async fn amplification(&self, load: &Running) -> Amplification {
         let attempts = self.gateway.metric(ATTEMPTS).await;
+        let requests = load.sent() as f64;
         Amplification { at: Instant::now(), requests, attempts }
     }
 
@@ -325,11 +325,11 @@ async fn all_bad(time: Duration) -> Findings {
     let (bench, mut findings) = (Bench::start(3).await, Findings::default());
     bench.fakes.iter().for_each(|fake| fake.behave(failing(tonic::Code::Unavailable, 1.0)));
     let load = bench.load(LIST).start();
-    let (first, begun) = (bench.amplification().await, Instant::now());
+    let (first, begun) = (bench.amplification(&load).await, Instant::now());
     let mut samples = vec![first];
     while begun.elapsed() < time {
         sleep(SECOND / 2).await;
-        samples.push(bench.amplification().await);
+        samples.push(bench.amplification(&load).await);
     }
     let last = samples[samples.len() - 1];
     let (requests, attempts) = (last.requests - first.requests, last.attempts - first.attempts);
@@ -650,50 +650,52 @@ async fn against_raw_channel(time: Duration) -> Findings {
 
     let local = registry::Local::default();
     let _registered = local.register(registry::Instance::bare("topic", &topic.addr.to_string()));
-    let (settings, counted) = (config::Client::default(), metrics::Metrics::new().expect("metrics"));
-    let ours = client::Client::new(&["topic"], &settings, "/services/", &local.view(), &counted);
+    let client_with = |connections| {
+        let settings = config::Client { connections, ..config::Client::default() };
+        let counted = metrics::Metrics::new().expect("metrics");
+        client::Client::new(&["topic"], &settings, "/services/", &local.view(), &counted)
+    };
     let raw = tonic::transport::Endpoint::from_shared(format!("http://{}", topic.addr)).expect("an address");
     let raw = TopicClient::new(raw.tcp_nodelay(true).connect().await.expect("it listens"));
 
     let rounds = 10;
-    let round = (time / (2 * rounds)).max(SECOND / 10);
-    let per_second = |calls: usize| calls as f64 / round.as_secs_f64();
-    let compared = ab::compare(
-        rounds as usize,
-        async || {
-            let until = Instant::now() + round;
-            let callers = (0..CALLERS).map(|_| {
-                let (mut raw, mut calls) = (raw.clone(), 0);
-                async move {
-                    while Instant::now() < until {
+    let round = (time / (6 * rounds)).max(SECOND / 10);
+    let rate = async |ours: Option<&client::Client>| {
+        let until = Instant::now() + round;
+        let callers = (0..CALLERS).map(|_| {
+            let (mut raw, mut calls) = (raw.clone(), 0);
+            async move {
+                while Instant::now() < until {
+                    if let Some(ours) = ours {
+                        let context = context::Context::new(Instant::now() + 2 * SECOND);
+                        let answer: Result<client::Reply<ListTopicsResponse>, _> =
+                            ours.call(rpc::LIST_TOPICS, &asked, &context).await;
+                        answer.expect("an answer");
+                    } else {
                         let mut request = tonic::Request::new(asked);
                         request.set_timeout(2 * SECOND);
                         raw.list_topics(request).await.expect("an answer");
-                        calls += 1;
                     }
-                    calls
+                    calls += 1;
                 }
-            });
-            per_second(futures_util::future::join_all(callers).await.into_iter().sum())
-        },
-        async || {
-            let until = Instant::now() + round;
-            let callers = (0..CALLERS).map(|_| {
-                let (ours, mut calls) = (ours.clone(), 0);
-                async move {
-                    while Instant::now() < until {
-                        let context = context::Context::new(Instant::now() + 2 * SECOND);
-                        let _: client::Reply<ListTopicsResponse> =
-                            ours.call(rpc::LIST_TOPICS, &asked, &context).await.expect("an answer");
-                        calls += 1;
-                    }
-                    calls
-                }
-            });
-            per_second(futures_util::future::join_all(callers).await.into_iter().sum())
-        },
-    )
-    .await;
+                calls
+            }
+        });
+        let calls: u32 = futures_util::future::join_all(callers).await.into_iter().sum();
+        f64::from(calls) / round.as_secs_f64()
+    };
+    let [one, two, four] = [1, 2, 4].map(client_with);
+    for ours in [&one, &two, &four] {
+        rate(Some(ours)).await; // connect
+    }
+    let compared =
+        ab::compare(rounds as usize, async || rate(None).await, async || rate(Some(&one)).await).await;
+    for (what, more) in [("2", &two), ("4", &four)] {
+        let pooled =
+            ab::compare(rounds as usize, async || rate(Some(&one)).await, async || rate(Some(more)).await)
+                .await;
+        findings.compared(&format!("requests/s, {what} connections / one"), &pooled);
+    }
     findings.compared("requests/s, ours / raw", &compared);
     findings.add("requests/s, ours / raw", compared.median, "", super::Bound::AtLeast(0.95), true);
     findings

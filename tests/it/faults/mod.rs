@@ -284,3 +284,18 @@ fn word(program: &str, args: &[&str]) -> String {
 fn etcd_version() -> String {
     word(&etcd::program(), &["--version"]).lines().next().unwrap_or("no etcd").to_owned()
 }
+
+/// The page lists every row, and no other.
+#[test]
+fn the_page_lists_the_rows() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/faults.md");
+    let page = std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{path}: {error}"));
+    let listed = page.lines().skip_while(|line| !line.starts_with("| Row |")).skip(2);
+    let listed: std::collections::BTreeSet<_> =
+        listed.take_while(|line| line.starts_with('|')).map(ToOwned::to_owned).collect();
+    let rows = all().into_iter().map(|row| {
+        let Row { name, group, title, full, .. } = row;
+        format!("| {name} | {group} | {title} | {} |", full.as_secs())
+    });
+    assert_eq!(listed, rows.collect());
+}

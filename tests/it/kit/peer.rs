@@ -46,7 +46,7 @@ pub async fn refusing() -> Peer {
 pub async fn stalling() -> Peer {
     healthy(|_, respond| async move {
         let _held = respond;
-        std::future::pending().await
+        std::future::pending::<()>().await;
     })
     .await
 }
@@ -65,23 +65,20 @@ where
         let health = request.uri().path().starts_with("/grpc.health.v1.Health/");
         let answer = (!health).then(|| answer.clone());
         async move {
-            match answer {
-                Some(answer) => answer(request, respond).await,
-                None => {
-                    let head = http::Response::builder().header("content-type", "application/grpc");
-                    let head = head.body(()).expect("a head");
-                    if let Ok(mut body) = respond.send_response(head, false) {
-                        let _ = body.send_data(Bytes::from_static(&[0, 0, 0, 0, 2, 8, 1]), false);
-                        std::future::pending().await
-                    }
-                }
+            if let Some(answer) = answer {
+                return answer(request, respond).await;
+            }
+            let head = http::Response::builder().header("content-type", "application/grpc");
+            if let Ok(mut body) = respond.send_response(head.body(()).expect("a head"), false) {
+                let _ = body.send_data(Bytes::from_static(&[0, 0, 0, 0, 2, 8, 1]), false);
+                std::future::pending::<()>().await;
             }
         }
     })
     .await
 }
 
-/// Speaks HTTP/2 and lets `answer` see to every call; a call that is reset is dropped.
+/// Speaks HTTP/2 and lets `answer` see to every call.
 pub async fn server<F>(answer: impl Fn(Asked, Respond) -> F + Clone + Send + 'static) -> Peer
 where
     F: Future<Output = ()> + Send + 'static,
@@ -142,6 +139,8 @@ pub enum Break {
     NoTrailers,
     /// What comes is no message.
     Garbage,
+    /// Nothing comes any more, and the connection stays open.
+    Freeze,
 }
 
 /// Says that it serves, and breaks under every other call.
@@ -167,6 +166,7 @@ pub async fn breaking(how: Break) -> Peer {
                     }
                     match how {
                         Break::Close => return,
+                        Break::Freeze => std::future::pending().await,
                         Break::Goaway => connection.abrupt_shutdown(h2::Reason::INTERNAL_ERROR),
                         Break::MidAnswer => {
                             if let Ok(mut body) = respond.send_response(head, false) {

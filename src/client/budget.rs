@@ -1,0 +1,177 @@
+//! The retry budget of a service: over any 10 s, retries stay below a share of the calls plus a fixed rate.
+//!
+//! Finagle's rule, counted exactly. Not tower's `TpsBudget`, its port (0.5.3): unless a call comes within the
+//! very nanosecond in which a slot ends, it passes over two slots at a time, so its 10 s are 5 and the fixed
+//! part is granted twice.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// Length of a slot.
+const SLOT: Duration = Duration::from_millis(100);
+/// Slots over which calls are counted: 10 s.
+const EARNING: usize = 100;
+/// Slots over which retries are counted: one more, so that any 10 s lie within them.
+const SPENDING: usize = EARNING + 1;
+
+/// The budget.
+#[derive(Debug)]
+pub struct Budget {
+    /// Retries that a hundred calls earn.
+    percent: u64,
+    /// Retries in 10 s that need no calls.
+    reserve: u64,
+    born: Instant,
+    slots: Mutex<Slots>,
+}
+
+#[derive(Debug)]
+struct Slots {
+    /// Calls and retries by slot.
+    counts: [(u64, u64); SPENDING],
+    /// The slot that counts now, from the budget's birth.
+    now: u64,
+    calls: u64,
+    retries: u64,
+}
+
+impl Budget {
+    /// Returns a full budget: `percent` of the calls, and `per_second`.
+    #[must_use]
+    pub fn new(percent: u32, per_second: u32) -> Self {
+        let slots = Slots { counts: [(0, 0); SPENDING], now: 0, calls: 0, retries: 0 };
+        Self {
+            percent: percent.into(),
+            reserve: u64::from(per_second) * 10,
+            born: Instant::now(),
+            slots: Mutex::new(slots),
+        }
+    }
+
+    /// Counts a call.
+    pub fn deposit(&self) {
+        self.with(|slots| {
+            slots.calls += 1;
+            slots.current().0 += 1;
+        });
+    }
+
+    /// Counts a retry and returns true, unless there is nothing left for it.
+    pub fn withdraw(&self) -> bool {
+        self.with(|slots| {
+            // in hundredths, so that nothing is lost
+            let left = slots.calls * self.percent + self.reserve * 100;
+            if (slots.retries + 1) * 100 > left {
+                return false;
+            }
+            slots.retries += 1;
+            slots.current().1 += 1;
+            true
+        })
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&mut Slots) -> T) -> T {
+        let now = self.born.elapsed().as_millis() / SLOT.as_millis();
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        slots.advance(u64::try_from(now).unwrap_or(u64::MAX));
+        act(&mut slots)
+    }
+}
+
+impl Slots {
+    /// Forgets what is too old. After a pause that is everything, in a bounded number of steps.
+    fn advance(&mut self, now: u64) {
+        let steps = now.saturating_sub(self.now).min(SPENDING as u64);
+        for step in 1..=steps {
+            let slot = if steps == SPENDING as u64 { now - steps + step } else { self.now + step };
+            if let Some((calls, _)) = self.counts.get(at(slot + 1)) {
+                self.calls = self.calls.saturating_sub(*calls); // it is 10 s old
+            }
+            if let Some(count) = self.counts.get_mut(at(slot)) {
+                self.retries = self.retries.saturating_sub(count.1);
+                *count = (0, 0);
+            }
+        }
+        if steps == SPENDING as u64 {
+            (self.calls, self.retries) = (0, 0);
+        }
+        self.now = self.now.max(now);
+    }
+
+    fn current(&mut self) -> &mut (u64, u64) {
+        &mut self.counts[at(self.now)]
+    }
+}
+
+/// Returns the place of a slot.
+fn at(slot: u64) -> usize {
+    usize::try_from(slot % SPENDING as u64).unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Calls at a rate, each followed by as many retries as are granted; returns calls and retries by 10 ms.
+    async fn outage(budget: &Budget, rate: u64, seconds: u64) -> Vec<(u64, u64)> {
+        let mut history = Vec::new();
+        for tick in 0..seconds * 100 {
+            let calls = (tick + 1) * rate / 100 - tick * rate / 100;
+            let mut retries = 0;
+            for _ in 0..calls {
+                budget.deposit();
+            }
+            while budget.withdraw() {
+                retries += 1;
+            }
+            history.push((calls, retries));
+            // never on a slot's edge
+            tokio::time::advance(Duration::from_micros(10_037)).await;
+        }
+        history
+    }
+
+    fn over_ten_seconds(history: &[(u64, u64)]) -> u64 {
+        let excess = |window: &[(u64, u64)]| {
+            let (calls, retries) = window.iter().fold((0, 0), |sum, n| (sum.0 + n.0, sum.1 + n.1));
+            (retries * 10).saturating_sub(calls * 2 + 1000) / 10
+        };
+        history.windows(996).map(excess).max().unwrap_or(0)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_ten_seconds_have_more_retries_than_they_earn() {
+        for rate in [0, 7, 250, 5000] {
+            let budget = Budget::new(20, 10);
+            let history = outage(&budget, rate, 45).await;
+            let excess = over_ten_seconds(&history);
+            // of the calls of a tenth of a second that a window's edge cuts off
+            assert!(excess <= rate / 50 + 1, "{excess} more at {rate}/s");
+            let retries: u64 = history.iter().map(|n| n.1).sum();
+            let earned = rate * 45 / 5 + 400;
+            assert!(retries >= earned * 9 / 10, "{retries} of {earned} at {rate}/s");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_pause_refills_the_reserve_and_no_more() {
+        let budget = Budget::new(20, 10);
+        for pause in [0, 11, 100_000, 1_000_000_000] {
+            tokio::time::advance(Duration::from_secs(pause)).await;
+            let granted = (0..1000).filter(|_| budget.withdraw()).count();
+            assert_eq!(granted, 100, "after {pause} s");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn nothing_is_granted_from_nothing() {
+        let budget = Budget::new(0, 0);
+        (0..100).for_each(|_| budget.deposit());
+        assert!(!budget.withdraw());
+        let budget = Budget::new(100, 0);
+        budget.deposit();
+        assert!(budget.withdraw() && !budget.withdraw());
+    }
+}
