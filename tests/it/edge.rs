@@ -231,14 +231,14 @@ pub async fn fill(gateway: SocketAddr, user: i64) {
     }
 }
 
-/// Whether the other side has reset a connection that nobody reads. Reading would let the answer flow.
-pub fn is_reset(stream: &TcpStream) -> bool {
-    stream.peer_addr().is_err()
-}
-
 #[tokio::test]
 async fn f31_a_reader_that_stops_is_cut_and_one_that_is_slow_is_served() {
-    let app = App::start_with(|settings| settings.http.write_timeout = 600 * MS).await;
+    let app = App::start_with(|settings| {
+        settings.http.write_timeout = 600 * MS;
+        // the largest answer takes its time in a debug build on a busy machine
+        settings.client.deadline = Duration::from_secs(20);
+    })
+    .await;
     fill(app.gateway(), 7).await;
     let asked =
         b"GET /api/feed/get_feeds?user_id=7&size=1000 HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
@@ -256,9 +256,13 @@ async fn f31_a_reader_that_stops_is_cut_and_one_that_is_slow_is_served() {
         tokio::time::sleep(10 * MS).await;
     }
     assert!(read > 1_900_000, "{read}");
-    wait_for("the reader that stopped is cut", || async { is_reset(&stopped).then_some(()) }).await;
-    let cuts = app.metric("server_connections_cut_total{reason=\"write_timeout\"}").await;
+    // a peer whose window is full need not take the reset for one: the program says what it did
+    let line = "server_connections_cut_total{reason=\"write_timeout\"}";
+    wait_for("the reader that stopped is cut", || async { (app.metric(line).await > 0.0).then_some(()) })
+        .await;
+    let cuts = app.metric(line).await;
     assert!((cuts - 1.0).abs() < 0.1, "{cuts}");
+    drop(stopped);
     assert_eq!(get(app.gateway(), LIST).await.status, 200);
 }
 
@@ -285,18 +289,24 @@ async fn f34_above_the_limit_of_unsent_bytes_the_slowest_reader_makes_room() {
     let (metrics, begin) = (Metrics::new().unwrap(), CancellationToken::new());
     let stop = Stop { begin: begin.clone(), grace: Duration::ZERO };
     let protocol = Protocol::Http1 { header_timeout: Duration::from_secs(10) };
+    let counted = metrics.clone();
     let server = tokio::spawn(async move {
         let answer = |_, _| async { http::Response::new(Full::new(Bytes::from(vec![b'x'; ANSWER]))) };
-        serve(listener, protocol, limits, &metrics, answer, stop).await;
+        serve(listener, protocol, limits, &counted, answer, stop).await;
     });
     let old = readers(addr, 4).await;
     wait_for("four answers wait", || async { (unsent.used() > 3 * ANSWER).then_some(()) }).await;
     tokio::time::sleep(200 * MS).await; // longer than the patience with readers while room is short
     // each of these is one too many, and an old one goes for it
     let young = readers(addr, 5).await;
-    let gone = || async { old.iter().filter(|stream| is_reset(stream)).count().ge(&3).then_some(()) };
-    wait_for("the old ones are cut", gone).await;
-    assert!(young.iter().all(|stream| !is_reset(stream)));
+    let cuts = || {
+        let text = metrics.text();
+        let line =
+            text.lines().find(|line| line.starts_with("server_connections_cut_total{reason=\"unsent\"}"));
+        line.and_then(|line| line.rsplit_once(' ')?.1.parse::<usize>().ok()).unwrap_or(0)
+    };
+    wait_for("the old ones are cut", || async { (cuts() >= 3).then_some(()) }).await;
+    assert!(cuts() <= old.len() && young.iter().all(|stream| stream.peer_addr().is_ok()));
     assert!(unsent.used() <= 6 * ANSWER, "{}", unsent.used());
     let answer = get(addr, "/").await;
     assert_eq!((answer.status.as_u16(), answer.body.len()), (200, ANSWER));

@@ -204,7 +204,11 @@ async fn a_request_over_its_limit_is_refused() {
 
 #[tokio::test]
 async fn f31_a_caller_that_opens_no_window_is_cut() {
-    let app = App::start_with(|settings| settings.grpc.write_timeout = 600 * MS).await;
+    let app = App::start_with(|settings| {
+        settings.grpc.write_timeout = 600 * MS;
+        settings.client.deadline = Duration::from_secs(20);
+    })
+    .await;
     fill(app.gateway(), 7).await;
     let addr = app.addresses.of(Role::Feed).unwrap();
     // h2 gives no window back until it is told to: the answer stays where it is
