@@ -86,10 +86,16 @@ impl Context {
 
     /// Writes this context into the headers of a gRPC request.
     pub fn write(&self, headers: &mut HeaderMap) {
-        headers.insert(GRPC_TIMEOUT, format_timeout(self.remaining()));
-        headers.insert(REQUEST_ID, self.request_id.clone());
-        headers.insert(TRACE_ID, self.trace_id.clone());
-        headers.insert(SPAN_ID, hex(rand::random()));
+        // HPACK must not keep values that never come again: each would push others out of its table, at both
+        // ends. "Sensitive" is its word for that.
+        let mut once = |name, mut value: HeaderValue| {
+            value.set_sensitive(true);
+            headers.insert(name, value);
+        };
+        once(GRPC_TIMEOUT, format_timeout(self.remaining()));
+        once(REQUEST_ID, self.request_id.clone());
+        once(TRACE_ID, self.trace_id.clone());
+        once(SPAN_ID, hex(rand::random()));
         if self.previous_attempts > 0 {
             headers.insert(PREVIOUS_ATTEMPTS, HeaderValue::from(self.previous_attempts));
         }

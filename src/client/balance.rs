@@ -162,7 +162,7 @@ impl Balanced {
         Self { shared: Arc::new(Shared { started: Instant::now(), set, balance: kind.into() }) }
     }
 
-    async fn run(self, mut call: Call) -> Outcome {
+    async fn run(&self, mut call: Call) -> Outcome {
         let endpoint = match self.shared.pick(&mut call) {
             Some(Ok(endpoint)) => endpoint,
             Some(Err(failure)) => return Err(failure),
@@ -170,7 +170,7 @@ impl Balanced {
         };
         call.picked.store(endpoint.number, Relaxed);
         endpoint.load.begin(Instant::now());
-        endpoint.call(call).await
+        endpoint.send(call).await
     }
 }
 layer!(Balanced);

@@ -9,7 +9,6 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use http::HeaderMap;
 use tokio::time::Instant;
-use tower::Service;
 
 use crate::context::Context;
 use crate::error::{Code, Error};
@@ -145,25 +144,36 @@ pub const FAIR: Duration = Duration::from_millis(100);
 
 /// What every layer returns.
 pub type Outcome = Result<Answer, Failure>;
-/// A call under way. Dropping it cancels the call.
+/// A call under way, as tower wants it. Dropping it cancels the call.
 pub type Pending = BoxFuture<'static, Outcome>;
 
 /// One layer of the call path with all below it. Always ready: where a layer would have to wait, it fails
 /// at once instead, so that the layer above can act.
-pub trait Path:
-    Service<Call, Response = Answer, Error = Failure, Future = Pending> + Clone + Send + Sync + 'static
-{
+///
+/// Each layer is a `tower::Service<Call>` too. Between themselves they call each other by this trait, which
+/// needs no box and no clone of the layers below for each call.
+pub trait Path: Send + Sync + 'static {
+    /// Sends a call.
+    ///
+    /// *Cancellation*: dropping the future cancels the call, and the handler at the other end.
+    fn send(&self, call: Call) -> impl Future<Output = Outcome> + Send;
 }
 
-impl<S> Path for S where
-    S: Service<Call, Response = Answer, Error = Failure, Future = Pending> + Clone + Send + Sync + 'static
-{
-}
-
-/// Implements `tower::Service<Call>` for a layer by its method `run(self, Call) -> Outcome`.
+/// Implements [`Path`] and `tower::Service<Call>` for a layer by its method `run(&self, Call) -> Outcome`.
 macro_rules! layer {
     ($layer:ident $(<$inner:ident>)?) => {
-        impl$(<$inner: $crate::client::call::Path>)? tower::Service<$crate::client::call::Call> for $layer$(<$inner>)? {
+        impl$(<$inner: $crate::client::call::Path>)? $crate::client::call::Path for $layer$(<$inner>)? {
+            fn send(
+                &self,
+                call: $crate::client::call::Call,
+            ) -> impl Future<Output = $crate::client::call::Outcome> + Send {
+                self.run(call)
+            }
+        }
+
+        impl$(<$inner: $crate::client::call::Path + Clone>)? tower::Service<$crate::client::call::Call>
+            for $layer$(<$inner>)?
+        {
             type Response = $crate::client::call::Answer;
             type Error = $crate::client::call::Failure;
             type Future = $crate::client::call::Pending;
@@ -176,7 +186,8 @@ macro_rules! layer {
             }
 
             fn call(&mut self, call: $crate::client::call::Call) -> Self::Future {
-                Box::pin(self.clone().run(call))
+                let layer = self.clone();
+                Box::pin(async move { layer.run(call).await })
             }
         }
     };
@@ -212,7 +223,7 @@ pub mod testing {
             self.calls.load(Relaxed)
         }
 
-        async fn run(self, call: Call) -> Outcome {
+        async fn run(&self, call: Call) -> Outcome {
             let n = self.calls.fetch_add(1, Relaxed);
             (self.script)(n, call).await
         }

@@ -22,13 +22,14 @@ impl<S: Path> Deadline<S> {
         Self { inner, exceeded }
     }
 
-    async fn run(mut self, call: Call) -> Outcome {
+    async fn run(&self, call: Call) -> Outcome {
         let (rpc, deadline) = (call.rpc, call.context.deadline);
         // nothing is sent that nobody waits for
-        if !call.context.remaining().is_zero()
-            && let Ok(outcome) = tokio::time::timeout_at(deadline, self.inner.call(call)).await
-        {
-            return outcome;
+        if !call.context.remaining().is_zero() {
+            let below = std::pin::pin!(self.inner.send(call));
+            if let Ok(outcome) = tokio::time::timeout_at(deadline, below).await {
+                return outcome;
+            }
         }
         self.exceeded.inc();
         Err(Failure::timeout(rpc))

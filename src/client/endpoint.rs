@@ -8,10 +8,9 @@ use arc_swap::ArcSwapOption;
 use http::HeaderValue;
 use tokio::sync::Notify;
 use tokio::time::Instant;
-use tower::Service as _;
 
 use super::breaker::{self, Breakers};
-use super::call::{Call, Pending};
+use super::call::{Call, Outcome, Path as _};
 use super::ejection::Ejection;
 use super::grpc::Exchange;
 use super::guard::Guard;
@@ -177,8 +176,11 @@ impl Endpoint {
     }
 
     /// Sends a call there.
-    pub fn call(&self, call: Call) -> Pending {
-        self.path.clone().call(call)
+    ///
+    /// # Errors
+    /// As the layers below say.
+    pub async fn send(&self, call: Call) -> Outcome {
+        self.path.send(call).await
     }
 
     /// Returns true if so many of its recent answers to an rpc were failures that it gets hardly any calls.

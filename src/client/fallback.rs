@@ -41,14 +41,14 @@ impl<S: Path> Fallback<S> {
         Self { inner, cache, served }
     }
 
-    async fn run(mut self, call: Call) -> Outcome {
+    async fn run(&self, call: Call) -> Outcome {
         if !call.rpc.policy.fallback {
-            return self.inner.call(call).await;
+            return self.inner.send(call).await;
         }
         let reserve = (call.context.remaining() / 20).min(RESERVE);
         let deadline = call.context.deadline.checked_sub(reserve).unwrap_or_else(Instant::now);
         let context = call.context.with_deadline(deadline);
-        match self.inner.call(Call { context, patience: deadline, ..call.clone() }).await {
+        match self.inner.send(Call { context, patience: deadline, ..call.clone() }).await {
             Ok(answer) => {
                 // a degraded answer is no good one
                 if !answer.headers.contains_key(DEGRADED) {

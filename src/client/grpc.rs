@@ -54,7 +54,7 @@ impl Exchange {
         Self { service, pool, answered: Arc::new(answered) }
     }
 
-    async fn run(self, call: Call) -> Outcome {
+    async fn run(&self, call: Call) -> Outcome {
         let Some(mut on) = self.pool.pick() else {
             return fold(self.service, Ended::Kept("not connected".to_owned()));
         };

@@ -24,13 +24,13 @@ impl<S: Path> Guard<S> {
         Self { inner, breakers, load }
     }
 
-    async fn run(mut self, call: Call) -> Outcome {
+    async fn run(&self, call: Call) -> Outcome {
         let rpc = call.rpc;
         let Some(held) = Held::admit(&self.breakers, &call) else {
             let error = Error::unavailable(format!("{} is being spared", rpc.service));
             return Err(Failure::new(Reach::Kept, error));
         };
-        let outcome = self.inner.call(call).await;
+        let outcome = self.inner.send(call).await;
         let took = held.took();
         let closed = match &outcome {
             Ok(_) => held.record(false, None),

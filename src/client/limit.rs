@@ -61,13 +61,13 @@ impl<S: Path> Limit<S> {
         Self { inner, in_flight, most, refused }
     }
 
-    async fn run(mut self, call: Call) -> Outcome {
-        let Some(_held) = self.in_flight.try_begin(self.most) else {
+    async fn run(&self, call: Call) -> Outcome {
+        let Some(_held) = self.in_flight.clone().try_begin(self.most) else {
             self.refused.inc();
             let error = Error::unavailable(format!("{} is busy", call.rpc.service));
             return Err(Failure::new(Reach::Kept, error));
         };
-        self.inner.call(call).await
+        self.inner.send(call).await
     }
 }
 layer!(Limit<S>);

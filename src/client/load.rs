@@ -206,16 +206,16 @@ impl<S: Path> Measure<S> {
         Self { inner, load, attempts }
     }
 
-    async fn run(mut self, call: Call) -> Outcome {
+    async fn run(&self, call: Call) -> Outcome {
         let mut watch = Watch {
-            load: self.load,
-            attempts: self.attempts,
+            load: self.load.clone(),
+            attempts: self.attempts.clone(),
             rpc: call.rpc,
             begun: Instant::now(),
             patience: call.patience,
             ended: false,
         };
-        let outcome = self.inner.call(call).await;
+        let outcome = self.inner.send(call).await;
         watch.ended = true;
         let took = watch.begun.elapsed();
         let (code, failed) = match &outcome {

@@ -36,7 +36,6 @@ use std::time::Duration;
 
 use http::HeaderMap;
 use tokio::time::Instant;
-use tower::Service as _;
 
 use crate::check::Check;
 use crate::config;
@@ -49,7 +48,7 @@ use crate::rpc::{self, Rpc};
 use balance::Balanced;
 use breaker::Breakers;
 use cache::Cache;
-use call::Call;
+use call::{Call, Path as _};
 use deadline::Deadline;
 use ejection::Ejection;
 use fallback::Fallback;
@@ -224,7 +223,7 @@ impl Client {
         let longest = rpc.policy.deadline.unwrap_or(self.default_deadline);
         let context = context.with_deadline(Instant::now() + longest);
         let call = Call { optional, ..Call::new(rpc, grpc::frame(request)?, context) };
-        let answer = service.path.clone().call(call.clone()).await.map_err(|failure| failure.error)?;
+        let answer = service.path.send(call.clone()).await.map_err(|failure| failure.error)?;
         let message = A::decode(answer.message).map_err(|error| {
             tracing::error!(%error, rpc = rpc.path, "answer cannot be decoded");
             // it would be given again

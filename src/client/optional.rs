@@ -25,16 +25,16 @@ impl<S: Path> Optional<S> {
         Self { inner, breakers }
     }
 
-    async fn run(mut self, call: Call) -> Outcome {
+    async fn run(&self, call: Call) -> Outcome {
         if !call.optional {
-            return self.inner.call(call).await;
+            return self.inner.send(call).await;
         }
         let rpc = call.rpc;
         let Some(held) = Held::admit(&self.breakers, &call) else {
             let error = Error::unavailable(format!("{} is being spared", rpc.service));
             return Err(Failure::new(Reach::Nobody, error));
         };
-        let outcome = self.inner.call(call).await;
+        let outcome = self.inner.send(call).await;
         let failed = outcome.as_ref().is_err_and(|failure| match failure.error.code {
             Code::Unavailable | Code::Internal => true,
             Code::Timeout => held.took() >= FAIR,

@@ -1,5 +1,6 @@
 //! The HTTP/2 connections to one instance, each kept by a task: opened, watched, opened again with backoff,
-//! and replaced in time.
+//! and replaced in time. The first is always there; further ones are opened when each has several calls in
+//! flight (gRPC proposal A105 does so when streams run out).
 //!
 //! tonic's channel hides what matters here: whether a connection is up, and whether a failed call ever
 //! left this host. So the connections are hyper's.
@@ -33,6 +34,8 @@ use crate::metrics::Connections;
 const FIRST_WAIT: Duration = Duration::from_millis(50);
 /// A connection that lasted this long was a good one: the next tries begin with the first wait again.
 const STEADY: Duration = Duration::from_secs(1);
+/// Calls in flight on every open connection at which one more is opened, if there may be more.
+const CROWDED: usize = 8;
 /// A call that was given up after this long, unanswered, raises a doubt about its connection.
 const PATIENCE: Duration = Duration::from_millis(100);
 /// Least time between two looks at a doubted connection.
@@ -117,6 +120,8 @@ pub(super) struct Shared {
     /// Which service it must be, `<key prefix><service>`.
     pub(super) identity: HeaderValue,
     slots: Box<[Slot]>,
+    /// There are more calls than the open connections carry well.
+    crowded: Notify,
     last_error: ArcSwapOption<String>,
     told: Told,
 }
@@ -170,9 +175,11 @@ impl Pool {
     /// Begins to connect.
     #[must_use]
     pub fn open(addr: String, identity: HeaderValue, settings: &Arc<config::Client>, told: Told) -> Self {
-        let slots = (0..settings.connections.max(1)).map(|_| Slot::default()).collect();
-        let last_error = ArcSwapOption::empty();
-        let shared = Arc::new(Shared { addr, identity, slots, last_error, told });
+        let slots: Box<[Slot]> = (0..settings.connections.max(1)).map(|_| Slot::default()).collect();
+        // those after the first may never be wanted
+        slots.iter().skip(1).for_each(|slot| slot.state.store(State::Down as u8, Relaxed));
+        let (crowded, last_error) = (Notify::new(), ArcSwapOption::empty());
+        let shared = Arc::new(Shared { addr, identity, slots, crowded, last_error, told });
         let stop = CancellationToken::new();
         for slot in 0..shared.slots.len() {
             let task = keep(shared.clone(), slot, settings.clone());
@@ -220,8 +227,13 @@ impl Pool {
 
     /// Returns the open connection with the fewest calls.
     pub(super) fn pick(&self) -> Option<OnConnection> {
-        let live = self.shared.slots.iter().filter_map(|slot| slot.live.load_full());
-        live.min_by_key(|live| live.calls.load(Relaxed)).map(OnConnection::new)
+        let slots = &self.shared.slots;
+        let live = slots.iter().filter_map(|slot| slot.live.load_full());
+        let best = live.min_by_key(|live| live.calls.load(Relaxed))?;
+        if best.calls.load(Relaxed) >= CROWDED && slots.iter().any(|slot| slot.live.load().is_none()) {
+            self.shared.crowded.notify_one();
+        }
+        Some(OnConnection::new(best))
     }
 }
 
@@ -268,6 +280,9 @@ async fn keep(shared: Arc<Shared>, slot: usize, settings: Arc<config::Client>) {
     let mut backoff = Backoff::new(FIRST_WAIT, settings.reconnect_cap);
     let mut successor = None;
     loop {
+        if slot > 0 && successor.is_none() {
+            shared.crowded.notified().await;
+        }
         let (opened, replaces) = match successor.take() {
             Some((opened, why)) => (Ok(opened), Some(why)),
             None => (open(&shared.addr, &shared.identity, &settings).await, None),

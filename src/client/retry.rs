@@ -161,7 +161,7 @@ impl<S: Path> Retry<S> {
         Self { inner, shared }
     }
 
-    async fn run(mut self, mut call: Call) -> Outcome {
+    async fn run(&self, mut call: Call) -> Outcome {
         self.shared.budget.deposit();
         let deadline = call.context.deadline;
         let slice = self.shared.slice(&call);
@@ -173,19 +173,21 @@ impl<S: Path> Retry<S> {
             call.patience =
                 if call.rpc.policy.attempt_timeout { deadline.min(Instant::now() + slice) } else { deadline };
             call.picked.store(0, Relaxed);
-            let mut attempt = self.inner.call(call.clone());
-            let outcome = if call.patience < deadline {
-                match tokio::time::timeout_at(call.patience, &mut attempt).await {
-                    Ok(outcome) => outcome,
-                    Err(_) if self.shared.gives_up(&call, &mut made) => {
-                        drop(attempt);
-                        call.tried.push(call.picked.load(Relaxed));
-                        continue;
+            let outcome = {
+                let mut attempt = std::pin::pin!(self.inner.send(call.clone()));
+                if call.patience < deadline {
+                    match tokio::time::timeout_at(call.patience, attempt.as_mut()).await {
+                        Ok(outcome) => Some(outcome),
+                        Err(_) if self.shared.gives_up(&call, &mut made) => None,
+                        Err(_) => Some(attempt.await),
                     }
-                    Err(_) => attempt.await,
+                } else {
+                    Some(attempt.await)
                 }
-            } else {
-                attempt.await
+            };
+            let Some(outcome) = outcome else {
+                call.tried.push(call.picked.load(Relaxed));
+                continue;
             };
             let failure = match outcome {
                 Ok(answer) => return Ok(super::call::Answer { earlier: made.seen, ..answer }),

@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use tonic::Code;
 
 use crate::kit::app::App;
+use crate::kit::fake::{Behaviour, Fake};
 use crate::kit::http::{Answer, Connection, get, put, request, send};
 use crate::kit::peer::{self, Peer};
 use crate::kit::{SOON, measured, wait_for};
@@ -206,6 +207,33 @@ async fn the_only_instance_is_spared_for_a_while_and_then_tried_again() {
     .await;
     assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
     assert_eq!(topic(&app, peer.addr).await["why"], Value::Null);
+}
+
+/// A second connection is opened when the first one is crowded, and no third.
+#[tokio::test]
+async fn a_crowded_instance_gets_one_more_connection() {
+    let fake = Fake::start().await;
+    let app = App::launch(|settings| settings.up.topic_replicas = 0);
+    let _registered = app.register("topic", fake.addr);
+    wait_for("it is up", || async { (topic(&app, fake.addr).await["state"] == "up").then_some(()) }).await;
+    for _ in 0..20 {
+        assert_eq!(get(app.gateway(), LIST).await.status, 200);
+    }
+    assert_eq!(topic(&app, fake.addr).await["connections"], 1, "one call at a time needs no more");
+    fake.behave(Behaviour { delay: Duration::from_millis(100), ..Behaviour::default() });
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..40 {
+        let gateway = app.gateway();
+        tasks.spawn(async move {
+            for _ in 0..5 {
+                assert_eq!(get(gateway, LIST).await.status, 200);
+            }
+        });
+    }
+    wait_for("there are two", || async { (topic(&app, fake.addr).await["connections"] == 2).then_some(()) })
+        .await;
+    tasks.join_all().await;
+    assert_eq!(topic(&app, fake.addr).await["connections"], 2);
 }
 
 /// F3 and F4: a read does not wait for an instance that does not answer.
