@@ -94,11 +94,13 @@ impl Snapshot {
         self.all.iter().any(|endpoint| endpoint.state() == State::Connecting)
     }
 
-    /// Counts the usable instances, and how many of them have a breaker that is not closed for an rpc.
+    /// Counts the instances that can be called right now, and how many of them have a breaker that is not
+    /// closed for an rpc.
     fn count(&self, rpc: usize) -> (usize, usize) {
         let now = Instant::now();
-        let open = self.usable.iter().filter(|e| e.breakers.state(rpc, now) != breaker::State::Closed);
-        (self.usable.len(), open.count())
+        let usable = || self.all.iter().filter(|e| e.state() == State::Up && !e.instance.draining);
+        let open = usable().filter(|e| e.breakers.state(rpc, now) != breaker::State::Closed);
+        (usable().count(), open.count())
     }
 }
 
