@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::breaker;
 use super::call::{Call, Failure, Outcome, Reach, layer};
-use super::discover::{Set, Snapshot};
+use super::discover::Set;
 use super::endpoint::Endpoint;
 use super::pool::State;
 use crate::config::Balancer;
@@ -180,8 +180,9 @@ impl Shared {
     fn pick(&self, call: &mut Call) -> Option<Result<Arc<Endpoint>, Failure>> {
         let snapshot = self.set.now();
         // a snapshot is a little old: who has come up since is in it, but not among the usable
-        let all = || self.balance.pick(call, &snapshot.all);
-        let Some((endpoint, fit)) = self.balance.pick(call, &snapshot.usable).or_else(all) else {
+        let mut among = [&snapshot.usable, &snapshot.all].into_iter();
+        let picked = among.find_map(|among| Some((self.balance.pick(call, among)?, among.len() == 1)));
+        let Some(((endpoint, fit), alone)) = picked else {
             // a process that has just started is about to learn who is there, and to connect
             let soon = !snapshot.known && self.started.elapsed() < FIRST_VIEW;
             let full = snapshot.all.iter().any(|endpoint| endpoint.is_full());
@@ -192,7 +193,7 @@ impl Shared {
         };
         call.forced = false;
         if fit == Fit::Open {
-            if alone(&snapshot) {
+            if alone {
                 endpoint.breakers.hasten(call.rpc.index);
                 return Some(Err(nobody(call)));
             }
@@ -219,10 +220,6 @@ impl Shared {
             }
         }
     }
-}
-
-fn alone(snapshot: &Snapshot) -> bool {
-    snapshot.usable.len() == 1
 }
 
 fn nobody(call: &Call) -> Failure {
