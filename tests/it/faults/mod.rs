@@ -243,7 +243,7 @@ fn full(row: Row, time: Duration) -> Result {
 /// The table. `tests/faults` sets `FAULTS` (names and groups, all if empty) and `FAULTS_MINUTES` (time
 /// for all rows together; each then lasts its share, at least its short form).
 #[test]
-#[ignore = "takes half an hour; run by tests/faults"]
+#[ignore = "takes an hour; run by tests/faults"]
 fn table() {
     let wanted = std::env::var("FAULTS").unwrap_or_default();
     let wanted: Vec<_> = wanted.split_whitespace().map(str::to_lowercase).collect();
