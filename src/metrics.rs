@@ -397,7 +397,7 @@ impl ClientFamilies {
             )?,
             connections: count(
                 "client_connections_total",
-                "Connections to instances that were opened, lost, or replaced because of their age.",
+                "Connections to instances that were opened, lost, or replaced because of their age or silence.",
                 &["service", "event"],
             )?,
         })

@@ -180,9 +180,16 @@ impl Shared {
     fn pick(&self, call: &mut Call) -> Option<Result<Arc<Endpoint>, Failure>> {
         let snapshot = self.set.now();
         // a snapshot is a little old: who has come up since is in it, but not among the usable
-        let mut among = [&snapshot.usable, &snapshot.all].into_iter();
-        let picked = among.find_map(|among| Some((self.balance.pick(call, among)?, among.len() == 1)));
-        let Some(((endpoint, fit), alone)) = picked else {
+        let usable = self.balance.pick(call, &snapshot.usable).map(|picked| (picked, snapshot.usable.len()));
+        // those that say they stop are for when nobody else is there, not for when everyone is busy
+        let rest = || -> Vec<_> {
+            let spared = |e: &Endpoint| e.instance.draining || e.state() != State::Up;
+            let rest = snapshot.all.iter().filter(|e| snapshot.usable.is_empty() || !spared(e));
+            rest.cloned().collect()
+        };
+        let rest = if usable.is_none() { rest() } else { Vec::new() };
+        let picked = usable.or_else(|| Some((self.balance.pick(call, &rest)?, rest.len())));
+        let Some(((endpoint, fit), among)) = picked else {
             // a process that has just started is about to learn who is there, and to connect
             let soon = !snapshot.known && self.started.elapsed() < FIRST_VIEW;
             let full = snapshot.all.iter().any(|endpoint| endpoint.is_full());
@@ -193,7 +200,7 @@ impl Shared {
         };
         call.forced = false;
         if fit == Fit::Open {
-            if alone {
+            if among == 1 && endpoint.breakers.opened_by_run(call.rpc.index) {
                 endpoint.breakers.hasten(call.rpc.index);
                 return Some(Err(nobody(call)));
             }

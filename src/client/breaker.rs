@@ -16,7 +16,7 @@
 //! Sources: linkerd2-proxy (two triggers, one probe, backoff), Finagle (failure accrual), Envoy (ejection cap).
 
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
-use std::sync::atomic::{AtomicU8, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -110,6 +110,8 @@ struct Breaker {
     state: AtomicU8,
     /// When the probe is due while open, ns from `born`.
     due: AtomicU64,
+    /// It was opened by a run of failures, not by their share alone.
+    run: AtomicBool,
     /// Counts the changes of state.
     generation: AtomicU64,
     inner: Mutex<Inner>,
@@ -164,6 +166,13 @@ impl Breakers {
     pub fn due(&self, rpc: usize) -> Instant {
         let due = self.methods.get(rpc).map_or(0, |breaker| breaker.due.load(Acquire));
         self.born + Duration::from_nanos(due)
+    }
+
+    /// Returns true if an open breaker was opened by a run of failures, which is what even the only instance
+    /// is spared for.
+    #[must_use]
+    pub fn opened_by_run(&self, rpc: usize) -> bool {
+        self.methods.get(rpc).is_some_and(|breaker| breaker.run.load(Acquire))
     }
 
     /// Brings the probe of an open breaker forward: its instance is the only one.
@@ -280,6 +289,7 @@ impl Breakers {
             if verdict == Verdict::Open || verdict == Verdict::Alone && run {
                 inner.level = level;
                 inner.opened_at = Some(now);
+                breaker.run.store(run, Release);
                 self.open(rpc, breaker, self.wait(level));
             }
         });

@@ -88,8 +88,9 @@ impl Endpoint {
                 move |id| {
                     load.reset();
                     // another process has another history; the same one behind a new connection has not
-                    let before = last.swap(id.map(|id| Arc::new(id.to_owned())));
-                    if before.is_some_and(|before| id != Some(before.as_str())) {
+                    let Some(id) = id else { return };
+                    let before = last.swap(Some(Arc::new(id.to_owned())));
+                    if before.is_some_and(|before| id != before.as_str()) {
                         breakers.reset();
                     }
                 }

@@ -69,7 +69,11 @@ pub async fn answers(mut sender: SendRequest<Full<Bytes>>, addr: &str, identity:
     let Ok(request) = whole_server().and_then(|asked| grpc::request(addr, identity, CHECK, asked)) else {
         return true; // our own fault
     };
-    matches!(tokio::time::timeout(ANSWER, sender.send_request(request)).await, Ok(Ok(_)))
+    match tokio::time::timeout(ANSWER, sender.send_request(request)).await {
+        Ok(Ok(_)) => true,
+        Ok(Err(error)) => outcome::is_reset(&error), // a refusal is a word, too
+        Err(_) => false,
+    }
 }
 
 /// Returns what a call to a service carries to say whom it means.
@@ -138,9 +142,10 @@ pub async fn greet(
     if let Some(other) = response.headers().get(WRONG_SERVICE) {
         return Ok(Greeting::WrongService(other.clone()));
     }
-    if Status::from_header_map(response.headers()).is_some() {
-        // refused without a word: it knows no health service
-        return Ok(Greeting::Silent { instance: id_of(&response), later: false });
+    if let Some(refusal) = Status::from_header_map(response.headers()) {
+        // without a word: it knows no health service, or has no room for one more who follows it
+        let later = refusal.code() != tonic::Code::Unimplemented;
+        return Ok(Greeting::Silent { instance: id_of(&response), later });
     }
     Ok(Greeting::Watch(response))
 }

@@ -213,7 +213,8 @@ impl Pool {
 
     /// Notes that the peer is another service: no call goes there until its connection is a new one.
     pub fn is_another_service(&self, other: &HeaderValue) {
-        (0..self.shared.slots.len()).for_each(|slot| self.shared.wrong_service(slot, other));
+        let slots = self.shared.slots.iter().enumerate().filter(|(_, slot)| slot.live.load().is_some());
+        slots.for_each(|(slot, _)| self.shared.wrong_service(slot, other));
     }
 
     /// Makes it look as if it were connected.
@@ -283,14 +284,14 @@ async fn keep(shared: Arc<Shared>, slot: usize, settings: Arc<config::Client>) {
         if slot > 0 && successor.is_none() {
             shared.crowded.notified().await;
         }
-        let (opened, replaces) = match successor.take() {
-            Some((opened, why)) => (Ok(opened), Some(why)),
-            None => (open(&shared.addr, &shared.identity, &settings).await, None),
+        let opened = match successor.take() {
+            Some(opened) => Ok(opened),
+            None => open(&shared.addr, &shared.identity, &settings).await,
         };
         let error = match opened {
             Ok(opened) => {
                 let begun = Instant::now();
-                match live(&shared, slot, (opened, replaces), &settings, NEXT.fetch_add(1, Relaxed)).await {
+                match live(&shared, slot, opened, &settings, NEXT.fetch_add(1, Relaxed)).await {
                     Ok(next) => {
                         shared.told.meters.replaced.inc();
                         successor = Some(next);
@@ -307,7 +308,7 @@ async fn keep(shared: Arc<Shared>, slot: usize, settings: Arc<config::Client>) {
             }
             Err(error) => error,
         };
-        if shared.set(slot, State::Down) != State::Down {
+        if shared.set(slot, State::Down) != State::Down && shared.state() == State::Down {
             tracing::info!(shared.addr, error, "instance is down");
         }
         shared.last_error.store(Some(Arc::new(error)));
@@ -315,24 +316,16 @@ async fn keep(shared: Arc<Shared>, slot: usize, settings: Arc<config::Client>) {
     }
 }
 
-/// Why a connection was replaced that had not ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Replaced {
-    Old,
-    Silent,
-}
-
 /// Offers one connection to callers until it ends, which is an error, or until its successor is open.
 async fn live(
     shared: &Shared,
     slot: usize,
-    (opened, replaces): (Opened, Option<Replaced>),
+    opened: Opened,
     settings: &config::Client,
     number: u64,
-) -> Result<(Opened, Replaced), String> {
+) -> Result<Opened, String> {
     let Opened { sender, mut ended, greeting } = opened;
-    // what a silent connection did to the instance's record was not the instance
-    if replaces == Some(Replaced::Silent) || !matches!(shared.state(), State::Up | State::NotServing) {
+    if !matches!(shared.state(), State::Up | State::NotServing) {
         (shared.told.arrived)(greeting.instance().as_deref());
     }
     shared.told.meters.opened.inc();
@@ -349,14 +342,11 @@ async fn live(
     }
     let replacement = async {
         let age = settings.connection_age.mul_f64(rand::random_range(0.8..=1.2));
-        let why = tokio::select! {
-            () = tokio::time::sleep(age) => Replaced::Old,
-            () = silent(shared, &live) => Replaced::Silent,
-        };
-        if why == Replaced::Silent {
-            tracing::info!(shared.addr, "a connection is silent, opening another");
+        tokio::select! {
+            () = tokio::time::sleep(age) => {}
+            () = silent(shared, &live) => tracing::info!(shared.addr, "a connection is silent, opening another"),
         }
-        (successor(shared, settings).await, why)
+        successor(shared, settings).await
     };
     let result = tokio::select! {
         result = &mut ended => result,

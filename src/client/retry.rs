@@ -235,7 +235,8 @@ impl Shared {
             return Some(Duration::ZERO);
         }
         made.sent += 1;
-        made.seen += u32::from(failure.maybe_processed());
+        // who sheds a call has not begun it
+        made.seen += u32::from(failure.maybe_processed() && failure.pushback.is_none());
         let (reason, wait) = match (failure.reach, failure.pushback) {
             (Reach::Nobody, _) => return None,
             (Reach::Unprocessed, _) if made.sent == 1 => (Reason::Unprocessed, Duration::ZERO),

@@ -216,10 +216,14 @@ impl Conns {
         }
     }
 
-    /// Asks the connection that has been idle longest to close.
+    /// Asks the connection that has been idle longest to close, unless one is closing already: each makes
+    /// room for one.
     pub fn close_longest_idle(&self) {
         let conns = self.lock();
-        let idle = |conn: &&Arc<Conn>| conn.busy.load(Relaxed) == 0 && !conn.closing.load(Relaxed);
+        if conns.values().any(|conn| conn.closing.load(Relaxed)) {
+            return;
+        }
+        let idle = |conn: &&Arc<Conn>| conn.busy.load(Relaxed) == 0;
         if let Some(conn) = conns.values().filter(idle).min_by_key(|conn| conn.idle_since.load(Relaxed)) {
             conn.closing.store(true, Relaxed);
             conn.close.notify_one();

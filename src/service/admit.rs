@@ -6,6 +6,7 @@
 //! not dead. Their streams have a bound of their own.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt as _;
@@ -67,7 +68,9 @@ impl Admission {
         if self.in_flight.is_full() {
             return Err(self.refuse(Refused::InFlight));
         }
-        let request = self.read(body).await?;
+        // the call's own deadline is its caller's to choose, and may be far away
+        let read = tokio::time::timeout(BODY_TIME, self.read(body)).await;
+        let request = read.map_err(|_| Error::new(Code::Timeout, "the request did not arrive in time"))??;
         match self.in_flight.try_acquire(1) {
             Some(permit) => Ok((request, permit)),
             None => Err(self.refuse(Refused::InFlight)),
@@ -88,7 +91,7 @@ impl Admission {
     }
 
     async fn read(&self, mut body: Incoming) -> Result<Bytes, Error> {
-        let mut held = self.requests.acquire(0);
+        let (mut held, mut held_now) = (self.requests.acquire(0), 0);
         let (mut first, mut more) = (Bytes::new(), BytesMut::new());
         while let Some(frame) = body.frame().await {
             let frame = frame.map_err(|error| {
@@ -98,9 +101,11 @@ impl Admission {
             if first.len() + more.len() + part.len() > MAX_REQUEST {
                 return Err(Error::bad("request", format!("is over {MAX_REQUEST} bytes")));
             }
-            if !held.try_grow(part.len()) {
+            let counted = (first.len() + more.len() + part.len()).saturating_sub(FREE_REQUEST);
+            if counted > held_now && !held.try_grow(counted - held_now) {
                 return Err(self.refuse(Refused::Memory));
             }
+            held_now = held_now.max(counted);
             if first.is_empty() {
                 first = part; // most often the only one, and then not copied
             } else {
@@ -124,6 +129,11 @@ impl Admission {
         Error::new(Code::Unavailable, OVERLOADED)
     }
 }
+
+/// Bytes of each request that are not counted: ordinary ones find room beside any number of large ones.
+const FREE_REQUEST: usize = 8 * 1024;
+/// Time for a whole request.
+const BODY_TIME: Duration = Duration::from_secs(10);
 
 /// The message of a refusal for overload.
 const OVERLOADED: &str = "too many calls are in progress";

@@ -17,7 +17,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::service::Routes;
 use tonic::{Response, Status};
+use tonic_health::ServingStatus;
+use tonic_health::server::HealthReporter;
 use tower::ServiceExt as _;
 
 /// Most calls that are recorded; the count goes on.
@@ -59,6 +62,7 @@ pub struct Fake {
     /// What it tells as its id.
     pub id: String,
     shared: Arc<Shared>,
+    health: HealthReporter,
     stop: CancellationToken,
     _guard: DropGuard,
 }
@@ -91,9 +95,12 @@ impl Fake {
             seen: Mutex::default(),
             workers: Semaphore::new(workers),
         });
+        let (health, service) = tonic_health::server::health_reporter();
+        health.set_service_status("", ServingStatus::Serving).await;
+        let routes = Routes::new(TopicServer::new(Handler(shared.clone()))).add_service(service).prepare();
         let stop = CancellationToken::new();
-        tokio::spawn(accept(listener, shared.clone(), id.clone(), stop.clone()));
-        Self { addr, id, shared, _guard: stop.clone().drop_guard(), stop }
+        tokio::spawn(accept(listener, routes, id.clone(), stop.clone()));
+        Self { addr, id, shared, health, _guard: stop.clone().drop_guard(), stop }
     }
 
     /// Changes what it does with the calls to come.
@@ -111,24 +118,27 @@ impl Fake {
         self.shared.seen().len()
     }
 
+    /// Has it say that it does not serve. It still answers whoever calls, so that a call which should not
+    /// come is seen.
+    pub async fn retire(&self) {
+        self.health.set_service_status("", ServingStatus::NotServing).await;
+    }
+
     /// Ends it as a crash does: the listener and every connection are gone.
     pub fn kill(&self) {
         self.stop.cancel();
     }
 }
 
-async fn accept(listener: TcpListener, shared: Arc<Shared>, id: String, stop: CancellationToken) {
+async fn accept(listener: TcpListener, routes: Routes, id: String, stop: CancellationToken) {
     while let Some(Ok((stream, _))) = stop.run_until_cancelled(listener.accept()).await {
-        let connection = serve(stream, shared.clone(), id.clone());
+        let connection = serve(stream, routes.clone(), id.clone());
         tokio::spawn(stop.clone().run_until_cancelled_owned(connection));
     }
 }
 
-async fn serve(stream: TcpStream, shared: Arc<Shared>, id: String) {
+async fn serve(stream: TcpStream, routes: Routes, id: String) {
     let _ = stream.set_nodelay(true);
-    let (reporter, health) = tonic_health::server::health_reporter();
-    reporter.set_service_status("", tonic_health::ServingStatus::Serving).await;
-    let routes = tonic::service::Routes::new(TopicServer::new(Handler(shared))).add_service(health).prepare();
     let id = HeaderValue::from_str(&id).expect("hex digits");
     let service = tower::service_fn(move |request: Request<hyper::body::Incoming>| {
         let (routes, id) = (routes.clone(), id.clone());
