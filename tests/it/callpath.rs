@@ -309,13 +309,10 @@ async fn recording(seen: mpsc::UnboundedSender<Event>) -> Peer {
     .await
 }
 
-/// gateway -> profile -> feed: who hangs up at the front cancels the last handler.
-#[tokio::test]
-async fn a_hang_up_reaches_the_last_handler_within_50_ms() {
-    let (seen, mut events) = mpsc::unbounded_channel();
-    let feed = recording(seen).await;
+/// Starts the application with this peer as its only feed service and with the profile of user 7.
+async fn app_with_feed(feed: &Peer) -> App {
     let app = App::launch(|settings| settings.up.feed_replicas = 0);
-    let _registered = app.register("feed", feed.addr);
+    std::mem::forget(app.register("feed", feed.addr));
     let profile = r#"{"user_id":7,"name":"n","company":"c","title":"t"}"#;
     wait_for("profile answers", || async {
         (put(app.gateway(), "/api/profile/put_profile", profile).await.status == 200).then_some(())
@@ -327,6 +324,15 @@ async fn a_hang_up_reaches_the_last_handler_within_50_ms() {
         clients.iter().all(|client| client["feed"][0]["state"] == "up").then_some(())
     })
     .await;
+    app
+}
+
+/// gateway -> profile -> feed: who hangs up at the front cancels the last handler.
+#[tokio::test]
+async fn a_hang_up_reaches_the_last_handler_within_50_ms() {
+    let (seen, mut events) = mpsc::unbounded_channel();
+    let feed = recording(seen).await;
+    let app = app_with_feed(&feed).await;
     for attempt in 0..3 {
         let mut caller = tokio::net::TcpStream::connect(app.gateway()).await.unwrap();
         let head = "GET /api/profile/get_profile?user_id=7 HTTP/1.1\r\nhost: x\r\n\r\n";
@@ -429,19 +435,7 @@ async fn a_profile_with_earlier_feeds_says_so() {
         }
     })
     .await;
-    let app = App::launch(|settings| settings.up.feed_replicas = 0);
-    let _registered = app.register("feed", feed.addr);
-    let profile = r#"{"user_id":7,"name":"n","company":"c","title":"t"}"#;
-    wait_for("profile answers", || async {
-        (put(app.gateway(), "/api/profile/put_profile", profile).await.status == 200).then_some(())
-    })
-    .await;
-    wait_for("profile knows feed", || async {
-        let status = get(app.addresses.admin, "/status").await.json();
-        let clients = status["clients"].as_array()?.clone();
-        clients.iter().all(|client| client["feed"][0]["state"] == "up").then_some(())
-    })
-    .await;
+    let app = app_with_feed(&feed).await;
     let path = "/api/profile/get_profile?user_id=7";
     assert_eq!(outcome(&get(app.gateway(), path).await), (200, ""));
     let stale = get(app.gateway(), path).await;
