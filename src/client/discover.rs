@@ -5,7 +5,6 @@
 //! the first call.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use http::HeaderValue;
@@ -18,10 +17,7 @@ use super::endpoint::{Common, Endpoint};
 use super::pool::State;
 use crate::config;
 use crate::metrics::ClientMeters;
-use crate::registry::{Instances, View, ViewHandle};
-
-/// Least time between two snapshots.
-const PUBLISH_EVERY: Duration = Duration::from_millis(20);
+use crate::registry::{Instances, View, ViewHandle, pace};
 
 /// The instances of one service at one moment, sorted by address.
 #[derive(Clone, Debug, Default)]
@@ -123,7 +119,7 @@ impl Driver {
             self.apply(&latest);
             self.publish();
             // a change after a pause is published at once, those of a storm together
-            let earliest = Instant::now() + PUBLISH_EVERY;
+            let earliest = Instant::now() + pace(self.endpoints.len());
             tokio::select! {
                 changed = view.changed() => if changed.is_err() { return },
                 () = self.common.changed.notified() => {}

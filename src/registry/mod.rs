@@ -164,6 +164,14 @@ impl ViewHandle {
     }
 }
 
+/// Returns the least time between two looks at a set of instances that keeps changing. A look costs in
+/// proportion to their number, so it is taken the less often the more there are: every 20 ms of a few, every
+/// 70 ms of 1000. A change after a pause is looked at at once.
+#[must_use]
+pub fn pace(instances: usize) -> Duration {
+    Duration::from_millis(20 + u64::try_from(instances / 20).unwrap_or(u64::MAX).min(180))
+}
+
 /// The writing side of a [`ViewHandle`].
 #[derive(Debug)]
 struct Publisher {

@@ -15,7 +15,7 @@ use super::connect::{Access, Link};
 use super::{Failure, Probe, backoff, limit};
 use crate::config::Registry;
 use crate::registry::keeper::Keeper;
-use crate::registry::{Instance, Publisher, View, snapshot, value};
+use crate::registry::{Instance, Publisher, View, pace, snapshot, value};
 
 /// How often instances in limbo are probed.
 const PROBE_EVERY: Duration = Duration::from_millis(500);
@@ -23,9 +23,6 @@ const PROBE_EVERY: Duration = Duration::from_millis(500);
 const SETTLE: Duration = Duration::from_secs(1);
 /// Time after which an unchanged view is written again.
 const SAVE_ANYWAY: Duration = Duration::from_mins(5);
-/// Least time between two views, so that a storm in the registry costs callers only so many looks at it.
-/// The first change of a quiet registry is published at once.
-const PUBLISH_EVERY: Duration = Duration::from_millis(20);
 /// Least time between two writes of the snapshot.
 const SAVE_EVERY: Duration = Duration::from_secs(1);
 
@@ -88,7 +85,7 @@ impl Shared {
     }
 }
 
-/// Publishes what the keeper believes, at once after a pause and then every [`PUBLISH_EVERY`].
+/// Publishes what the keeper believes, at once after a pause and then as often as [`pace`] lets.
 async fn publish(shared: &Shared) {
     loop {
         shared.changed.notified().await;
@@ -96,8 +93,9 @@ async fn publish(shared: &Shared) {
         if !view.limbo.is_empty() {
             shared.doubted.notify_one();
         }
+        let instances = view.services.values().map(|instances| instances.len()).sum();
         shared.publisher.replace(view);
-        tokio::time::sleep(PUBLISH_EVERY).await;
+        tokio::time::sleep(pace(instances)).await;
     }
 }
 
