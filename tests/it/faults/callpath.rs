@@ -671,7 +671,7 @@ async fn against_raw_channel(time: Duration) -> Findings {
     let raw = TopicClient::new(raw.tcp_nodelay(true).connect().await.expect("it listens"));
 
     let rounds = 10;
-    let round = (time / (6 * rounds)).max(SECOND / 10);
+    let round = (time / (8 * rounds)).max(SECOND / 10);
     let rate = async |ours: Option<&client::Client>| {
         let until = Instant::now() + round;
         let callers = (0..CALLERS).map(|_| {
@@ -697,11 +697,14 @@ async fn against_raw_channel(time: Duration) -> Findings {
         f64::from(calls) / round.as_secs_f64()
     };
     let [one, two, four] = [1, 2, 4].map(client_with);
-    for ours in [&one, &two, &four] {
+    let shipped = client_with(config::Client::default().connections);
+    for ours in [&one, &two, &four, &shipped] {
         rate(Some(ours)).await; // connect
     }
-    let compared =
-        ab::compare(rounds as usize, async || rate(None).await, async || rate(Some(&one)).await).await;
+    let raw_rate = async || rate(None).await;
+    let compared = ab::compare(rounds as usize, raw_rate, async || rate(Some(&shipped)).await).await;
+    let alone = ab::compare(rounds as usize, raw_rate, async || rate(Some(&one)).await).await;
+    findings.compared("requests/s, ours with one connection / raw", &alone);
     for (what, more) in [("2", &two), ("4", &four)] {
         let pooled =
             ab::compare(rounds as usize, async || rate(Some(&one)).await, async || rate(Some(more)).await)
