@@ -183,8 +183,7 @@ impl Shared {
         let usable = self.balance.pick(call, &snapshot.usable).map(|picked| (picked, snapshot.usable.len()));
         // those that say they stop are for when nobody else is there, not for when everyone is busy
         let rest = || -> Vec<_> {
-            let spared = |e: &Endpoint| e.instance.draining || e.state() != State::Up;
-            let rest = snapshot.all.iter().filter(|e| snapshot.usable.is_empty() || !spared(e));
+            let rest = snapshot.all.iter().filter(|e| snapshot.usable.is_empty() || e.serves());
             rest.cloned().collect()
         };
         let rest = if usable.is_none() { rest() } else { Vec::new() };

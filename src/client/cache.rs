@@ -15,9 +15,15 @@ const OVERHEAD: usize = 256;
 
 /// A read: the rpc and the whole request.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Key {
+pub struct Key {
     rpc: usize,
     request: Bytes,
+}
+
+impl From<&Call> for Key {
+    fn from(call: &Call) -> Self {
+        Self { rpc: call.rpc.index, request: call.framed.clone() }
+    }
 }
 
 #[derive(Debug)]
@@ -52,17 +58,16 @@ impl Cache {
 
     /// Keeps an answer for later. One that takes more than a tenth of the cache is not kept: it would push
     /// out many others.
-    pub fn keep(&self, call: &Call, answer: &Answer) {
-        let key = Key { rpc: call.rpc.index, request: call.framed.clone() };
+    pub fn keep(&self, key: &Key, answer: &Answer) {
         let now = Instant::now();
         let mut entries = self.lock();
-        if let Some(entry) = entries.lru.get_mut(&key)
+        if let Some(entry) = entries.lru.get_mut(key)
             && entry.message == answer.message
         {
             entry.stored = now;
             return;
         }
-        entries.remove(&key);
+        entries.remove(key);
         // copies, since a slice would hold the buffer that it was read into
         let key = Key { rpc: key.rpc, request: Bytes::copy_from_slice(&key.request) };
         let entry = Entry { message: Bytes::copy_from_slice(&answer.message), stored: now };
@@ -81,21 +86,20 @@ impl Cache {
     }
 
     /// Returns the last good answer to the same request and its age, unless it is too old.
-    pub fn last(&self, call: &Call) -> Option<(Answer, Duration)> {
-        let key = Key { rpc: call.rpc.index, request: call.framed.clone() };
+    pub fn last(&self, key: &Key) -> Option<(Answer, Duration)> {
         let mut entries = self.lock();
-        let entry = entries.lru.get(&key)?;
+        let entry = entries.lru.get(key)?;
         let age = entry.stored.elapsed();
         if age > self.max_age {
-            entries.remove(&key);
+            entries.remove(key);
             return None;
         }
         Some((Answer { message: entry.message.clone(), ..Answer::default() }, age))
     }
 
     /// Forgets the answer to a request: it is wrong by now.
-    pub fn forget(&self, call: &Call) {
-        self.lock().remove(&Key { rpc: call.rpc.index, request: call.framed.clone() });
+    pub fn forget(&self, key: &Key) {
+        self.lock().remove(key);
     }
 
     fn lock(&self) -> MutexGuard<'_, Entries> {
@@ -121,9 +125,9 @@ mod tests {
     use crate::client::call::testing;
     use crate::rpc;
 
-    fn call(request: usize) -> Call {
+    fn call(request: usize) -> Key {
         let framed = Bytes::from(request.to_string());
-        Call { framed, ..testing::call(rpc::GET_FEEDS, Duration::from_secs(1)) }
+        Key::from(&Call { framed, ..testing::call(rpc::GET_FEEDS, Duration::from_secs(1)) })
     }
 
     fn answer(length: usize) -> Answer {
@@ -168,7 +172,7 @@ mod tests {
         assert_eq!(cache.lock().size, 0);
         // another rpc with the same bytes is another read
         cache.keep(&call(1), &answer(3));
-        let other = Call { rpc: rpc::GET_TOPIC, ..call(1) };
+        let other = Key { rpc: rpc::GET_TOPIC.index, ..call(1) };
         assert!(cache.last(&other).is_none());
     }
 

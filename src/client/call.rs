@@ -129,12 +129,17 @@ impl Failure {
     /// a caller did wrong, its impatience, and load that an instance sheds, does not count.
     #[must_use]
     pub fn is_instances_fault(&self, took: Duration) -> bool {
-        let code = match self.error.code {
+        self.is_outage(took) && self.maybe_processed() && self.pushback.is_none()
+    }
+
+    /// Returns true if a call that `took` so long failed for want of somebody who can serve, whoever that is.
+    #[must_use]
+    pub fn is_outage(&self, took: Duration) -> bool {
+        match self.error.code {
             Code::Unavailable | Code::Internal => true,
             Code::Timeout => took >= FAIR,
             Code::BadRequest | Code::NotFound | Code::TooManyRequests => false,
-        };
-        code && self.maybe_processed() && self.pushback.is_none()
+        }
     }
 }
 

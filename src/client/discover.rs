@@ -58,7 +58,6 @@ impl Set {
         let common = Common { service, identity, settings, ejection, meters, changed };
         let driver = Driver {
             common,
-            known: false,
             applied: Arc::default(),
             endpoints: Vec::new(),
             snapshot: snapshot.clone(),
@@ -94,7 +93,7 @@ impl Snapshot {
     /// closed for an rpc.
     fn count(&self, rpc: usize) -> (usize, usize) {
         let now = Instant::now();
-        let usable = || self.all.iter().filter(|e| e.state() == State::Up && !e.instance.draining);
+        let usable = || self.all.iter().filter(|e| e.serves());
         let open = usable().filter(|e| e.breakers.state(rpc, now) != breaker::State::Closed);
         (usable().count(), open.count())
     }
@@ -102,7 +101,6 @@ impl Snapshot {
 
 struct Driver {
     common: Common,
-    known: bool,
     /// What the endpoints were made from.
     applied: Arc<Instances>,
     /// Sorted by address.
@@ -115,9 +113,8 @@ impl Driver {
     async fn run(mut self, mut view: ViewHandle) {
         loop {
             let latest = view.take();
-            self.known = latest.is_known() && view.age().is_some();
             self.apply(&latest);
-            self.publish();
+            self.publish(latest.is_known() && view.age().is_some());
             // a change after a pause is published at once, those of a storm together
             let earliest = Instant::now() + pace(self.endpoints.len());
             tokio::select! {
@@ -155,12 +152,12 @@ impl Driver {
         }
     }
 
-    fn publish(&self) {
+    fn publish(&self, known: bool) {
         let all = self.endpoints.clone();
         let with = |fits: fn(&Endpoint) -> bool| -> Vec<_> {
             all.iter().filter(|endpoint| fits(endpoint)).cloned().collect()
         };
-        let mut usable = with(|e| e.state() == State::Up && !e.instance.draining);
+        let mut usable = with(Endpoint::serves);
         if usable.is_empty() {
             usable = with(|e| matches!(e.state(), State::Up | State::NotServing));
         }
@@ -168,7 +165,7 @@ impl Driver {
             let count = all.iter().filter(|e| e.state() == state).count();
             self.common.meters.endpoints(state, count);
         }
-        self.snapshot.store(Arc::new(Snapshot { known: self.known, all, usable }));
+        self.snapshot.store(Arc::new(Snapshot { all, usable, known }));
         self.publish.send_modify(|version| *version += 1);
     }
 }

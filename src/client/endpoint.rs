@@ -126,6 +126,12 @@ impl Endpoint {
         self.pool.state()
     }
 
+    /// Returns true if it takes new calls: connected, healthy and not draining.
+    #[must_use]
+    pub fn serves(&self) -> bool {
+        self.state() == State::Up && !self.instance.draining
+    }
+
     /// Makes it look as if it were connected.
     #[cfg(test)]
     pub(super) fn pretend(&self, state: State) {

@@ -12,7 +12,7 @@ use http::{HeaderValue, header};
 use prometheus::IntCounter;
 use tokio::time::Instant;
 
-use super::cache::Cache;
+use super::cache::{Cache, Key};
 use super::call::{Answer, Call, Outcome, Path, layer};
 use crate::context::DEGRADED;
 use crate::error::Code;
@@ -48,24 +48,25 @@ impl<S: Path> Fallback<S> {
         let reserve = (call.context.remaining() / 20).min(RESERVE);
         let deadline = call.context.deadline.checked_sub(reserve).unwrap_or_else(Instant::now);
         let context = call.context.with_deadline(deadline);
-        match self.inner.send(Call { context, patience: deadline, ..call.clone() }).await {
+        let (rpc, key) = (call.rpc, Key::from(&call));
+        match self.inner.send(Call { context, patience: deadline, ..call }).await {
             Ok(answer) => {
                 // a degraded answer is no good one
                 if !answer.headers.contains_key(DEGRADED) {
-                    self.cache.keep(&call, &answer);
+                    self.cache.keep(&key, &answer);
                 }
                 Ok(answer)
             }
             Err(failure) if matches!(failure.error.code, Code::Unavailable | Code::Timeout) => {
-                let (answer, age) = self.cache.last(&call).ok_or(failure)?;
-                if let Some(served) = self.served.get(call.rpc.index).and_then(Option::as_ref) {
+                let (answer, age) = self.cache.last(&key).ok_or(failure)?;
+                if let Some(served) = self.served.get(rpc.index).and_then(Option::as_ref) {
                     served.inc();
                 }
                 Ok(mark(answer, age))
             }
             Err(failure) => {
                 if failure.error.code == Code::NotFound {
-                    self.cache.forget(&call); // what there was is there no more
+                    self.cache.forget(&key); // what there was is there no more
                 }
                 Err(failure)
             }

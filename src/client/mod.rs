@@ -47,7 +47,7 @@ use crate::rpc::{self, Rpc};
 
 use balance::Balanced;
 use breaker::Breakers;
-use cache::Cache;
+use cache::{Cache, Key};
 use call::{Call, Path as _};
 use deadline::Deadline;
 use ejection::Ejection;
@@ -223,11 +223,12 @@ impl Client {
         let longest = rpc.policy.deadline.unwrap_or(self.default_deadline);
         let context = context.with_deadline(Instant::now() + longest);
         let call = Call { optional, ..Call::new(rpc, grpc::frame(request)?, context) };
-        let answer = service.path.send(call.clone()).await.map_err(|failure| failure.error)?;
+        let key = Key::from(&call);
+        let answer = service.path.send(call).await.map_err(|failure| failure.error)?;
         let message = A::decode(answer.message).map_err(|error| {
             tracing::error!(%error, rpc = rpc.path, "answer cannot be decoded");
             // it would be given again
-            self.cache.forget(&call);
+            self.cache.forget(&key);
             Error::unavailable(format!("{} gave a garbled answer", rpc.service))
         })?;
         Ok(Reply { message, headers: answer.headers, repeated: answer.earlier > 0 })

@@ -8,9 +8,9 @@
 use std::sync::Arc;
 
 use super::breaker::Breakers;
-use super::call::{Call, FAIR, Failure, Outcome, Path, Reach, layer};
+use super::call::{Call, Failure, Outcome, Path, Reach, layer};
 use super::guard::Held;
-use crate::error::{Code, Error};
+use crate::error::Error;
 
 /// Spares callers the wait for what they can do without.
 #[derive(Clone)]
@@ -35,11 +35,7 @@ impl<S: Path> Optional<S> {
             return Err(Failure::new(Reach::Nobody, error));
         };
         let outcome = self.inner.send(call).await;
-        let failed = outcome.as_ref().is_err_and(|failure| match failure.error.code {
-            Code::Unavailable | Code::Internal => true,
-            Code::Timeout => held.took() >= FAIR,
-            Code::BadRequest | Code::NotFound | Code::TooManyRequests => false,
-        });
+        let failed = outcome.as_ref().is_err_and(|failure| failure.is_outage(held.took()));
         held.record(failed, None);
         outcome
     }
@@ -58,6 +54,7 @@ mod tests {
     use crate::client::call::testing::{End, call, failure};
     use crate::client::ejection::Ejection;
     use crate::config;
+    use crate::error::Code;
     use crate::rpc;
 
     #[tokio::test(start_paused = true)]

@@ -9,7 +9,6 @@ use serde_json::{Map, Value, json};
 use super::Client;
 use super::discover::Snapshot;
 use super::endpoint::Endpoint;
-use super::pool::State;
 use crate::rpc;
 
 impl Client {
@@ -26,8 +25,7 @@ fn service(name: &str, snapshot: &Snapshot) -> Value {
 }
 
 fn instance(service: &str, endpoint: &Endpoint, snapshot: &Snapshot) -> Value {
-    let serves = |other: &Endpoint| other.state() == State::Up && !other.instance.draining;
-    let others = snapshot.usable.iter().any(|other| other.number != endpoint.number && serves(other));
+    let others = snapshot.usable.iter().any(|other| other.number != endpoint.number && other.serves());
     let (mut latencies, mut failures) = (Map::new(), Map::new());
     for rpc in rpc::of_service(service) {
         if let Some(latency) = endpoint.load.latency(rpc.index) {

@@ -67,9 +67,7 @@ impl Whole {
 
     /// Returns the sum of the metric lines that begin so.
     async fn metric(&self, begin: &str) -> f64 {
-        let text = get(self.admin, "/metrics").await.body;
-        let lines = text.lines().filter(|line| line.starts_with(begin));
-        lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum::<f64>() + 0.0
+        crate::kit::http::metric(self.admin, begin).await
     }
 
     /// Waits until a call is answered well.

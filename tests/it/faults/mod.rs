@@ -140,6 +140,11 @@ impl Findings {
         self.add(what, value.as_secs_f64(), "s", Bound::AtMost(most.as_secs_f64()), true);
     }
 
+    /// Notes a ratio or a share that must be at least `least`, on a quiet machine.
+    pub fn timed_share(&mut self, what: &str, value: f64, least: f64) {
+        self.add(what, value, "", Bound::AtLeast(least), true);
+    }
+
     /// Notes a ratio or a share that must not be over `most`, on a quiet machine.
     pub fn ratio(&mut self, what: &str, value: f64, most: f64) {
         self.add(what, value, "", Bound::AtMost(most), true);

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use ::http::StatusCode;
 use etcd_client::{Client, CompactionOptions, PutOptions, Txn, TxnOp};
 use futures_util::FutureExt as _;
 use rustix::process::Signal;
@@ -566,10 +565,8 @@ async fn cold_start(time: Duration) -> Findings {
     sleep(time).await;
     let record = load.finish().await;
     findings.tell("instances", topics.len() as f64, "");
-    let unavailable = Outcome::Status(StatusCode::SERVICE_UNAVAILABLE);
     findings.tell("calls", record.calls.len() as f64, "");
-    let wrong = record.failed().iter().filter(|call| call.outcome != unavailable).count();
-    findings.count("failures other than 503", wrong, 0);
+    findings.count("failures other than 503", record.failed_but_503(), 0);
     findings.count("503 without Retry-After", record.without_retry_after(), 0);
     let settled = record.between(last + 3 * SECOND, last + 3600 * SECOND);
     findings.count("failures once it is up", settled.failed().len(), 0);

@@ -88,6 +88,14 @@ pub async fn put(addr: SocketAddr, path: &str, body: &str) -> Answer {
     send(addr, request("PUT", path, body)).await.unwrap_or_else(|e| panic!("PUT {path}: {e}"))
 }
 
+/// Returns the sum of the metric lines of an admin listener that begin so, 0 if there is none.
+pub async fn metric(admin: SocketAddr, begin: &str) -> f64 {
+    let text = get(admin, "/metrics").await.body;
+    let lines = text.lines().filter(|line| line.starts_with(begin));
+    // the sum of nothing is -0
+    lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum::<f64>() + 0.0
+}
+
 /// Sends bytes and returns everything that comes back until the other side closes.
 pub async fn raw(addr: SocketAddr, bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect(addr).await.expect("it listens");

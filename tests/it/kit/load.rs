@@ -98,6 +98,12 @@ impl Record {
         self.calls.iter().filter(|call| !call.ok()).collect()
     }
 
+    /// Returns how many failures are another answer than 503, or none at all.
+    pub fn failed_but_503(&self) -> usize {
+        let unavailable = Outcome::Status(StatusCode::SERVICE_UNAVAILABLE);
+        self.failed().iter().filter(|call| call.outcome != unavailable).count()
+    }
+
     pub fn degraded(&self) -> usize {
         self.calls.iter().filter(|call| call.degraded.is_some()).count()
     }

@@ -87,9 +87,7 @@ impl Role {
 
     /// Returns the sum of the metric lines that begin so, 0 if there is none.
     pub async fn metric(&self, begin: &str) -> f64 {
-        let text = get(self.admin, "/metrics").await.body;
-        let lines = text.lines().filter(|line| line.starts_with(begin));
-        lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum()
+        http::metric(self.admin, begin).await
     }
 
     /// Waits until this gateway's list of a service's instances satisfies a condition and each of them
