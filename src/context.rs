@@ -1,20 +1,19 @@
 //! What travels with a request through every hop: its deadline and its ids.
 //!
-//! Over HTTP: `x-request-timeout-ms`, `x-request-id`, and a trace id from `b3`, `x-b3-traceid` or
-//! `traceparent`, in that order. Over gRPC: `grpc-timeout`, `x-request-id`, `x-b3-*`,
-//! `grpc-previous-rpc-attempts`.
+//! Over HTTP: `x-request-timeout-ms`, `x-request-id`. Over gRPC: `grpc-timeout`, `x-request-id`,
+//! `grpc-previous-rpc-attempts`. And over both the headers of its trace, see [`crate::trace`].
 
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::time::Instant;
 
+use crate::trace::{Trace, Tracer};
+
 /// Id of a request, chosen by the caller or else by the gateway.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
 /// Id of the trace that a request belongs to, 16 or 32 lower-case hex digits.
 pub const TRACE_ID: HeaderName = HeaderName::from_static("x-b3-traceid");
-/// Id of the calling span, 16 lower-case hex digits.
-pub const SPAN_ID: HeaderName = HeaderName::from_static("x-b3-spanid");
 /// How an answer is degraded: `stale` (an earlier one, with its `age`) or `feeds_unavailable`.
 pub const DEGRADED: HeaderName = HeaderName::from_static("x-degraded");
 /// Which service a call is meant for, `<key prefix><service>`; a server that is another one refuses it.
@@ -26,8 +25,6 @@ pub const INSTANCE: HeaderName = HeaderName::from_static("x-msa-instance");
 /// How often a call was tried before (gRPC proposal A6).
 const PREVIOUS_ATTEMPTS: HeaderName = HeaderName::from_static("grpc-previous-rpc-attempts");
 const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
-const B3: HeaderName = HeaderName::from_static("b3");
-const TRACEPARENT: HeaderName = HeaderName::from_static("traceparent");
 
 /// Longest request id that is taken over from a caller, bytes.
 const MAX_REQUEST_ID: usize = 128;
@@ -39,8 +36,8 @@ pub struct Context {
     pub deadline: Instant,
     /// 1 to 128 visible ASCII characters.
     pub request_id: HeaderValue,
-    /// 16 or 32 lower-case hex digits.
-    pub trace_id: HeaderValue,
+    /// The trace that it belongs to, as this process passes it on.
+    pub trace: Trace,
     /// How often this or a call above it was tried before. Above 0 nothing further down is repeated:
     /// else three tries at each of three hops make 27.
     pub previous_attempts: u32,
@@ -50,22 +47,17 @@ impl Context {
     /// Returns a context with fresh ids.
     #[must_use]
     pub fn new(deadline: Instant) -> Self {
-        Self {
-            deadline,
-            request_id: hex(rand::random()),
-            trace_id: hex(rand::random()),
-            previous_attempts: 0,
-        }
+        Self { deadline, request_id: fresh(), trace: Trace::default(), previous_attempts: 0 }
     }
 
     /// Returns the context that a caller's headers give; what they lack or garble is made up.
     #[must_use]
-    pub fn from_headers(headers: &HeaderMap, deadline: Instant) -> Self {
+    pub fn from_headers(headers: &HeaderMap, deadline: Instant, tracer: &Tracer) -> Self {
         let given = headers.get(REQUEST_ID).filter(|id| is_request_id(id));
         Self {
             deadline,
-            request_id: given.cloned().unwrap_or_else(|| hex(rand::random())),
-            trace_id: trace_id(headers).unwrap_or_else(|| hex(rand::random())),
+            request_id: given.cloned().unwrap_or_else(fresh),
+            trace: tracer.join(headers),
             previous_attempts: 0,
         }
     }
@@ -73,9 +65,9 @@ impl Context {
     /// Returns the context of a gRPC call: as [`Self::from_headers`], and how often it was tried before,
     /// which only a caller inside the system is believed.
     #[must_use]
-    pub fn from_grpc(headers: &HeaderMap, deadline: Instant) -> Self {
+    pub fn from_grpc(headers: &HeaderMap, deadline: Instant, tracer: &Tracer) -> Self {
         let given = headers.get(PREVIOUS_ATTEMPTS).and_then(|value| value.to_str().ok()?.parse().ok());
-        Self { previous_attempts: given.unwrap_or(0), ..Self::from_headers(headers, deadline) }
+        Self { previous_attempts: given.unwrap_or(0), ..Self::from_headers(headers, deadline, tracer) }
     }
 
     /// Returns the time that is left, zero if it is over.
@@ -84,7 +76,8 @@ impl Context {
         self.deadline.saturating_duration_since(Instant::now())
     }
 
-    /// Writes this context into the headers of a gRPC request.
+    /// Writes this context into the headers of a gRPC request, but for the trace, of which each attempt is a step
+    /// of its own.
     pub fn write(&self, headers: &mut HeaderMap) {
         // HPACK must not keep values that never come again: each would push others out of its table, at both
         // ends. "Sensitive" is its word for that.
@@ -94,8 +87,6 @@ impl Context {
         };
         once(GRPC_TIMEOUT, format_timeout(self.remaining()));
         once(REQUEST_ID, self.request_id.clone());
-        once(TRACE_ID, self.trace_id.clone());
-        once(SPAN_ID, hex(rand::random()));
         if self.previous_attempts > 0 {
             headers.insert(PREVIOUS_ATTEMPTS, HeaderValue::from(self.previous_attempts));
         }
@@ -143,30 +134,23 @@ fn is_request_id(value: &HeaderValue) -> bool {
     (1..=MAX_REQUEST_ID).contains(&bytes.len()) && bytes.iter().all(u8::is_ascii_graphic)
 }
 
-fn trace_id(headers: &HeaderMap) -> Option<HeaderValue> {
-    let text = |name| headers.get(name).and_then(|v: &HeaderValue| v.to_str().ok());
-    let b3 = text(B3).and_then(|v| v.split('-').next());
-    let multi = text(TRACE_ID);
-    let w3c = text(TRACEPARENT).and_then(|v| v.split('-').nth(1));
-    let found = [b3, multi, w3c].into_iter().flatten().find(|id| is_trace_id(id))?;
-    HeaderValue::from_str(&found.to_ascii_lowercase()).ok()
-}
-
-fn is_trace_id(text: &str) -> bool {
-    matches!(text.len(), 16 | 32)
-        && text.bytes().all(|b| b.is_ascii_hexdigit())
-        && text.bytes().any(|b| b != b'0')
-}
-
-fn hex(id: u64) -> HeaderValue {
-    // an id of zeros is invalid in B3 and W3C
-    let text = format!("{:016x}", id.max(1));
+/// Returns a new request id.
+fn fresh() -> HeaderValue {
+    let text = format!("{:016x}", rand::random::<u64>());
     HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static("0000000000000001"))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn from_headers(headers: &HeaderMap) -> Context {
+        Context::from_headers(headers, Instant::now(), &Tracer::off())
+    }
+
+    fn from_grpc(headers: &HeaderMap) -> Context {
+        Context::from_grpc(headers, Instant::now(), &Tracer::off())
+    }
 
     #[test]
     fn a_timeout_survives_the_wire_and_never_grows() {
@@ -185,23 +169,6 @@ mod tests {
     }
 
     #[test]
-    fn a_trace_is_joined_in_order_of_precedence() {
-        let mut headers = HeaderMap::new();
-        let read = |headers: &HeaderMap| Context::from_headers(headers, Instant::now()).trace_id;
-        headers.insert(
-            TRACEPARENT,
-            HeaderValue::from_static("00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"),
-        );
-        assert_eq!(read(&headers), "0af7651916cd43dd8448eb211c80319c");
-        headers.insert(TRACE_ID, HeaderValue::from_static("463AC35C9F6413AD"));
-        assert_eq!(read(&headers), "463ac35c9f6413ad");
-        headers.insert(B3, HeaderValue::from_static("80f198ee56343ba864fe8b2a57d3eff7-e457b5a2e4d86bd1-1"));
-        assert_eq!(read(&headers), "80f198ee56343ba864fe8b2a57d3eff7");
-        headers.insert(B3, HeaderValue::from_static("0"));
-        assert_eq!(read(&headers), "463ac35c9f6413ad");
-    }
-
-    #[test]
     fn earlier_attempts_are_told_and_believed_over_grpc_only() {
         let mut headers = HeaderMap::new();
         let mut context = Context::new(Instant::now());
@@ -210,20 +177,20 @@ mod tests {
         context.previous_attempts = 2;
         context.write(&mut headers);
         assert_eq!(headers[PREVIOUS_ATTEMPTS], "2");
-        assert_eq!(Context::from_grpc(&headers, Instant::now()).previous_attempts, 2);
-        assert_eq!(Context::from_headers(&headers, Instant::now()).previous_attempts, 0);
+        assert_eq!(from_grpc(&headers).previous_attempts, 2);
+        assert_eq!(from_headers(&headers).previous_attempts, 0);
         headers.insert(PREVIOUS_ATTEMPTS, HeaderValue::from_static("-1"));
-        assert_eq!(Context::from_grpc(&headers, Instant::now()).previous_attempts, 0);
+        assert_eq!(from_grpc(&headers).previous_attempts, 0);
     }
 
     #[test]
     fn a_garbled_request_id_is_replaced() {
         let mut headers = HeaderMap::new();
         headers.insert(REQUEST_ID, HeaderValue::from_static("abc-1"));
-        assert_eq!(Context::from_headers(&headers, Instant::now()).request_id, "abc-1");
+        assert_eq!(from_headers(&headers).request_id, "abc-1");
         for wrong in ["", "a b", &"x".repeat(129)] {
             headers.insert(REQUEST_ID, HeaderValue::from_str(wrong).unwrap());
-            assert_eq!(Context::from_headers(&headers, Instant::now()).request_id.len(), 16);
+            assert_eq!(from_headers(&headers).request_id.len(), 16);
         }
     }
 }

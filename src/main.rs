@@ -51,7 +51,6 @@ fn main() -> ExitCode {
 async fn run(role: Role, settings: Settings) -> anyhow::Result<()> {
     let stop = shutdown::on_signal()?;
     raise_file_limit();
-    telemetry::note_tracing(&settings.trace);
     let derived = settings.grpc.addr.0.ip().is_unspecified() && settings.grpc.advertise_addr.is_none();
     if derived && !matches!(role, Role::Up | Role::Apigateway) {
         // the address to advertise is the one that this route begins at

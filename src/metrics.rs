@@ -31,6 +31,7 @@ pub struct Metrics {
     registration: IntGaugeVec,
     view: ViewMetrics,
     view_age: prometheus::Gauge,
+    trace: TraceMeters,
 }
 
 /// What the limits of the listeners do.
@@ -150,6 +151,40 @@ struct ClientFamilies {
     connections: IntCounterVec,
 }
 
+/// What is counted of spans.
+#[derive(Clone, Debug)]
+pub struct TraceMeters {
+    /// `trace_spans_exported_total`: the collector has taken them.
+    pub exported: IntCounter,
+    /// `trace_spans_dropped_total{reason="queue"}`: there was no room for them.
+    pub dropped_full: IntCounter,
+    /// `trace_spans_dropped_total{reason="export"}`: the collector did not take them.
+    pub dropped_export: IntCounter,
+    /// `trace_spans_queued`: they wait to be sent.
+    pub queued: IntGauge,
+}
+
+impl TraceMeters {
+    fn new(r: &Registry) -> prometheus::Result<Self> {
+        let dropped = add(
+            r,
+            IntCounterVec::new(
+                Opts::new("trace_spans_dropped_total", "Spans that were lost, by where."),
+                &["reason"],
+            ),
+        )?;
+        Ok(Self {
+            exported: add(
+                r,
+                IntCounter::new("trace_spans_exported_total", "Spans that the collector has taken."),
+            )?,
+            dropped_full: dropped.with_label_values(&["queue"]),
+            dropped_export: dropped.with_label_values(&["export"]),
+            queued: add(r, IntGauge::new("trace_spans_queued", "Spans that wait to be sent."))?,
+        })
+    }
+}
+
 /// Registers a collector. It cannot fail: the names below are valid and distinct, and a test makes them.
 fn add<C: prometheus::core::Collector + Clone + 'static>(
     registry: &Registry,
@@ -226,6 +261,7 @@ impl Metrics {
                     "Time since the registry last confirmed the view; -1 before the first time.",
                 ),
             )?,
+            trace: TraceMeters::new(r)?,
             registry: registry.clone(),
         };
         let build = gauge("build_info", "1; the version is the label.", &["version"])?;
@@ -250,6 +286,12 @@ impl Metrics {
     #[must_use]
     pub fn client(&self, service: &'static str) -> ClientMeters {
         ClientMeters::new(&self.client, &self.attempts, service)
+    }
+
+    /// Returns what is counted of spans.
+    #[must_use]
+    pub fn trace(&self) -> TraceMeters {
+        self.trace.clone()
     }
 
     /// Returns the gauge of requests in progress.

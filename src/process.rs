@@ -21,6 +21,7 @@ use crate::metrics::Metrics;
 use crate::registry::{Etcd, Instance, Local, Registration, Registry, advertise};
 use crate::server::{Limits, MAX_UNSENT, Protocol, Stop, serve};
 use crate::service::{Handler, Service};
+use crate::trace::Traces;
 
 /// What a gateway's drain may take beyond its longest deadline.
 const GATEWAY_MARGIN: Duration = Duration::from_millis(500);
@@ -51,6 +52,7 @@ impl Addresses {
 pub struct Process {
     settings: Settings,
     metrics: Metrics,
+    traces: Traces,
     registry: Arc<dyn Registry>,
     admin: Listener,
     services: Vec<Prepared>,
@@ -101,9 +103,11 @@ impl Process {
             let probe = client::probe(settings.client.clone(), settings.registry.prefix.clone());
             Arc::new(Etcd::new(settings.registry.clone(), probe)?)
         };
+        let metrics = Metrics::new()?;
         Ok(Self {
             admin: Listener::bind(settings.admin.addr.0)?,
-            metrics: Metrics::new()?,
+            traces: Traces::start(&settings.trace, &metrics),
+            metrics,
             registry,
             services: Vec::new(),
             gateways: Vec::new(),
@@ -247,6 +251,7 @@ impl Process {
                 Some(reason)
             }
         };
+        self.traces.stop().await;
         end.cancel();
         admin.await?;
         if let Some(reason) = refused {
@@ -273,14 +278,16 @@ impl Process {
         let grpc = &self.settings.grpc;
         let limits = limits(grpc.max_connections, grpc.write_timeout);
         let unsent = limits.unsent.clone();
-        let mut handler = Handler::new(&service, identity, id, &self.metrics, &self.settings, unsent).await?;
         let bound = listener.addr();
+        let tracer = self.traces.tracer(name, instance.addr.parse().unwrap_or(bound));
+        let handler = Handler::new(&service, identity, id, &self.metrics, tracer, &self.settings, unsent);
+        let mut handler = handler.await?;
         let begin = CancellationToken::new();
         let stop_server = Stop { begin: begin.clone(), grace: self.settings.shutdown.grace };
         let protocol = Protocol::Http2 { max_concurrent_streams: grpc.max_concurrent_streams };
         let server = tokio::spawn({
             let (handler, metrics) = (handler.clone(), self.metrics.clone());
-            let answer = move |request, _| handler.clone().call(request);
+            let answer = move |request, peer| handler.clone().call(request, peer);
             async move { serve(listener, protocol, limits, &metrics, answer, stop_server).await }
         });
         handler.set_serving(true).await;
@@ -327,7 +334,9 @@ impl Process {
         let client = self.client(&Role::SERVICES.map(Role::name));
         let http = &self.settings.http;
         let limits = limits(http.max_connections, http.write_timeout);
-        let gateway = Gateway::new(client, &self.metrics, &self.settings, limits.unsent.clone());
+        let addr = listeners.first().map_or(http.addr.0, Listener::addr);
+        let tracer = self.traces.tracer(name, addr);
+        let gateway = Gateway::new(client, &self.metrics, tracer, &self.settings, limits.unsent.clone());
         let grace = self.settings.shutdown.grace.min(self.settings.client.deadline + GATEWAY_MARGIN);
         for listener in listeners {
             let bound = listener.addr();

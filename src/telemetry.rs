@@ -4,7 +4,7 @@ use tracing_subscriber::filter::EnvFilter;
 use tracing_subscriber::fmt;
 use tracing_subscriber::prelude::*;
 
-use crate::config::{Log, LogFormat, Trace};
+use crate::config::{Log, LogFormat};
 
 /// Installs the subscriber of the process. Called once, before anything is logged.
 ///
@@ -25,11 +25,4 @@ pub fn init(settings: &Log) -> anyhow::Result<()> {
         }
     }
     Ok(())
-}
-
-/// Says what the trace settings do: for now nothing but carry ids.
-pub fn note_tracing(settings: &Trace) {
-    if let Some(addr) = &settings.zipkin_addr {
-        tracing::warn!(zipkin_addr = addr, "spans are not exported yet, requests carry trace ids only");
-    }
 }

@@ -18,6 +18,8 @@ use super::outcome::{self, Ended, fold};
 use super::pool::{Pool, Shared};
 use crate::context::{INSTANCE, SERVICE, WRONG_SERVICE};
 use crate::error::{Code, Error, chain};
+use crate::metrics::code_name;
+use crate::trace::{Span, Trace};
 
 /// Largest answer, bytes: the most content an answer carries, twice over for its frame and ids.
 const MAX_ANSWER: usize = 2 * crate::check::MAX_ANSWER;
@@ -58,7 +60,10 @@ impl Exchange {
         let Some(mut on) = self.pool.pick() else {
             return fold(self.service, Ended::Kept("not connected".to_owned()));
         };
-        let ended = self.exchange(on.live.sender.clone(), &call).await;
+        let (trace, mut span) = call.context.trace.attempt(call.rpc, &self.pool.shared.addr);
+        span.tag("attempt", u64::from(call.context.previous_attempts) + 1);
+        span.tag("deadline_ms", call.context.remaining());
+        let ended = self.exchange(on.live.sender.clone(), &call, &trace).await;
         on.ended();
         if !matches!(ended, Ended::Answered(_)) {
             tracing::debug!(addr = self.pool.shared.addr, rpc = call.rpc.path, %ended, "attempt failed");
@@ -72,16 +77,18 @@ impl Exchange {
                 self.pool.note(reason);
             }
         }
+        describe(span, &folded);
         folded
     }
 
-    async fn exchange(&self, mut sender: SendRequest<Full<Bytes>>, call: &Call) -> Ended {
+    async fn exchange(&self, mut sender: SendRequest<Full<Bytes>>, call: &Call, trace: &Trace) -> Ended {
         let Shared { addr, identity, .. } = &*self.pool.shared;
         let mut request = match request(addr, identity, call.rpc.path, call.framed.clone()) {
             Ok(request) => request,
             Err(reason) => return Ended::Kept(reason),
         };
         call.context.write(request.headers_mut());
+        trace.write(request.headers_mut());
         let response = match sender.try_send_request(request).await {
             Ok(response) => response,
             Err(mut error) => {
@@ -101,6 +108,26 @@ impl Exchange {
     }
 }
 layer!(Exchange);
+
+/// Ends the span of an attempt.
+fn describe(mut span: Span, outcome: &Outcome) {
+    match outcome {
+        Ok(answer) => {
+            span.tag("grpc.status_code", code_name(tonic::Code::Ok));
+            if let Some(id) = answer.headers.get(INSTANCE) {
+                span.tag("instance", id);
+            }
+        }
+        Err(failure) => {
+            let code = code_name(failure.error.code.grpc());
+            span.tag("grpc.status_code", code);
+            if matches!(failure.error.code, Code::Unavailable | Code::Timeout | Code::Internal) {
+                span.fail(code);
+            }
+        }
+    }
+    span.end();
+}
 
 /// Returns a gRPC request to `path` of the service that `identity` names.
 pub fn request(

@@ -258,7 +258,7 @@ fn validate(
     refuse: impl Fn(&str, String) -> ConfigError,
 ) -> Result<(), ConfigError> {
     let ms = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
-    let ranges: [(&str, u64, u64, u64); 48] = [
+    let ranges: [(&str, u64, u64, u64); 49] = [
         ("admin.max_connections", s.admin.max_connections as u64, 1, 100_000),
         ("client.attempt_timeout_ms", ms(s.client.attempt_timeout), 0, 600_000),
         ("client.attempts", u64::from(s.client.attempts), 1, 5),
@@ -304,6 +304,7 @@ fn validate(
         ("registry.weight", u64::from(s.registry.weight), 1, 1000),
         ("shutdown.announce_ms", ms(s.shutdown.announce), 0, 10_000),
         ("shutdown.grace_ms", ms(s.shutdown.grace), 0, 600_000),
+        ("trace.queue", s.trace.queue as u64, 100, 1_000_000),
         ("up.feed_replicas", s.up.feed_replicas as u64, 0, 64),
         ("up.profile_replicas", s.up.profile_replicas as u64, 0, 64),
         ("up.topic_replicas", s.up.topic_replicas as u64, 0, 64),
@@ -337,11 +338,9 @@ fn validate(
     if let Err(e) = tracing_subscriber::filter::EnvFilter::builder().parse(&s.log.level) {
         return Err(refuse("log.level", e.to_string()));
     }
-    if let Some(addr) = &s.trace.zipkin_addr
-        && !(addr.starts_with("http://") || addr.starts_with("https://"))
-    {
-        let reason = format!("{addr:?} is not a URL, want http://host:port/api/v2/spans");
-        return Err(refuse("trace.zipkin_addr", reason));
+    if !(0.0..=1.0).contains(&s.trace.sample_ratio) {
+        let reason = format!("{} is out of range, want 0 to 1", s.trace.sample_ratio);
+        return Err(refuse("trace.sample_ratio", reason));
     }
     Ok(())
 }

@@ -13,7 +13,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 pub use load::{ConfigError, Source, load, rows};
-pub use types::{Balancer, HostPort, ListenAddr, LogFormat, Network, StoreUrl};
+pub use types::{Balancer, Collector, HostPort, ListenAddr, LogFormat, Network, StoreUrl};
 
 /// What one process does; the name is the registry's, the metrics' and the command line's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -77,7 +77,7 @@ pub struct Settings {
     pub shutdown: Shutdown,
     /// What is logged, and how.
     pub log: Log,
-    /// Where traces go.
+    /// Which requests are traced, and where their spans go.
     pub trace: Trace,
     /// What `up` runs.
     pub up: Up,
@@ -489,13 +489,25 @@ impl Default for Log {
     }
 }
 
-/// Where traces go.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+/// Which requests are traced, and where their spans go.
+#[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Trace {
-    /// Zipkin's collector, `http://host:port[/api/v2/spans]`. Default none. Read and checked, but no
-    /// spans are exported yet: requests carry B3 trace ids only.
-    pub zipkin_addr: Option<String>,
+    /// Zipkin's collector, `http://host:port[/api/v2/spans]`. Default none: requests carry their ids, and
+    /// nothing is recorded.
+    pub zipkin_addr: Option<Collector>,
+    /// Share of the requests that are traced, 0 to 1, of those whose headers do not say. Default 1: a few
+    /// requests a second are all worth seeing; a busy system wants 0.01.
+    pub sample_ratio: f64,
+    /// Most spans that wait to be sent, 100 to 1000000, each below 1 KiB; the rest is counted and dropped.
+    /// Default 8192: half a second of all spans of a gateway at 5000 requests/s.
+    pub queue: usize,
+}
+
+impl Default for Trace {
+    fn default() -> Self {
+        Self { zipkin_addr: None, sample_ratio: 1.0, queue: 8192 }
+    }
 }
 
 /// What `up` runs.

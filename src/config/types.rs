@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use http::Uri;
 use ipnet::IpNet;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 
@@ -128,6 +129,64 @@ impl fmt::Display for Network {
     }
 }
 
+/// Where spans are sent: `http://host[:port][/path]`; without a path, or with that of version 1, to
+/// `/api/v2/spans`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Collector {
+    text: String,
+    uri: Uri,
+}
+
+impl Collector {
+    /// Returns where spans of version 2 go.
+    #[must_use]
+    pub const fn uri(&self) -> &Uri {
+        &self.uri
+    }
+
+    /// Returns true if the setting asked for version 1.
+    #[must_use]
+    pub fn was_v1(&self) -> bool {
+        self.text.trim_end_matches('/').ends_with(Self::V1)
+    }
+
+    const V1: &str = "/api/v1/spans";
+    const V2: &str = "/api/v2/spans";
+}
+
+impl FromStr for Collector {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let wrong =
+            |why: &str| format!("`{text}` is not a collector: {why}; want http://host:port/api/v2/spans");
+        let uri: Uri = text.parse().map_err(|_| wrong("it is no URL"))?;
+        let host = uri.authority().filter(|authority| !authority.host().is_empty());
+        match (uri.scheme_str(), host) {
+            (Some("http"), Some(host)) if !host.as_str().contains('@') => {
+                let path = uri.path().trim_end_matches('/');
+                let path = match path.strip_suffix(Self::V1) {
+                    Some(base) => format!("{base}{}", Self::V2),
+                    None if path.is_empty() => Self::V2.to_owned(),
+                    None => uri.path().to_owned(),
+                };
+                let uri = Uri::builder().scheme("http").authority(host.clone()).path_and_query(path);
+                let uri = uri.build().map_err(|_| wrong("it is no URL"))?;
+                Ok(Self { text: text.to_owned(), uri })
+            }
+            (Some("http"), Some(_)) => Err(wrong("it may not hold a user or a password")),
+            (Some("https"), _) => Err(wrong("https is not spoken; a collector beside this process can be")),
+            _ => Err(wrong("it is no URL of http")),
+        }
+    }
+}
+
+impl fmt::Display for Collector {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
 /// Which store, and where.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StoreUrl {
@@ -173,7 +232,7 @@ macro_rules! as_string {
         }
     )*};
 }
-as_string!(ListenAddr, HostPort, Network, StoreUrl);
+as_string!(Collector, ListenAddr, HostPort, Network, StoreUrl);
 
 /// How the next instance is chosen.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -26,9 +26,10 @@ use warp::reply::Response;
 
 use crate::client::Client;
 use crate::config::Settings;
-use crate::context::Context;
+use crate::context::{Context, DEGRADED};
 use crate::error::{Code, Error};
 use crate::metrics::Metrics;
+use crate::trace::Tracer;
 use admit::Admission;
 use reply::Problem;
 use request::{Limit, Request};
@@ -50,6 +51,7 @@ pub struct Gateway {
     routes: BoxedFilter<(Response,)>,
     admission: Arc<Admission>,
     metrics: Metrics,
+    tracer: Tracer,
     deadline: Duration,
     slow: Duration,
 }
@@ -65,6 +67,7 @@ impl Gateway {
     pub fn new(
         client: Client,
         metrics: &Metrics,
+        tracer: Tracer,
         settings: &Settings,
         unsent: Arc<crate::limit::Limit>,
     ) -> Self {
@@ -91,6 +94,7 @@ impl Gateway {
             routes,
             admission: Admission::new(&settings.http, unsent, metrics),
             metrics: metrics.clone(),
+            tracer,
             deadline: settings.client.deadline,
             slow: settings.log.slow,
         }
@@ -104,11 +108,19 @@ impl Gateway {
         let method = method_label(request.method());
         let limit = time_limit(request.headers());
         let allowed = limit.clone().ok().flatten().unwrap_or(self.deadline).min(self.deadline);
-        let context = Context::from_headers(request.headers(), begun + allowed);
+        let mut context = Context::from_headers(request.headers(), begun + allowed, &self.tracer);
         let too_long = request.uri().path_and_query().is_some_and(|uri| uri.as_str().len() > MAX_URI);
 
         let has_body = !request.body().is_end_stream();
         let admitted = self.admission.admit(peer, request.method(), request.headers(), has_body);
+        // what is refused at the door is counted; a flood of it must not become a flood of spans
+        let mut span = admitted.is_ok().then(|| {
+            let mut span = context.trace.serve(|| format!("{method} {route}").into(), begun, peer);
+            span.tag("http.method", method);
+            span.tag("http.route", route);
+            span.tag("deadline_ms", allowed);
+            span
+        });
         let mut response = match admitted {
             Err(problem) => {
                 request::discard_all(request).await;
@@ -130,13 +142,23 @@ impl Gateway {
         reply::complete(&mut response, &context);
         let (status, took) = (response.status(), begun.elapsed());
         self.metrics.http(route, method, status.as_u16(), took);
-        let (request_id, trace_id) = (&context.request_id, &context.trace_id);
         let (status, ms) = (status.as_u16(), took.as_millis());
+        if let Some(mut span) = span.take() {
+            span.tag("http.status_code", u64::from(status));
+            if let Some(degraded) = response.headers().get(DEGRADED) {
+                span.tag("degraded", degraded);
+            }
+            if status >= 500 {
+                span.fail(response.status().canonical_reason().unwrap_or("error"));
+            }
+            span.end();
+        }
+        let (request_id, trace_id) = (&context.request_id, context.trace.id());
         // refusals for overload are counted, and told of together
         if (status >= 500 && !overload) || took >= self.slow {
-            tracing::info!(route, method, status, duration_ms = ms, ?request_id, ?trace_id, "request");
+            tracing::info!(route, method, status, duration_ms = ms, ?request_id, %trace_id, "request");
         } else {
-            tracing::debug!(route, method, status, duration_ms = ms, ?request_id, ?trace_id, "request");
+            tracing::debug!(route, method, status, duration_ms = ms, ?request_id, %trace_id, "request");
         }
         response
     }

@@ -72,7 +72,7 @@ struct Body<'a> {
     detail: &'a str,
     #[serde(skip_serializing_if = "Option::is_none")]
     field: Option<&'a str>,
-    trace_id: &'a str,
+    trace_id: String,
 }
 
 impl From<Error> for Problem {
@@ -161,7 +161,7 @@ impl Problem {
             status: self.status.as_u16(),
             detail: &self.detail,
             field: self.field.as_deref(),
-            trace_id: context.trace_id.to_str().unwrap_or_default(),
+            trace_id: context.trace.id().to_string(),
         };
         *response.body_mut() = indented(&body).into();
         let headers = response.headers_mut();
@@ -189,7 +189,7 @@ pub fn complete(response: &mut Response, context: &Context) {
     }
     let headers = response.headers_mut();
     headers.insert(REQUEST_ID, context.request_id.clone());
-    headers.insert(TRACE_ID, context.trace_id.clone());
+    headers.insert(TRACE_ID, context.trace.id().into());
 }
 
 /// Returns the error for an answer of a service that cannot be understood.

@@ -7,6 +7,7 @@ mod profile;
 mod topic;
 
 use std::convert::Infallible;
+use std::net::IpAddr;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
@@ -28,9 +29,10 @@ use crate::config::{Settings, StoreUrl};
 use crate::context::{Context, INSTANCE, SERVICE, WRONG_SERVICE, grpc_timeout};
 use crate::error::{Code, Error};
 use crate::limit::{Limit, PUSHBACK, pushback};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, code_name};
 use crate::rpc::{self, Rpc};
 use crate::store::{self, StoreError};
+use crate::trace::Tracer;
 use admit::Admission;
 
 /// One of the three services, over its store.
@@ -112,6 +114,7 @@ pub struct Handler {
     instance: HeaderValue,
     admission: Arc<Admission>,
     metrics: Metrics,
+    tracer: Tracer,
     default_deadline: Duration,
 }
 
@@ -126,6 +129,7 @@ impl Handler {
         identity: HeaderValue,
         instance: HeaderValue,
         metrics: &Metrics,
+        tracer: Tracer,
         settings: &Settings,
         unsent: Arc<Limit>,
     ) -> anyhow::Result<Self> {
@@ -151,6 +155,7 @@ impl Handler {
             instance,
             admission: Admission::new(service.grpc_name(), &settings.grpc, unsent, metrics),
             metrics: metrics.clone(),
+            tracer,
             default_deadline: settings.client.deadline,
         };
         handler.set_serving(false).await;
@@ -173,7 +178,7 @@ impl Handler {
     /// Answers one call. Every failure becomes a gRPC status.
     ///
     /// *Cancellation*: a caller that hangs up drops the future, and the work with it.
-    pub async fn call(self, request: Request<Incoming>) -> Response<Body> {
+    pub async fn call(self, request: Request<Incoming>, peer: IpAddr) -> Response<Body> {
         let begun = Instant::now();
         if request.headers().get(SERVICE).is_some_and(|meant| meant != self.identity) {
             let mut refusal = refusal(Error::unavailable("this is another service"));
@@ -183,7 +188,15 @@ impl Handler {
         let rpc = rpc::by_path(request.uri().path());
         let limit = grpc_timeout(request.headers());
         let limit = limit.map_or(self.default_deadline, |limit| limit.min(MAX_DEADLINE));
-        let context = Context::from_grpc(request.headers(), begun + limit);
+        let mut context = Context::from_grpc(request.headers(), begun + limit, &self.tracer);
+        // health checks and reflection are nobody's request
+        let mut span = (!rpc.service.is_empty()).then(|| {
+            let mut span = context.trace.serve(|| rpc.path.trim_start_matches('/').into(), begun, peer);
+            span.tag("instance", &self.instance);
+            span.tag("attempt", u64::from(context.previous_attempts) + 1);
+            span.tag("deadline_ms", limit);
+            span
+        });
 
         let answer = AssertUnwindSafe(self.answer(rpc, request, &context)).catch_unwind();
         let (mut response, overload) = match answer.await {
@@ -204,6 +217,13 @@ impl Handler {
         response.headers_mut().insert(INSTANCE, self.instance);
         let code = status_of(&response);
         self.metrics.grpc(rpc.grpc_service, rpc.method, code, begun.elapsed());
+        if let Some(mut span) = span.take() {
+            span.tag("grpc.status_code", code_name(code));
+            if is_failure(code) {
+                span.fail(code_name(code));
+            }
+            span.end();
+        }
         log(rpc, &context, code, begun.elapsed(), overload);
         response
     }
@@ -270,14 +290,24 @@ fn status_of(response: &Response<Body>) -> tonic::Code {
 
 /// Refusals for overload are counted, and told of together.
 fn log(rpc: &Rpc, context: &Context, code: tonic::Code, took: Duration, overload: bool) {
-    let code = crate::metrics::code_name(code);
-    let (request_id, trace_id) = (&context.request_id, &context.trace_id);
+    let (name, request_id, trace_id) = (code_name(code), &context.request_id, context.trace.id());
     let ms = took.as_millis();
-    if matches!(code, "INTERNAL" | "UNKNOWN" | "UNAVAILABLE" | "DEADLINE_EXCEEDED") && !overload {
-        tracing::info!(rpc = rpc.path, code, duration_ms = ms, ?request_id, ?trace_id, "call failed");
+    if is_failure(code) && !overload {
+        tracing::info!(rpc = rpc.path, code = name, duration_ms = ms, ?request_id, %trace_id, "call failed");
     } else {
-        tracing::debug!(rpc = rpc.path, code, duration_ms = ms, ?request_id, ?trace_id, "call");
+        tracing::debug!(rpc = rpc.path, code = name, duration_ms = ms, ?request_id, %trace_id, "call");
     }
+}
+
+/// Returns true for the codes that say that the service, not the caller, did not do its part.
+const fn is_failure(code: tonic::Code) -> bool {
+    matches!(
+        code,
+        tonic::Code::Internal
+            | tonic::Code::Unknown
+            | tonic::Code::Unavailable
+            | tonic::Code::DeadlineExceeded
+    )
 }
 
 /// Returns the context that [`Handler::call`] put into a request.

@@ -29,4 +29,5 @@ mod lifecycle;
 mod numbers;
 mod registry_edge;
 mod resilience;
+mod traces;
 mod walkthrough;

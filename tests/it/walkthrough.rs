@@ -22,7 +22,7 @@ const EXPECTED: &str = r#"{
 }"#;
 
 /// The three commands; what they print is pinned because users' scripts depend on it.
-fn walk(gateway: SocketAddr) {
+pub fn walk(gateway: SocketAddr) {
     let create = format!("http://{gateway}/api/feed/create_feed");
     let put = |body: &str| curl(&["-XPUT", &create, "-d", body]);
     assert_eq!(put(r#"{"id":100,"user_id":123,"content":"hello world"}"#), "{}");

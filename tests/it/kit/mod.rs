@@ -5,6 +5,7 @@ pub mod ab;
 pub mod app;
 pub mod authority;
 pub mod cluster;
+pub mod collector;
 pub mod cpu;
 pub mod etcd;
 pub mod fake;
@@ -16,6 +17,7 @@ pub mod peer;
 pub mod process;
 pub mod relay;
 pub mod system;
+pub mod zipkin;
 
 use std::fmt::Debug;
 use std::net::{SocketAddr, TcpListener};
@@ -29,13 +31,26 @@ pub const SOON: Duration = Duration::from_secs(20);
 
 /// Waits until `probe` returns something, asking every 10 ms; panics after [`SOON`] with what was waited
 /// for.
-pub async fn wait_for<T, F: Future<Output = Option<T>>>(what: &str, mut probe: impl FnMut() -> F) -> T {
+pub async fn wait_for<T, F: Future<Output = Option<T>>>(what: &str, probe: impl FnMut() -> F) -> T {
+    wait_at_most(SOON, what, probe).await
+}
+
+/// As [`wait_for`], for the start of a program that may take a minute on a busy machine.
+pub async fn wait_long_for<T, F: Future<Output = Option<T>>>(what: &str, probe: impl FnMut() -> F) -> T {
+    wait_at_most(Duration::from_mins(2), what, probe).await
+}
+
+async fn wait_at_most<T, F: Future<Output = Option<T>>>(
+    limit: Duration,
+    what: &str,
+    mut probe: impl FnMut() -> F,
+) -> T {
     let begun = Instant::now();
     loop {
         if let Some(found) = probe().await {
             return found;
         }
-        assert!(begun.elapsed() < SOON, "waited {SOON:?} in vain: {what}");
+        assert!(begun.elapsed() < limit, "waited {limit:?} in vain: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }
