@@ -10,6 +10,7 @@
 mod callpath;
 mod edge;
 mod registry;
+mod telemetry;
 
 use std::fmt::Write as _;
 use std::process::Command;
@@ -25,7 +26,7 @@ use crate::kit::load::Record;
 
 /// Every row, in the order of the table.
 fn all() -> Vec<Row> {
-    [registry::ROWS, callpath::ROWS, edge::ROWS].concat()
+    [registry::ROWS, callpath::ROWS, edge::ROWS, telemetry::ROWS].concat()
 }
 
 /// Makes the rows of a group and the named tests of their short forms.

@@ -3,7 +3,6 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -38,11 +37,7 @@ pub struct Collector {
     _stop: DropGuard,
 }
 
-#[derive(Default)]
-struct Seen {
-    spans: Mutex<Vec<Value>>,
-    batches: AtomicUsize,
-}
+type Seen = Mutex<Vec<Value>>;
 
 impl Collector {
     /// Starts it on a thread of its own, so that it stands in nobody's way.
@@ -76,12 +71,7 @@ impl Collector {
 
     /// Returns the spans that were kept.
     pub fn spans(&self) -> Vec<Value> {
-        self.seen.spans.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Returns how many batches came.
-    pub fn batches(&self) -> usize {
-        self.seen.batches.load(Relaxed)
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
 
@@ -96,11 +86,10 @@ async fn answer(
         return Ok(response);
     };
     let body = body.to_bytes();
-    seen.batches.fetch_add(1, Relaxed);
     match manner {
         Manner::Keep => {
             let spans: Vec<Value> = serde_json::from_slice(&body).expect("an array of spans");
-            seen.spans.lock().unwrap_or_else(PoisonError::into_inner).extend(spans);
+            seen.lock().unwrap_or_else(PoisonError::into_inner).extend(spans);
         }
         Manner::Discard => {}
         Manner::Slow(time) => tokio::time::sleep(time).await,

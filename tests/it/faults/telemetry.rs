@@ -1,0 +1,240 @@
+//! What watching costs: collectors in trouble, scrapers, and the spans themselves.
+
+use std::cell::Cell;
+use std::time::Duration;
+
+use tokio::task::JoinSet;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+use super::{Bound, Findings, SECOND, rows};
+use crate::kit::collector::{Collector, Manner};
+use crate::kit::cpu::Meter;
+use crate::kit::etcd::Etcd;
+use crate::kit::http::{self, Connection};
+use crate::kit::load::Load;
+use crate::kit::system::Role;
+use crate::kit::{ab, free_addr, guarantees, wait_for};
+
+rows! { "telemetry"
+    "F29" f29_the_collector_is_in_trouble collector_in_trouble 120 4 "the collector is dead, slow, answers 500";
+    "F30" f30_a_hundred_scrapers scrapers 60 3 "100 scrapers, each once a second";
+    "P5" p5_what_tracing_costs tracing 60 3 "requests/s with 1 % and with 100 % of them traced";
+}
+
+const LIST: &str = "/api/topic/list";
+/// Callers that ask again as soon as they are answered.
+const CALLERS: usize = 16;
+/// Most spans that wait, so that a short form fills it.
+const QUEUE: usize = 1000;
+/// What the queue, the batch in hand and its JSON may add to a process, bytes.
+const MEMORY: u64 = 32 << 20;
+
+/// A gateway and a topic service over etcd, with their own part of it.
+struct System {
+    gateway: Role,
+    topic: Role,
+}
+
+impl System {
+    async fn start(etcd: &Etcd, name: &str, collector: &str, ratio: &str, queue: usize) -> Self {
+        let (prefix, queue) = (format!("/{name}/"), queue.to_string());
+        let mut env = vec![
+            ("MSA__REGISTRY__PREFIX", prefix.as_str()),
+            ("MSA__TRACE__SAMPLE_RATIO", ratio),
+            ("MSA__TRACE__QUEUE", &queue),
+        ];
+        if !collector.is_empty() {
+            env.push(("MSA__TRACE__ZIPKIN_ADDR", collector));
+        }
+        let start = |role| Role::start(&etcd.addr.to_string(), role, "127.0.0.1:0", &env);
+        let system = Self { topic: start("topic"), gateway: start("apigateway") };
+        system.gateway.wait_for_certain("topic", 1).await;
+        system
+    }
+
+    fn roles(&self) -> [&Role; 2] {
+        [&self.gateway, &self.topic]
+    }
+
+    /// Calls as fast as it answers; returns calls, and failed ones among them.
+    async fn calls(&self, time: Duration) -> (usize, usize) {
+        let until = Instant::now() + time;
+        let mut callers = JoinSet::new();
+        for _ in 0..CALLERS {
+            let addr = self.gateway.addr;
+            callers.spawn(async move {
+                let (mut calls, mut failed) = (0, 0);
+                let mut connection = Connection::open(addr).await.expect("it listens");
+                while Instant::now() < until {
+                    let answer = connection.get(LIST).await;
+                    calls += 1;
+                    if !answer.is_ok_and(|answer| answer.status == 200) {
+                        failed += 1;
+                        connection = Connection::open(addr).await.expect("it listens");
+                    }
+                }
+                (calls, failed)
+            });
+        }
+        let each = callers.join_all().await.into_iter();
+        each.fold((0, 0), |(calls, failed), caller| (calls + caller.0, failed + caller.1))
+    }
+
+    /// Returns the sum of a metric over both processes.
+    async fn metric(&self, begin: &str) -> f64 {
+        self.gateway.metric(begin).await + self.topic.metric(begin).await
+    }
+}
+
+/// Makes calls for a time; returns the processor time of each, seconds, and how many failed.
+async fn cost(system: &System, time: Duration) -> (f64, usize) {
+    let meters = system.roles().map(|role| Meter::start(role.process.id()));
+    let begun = Instant::now();
+    let (calls, failed) = system.calls(time).await;
+    let share: f64 = meters.iter().map(Meter::share).sum();
+    (share * begun.elapsed().as_secs_f64() / calls.max(1) as f64, failed)
+}
+
+async fn collector_in_trouble(time: Duration) -> Findings {
+    let (etcd, mut findings) = (Etcd::start().await, Findings::default());
+    let healthy = Collector::start(Manner::Discard);
+    let slow = Collector::start(Manner::Slow(5 * SECOND));
+    let refusing = Collector::start(Manner::Refuse);
+    let dead = format!("http://{}/api/v2/spans", free_addr());
+    let base = System::start(&etcd, "healthy", &healthy.url(), "1", QUEUE).await;
+    base.calls(SECOND / 2).await;
+    let rounds = if time >= 60 * SECOND { 10 } else { 2 };
+    let phase = time / (3 * 2 * rounds);
+    for (trouble, url) in [("dead", &dead), ("slow", &slow.url()), ("500", &refusing.url())] {
+        let what = |text: &str| format!("{trouble}: {text}");
+        let system = System::start(&etcd, trouble, url, "1", QUEUE).await;
+        let (_, mut failed) = cost(&system, SECOND / 2).await;
+        let before = system.roles().map(|role| role.process.resident());
+        let (mut most, mut grown) = (0.0_f64, 0);
+        let compared = ab::compare(
+            rounds as usize,
+            async || cost(&base, phase).await.0,
+            async || {
+                let (each, lost) = cost(&system, phase).await;
+                failed += lost;
+                for (role, before) in system.roles().into_iter().zip(before) {
+                    most = most.max(role.metric("trace_spans_queued").await);
+                    grown = grown.max(role.process.resident().saturating_sub(before));
+                }
+                each
+            },
+        );
+        let compared = compared.await;
+        findings.compared(&what("CPU a call / with a healthy one"), &compared);
+        findings.ratio(&what("CPU a call"), compared.median, 1.05);
+        findings.count(&what("failed calls"), failed, 0);
+        findings.count(&what("spans in the queue of a process"), most as usize, QUEUE);
+        findings.count(&what("growth of a process, MB"), (grown >> 20) as usize, (MEMORY >> 20) as usize);
+        // G9, over calls that come when they are due
+        let record = Load::get(system.gateway.addr, 200.0, LIST).run(phase.max(SECOND / 2)).await;
+        findings.guarantee(&what("G9"), guarantees::telemetry_is_free_to_fail(&record));
+
+        // nothing is lost without being counted: the gateway makes two spans of a call, the service one
+        let served =
+            "http_server_request_duration_seconds_count{code=\"200\",method=\"GET\",route=\"/api/topic";
+        let made = 3.0 * system.gateway.metric(served).await;
+        let told = async || {
+            let (sent, dropped) =
+                (system.metric("trace_spans_exported_total"), system.metric("trace_spans_dropped_total"));
+            (sent.await, dropped.await, system.metric("trace_spans_queued").await)
+        };
+        let (sent, dropped, queued) = told().await;
+        findings.tell(&what("spans made"), made, "");
+        findings.tell(&what("sent"), sent, "");
+        findings.share(&what("dropped and counted"), dropped, 1.0);
+        // what is in hand is in neither count: at most a batch in each process
+        let missing = made - sent - dropped - queued;
+        findings.add(&what("spans unaccounted for"), missing.abs(), "", Bound::AtMost(1000.0), false);
+    }
+    findings
+}
+
+async fn scrapers(time: Duration) -> Findings {
+    /// So many, each once a second.
+    const SCRAPERS: usize = 100;
+    let (etcd, mut findings) = (Etcd::start().await, Findings::default());
+    let system = System::start(&etcd, "scraped", "", "0", QUEUE).await;
+    let rounds = if time >= 30 * SECOND { 10 } else { 1 };
+    let phase = time / (2 * rounds);
+    let (mut failed, mut scraped, mut unanswered) = (0, 0, 0);
+    let load = async || Load::get(system.gateway.addr, 200.0, LIST).run(phase).await;
+    let quiet = async || load().await.latency(0.99).as_secs_f64();
+    let storm = async || {
+        let stop = CancellationToken::new();
+        let mut tasks = JoinSet::new();
+        for n in 0..SCRAPERS {
+            let (until, admin) = (stop.clone(), system.gateway.admin);
+            tasks.spawn(async move {
+                let (mut scraped, mut failed) = (0, 0);
+                let mut due = Instant::now() + SECOND * n as u32 / SCRAPERS as u32;
+                let mut connection = Connection::open(admin).await.expect("it listens");
+                while until.run_until_cancelled(tokio::time::sleep_until(due)).await.is_some() {
+                    due += SECOND;
+                    let answer = connection.get("/metrics").await;
+                    scraped += 1;
+                    failed += usize::from(!answer.is_ok_and(|answer| answer.body.contains("\nbuild_info{")));
+                }
+                (scraped, failed)
+            });
+        }
+        let record = load().await;
+        stop.cancel();
+        for (done, lost) in tasks.join_all().await {
+            scraped += done;
+            unanswered += lost;
+        }
+        failed += record.failed().len();
+        record.latency(0.99).as_secs_f64()
+    };
+    let compared = ab::compare(rounds as usize, quiet, storm).await;
+    findings.compared("p99 with the scrapers / without", &compared);
+    findings.ratio("low end of the interval", compared.low, 1.25);
+    findings.count("failed calls", failed, 0);
+    findings.share("scrapes", f64::from(scraped), 1.0);
+    findings.count("scrapes without an answer", unanswered, 0);
+    let page = http::get(system.gateway.admin, "/metrics").await.body;
+    findings.tell("lines of a scrape", page.lines().count() as f64, "");
+    findings
+}
+
+async fn tracing(time: Duration) -> Findings {
+    let (etcd, mut findings) = (Etcd::start().await, Findings::default());
+    let sink = Collector::start(Manner::Discard);
+    let queue = 8192;
+    let off = System::start(&etcd, "off", "", "0", queue).await;
+    let rounds = if time >= 30 * SECOND { 10 } else { 1 };
+    let phase = time / (2 * 2 * rounds);
+    for (ratio, least) in [("0.01", 0.95), ("1", 0.65)] {
+        let what = |text: &str| format!("traced {ratio}: {text}");
+        let on = System::start(&etcd, &format!("r{ratio}"), &sink.url(), ratio, queue).await;
+        for system in [&off, &on] {
+            system.calls(SECOND / 4).await;
+        }
+        let failed = Cell::new(0);
+        let rate = async |system: &System| {
+            let (calls, lost) = system.calls(phase).await;
+            failed.set(failed.get() + lost);
+            calls as f64 / phase.as_secs_f64()
+        };
+        let compared =
+            ab::compare(rounds as usize, async || rate(&off).await, async || rate(&on).await).await;
+        findings.compared(&what("requests/s / without"), &compared);
+        findings.timed_share(&what("requests/s / without"), compared.median, least);
+        findings.count(&what("failed calls"), failed.get(), 0);
+        let sent = wait_for("every span is sent", || async {
+            let queued = on.metric("trace_spans_queued").await;
+            (queued < 0.5).then_some(on.metric("trace_spans_exported_total").await)
+        })
+        .await;
+        let dropped = on.metric("trace_spans_dropped_total").await;
+        findings.tell(&what("spans sent"), sent, "");
+        findings.ratio(&what("share of spans dropped"), dropped / (sent + dropped).max(1.0), 0.01);
+    }
+    findings
+}
