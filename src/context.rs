@@ -84,6 +84,13 @@ impl Context {
         self.deadline.saturating_duration_since(Instant::now())
     }
 
+    /// Returns the request's and the trace's id, for log lines.
+    #[must_use]
+    pub fn ids(&self) -> (&str, &str) {
+        // both are ASCII
+        (self.request_id.to_str().unwrap_or_default(), self.trace_id.to_str().unwrap_or_default())
+    }
+
     /// Writes this context into the headers of a gRPC request.
     pub fn write(&self, headers: &mut HeaderMap) {
         // HPACK must not keep values that never come again: each would push others out of its table, at both

@@ -22,6 +22,7 @@ pub mod error;
 pub mod http;
 pub mod limit;
 pub mod listener;
+pub mod log;
 pub mod metrics;
 pub mod process;
 pub mod proto;

@@ -334,8 +334,8 @@ fn validate(
         let reason = format!("{addr} cannot be called from another host, and etcd is remote");
         return Err(refuse("grpc.advertise_addr", reason));
     }
-    if let Err(e) = tracing_subscriber::filter::EnvFilter::builder().parse(&s.log.level) {
-        return Err(refuse("log.level", e.to_string()));
+    if let Err(reason) = crate::log::filter::parse(&s.log.level) {
+        return Err(refuse("log.level", reason));
     }
     if let Some(addr) = &s.trace.zipkin_addr
         && !(addr.starts_with("http://") || addr.starts_with("https://"))

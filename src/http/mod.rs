@@ -130,13 +130,13 @@ impl Gateway {
         reply::complete(&mut response, &context);
         let (status, took) = (response.status(), begun.elapsed());
         self.metrics.http(route, method, status.as_u16(), took);
-        let (request_id, trace_id) = (&context.request_id, &context.trace_id);
+        let (request_id, trace_id) = context.ids();
         let (status, ms) = (status.as_u16(), took.as_millis());
         // refusals for overload are counted, and told of together
         if (status >= 500 && !overload) || took >= self.slow {
-            tracing::info!(route, method, status, duration_ms = ms, ?request_id, ?trace_id, "request");
+            tracing::info!(route, method, status, duration_ms = ms, request_id, trace_id, "request");
         } else {
-            tracing::debug!(route, method, status, duration_ms = ms, ?request_id, ?trace_id, "request");
+            tracing::debug!(route, method, status, duration_ms = ms, request_id, trace_id, "request");
         }
         response
     }

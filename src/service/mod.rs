@@ -271,12 +271,12 @@ fn status_of(response: &Response<Body>) -> tonic::Code {
 /// Refusals for overload are counted, and told of together.
 fn log(rpc: &Rpc, context: &Context, code: tonic::Code, took: Duration, overload: bool) {
     let code = crate::metrics::code_name(code);
-    let (request_id, trace_id) = (&context.request_id, &context.trace_id);
+    let (request_id, trace_id) = context.ids();
     let ms = took.as_millis();
     if matches!(code, "INTERNAL" | "UNKNOWN" | "UNAVAILABLE" | "DEADLINE_EXCEEDED") && !overload {
-        tracing::info!(rpc = rpc.path, code, duration_ms = ms, ?request_id, ?trace_id, "call failed");
+        tracing::info!(rpc = rpc.path, code, duration_ms = ms, request_id, trace_id, "call failed");
     } else {
-        tracing::debug!(rpc = rpc.path, code, duration_ms = ms, ?request_id, ?trace_id, "call");
+        tracing::debug!(rpc = rpc.path, code, duration_ms = ms, request_id, trace_id, "call");
     }
 }
 

@@ -91,7 +91,7 @@ impl Profile {
             }
             Err(error) if error.code == Code::NotFound => (Vec::new(), marks),
             Err(error) => {
-                tracing::info!(%error, trace_id = ?context.trace_id, "profile without feeds");
+                tracing::info!(%error, trace_id = context.ids().1, "profile without feeds");
                 marks.insert(DEGRADED, FEEDS_UNAVAILABLE);
                 (Vec::new(), marks)
             }
