@@ -83,10 +83,10 @@ pub struct Common {
     /// Zipkin's collector URL; the original's `/api/v1/spans` is taken as v2.
     #[arg(long, value_name = "URL")]
     pub zipkin_addr: Option<String>,
-    /// Level (error, warn, info, debug, trace) or directives [default: info]
+    /// Level (off, error, warn, info, debug, trace), or module=level,... [default: info]
     #[arg(long, value_name = "LEVEL")]
     pub log_level: Option<String>,
-    /// Form of a log line, on standard error [default: text]
+    /// Form of a log line, on standard error [default: logfmt]
     #[arg(long, value_name = "FORMAT")]
     pub log_format: Option<LogFormat>,
 }

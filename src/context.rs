@@ -8,7 +8,7 @@ use std::time::Duration;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tokio::time::Instant;
 
-use crate::trace::{Trace, Tracer};
+use crate::trace::{Id, Trace, Tracer};
 
 /// Id of a request, chosen by the caller or else by the gateway.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -74,6 +74,13 @@ impl Context {
     #[must_use]
     pub fn remaining(&self) -> Duration {
         self.deadline.saturating_duration_since(Instant::now())
+    }
+
+    /// Returns the request's and the trace's id, for log lines.
+    #[must_use]
+    pub fn ids(&self) -> (&str, Id) {
+        // it is ASCII
+        (self.request_id.to_str().unwrap_or_default(), self.trace.id())
     }
 
     /// Writes this context into the headers of a gRPC request, but for the trace, of which each attempt is a step

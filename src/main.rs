@@ -9,7 +9,7 @@ use microservice_app::cli::{CheckConfig, Cli, Command};
 use microservice_app::config::{self, Role, Settings, Source};
 use microservice_app::process::Process;
 use microservice_app::registry::advertise;
-use microservice_app::{shutdown, telemetry, up};
+use microservice_app::{log, shutdown, up};
 
 /// Longest wait for a route to the registry at the start of a service; then it gives up.
 const ROUTE_LIMIT: Duration = Duration::from_secs(30);
@@ -40,15 +40,18 @@ fn main() -> ExitCode {
         Ok(settings) => settings,
         Err(error) => return refuse(&error),
     };
-    if let Err(error) = telemetry::init(&settings.log) {
-        return refuse(&error);
-    }
+    let level = match log::init(&settings.log) {
+        Ok(level) => level,
+        Err(error) => return refuse(&error),
+    };
     // one thread a process: on two cores this serves more and steadier than a pool of threads
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    exit(runtime.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(run(role, settings))))
+    exit(
+        runtime.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(run(role, settings, level))),
+    )
 }
 
-async fn run(role: Role, settings: Settings) -> anyhow::Result<()> {
+async fn run(role: Role, settings: Settings, level: log::Level) -> anyhow::Result<()> {
     let stop = shutdown::on_signal()?;
     raise_file_limit();
     let derived = settings.grpc.addr.0.ip().is_unspecified() && settings.grpc.advertise_addr.is_none();
@@ -59,7 +62,7 @@ async fn run(role: Role, settings: Settings) -> anyhow::Result<()> {
             return Ok(());
         }
     }
-    let process = match role {
+    let mut process = match role {
         Role::Up => up::assemble(settings)?,
         Role::Apigateway => {
             let mut process = Process::new(settings)?;
@@ -73,6 +76,7 @@ async fn run(role: Role, settings: Settings) -> anyhow::Result<()> {
             process
         }
     };
+    process.set_level(level);
     let addresses = process.addresses();
     process
         .run(stop, || {

@@ -17,6 +17,7 @@ use crate::config::{ListenAddr, Role, Settings, StoreUrl};
 use crate::http::Gateway;
 use crate::limit::Limit;
 use crate::listener::Listener;
+use crate::log;
 use crate::metrics::Metrics;
 use crate::registry::{Etcd, Instance, Local, Registration, Registry, advertise};
 use crate::server::{Limits, MAX_UNSENT, Protocol, Stop, serve};
@@ -59,6 +60,7 @@ pub struct Process {
     gateways: Vec<Listener>,
     clients: Vec<Client>,
     roles: Vec<admin::Role>,
+    level: Option<log::Level>,
 }
 
 /// Held by roles that call others; the token beside it is cancelled when the last one is dropped.
@@ -113,6 +115,7 @@ impl Process {
             gateways: Vec::new(),
             clients: Vec::new(),
             roles: Vec::new(),
+            level: None,
             settings,
         })
     }
@@ -181,6 +184,11 @@ impl Process {
         client
     }
 
+    /// Lets the admin listener change what is logged.
+    pub fn set_level(&mut self, level: log::Level) {
+        self.level = Some(level);
+    }
+
     /// Returns the registry, for whoever else wants to register or to look.
     #[must_use]
     pub fn registry(&self) -> Arc<dyn Registry> {
@@ -222,13 +230,13 @@ impl Process {
         // who calls nobody does not follow the registry
         let view = (!self.clients.is_empty()).then(|| self.registry.view());
         let metrics = self.metrics.clone();
-        let admin = Admin::new(self.roles, self.clients, view, self.metrics).handler();
+        let admin = Admin::new(self.roles, self.clients, view, self.metrics, self.level).handler();
         let end = CancellationToken::new();
         let stop_admin = Stop { begin: end.clone(), grace: Duration::from_millis(100) };
         let limits = limits(self.settings.admin.max_connections, ADMIN_WRITES);
         let admin = tokio::spawn(async move {
             let protocol = Protocol::Http1 { header_timeout: ADMIN_HEADERS };
-            let answer = move |request, _| admin.clone().call(request);
+            let answer = move |request, peer| admin.clone().call(request, peer);
             serve(self.admin, protocol, limits, &metrics, answer, stop_admin).await;
         });
         ready();

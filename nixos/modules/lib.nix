@@ -145,14 +145,14 @@ rec {
                 type = types.str;
                 default = "info";
                 example = "info,microservice_app::client=debug";
-                description = "Level (`error`, `warn`, `info`, `debug`, `trace`) or directives for single modules.";
+                description = "Level (`error`, `warn`, `info`, `debug`, `trace`) also for single modules.";
               };
               log.format = mkOption {
                 type = types.enum [
-                  "text"
+                  "logfmt"
                   "json"
                 ];
-                default = "text";
+                default = "logfmt";
                 example = "json";
                 description = "Form of the log lines, which go to the journal.";
               };

@@ -66,7 +66,8 @@ impl Exchange {
         let ended = self.exchange(on.live.sender.clone(), &call, &trace).await;
         on.ended();
         if !matches!(ended, Ended::Answered(_)) {
-            tracing::debug!(addr = self.pool.shared.addr, rpc = call.rpc.path, %ended, "attempt failed");
+            let (_, trace_id) = call.context.ids();
+            tracing::debug!(addr = self.pool.shared.addr, rpc = call.rpc.path, %ended, %trace_id, "attempt failed");
         }
         let breaks = matches!(&ended, Ended::Failed(e) | Ended::BrokenOff(e) if !outcome::is_reset(e));
         let reason = format!("{}: {ended}", call.rpc.method);

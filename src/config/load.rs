@@ -335,8 +335,8 @@ fn validate(
         let reason = format!("{addr} cannot be called from another host, and etcd is remote");
         return Err(refuse("grpc.advertise_addr", reason));
     }
-    if let Err(e) = tracing_subscriber::filter::EnvFilter::builder().parse(&s.log.level) {
-        return Err(refuse("log.level", e.to_string()));
+    if let Err(reason) = crate::log::filter::parse(&s.log.level) {
+        return Err(refuse("log.level", reason));
     }
     if !(0.0..=1.0).contains(&s.trace.sample_ratio) {
         let reason = format!("{} is out of range, want 0 to 1", s.trace.sample_ratio);

@@ -472,10 +472,11 @@ impl Default for Shutdown {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Log {
-    /// A level (`error`, `warn`, `info`, `debug`, `trace`) or tracing-subscriber directives such as
-    /// `info,microservice_app::client=debug`. Default `info`.
+    /// A level (`off`, `error`, `warn`, `info`, `debug`, `trace`), and levels of single modules:
+    /// `info,microservice_app::client=debug`. Default `info`. Can be changed while the process runs; see
+    /// [`crate::log::filter`] for what it means for other crates.
     pub level: String,
-    /// `text` or `json`, on standard error. Default `text`.
+    /// `logfmt` or `json`, on standard error. Default `logfmt`, which is read at a terminal as well.
     pub format: LogFormat,
     /// Requests slower than this are logged at level info, failed ones always, all others at level
     /// debug; 0 to 600000 ms. Default 1000.
@@ -485,7 +486,7 @@ pub struct Log {
 
 impl Default for Log {
     fn default() -> Self {
-        Self { level: "info".to_owned(), format: LogFormat::Text, slow: Duration::from_secs(1) }
+        Self { level: "info".to_owned(), format: LogFormat::Logfmt, slow: Duration::from_secs(1) }
     }
 }
 

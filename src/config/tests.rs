@@ -80,7 +80,7 @@ fn an_error_names_key_and_origin() {
             "[http]\nmax_in_flight = 0",
             "`http.max_in_flight` in app.toml: 0 is out of range, want 1 to 1000000",
         ),
-        ("[log]\nlevel = \"a=b=c\"", "`log.level` in app.toml: "),
+        ("[log]\nlevel = \"inof\"", "`log.level` in app.toml: \"inof\" is not a level"),
         ("[log]\nformat = \"xml\"", "`log.format` in app.toml: "),
         ("[trace]\nzipkin_addr = \"z:1\"", "`trace.zipkin_addr` in app.toml: "),
         (

@@ -249,8 +249,8 @@ pub enum Balancer {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "snake_case")]
 pub enum LogFormat {
-    /// Time, level, target, message, `key=value` fields.
-    Text,
+    /// `key=value` pairs: time, level, target, message, fields.
+    Logfmt,
     /// One JSON object a line.
     Json,
 }

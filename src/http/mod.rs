@@ -153,12 +153,12 @@ impl Gateway {
             }
             span.end();
         }
-        let (request_id, trace_id) = (&context.request_id, context.trace.id());
+        let (request_id, trace_id) = context.ids();
         // refusals for overload are counted, and told of together
         if (status >= 500 && !overload) || took >= self.slow {
-            tracing::info!(route, method, status, duration_ms = ms, ?request_id, %trace_id, "request");
+            tracing::info!(route, method, status, duration_ms = ms, request_id, %trace_id, "request");
         } else {
-            tracing::debug!(route, method, status, duration_ms = ms, ?request_id, %trace_id, "request");
+            tracing::debug!(route, method, status, duration_ms = ms, request_id, %trace_id, "request");
         }
         response
     }

@@ -290,12 +290,12 @@ fn status_of(response: &Response<Body>) -> tonic::Code {
 
 /// Refusals for overload are counted, and told of together.
 fn log(rpc: &Rpc, context: &Context, code: tonic::Code, took: Duration, overload: bool) {
-    let (name, request_id, trace_id) = (code_name(code), &context.request_id, context.trace.id());
+    let (name, (request_id, trace_id)) = (code_name(code), context.ids());
     let ms = took.as_millis();
     if is_failure(code) && !overload {
-        tracing::info!(rpc = rpc.path, code = name, duration_ms = ms, ?request_id, %trace_id, "call failed");
+        tracing::info!(rpc = rpc.path, code = name, duration_ms = ms, request_id, %trace_id, "call failed");
     } else {
-        tracing::debug!(rpc = rpc.path, code = name, duration_ms = ms, ?request_id, %trace_id, "call");
+        tracing::debug!(rpc = rpc.path, code = name, duration_ms = ms, request_id, %trace_id, "call");
     }
 }
 

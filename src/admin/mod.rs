@@ -1,8 +1,16 @@
-//! The second listener of every role, for operators: `/metrics`, `/livez`, `/readyz`, `/status`.
+//! The second listener of every role, for operators: `/metrics`, `/livez`, `/readyz`, `/status`,
+//! `/loglevel`, `/debug/pprof/*`.
+//!
+//! What changes the process or slows it down is for callers on this host, whatever the listener is bound to.
 //!
 //! Ready means that a call would succeed as far as this process alone decides; what it depends on is a
 //! warning line and a metric, so that one lost dependency does not take every instance out at once.
 
+mod loglevel;
+mod pprof;
+pub mod profile;
+
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -16,6 +24,7 @@ use warp::filters::BoxedFilter;
 use warp::reply::Response;
 
 use crate::client::Client;
+use crate::log;
 use crate::metrics::Metrics;
 use crate::registry::{Registered, ViewHandle};
 use crate::service::Service;
@@ -70,13 +79,44 @@ struct Inner {
     /// None in a process that calls nobody.
     view: Option<ViewHandle>,
     metrics: Metrics,
+    /// None where something else than [`log::init`] decides what is logged.
+    level: Option<log::Level>,
+}
+
+/// Where a request comes from.
+#[derive(Clone, Copy)]
+struct Peer(IpAddr);
+
+impl Peer {
+    /// Refuses callers from elsewhere.
+    fn local(self) -> Result<(), Refusal> {
+        if self.0.to_canonical().is_loopback() {
+            return Ok(());
+        }
+        Err(Refusal(StatusCode::FORBIDDEN, "for callers on this host only".to_owned()))
+    }
+}
+
+/// Why a request is not answered as it wishes.
+struct Refusal(StatusCode, String);
+
+impl From<Refusal> for Response {
+    fn from(Refusal(status, reason): Refusal) -> Self {
+        text(status, reason + "\n")
+    }
 }
 
 impl Admin {
     /// Returns an admin listener's content for a process.
     #[must_use]
-    pub fn new(roles: Vec<Role>, clients: Vec<Client>, view: Option<ViewHandle>, metrics: Metrics) -> Self {
-        Self(Arc::new(Inner { roles, clients, view, metrics }))
+    pub fn new(
+        roles: Vec<Role>,
+        clients: Vec<Client>,
+        view: Option<ViewHandle>,
+        metrics: Metrics,
+        level: Option<log::Level>,
+    ) -> Self {
+        Self(Arc::new(Inner { roles, clients, view, metrics, level }))
     }
 
     /// Returns what answers requests.
@@ -90,14 +130,15 @@ impl Admin {
             let admin = ready.clone();
             async move { admin.ready().await }
         });
+        let level = loglevel::routes(self.0.level.clone());
         let status = warp::path!("status").map(move || self.status());
-        let get = metrics.or(live).unify().or(ready).unify().or(status).unify();
+        let get = metrics.or(live).unify().or(ready).unify().or(status).unify().or(pprof::routes()).unify();
         let head = warp::get().or(warp::head()).unify();
         let unknown = warp::any().map(|| {
-            let known = "want GET /metrics, /livez, /readyz or /status\n";
+            let known = "want GET /metrics, /livez, /readyz, /status, /loglevel or /debug/pprof/profile\n";
             text(StatusCode::NOT_FOUND, known.to_owned())
         });
-        Handler(head.and(get).or(unknown).unify().boxed())
+        Handler(head.and(get).or(level).unify().or(unknown).unify().boxed())
     }
 
     fn metrics(&self) -> Response {
@@ -176,8 +217,9 @@ impl Admin {
 pub struct Handler(BoxedFilter<(Response,)>);
 
 impl Handler {
-    /// Answers one request.
-    pub async fn call(self, request: http::Request<Incoming>) -> Response {
+    /// Answers one request of the caller at `peer`.
+    pub async fn call(self, mut request: http::Request<Incoming>, peer: IpAddr) -> Response {
+        request.extensions_mut().insert(Peer(peer));
         match warp::service(self.0).call(request).await {
             Ok(response) => response,
         }
