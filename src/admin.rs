@@ -1,4 +1,5 @@
-//! The second listener of every role, for operators: `/metrics`, `/livez`, `/readyz`, `/status`.
+//! The second listener of every role, for operators: `/metrics`, `/livez`, `/readyz`, `/status`, and
+//! `/sd/targets` where the registry is followed.
 //!
 //! Ready means that a call would succeed as far as this process alone decides; what it depends on is a
 //! warning line and a metric, so that one lost dependency does not take every instance out at once.
@@ -10,6 +11,7 @@ use http::{HeaderValue, StatusCode, header};
 use hyper::body::Incoming;
 use serde_json::{Value, json};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tower::Service as _;
 use warp::Filter;
 use warp::filters::BoxedFilter;
@@ -19,6 +21,7 @@ use crate::client::Client;
 use crate::metrics::Metrics;
 use crate::registry::{Registered, ViewHandle};
 use crate::service::Service;
+use crate::targets;
 
 /// Longest time a store may take to show that it can be read.
 const STORE_LIMIT: Duration = Duration::from_secs(1);
@@ -90,11 +93,13 @@ impl Admin {
             let admin = ready.clone();
             async move { admin.ready().await }
         });
+        let targets = self.clone();
+        let targets = warp::path!("sd" / "targets").map(move || targets.targets());
         let status = warp::path!("status").map(move || self.status());
-        let get = metrics.or(live).unify().or(ready).unify().or(status).unify();
+        let get = metrics.or(live).unify().or(ready).unify().or(targets).unify().or(status).unify();
         let head = warp::get().or(warp::head()).unify();
         let unknown = warp::any().map(|| {
-            let known = "want GET /metrics, /livez, /readyz or /status\n";
+            let known = "want GET /metrics, /livez, /readyz, /status or /sd/targets\n";
             text(StatusCode::NOT_FOUND, known.to_owned())
         });
         Handler(head.and(get).or(unknown).unify().boxed())
@@ -164,10 +169,21 @@ impl Admin {
             "registry": self.0.view.as_ref().map(registry),
             "clients": self.0.clients.iter().map(Client::status).collect::<Vec<_>>(),
         });
-        let mut response = text(StatusCode::OK, format!("{body:#}\n"));
-        let kind = HeaderValue::from_static("application/json");
-        response.headers_mut().insert(header::CONTENT_TYPE, kind);
-        response
+        json(&body)
+    }
+
+    fn targets(&self) -> Response {
+        let Some(view) = &self.0.view else {
+            let elsewhere = "this process does not follow the registry: ask a gateway\n";
+            return text(StatusCode::NOT_FOUND, elsewhere.to_owned());
+        };
+        let view = view.get();
+        if !view.is_known() {
+            // not an empty list: Prometheus keeps what it had when it is refused
+            let unknown = "the registry has not been read yet\n";
+            return text(StatusCode::SERVICE_UNAVAILABLE, unknown.to_owned());
+        }
+        json(&targets::groups(&view, Instant::now()))
     }
 }
 
@@ -228,6 +244,13 @@ fn registry(handle: &ViewHandle) -> Value {
         "differences": handle.differences(), "ignored_keys": view.ignored,
         "services": instances.collect::<serde_json::Map<_, _>>(),
     })
+}
+
+fn json(body: &Value) -> Response {
+    let mut response = text(StatusCode::OK, format!("{body:#}\n"));
+    let kind = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
 }
 
 fn text(status: StatusCode, body: String) -> Response {

@@ -31,6 +31,7 @@ pub mod server;
 pub mod service;
 pub mod shutdown;
 pub mod store;
+pub mod targets;
 pub mod telemetry;
 pub mod trace;
 pub mod up;
