@@ -32,5 +32,6 @@ pub mod server;
 pub mod service;
 pub mod shutdown;
 pub mod store;
+pub mod targets;
 pub mod trace;
 pub mod up;

@@ -358,7 +358,8 @@ impl Process {
             });
             // nobody balances over gateways; they register to be seen, so an address that cannot be
             // found is no reason not to serve
-            let (registration, warnings) = match advertise::service(bound, None, &self.settings.registry) {
+            let (mut registration, warnings) = match advertise::service(bound, None, &self.settings.registry)
+            {
                 Ok(addr) => {
                     let (instance, warnings) = self.instance(name, addr, admin);
                     (Some(self.registry.register(instance)), warnings)
@@ -373,6 +374,11 @@ impl Process {
             tasks.spawn(async move {
                 stop.cancelled().await;
                 phase.send_replace(Phase::Draining);
+                // the server has begun to drain already; the word is for who looks after gateways: one that
+                // leaves without it has crashed
+                if let Some(registration) = &mut registration {
+                    registration.drain().await;
+                }
                 if let Err(error) = server.await {
                     tracing::error!(%error, service = name, "server failed");
                 }

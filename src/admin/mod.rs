@@ -1,5 +1,5 @@
 //! The second listener of every role, for operators: `/metrics`, `/livez`, `/readyz`, `/status`,
-//! `/loglevel`, `/debug/pprof/*`.
+//! `/loglevel`, `/debug/pprof/*`, and `/sd/targets` where the registry is followed.
 //!
 //! What changes the process or slows it down is for callers on this host, whatever the listener is bound to.
 //!
@@ -18,6 +18,7 @@ use http::{HeaderValue, StatusCode, header};
 use hyper::body::Incoming;
 use serde_json::{Value, json};
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tower::Service as _;
 use warp::Filter;
 use warp::filters::BoxedFilter;
@@ -28,6 +29,7 @@ use crate::log;
 use crate::metrics::Metrics;
 use crate::registry::{Registered, ViewHandle};
 use crate::service::Service;
+use crate::targets;
 
 /// Longest time a store may take to show that it can be read.
 const STORE_LIMIT: Duration = Duration::from_secs(1);
@@ -131,11 +133,15 @@ impl Admin {
             async move { admin.ready().await }
         });
         let level = loglevel::routes(self.0.level.clone());
+        let targets = self.clone();
+        let targets = warp::path!("sd" / "targets").map(move || targets.targets());
         let status = warp::path!("status").map(move || self.status());
-        let get = metrics.or(live).unify().or(ready).unify().or(status).unify().or(pprof::routes()).unify();
+        let get = metrics.or(live).unify().or(ready).unify().or(targets).unify().or(status).unify();
+        let get = get.or(pprof::routes()).unify();
         let head = warp::get().or(warp::head()).unify();
         let unknown = warp::any().map(|| {
-            let known = "want GET /metrics, /livez, /readyz, /status, /loglevel or /debug/pprof/profile\n";
+            let known = "want GET /metrics, /livez, /readyz, /status, /sd/targets, /loglevel or \
+                /debug/pprof/profile\n";
             text(StatusCode::NOT_FOUND, known.to_owned())
         });
         Handler(head.and(get).or(level).unify().or(unknown).unify().boxed())
@@ -205,10 +211,21 @@ impl Admin {
             "registry": self.0.view.as_ref().map(registry),
             "clients": self.0.clients.iter().map(Client::status).collect::<Vec<_>>(),
         });
-        let mut response = text(StatusCode::OK, format!("{body:#}\n"));
-        let kind = HeaderValue::from_static("application/json");
-        response.headers_mut().insert(header::CONTENT_TYPE, kind);
-        response
+        json(&body)
+    }
+
+    fn targets(&self) -> Response {
+        let Some(view) = &self.0.view else {
+            let elsewhere = "this process does not follow the registry: ask a gateway\n";
+            return text(StatusCode::NOT_FOUND, elsewhere.to_owned());
+        };
+        let view = view.get();
+        if !view.is_known() {
+            // not an empty list: Prometheus keeps what it had when it is refused
+            let unknown = "the registry has not been read yet\n";
+            return text(StatusCode::SERVICE_UNAVAILABLE, unknown.to_owned());
+        }
+        json(&targets::groups(&view, Instant::now()))
     }
 }
 
@@ -270,6 +287,13 @@ fn registry(handle: &ViewHandle) -> Value {
         "differences": handle.differences(), "ignored_keys": view.ignored,
         "services": instances.collect::<serde_json::Map<_, _>>(),
     })
+}
+
+fn json(body: &Value) -> Response {
+    let mut response = text(StatusCode::OK, format!("{body:#}\n"));
+    let kind = HeaderValue::from_static("application/json");
+    response.headers_mut().insert(header::CONTENT_TYPE, kind);
+    response
 }
 
 fn text(status: StatusCode, body: String) -> Response {

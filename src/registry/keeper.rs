@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Instance, Instances, View};
+use super::{Instance, Instances, Vanished, View};
 
 /// In which removals count as one event.
 const WINDOW: Duration = Duration::from_secs(1);
@@ -30,6 +30,8 @@ pub struct Keeper {
     limbo: BTreeMap<(String, String), Arc<Instance>>,
     /// Removals without `draining` of the last [`WINDOW`].
     recent: VecDeque<(Instant, Arc<Instance>)>,
+    /// Removed without `draining`, and no longer believed in.
+    vanished: Arc<Vanished>,
     cluster_id: u64,
     revision: i64,
     epoch: u64,
@@ -64,6 +66,7 @@ impl Keeper {
             epoch: self.epoch,
             services,
             limbo: self.limbo.keys().cloned().collect(),
+            vanished: self.vanished.clone(),
             ignored: self.ignored,
         }
     }
@@ -129,8 +132,10 @@ impl Keeper {
     }
 
     /// Applies a failed probe: the instance leaves the view.
-    pub fn give_up(&mut self, service: &str, addr: &str) {
-        self.limbo.remove(&(service.to_owned(), addr.to_owned()));
+    pub fn give_up(&mut self, service: &str, addr: &str, now: Instant) {
+        if let Some(instance) = self.limbo.remove(&(service.to_owned(), addr.to_owned())) {
+            Arc::make_mut(&mut self.vanished).remember(instance, now);
+        }
         // its end is certain: it must not come back when others vanish
         self.recent.retain(|(_, i)| (i.service.as_str(), i.addr.as_str()) != (service, addr));
     }
@@ -146,6 +151,7 @@ impl Keeper {
 
     fn add(&mut self, instance: Instance) {
         self.limbo.remove(&(instance.service.clone(), instance.addr.clone()));
+        self.unvanish(&instance);
         let instances = self.truth.entry(instance.service.clone()).or_default();
         Arc::make_mut(instances).insert(instance.addr.clone(), Arc::new(instance));
     }
@@ -158,6 +164,7 @@ impl Keeper {
         while self.recent.front().is_some_and(|(at, _)| now.duration_since(*at) > WINDOW) {
             self.recent.pop_front();
         }
+        Arc::make_mut(&mut self.vanished).remember(instance.clone(), now);
         let service = instance.service.clone();
         self.recent.push_back((now, instance));
         let left = self.truth.get(&service).map_or(0, |instances| instances.len());
@@ -179,7 +186,16 @@ impl Keeper {
         }
     }
 
+    /// Forgets that anything vanished behind an instance's admin address.
+    fn unvanish(&mut self, instance: &Instance) {
+        // copied only if it changes: readers share it
+        if self.vanished.is_replaced_by(instance) {
+            Arc::make_mut(&mut self.vanished).replace(instance);
+        }
+    }
+
     fn doubt(&mut self, instance: Arc<Instance>) {
+        self.unvanish(&instance);
         self.limbo.insert((instance.service.clone(), instance.addr.clone()), instance);
     }
 }
@@ -189,7 +205,11 @@ mod tests {
     use super::*;
 
     fn instance(addr: &str) -> Instance {
-        Instance { id: addr.to_owned(), ..Instance::bare("feed", addr) }
+        Instance {
+            id: addr.to_owned(),
+            admin: Some(format!("admin-{addr}:1")),
+            ..Instance::bare("feed", addr)
+        }
     }
 
     fn keeper(addrs: &[&str]) -> (Keeper, Instant) {
@@ -252,7 +272,7 @@ mod tests {
         keeper.delete("feed", "b", now);
         assert_eq!(shown(&keeper), "a? b?");
         keeper.put(instance("a"));
-        keeper.give_up("feed", "b");
+        keeper.give_up("feed", "b", now);
         assert_eq!(shown(&keeper), "a");
         // neither counts as suddenly removed any more
         keeper.put(instance("c"));
@@ -281,6 +301,34 @@ mod tests {
         assert_eq!(shown(&keeper), "b c");
         assert!(!keeper.list(1, 12, false, vec![instance("d")], now + 2 * WINDOW));
         assert_eq!(shown(&keeper), "b? c? d", "two of three at once");
+    }
+
+    /// Addresses of those that vanished.
+    fn vanished(keeper: &Keeper, now: Instant) -> String {
+        let view = keeper.view();
+        let gone = view.vanished.iter(now).flat_map(|(_, instances)| instances);
+        gone.map(|instance| instance.addr.as_str()).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn who_goes_without_a_word_has_vanished_and_who_drains_has_not() {
+        let (mut keeper, now) = keeper(&["a", "b", "c", "d"]);
+        // both in one step: a reader of the view may see neither
+        keeper.put(Instance { draining: true, ..instance("a") });
+        keeper.delete("feed", "a", now);
+        keeper.delete("feed", "b", now);
+        assert_eq!((shown(&keeper), vanished(&keeper, now)), ("c d".to_owned(), "b".to_owned()));
+        // a majority: all of them are believed in again
+        keeper.delete("feed", "c", now);
+        assert_eq!((shown(&keeper), vanished(&keeper, now)), ("b? c? d".to_owned(), String::new()));
+        keeper.give_up("feed", "b", now);
+        keeper.give_up("feed", "c", now);
+        assert_eq!((shown(&keeper), vanished(&keeper, now)), ("d".to_owned(), "b c".to_owned()));
+        keeper.put(instance("c"));
+        assert_eq!((shown(&keeper), vanished(&keeper, now)), ("c d".to_owned(), "b".to_owned()));
+        // also what a list no longer has, if the list is to be believed
+        keeper.list(1, 12, false, vec![instance("c")], now + 2 * WINDOW);
+        assert_eq!(vanished(&keeper, now), "b d");
     }
 
     #[test]

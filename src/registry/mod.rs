@@ -11,6 +11,7 @@ mod keeper;
 mod local;
 mod snapshot;
 mod value;
+mod vanished;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -22,6 +23,7 @@ use tokio::time::Instant;
 
 pub use etcd::{Etcd, Probe, Unusable};
 pub use local::Local;
+pub use vanished::Vanished;
 
 /// Longest time one step of a drain waits for the registry; with the registry away the drain goes on.
 const STEP: Duration = Duration::from_millis(200);
@@ -84,6 +86,9 @@ pub struct View {
     pub services: BTreeMap<String, Arc<Instances>>,
     /// Service and address of those that the registry no longer lists but that are still believed in.
     pub limbo: BTreeSet<(String, String)>,
+    /// Instances that went without a word, shared with the view before if it is the same. Empty for a
+    /// registry inside the process, which they cannot leave so.
+    pub vanished: Arc<Vanished>,
     /// Keys below the prefix that are not ours to read; they are ignored.
     pub ignored: usize,
 }

@@ -13,6 +13,7 @@
     reason = "a test fails by panicking, and its helpers are read here only"
 )]
 
+mod alerts;
 mod bad_requests;
 mod callpath;
 mod discovery;

@@ -80,7 +80,7 @@ impl Shared {
 
     /// Publishes the end of an instance in limbo. The registry has confirmed nothing by it.
     fn forget(&self, service: &str, addr: &str) {
-        self.keeper().give_up(service, addr);
+        self.keeper().give_up(service, addr, Instant::now());
         self.changed.notify_one();
     }
 }

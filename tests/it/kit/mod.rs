@@ -2,6 +2,7 @@
 //! conditions. A guard ends its process when it is dropped; every wait has a deadline.
 
 pub mod ab;
+pub mod alertmanager;
 pub mod app;
 pub mod authority;
 pub mod cluster;
@@ -15,6 +16,7 @@ pub mod http;
 pub mod load;
 pub mod peer;
 pub mod process;
+pub mod prometheus;
 pub mod relay;
 pub mod system;
 pub mod zipkin;
