@@ -73,11 +73,27 @@ let
     }
   );
 
-  # programs that the tests start
+  # Programs that the tests start. Two go by Debian's names there.
+  debianNames = pkgs.runCommand "debian-names" { } ''
+    mkdir -p $out/bin
+    ln -s ${lib.getExe' pkgs.prometheus-alertmanager "alertmanager"} $out/bin/prometheus-alertmanager
+    ln -s ${lib.getExe' pkgs.prometheus-node-exporter "node_exporter"} $out/bin/prometheus-node-exporter
+  '';
   testTools = [
+    debianNames
     pkgs.curl
     pkgs.etcd
+    pkgs.jre_headless
+    pkgs.libfaketime
+    pkgs.prometheus
+    pkgs.prometheus-alertmanager # amtool
+    pkgs.prometheus.cli # promtool
   ];
+  # the file that tests/deps fetches, too
+  zipkinJar = pkgs.fetchurl {
+    url = "mirror://maven/io/zipkin/zipkin-server/3.6.1/zipkin-server-3.6.1-exec.jar";
+    hash = "sha256-2DJuDtT0OFXbqBIo9ohVRwblJXinx4LZqQtz+GgGVKE=";
+  };
   checks = {
     inherit package;
     clippy = craneLib.cargoClippy (
@@ -88,14 +104,17 @@ let
     tests = craneLib.cargoTest (
       withDeps
       // {
-        # some compare the README with the program
+        # some compare pages with the program, some run its rules and dashboards
         src = sourceOf (
           fileset.unions [
             crateAndTests
             ../README.md
+            ../docs
+            ./monitoring
           ]
         );
         nativeCheckInputs = testTools;
+        env.ZIPKIN_JAR = zipkinJar;
       }
     );
   };
