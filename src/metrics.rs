@@ -49,7 +49,7 @@ impl EdgeMetrics {
         let total = |name: &str, help: &str, labels: &[&str]| {
             add(r, IntCounterVec::new(Opts::new(name, help), labels))
         };
-        Ok(Self {
+        let edge = Self {
             http_in_flight: add(
                 r,
                 IntGauge::new("http_server_in_flight", "Requests that hold a place under the limit."),
@@ -76,7 +76,15 @@ impl EdgeMetrics {
                 "Connections ended because of what their peer does.",
                 &["reason"],
             )?,
-        })
+        };
+        // there from the start, or the first one would be no increase
+        for reason in [Refused::InFlight, Refused::Memory, Refused::Rate] {
+            edge.http_refused.with_label_values(&[reason.name()]);
+        }
+        for reason in [Cut::WriteTimeout, Cut::Unsent, Cut::Flood] {
+            edge.cut.with_label_values(&[reason.name()]);
+        }
+        Ok(edge)
     }
 }
 
@@ -300,9 +308,12 @@ impl Metrics {
         self.edge.http_in_flight.clone()
     }
 
-    /// Returns the gauge of a service's calls in progress.
+    /// Returns the gauge of a service's calls in progress. From then on its refusals are there, at 0.
     #[must_use]
     pub fn grpc_in_flight(&self, service: &str) -> IntGauge {
+        for reason in [Refused::InFlight, Refused::Memory, Refused::Deadline] {
+            self.edge.grpc_refused.with_label_values(&[service, reason.name()]);
+        }
         self.edge.grpc_in_flight.with_label_values(&[service])
     }
 

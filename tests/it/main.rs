@@ -16,6 +16,7 @@
 mod alerts;
 mod bad_requests;
 mod callpath;
+mod dashboards;
 mod discovery;
 mod docs;
 mod durability;

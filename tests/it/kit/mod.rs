@@ -9,6 +9,7 @@ pub mod cluster;
 pub mod collector;
 pub mod cpu;
 pub mod etcd;
+pub mod exporter;
 pub mod fake;
 pub mod frames;
 pub mod guarantees;
