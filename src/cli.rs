@@ -16,6 +16,9 @@ pub struct Cli {
     pub command: Command,
 }
 
+/// The commit, or what else names the sources.
+pub const COMMIT: &str = env!("MSA_COMMIT");
+
 /// Version and commit, `0.1.0 (1a2b3c4d5e6f)`.
 pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("MSA_COMMIT"), ")");
 

@@ -210,6 +210,7 @@ impl Admin {
             "roles": roles.collect::<Vec<_>>(),
             "registry": self.0.view.as_ref().map(registry),
             "clients": self.0.clients.iter().map(Client::status).collect::<Vec<_>>(),
+            "spared": self.0.clients.iter().map(Client::spared).collect::<Vec<_>>(),
         });
         json(&body)
     }

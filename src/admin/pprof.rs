@@ -37,7 +37,7 @@ heap profiles are not built in: they would cost every allocation. Attach heaptra
 (Debian and nixpkgs: heaptrack), wait, press Ctrl-C, then look at what it wrote:
 
   heaptrack --pid PID
-  heaptrack_print heaptrack.microservice-app.*
+  heaptrack_print heaptrack.*
 ";
 
 /// Returns the routes below `/debug/pprof`.

@@ -161,10 +161,6 @@ impl Driver {
         if usable.is_empty() {
             usable = with(|e| matches!(e.state(), State::Up | State::NotServing));
         }
-        for state in State::ALL {
-            let count = all.iter().filter(|e| e.state() == state).count();
-            self.common.meters.endpoints(state, count);
-        }
         self.snapshot.store(Arc::new(Snapshot { all, usable, known }));
         self.publish.send_modify(|version| *version += 1);
     }

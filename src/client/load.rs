@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use super::call::{Call, FAIR, Outcome, Path, Reach, layer};
 use super::limit::InFlight;
 use crate::config;
-use crate::metrics::Attempts;
+use crate::metrics::Calls;
 use crate::rpc;
 
 /// Differences below this are noise; calls in flight and chance decide then.
@@ -197,12 +197,12 @@ fn nanos(duration: Duration) -> f64 {
 pub struct Measure<S> {
     inner: S,
     load: Arc<Load>,
-    attempts: Arc<Attempts>,
+    attempts: Arc<Calls>,
 }
 
 impl<S: Path> Measure<S> {
     /// Measures `inner`.
-    pub const fn new(inner: S, load: Arc<Load>, attempts: Arc<Attempts>) -> Self {
+    pub const fn new(inner: S, load: Arc<Load>, attempts: Arc<Calls>) -> Self {
         Self { inner, load, attempts }
     }
 
@@ -237,7 +237,7 @@ layer!(Measure<S>);
 /// An attempt under way.
 struct Watch {
     load: Arc<Load>,
-    attempts: Arc<Attempts>,
+    attempts: Arc<Calls>,
     rpc: &'static rpc::Rpc,
     begun: Instant,
     patience: Instant,

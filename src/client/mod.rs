@@ -89,6 +89,8 @@ const OPTIONAL_BACKOFF: Duration = Duration::from_secs(5);
 struct Service {
     set: discover::Set,
     path: Path,
+    /// For calls that their callers can do without, see [`optional`].
+    spared: Arc<Breakers>,
     meters: Arc<ClientMeters>,
 }
 
@@ -109,16 +111,16 @@ impl Service {
             move || set.now().usable.len()
         };
         let balance = Balanced::new(set.clone(), settings.balancer);
-        let shared = retry::Shared::new(settings, meters.retry.clone(), instances);
-        let retry = Retry::new(balance, Arc::new(shared));
+        let budget = retry::Shared::new(settings, meters.retry.clone(), instances);
+        let retry = Retry::new(balance, Arc::new(budget));
         let numbers = breaker::Settings::from(&**settings).capped(OPTIONAL_BACKOFF);
         let ejection = Ejection::unbounded(meters.breaker_refused.clone());
-        let breakers = Breakers::new(numbers, Arc::new(ejection), Arc::default());
-        let optional = Optional::new(retry, Arc::new(breakers));
+        let spared = Arc::new(Breakers::new(numbers, Arc::new(ejection), meters.spared_transitions.clone()));
+        let optional = Optional::new(retry, spared.clone());
         let ended = Deadline::new(optional, meters.deadline_exceeded.clone());
         let fallback = Fallback::new(ended, cache, meters.fallback.clone());
         let path = Deadline::new(fallback, meters.deadline_exceeded.clone());
-        Self { set, path, meters }
+        Self { set, path, spared, meters }
     }
 }
 
@@ -154,14 +156,26 @@ impl Client {
         let now = Instant::now();
         let services =
             |name: &'static str| clients.iter().filter_map(move |client| client.services.get(name));
+        // the meters of all clients of a service are the same ones
         for (name, meters) in clients.iter().flat_map(|client| {
             let each = client.services.iter();
             each.map(|(name, service)| (*name, &service.meters))
         }) {
             let snapshots: Vec<_> = services(name).map(|service| service.set.now()).collect();
+            // each instance counts once, as the caller sees it that has the most trouble with it
+            let mut states = BTreeMap::<&str, State>::new();
+            for endpoint in snapshots.iter().flat_map(|snapshot| &snapshot.all) {
+                let state = states.entry(&endpoint.instance.addr).or_insert(State::Up);
+                *state = state.worse(endpoint.state());
+            }
+            for state in State::ALL {
+                meters.endpoints(state, states.values().filter(|known| **known == state).count());
+            }
             for rpc in rpc::of_service(name) {
                 let all = snapshots.iter().flat_map(|snapshot| &snapshot.all);
                 meters.breakers(rpc, all.map(|endpoint| endpoint.breakers.state(rpc.index, now)));
+                let spared = services(name).map(|service| service.spared.state(rpc.index, now));
+                meters.spared(rpc, spared);
             }
         }
     }

@@ -83,6 +83,21 @@ impl State {
         }
     }
 
+    /// Returns the one of two that a caller has more trouble with.
+    #[must_use]
+    pub const fn worse(self, other: Self) -> Self {
+        const fn trouble(state: State) -> u8 {
+            match state {
+                State::Up => 0,
+                State::Connecting => 1,
+                State::NotServing => 2,
+                State::Down => 3,
+                State::WrongService => 4,
+            }
+        }
+        if trouble(other) > trouble(self) { other } else { self }
+    }
+
     /// What several connections say together: the most telling one counts.
     const fn rank(self) -> u8 {
         match self {

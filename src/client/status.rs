@@ -5,13 +5,29 @@
 //! `why` says in a few words why an instance gets no calls, `null` if it does.
 
 use serde_json::{Map, Value, json};
+use tokio::time::Instant;
 
-use super::Client;
 use super::discover::Snapshot;
 use super::endpoint::Endpoint;
+use super::{Breaker, Client};
 use crate::rpc;
 
 impl Client {
+    /// Returns which calls that can be done without are being spared, `{service: {method: "open"|"half_open"}}`.
+    #[must_use]
+    pub fn spared(&self) -> Value {
+        let now = Instant::now();
+        let services = self.services.iter().filter_map(|(name, service)| {
+            let methods = rpc::of_service(name).filter_map(|rpc| {
+                let state = service.spared.state(rpc.index, now);
+                (state != Breaker::Closed).then(|| (rpc.method.to_owned(), json!(state.name())))
+            });
+            let methods: Map<_, _> = methods.collect();
+            (!methods.is_empty()).then(|| ((*name).to_owned(), Value::Object(methods)))
+        });
+        Value::Object(services.collect())
+    }
+
     /// Returns what is known of every instance.
     #[must_use]
     pub fn status(&self) -> Value {

@@ -11,7 +11,7 @@ use super::rate::Rate;
 use super::reply::Problem;
 use crate::config;
 use crate::limit::{Limit, Permit, Quiet};
-use crate::metrics::{Metrics, Refused};
+use crate::metrics::{Metrics, Refusals, Refused};
 
 /// Most that the bodies which are being received hold together, bytes: 256 of the largest.
 const MAX_BODIES: usize = 64 * 1024 * 1024;
@@ -25,7 +25,7 @@ pub struct Admission {
     unsent: Arc<Limit>,
     bodies: Arc<Limit>,
     rate: Option<Rate>,
-    metrics: Metrics,
+    refused: Refusals,
     overload: Quiet,
 }
 
@@ -38,7 +38,7 @@ impl Admission {
             unsent,
             bodies: Limit::new(MAX_BODIES, None),
             rate: Rate::new(settings),
-            metrics: metrics.clone(),
+            refused: metrics.http_refused(),
             overload: Quiet::default(),
         })
     }
@@ -53,7 +53,7 @@ impl Admission {
         has_body: bool,
     ) -> Result<Place, Problem> {
         if let Some(Err(wait)) = self.rate.as_ref().map(|rate| rate.check(peer, headers)) {
-            self.metrics.http_refused(Refused::Rate);
+            self.refused.note(Refused::Rate);
             return Err(Problem::too_many_requests(wait));
         }
         if self.unsent.is_full() {
@@ -70,7 +70,7 @@ impl Admission {
     }
 
     fn refuse(&self, reason: Refused) -> Problem {
-        self.metrics.http_refused(reason);
+        self.refused.note(reason);
         if let Some(times) = self.overload.note() {
             tracing::warn!(times, ?reason, "refusing requests: overloaded");
         }

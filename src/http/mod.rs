@@ -28,7 +28,7 @@ use crate::client::Client;
 use crate::config::Settings;
 use crate::context::{Context, DEGRADED};
 use crate::error::{Code, Error};
-use crate::metrics::Metrics;
+use crate::metrics::{Metrics, Requests, Target};
 use crate::trace::Tracer;
 use admit::Admission;
 use reply::Problem;
@@ -50,15 +50,23 @@ struct App {
 pub struct Gateway {
     routes: BoxedFilter<(Response,)>,
     admission: Arc<Admission>,
-    metrics: Metrics,
+    requests: Requests,
     tracer: Tracer,
     deadline: Duration,
     slow: Duration,
 }
 
-/// The routes as metrics name them; all else is `unknown`.
-const ROUTES: [&str; 8] =
-    [feed::CREATE, feed::GET, feed::DELETE, profile::PUT, profile::GET, topic::PUT, topic::VIEW, topic::LIST];
+/// The routes as metrics name them.
+static ROUTES: [(&str, Method); 8] = [
+    (feed::CREATE, Method::PUT),
+    (feed::GET, Method::GET),
+    (feed::DELETE, Method::DELETE),
+    (profile::PUT, Method::PUT),
+    (profile::GET, Method::GET),
+    (topic::PUT, Method::PUT),
+    (topic::VIEW, Method::GET),
+    (topic::LIST, Method::GET),
+];
 
 impl Gateway {
     /// Builds the routes. `client` must follow feed, profile and topic. While `unsent`, the server's, is
@@ -93,7 +101,7 @@ impl Gateway {
         Self {
             routes,
             admission: Admission::new(&settings.http, unsent, metrics),
-            metrics: metrics.clone(),
+            requests: metrics.requests(&ROUTES),
             tracer,
             deadline: settings.client.deadline,
             slow: settings.log.slow,
@@ -103,9 +111,8 @@ impl Gateway {
     /// Answers one request of the client at `peer`.
     pub async fn call(self, mut request: http::Request<Incoming>, peer: IpAddr) -> Response {
         let begun = Instant::now();
-        let route = ROUTES.into_iter().find(|route| *route == request.uri().path());
-        let route = route.unwrap_or("unknown");
-        let method = method_label(request.method());
+        let target = self.requests.target(request.method(), request.uri().path());
+        let Target { route, method, .. } = target;
         let limit = time_limit(request.headers());
         let allowed = limit.clone().ok().flatten().unwrap_or(self.deadline).min(self.deadline);
         let mut context = Context::from_headers(request.headers(), begun + allowed, &self.tracer);
@@ -141,7 +148,7 @@ impl Gateway {
         let overload = response.extensions().get::<Problem>().is_some_and(Problem::is_overload);
         reply::complete(&mut response, &context);
         let (status, took) = (response.status(), begun.elapsed());
-        self.metrics.http(route, method, status.as_u16(), took);
+        self.requests.observe(target, status, took);
         let (status, ms) = (status.as_u16(), took.as_millis());
         if let Some(mut span) = span.take() {
             span.tag("http.status_code", u64::from(status));
@@ -211,19 +218,5 @@ fn time_limit(headers: &HeaderMap) -> Result<Option<Duration>, Error> {
     match millis {
         Some(millis @ 1..=600_000) if given.next().is_none() => Ok(Some(Duration::from_millis(millis))),
         _ => Err(Error::bad(TIMEOUT, "must be one integer from 1 to 600000")),
-    }
-}
-
-/// Methods are the caller's to invent; labels are not.
-fn method_label(method: &Method) -> &'static str {
-    match method.as_str() {
-        "GET" => "GET",
-        "HEAD" => "HEAD",
-        "PUT" => "PUT",
-        "POST" => "POST",
-        "DELETE" => "DELETE",
-        "OPTIONS" => "OPTIONS",
-        "PATCH" => "PATCH",
-        _ => "other",
     }
 }

@@ -1,8 +1,8 @@
 //! Which lines are written: a level, and levels of single modules.
 //!
 //! `debug` speaks of this program; the crates below it stay at `info`, for their lines would bury ours. One
-//! that is named is heard up to `debug`: `info,h2=debug`. Not above that: at `trace` some of them print what
-//! they carry, and that is the users'.
+//! that is named is heard up to `debug`: `info,h2=debug`. Not above that: what they print at `trace`, of what
+//! they carry, is not for us to promise.
 
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
@@ -101,7 +101,7 @@ mod tests {
         assert!(filter.would_enable("microservice_app::client::pool", &Level::TRACE));
         assert!(!filter.would_enable("microservice_app::http", &Level::DEBUG));
         assert!(filter.would_enable("h2::codec", &Level::DEBUG));
-        assert!(!filter.would_enable("h2::codec", &Level::TRACE), "it would print what it carries");
+        assert!(!filter.would_enable("h2::codec", &Level::TRACE), "nobody promises what it prints");
         assert!(
             !parse("microservice_app_evil=trace")
                 .unwrap()

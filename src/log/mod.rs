@@ -1,7 +1,7 @@
 //! Log lines: on standard error, as logfmt or JSON, at a level that can be changed while the process runs.
 //!
 //! No line holds what a user sent, at any level: ours name routes, codes and ids, and other crates' lines
-//! are let through up to a level that [`filter`] says.
+//! pass up to a level that [`filter`] knows.
 
 pub mod filter;
 mod logfmt;

@@ -15,7 +15,7 @@ use hyper::body::Incoming;
 use crate::config;
 use crate::error::{Code, Error, chain};
 use crate::limit::{Limit, Permit, Quiet};
-use crate::metrics::{Metrics, Refused};
+use crate::metrics::{Metrics, Refusals, Refused};
 
 /// Largest request, bytes: a content of 32 KiB and its keys, several times over.
 const MAX_REQUEST: usize = 256 * 1024;
@@ -32,7 +32,7 @@ pub struct Admission {
     unsent: Arc<Limit>,
     requests: Arc<Limit>,
     streams: Arc<Limit>,
-    metrics: Metrics,
+    refused: Refusals,
     overload: Quiet,
 }
 
@@ -51,7 +51,7 @@ impl Admission {
             unsent,
             requests: Limit::new(MAX_REQUESTS, None),
             streams: Limit::new(MAX_STREAMS, None),
-            metrics: metrics.clone(),
+            refused: metrics.grpc_refused(service),
             overload: Quiet::default(),
         })
     }
@@ -87,7 +87,7 @@ impl Admission {
 
     /// Counts a call whose deadline has passed before any work.
     pub fn late(&self) {
-        self.metrics.grpc_refused(self.service, Refused::Deadline);
+        self.refused.note(Refused::Deadline);
     }
 
     async fn read(&self, mut body: Incoming) -> Result<Bytes, Error> {
@@ -122,7 +122,7 @@ impl Admission {
     }
 
     fn refuse(&self, reason: Refused) -> Error {
-        self.metrics.grpc_refused(self.service, reason);
+        self.refused.note(reason);
         if let Some(times) = self.overload.note() {
             tracing::warn!(service = self.service, times, ?reason, "refusing calls: overloaded");
         }

@@ -29,7 +29,7 @@ use crate::config::{Settings, StoreUrl};
 use crate::context::{Context, INSTANCE, SERVICE, WRONG_SERVICE, grpc_timeout};
 use crate::error::{Code, Error};
 use crate::limit::{Limit, PUSHBACK, pushback};
-use crate::metrics::{Metrics, code_name};
+use crate::metrics::{Calls, Metrics, code_name};
 use crate::rpc::{self, Rpc};
 use crate::store::{self, StoreError};
 use crate::trace::Tracer;
@@ -113,7 +113,7 @@ pub struct Handler {
     /// This instance's id, told in every answer.
     instance: HeaderValue,
     admission: Arc<Admission>,
-    metrics: Metrics,
+    handled: Arc<Calls>,
     tracer: Tracer,
     default_deadline: Duration,
 }
@@ -154,7 +154,7 @@ impl Handler {
             identity,
             instance,
             admission: Admission::new(service.grpc_name(), &settings.grpc, unsent, metrics),
-            metrics: metrics.clone(),
+            handled: metrics.handled(service.name()),
             tracer,
             default_deadline: settings.client.deadline,
         };
@@ -216,7 +216,7 @@ impl Handler {
         };
         response.headers_mut().insert(INSTANCE, self.instance);
         let code = status_of(&response);
-        self.metrics.grpc(rpc.grpc_service, rpc.method, code, begun.elapsed());
+        self.handled.observe(rpc, code, begun.elapsed());
         if let Some(mut span) = span.take() {
             span.tag("grpc.status_code", code_name(code));
             if is_failure(code) {

@@ -11,7 +11,7 @@ static README: LazyLock<String> = LazyLock::new(|| {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
     std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{path}: {error}"))
 });
-const METRICS: &str = include_str!("../../src/metrics.rs");
+const METRICS: &str = include_str!("../../src/metrics/mod.rs");
 
 const ROLES: [Role; 5] = [Role::Apigateway, Role::Feed, Role::Profile, Role::Topic, Role::Up];
 

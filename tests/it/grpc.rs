@@ -19,7 +19,7 @@ use tonic_reflection::pb::v1::{ServerReflectionRequest, ServerReflectionResponse
 use crate::kit::app::App;
 use crate::kit::{measured, peer};
 
-async fn channel(addr: SocketAddr) -> Channel {
+pub async fn channel(addr: SocketAddr) -> Channel {
     let endpoint = Endpoint::from_shared(format!("http://{addr}")).unwrap();
     endpoint.timeout(Duration::from_secs(10)).connect().await.unwrap()
 }

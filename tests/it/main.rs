@@ -29,6 +29,7 @@ mod grpc;
 mod kit;
 mod lifecycle;
 mod logs;
+mod metrics;
 mod numbers;
 mod pprof;
 mod registry_edge;

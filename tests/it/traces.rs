@@ -1,7 +1,6 @@
 //! Traces as a real Zipkin shows them, and what a collector is sent.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::SocketAddr;
 
 use ::http::Request;
 use http_body_util::Full;
@@ -249,6 +248,19 @@ async fn the_last_span_before_a_stop_arrives() {
     assert_eq!(zipkin.wait_for_trace(&id, 3).await.len(), 3);
 }
 
+/// Waits until every span of these has been sent; returns how many there were.
+async fn sent(roles: &[&Role]) -> usize {
+    wait_for("every span is sent", || async {
+        let (mut waiting, mut exported) = (0.0, 0.0);
+        for role in roles {
+            waiting += role.metric("trace_spans_queued").await;
+            exported += role.metric("trace_spans_exported_total").await;
+        }
+        (waiting < 0.5 && exported > 0.5).then_some(exported as usize)
+    })
+    .await
+}
+
 #[tokio::test]
 async fn the_share_of_traced_requests_is_the_ratio() {
     let collector = Collector::start(Manner::Keep);
@@ -257,23 +269,43 @@ async fn the_share_of_traced_requests_is_the_ratio() {
     for _ in 0..1000 {
         assert_eq!(connection.get(TOPICS).await.unwrap().status, 200);
     }
-    let topic = system.services["topic"].admin;
-    let exported = |admin: SocketAddr| http::metric(admin, "trace_spans_exported_total");
-    let (edge, behind) = wait_for("every span is sent", || async {
-        let (edge, behind) = (exported(system.gateway.admin).await, exported(topic).await);
-        let waiting = http::metric(system.gateway.admin, "trace_spans_queued").await
-            + http::metric(topic, "trace_spans_queued").await;
-        let (edge, behind) = (edge as usize, behind as usize);
-        (waiting < 0.5 && edge == 2 * behind && behind > 0).then_some((edge, behind))
+    let roles = [&system.gateway, &system.services["topic"]];
+    let spans = wait_for("the collector has them", || async {
+        let (sent, spans) = (sent(&roles).await, collector.spans());
+        (spans.len() == sent).then_some(spans)
     })
     .await;
-    // of 1000 with 0.2: five standard deviations
-    assert!((137..=263).contains(&behind), "{behind} of 1000 requests, ratio 0.2");
-    // a trace is whole or not at all
-    let mut traces = BTreeMap::new();
-    for span in collector.spans() {
-        *traces.entry(span["traceId"].as_str().unwrap().to_owned()).or_insert(0) += 1;
+    let mut traces = BTreeMap::<_, Vec<Value>>::new();
+    for span in spans {
+        traces.entry(span["traceId"].as_str().unwrap().to_owned()).or_default().push(span);
     }
-    assert!(traces.values().all(|spans| *spans == 3), "{traces:?}");
-    assert_eq!((traces.len(), collector.spans().len()), (behind, edge + behind));
+    // of 1000 with 0.2: five standard deviations
+    assert!((137..=263).contains(&traces.len()), "{} of 1000 requests, ratio 0.2", traces.len());
+    // a trace is whole or not at all; on a busy machine an attempt may be given up for another
+    for spans in traces.values() {
+        one(spans, "apigateway", "SERVER");
+        let attempts = of(spans, "apigateway", "CLIENT").len();
+        let served = of(spans, "topic", "SERVER").len();
+        assert!(attempts >= 1 && (1..=attempts).contains(&served), "{spans:#?}");
+    }
+}
+
+#[tokio::test]
+async fn health_checks_make_no_traces() {
+    use tonic_health::pb::{HealthCheckRequest, health_client::HealthClient};
+    let collector = Collector::start(Manner::Keep);
+    let system = System::start(&collector.url(), "1").await;
+    let topic = &system.services["topic"];
+    let mut health = HealthClient::new(crate::grpc::channel(topic.addr).await);
+    health.check(HealthCheckRequest { service: String::new() }).await.unwrap();
+    system.get(TOPICS, &[]).await;
+    wait_for("the call's span", || async {
+        let spans = collector.spans();
+        (!of(&spans, "topic", "SERVER").is_empty()).then_some(())
+    })
+    .await;
+    sent(&[topic]).await;
+    let names: BTreeSet<_> =
+        of(&collector.spans(), "topic", "SERVER").iter().map(|span| span["name"].to_string()).collect();
+    assert_eq!(names, BTreeSet::from(["\"topic.Topic/ListTopics\"".to_owned()]));
 }

@@ -1,23 +1,35 @@
-//! Every metric of every role: name, labels, help, buckets. One set a process.
+//! Every metric of every role: name, labels, help, buckets. One set a process. The modules below resolve
+//! their labels once: a request looks none up and allocates nothing to be counted.
 //!
 //! Labels are bounded: route templates, rpc names of [`crate::rpc`], statuses and codes; never a path, a
 //! user or an address.
 
-use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+mod calls;
+mod client;
+mod process;
+mod server;
+
+use std::sync::Arc;
 
 use prometheus::{
-    Encoder as _, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
-    Opts, Registry, TextEncoder,
+    Encoder as _, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
 };
 
-use crate::client::{self, Breaker, retry};
 use crate::registry::Registered;
-use crate::rpc::{self, Rpc};
 
-/// Edges of latency histograms, seconds: from a loopback call that a store answers from memory (under
-/// 1 ms) to the default deadline (2 s) and what outlives it.
+pub use calls::{Calls, code_name};
+pub use client::{ClientMeters, Connections, Transitions};
+pub use server::{Cut, Refusals, Refused, Requests, Target};
+
+/// Edges of the histogram of requests, seconds: from a loopback request that a store answers from memory
+/// (under 1 ms) to the default deadline (2 s) and what outlives it. 0.25 is the objective's.
 const LATENCY: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5];
+
+/// Edges of the histograms of single hops, seconds: as above, and finer below, for without a network between
+/// them a service answers from memory in about 0.1 ms, and a quantile is only as good as its bucket.
+const HOP: [f64; 14] =
+    [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5];
 
 /// The metrics of a process.
 #[derive(Clone, Debug)]
@@ -41,7 +53,7 @@ struct EdgeMetrics {
     grpc_in_flight: IntGaugeVec,
     http_refused: IntCounterVec,
     grpc_refused: IntCounterVec,
-    cut: IntCounterVec,
+    cut: server::Cuts,
 }
 
 impl EdgeMetrics {
@@ -49,7 +61,7 @@ impl EdgeMetrics {
         let total = |name: &str, help: &str, labels: &[&str]| {
             add(r, IntCounterVec::new(Opts::new(name, help), labels))
         };
-        let edge = Self {
+        Ok(Self {
             http_in_flight: add(
                 r,
                 IntGauge::new("http_server_in_flight", "Requests that hold a place under the limit."),
@@ -71,65 +83,12 @@ impl EdgeMetrics {
                 "Calls refused without work, by the limit that they met.",
                 &["service", "reason"],
             )?,
-            cut: total(
+            cut: server::Cuts::new(&total(
                 "server_connections_cut_total",
                 "Connections ended because of what their peer does.",
                 &["reason"],
-            )?,
-        };
-        // there from the start, or the first one would be no increase
-        for reason in [Refused::InFlight, Refused::Memory, Refused::Rate] {
-            edge.http_refused.with_label_values(&[reason.name()]);
-        }
-        for reason in [Cut::WriteTimeout, Cut::Unsent, Cut::Flood] {
-            edge.cut.with_label_values(&[reason.name()]);
-        }
-        Ok(edge)
-    }
-}
-
-/// Why a request or call is refused without work.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refused {
-    /// Too many are in progress.
-    InFlight,
-    /// Too many bytes are waiting to be sent, or to be complete.
-    Memory,
-    /// This client sends too many.
-    Rate,
-    /// Nobody waits for the answer any more.
-    Deadline,
-}
-
-impl Refused {
-    const fn name(self) -> &'static str {
-        match self {
-            Self::InFlight => "in_flight",
-            Self::Memory => "memory",
-            Self::Rate => "rate",
-            Self::Deadline => "deadline",
-        }
-    }
-}
-
-/// Why a connection is ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Cut {
-    /// Its peer stopped reading.
-    WriteTimeout,
-    /// Its peer reads too slowly while memory is short.
-    Unsent,
-    /// Its peer floods it with frames.
-    Flood,
-}
-
-impl Cut {
-    const fn name(self) -> &'static str {
-        match self {
-            Self::WriteTimeout => "write_timeout",
-            Self::Unsent => "unsent",
-            Self::Flood => "flood",
-        }
+            )?),
+        })
     }
 }
 
@@ -155,6 +114,8 @@ struct ClientFamilies {
     breaker_state: IntGaugeVec,
     breaker_transitions: IntCounterVec,
     breaker_refused: IntCounterVec,
+    spared_state: IntGaugeVec,
+    spared_transitions: IntCounterVec,
     limit_refused: IntCounterVec,
     connections: IntCounterVec,
 }
@@ -211,8 +172,8 @@ impl Metrics {
     pub fn new() -> prometheus::Result<Self> {
         let registry = Registry::new();
         let r = &registry;
-        let latency = |name: &str, help: &str, labels: &[&str]| {
-            let options = HistogramOpts::new(name, help).buckets(LATENCY.to_vec());
+        let latency = |name: &str, help: &str, labels: &[&str], edges: &[f64]| {
+            let options = HistogramOpts::new(name, help).buckets(edges.to_vec());
             add(r, HistogramVec::new(options, labels))
         };
         let gauge =
@@ -224,17 +185,20 @@ impl Metrics {
                 "http_server_request_duration_seconds",
                 "Time from a request's head to its answer, by route template.",
                 &["route", "method", "code"],
+                &LATENCY,
             )?,
             grpc: latency(
                 "grpc_server_handling_seconds",
                 "Time from a call's head to its answer.",
                 &["service", "method", "code"],
+                &HOP,
             )?,
             edge: EdgeMetrics::new(r)?,
             attempts: latency(
                 "grpc_client_attempt_duration_seconds",
                 "Time of one attempt at one instance.",
                 &["service", "method", "code"],
+                &HOP,
             )?,
             client: ClientFamilies::new(r)?,
             registration: gauge(
@@ -272,28 +236,30 @@ impl Metrics {
             trace: TraceMeters::new(r)?,
             registry: registry.clone(),
         };
-        let build = gauge("build_info", "1; the version is the label.", &["version"])?;
-        build.with_label_values(&[crate::cli::VERSION]).set(1);
-        r.register(Box::new(prometheus::process_collector::ProcessCollector::for_self()))?;
+        let build = gauge("build_info", "1; what was built is in the labels.", &["version", "commit"])?;
+        build.with_label_values(&[env!("CARGO_PKG_VERSION"), crate::cli::COMMIT]).set(1);
+        r.register(Box::new(process::Process::new()))?;
         Ok(metrics)
     }
 
-    /// Notes an answered HTTP request.
-    pub fn http(&self, route: &str, method: &str, status: u16, took: Duration) {
-        let code = status.to_string();
-        self.http.with_label_values(&[route, method, &code]).observe(took.as_secs_f64());
-    }
-
-    /// Notes an answered call.
-    pub fn grpc(&self, service: &str, method: &str, code: tonic::Code, took: Duration) {
-        let code = code_name(code);
-        self.grpc.with_label_values(&[service, method, code]).observe(took.as_secs_f64());
+    /// Returns the histogram of requests. `routes` are the templates, each with its method.
+    #[must_use]
+    pub fn requests(&self, routes: &'static [(&'static str, http::Method)]) -> Requests {
+        Requests::new(self.http.clone(), routes)
     }
 
     /// Returns the metrics of the calls to one service, each at 0 from the start.
     #[must_use]
     pub fn client(&self, service: &'static str) -> ClientMeters {
         ClientMeters::new(&self.client, &self.attempts, service)
+    }
+
+    /// Returns the histogram of calls to a service, by its registry name.
+    #[must_use]
+    pub fn handled(&self, service: &str) -> Arc<Calls> {
+        use tonic::Code;
+        let usual = [Code::Ok, Code::NotFound, Code::Unavailable, Code::DeadlineExceeded];
+        Arc::new(Calls::new(self.grpc.clone(), service, &usual))
     }
 
     /// Returns what is counted of spans.
@@ -308,28 +274,29 @@ impl Metrics {
         self.edge.http_in_flight.clone()
     }
 
-    /// Returns the gauge of a service's calls in progress. From then on its refusals are there, at 0.
+    /// Returns the gauge of a service's calls in progress.
     #[must_use]
     pub fn grpc_in_flight(&self, service: &str) -> IntGauge {
-        for reason in [Refused::InFlight, Refused::Memory, Refused::Deadline] {
-            self.edge.grpc_refused.with_label_values(&[service, reason.name()]);
-        }
         self.edge.grpc_in_flight.with_label_values(&[service])
     }
 
-    /// Notes a request that was refused without work.
-    pub fn http_refused(&self, reason: Refused) {
-        self.edge.http_refused.with_label_values(&[reason.name()]).inc();
+    /// Returns the counts of requests that are refused without work.
+    #[must_use]
+    pub fn http_refused(&self) -> Refusals {
+        let reasons = [Refused::InFlight, Refused::Memory, Refused::Rate];
+        Refusals::new(&self.edge.http_refused, &[], reasons)
     }
 
-    /// Notes a call that was refused without work.
-    pub fn grpc_refused(&self, service: &str, reason: Refused) {
-        self.edge.grpc_refused.with_label_values(&[service, reason.name()]).inc();
+    /// Returns the counts of a service's calls that are refused without work.
+    #[must_use]
+    pub fn grpc_refused(&self, service: &str) -> Refusals {
+        let reasons = [Refused::InFlight, Refused::Memory, Refused::Deadline];
+        Refusals::new(&self.edge.grpc_refused, &[service], reasons)
     }
 
     /// Notes a connection that was ended because of its peer.
     pub fn cut(&self, reason: Cut) {
-        self.edge.cut.with_label_values(&[reason.name()]).inc();
+        self.edge.cut.note(reason);
     }
 
     /// Counts registrations by state.
@@ -368,30 +335,6 @@ impl Metrics {
             tracing::error!(%error, "metrics cannot be encoded");
         }
         String::from_utf8(out).unwrap_or_default()
-    }
-}
-
-/// Returns the name of a gRPC code as its specification writes it.
-#[must_use]
-pub const fn code_name(code: tonic::Code) -> &'static str {
-    match code {
-        tonic::Code::Ok => "OK",
-        tonic::Code::Cancelled => "CANCELLED",
-        tonic::Code::Unknown => "UNKNOWN",
-        tonic::Code::InvalidArgument => "INVALID_ARGUMENT",
-        tonic::Code::DeadlineExceeded => "DEADLINE_EXCEEDED",
-        tonic::Code::NotFound => "NOT_FOUND",
-        tonic::Code::AlreadyExists => "ALREADY_EXISTS",
-        tonic::Code::PermissionDenied => "PERMISSION_DENIED",
-        tonic::Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
-        tonic::Code::FailedPrecondition => "FAILED_PRECONDITION",
-        tonic::Code::Aborted => "ABORTED",
-        tonic::Code::OutOfRange => "OUT_OF_RANGE",
-        tonic::Code::Unimplemented => "UNIMPLEMENTED",
-        tonic::Code::Internal => "INTERNAL",
-        tonic::Code::Unavailable => "UNAVAILABLE",
-        tonic::Code::DataLoss => "DATA_LOSS",
-        tonic::Code::Unauthenticated => "UNAUTHENTICATED",
     }
 }
 
@@ -443,6 +386,16 @@ impl ClientFamilies {
                 "Breakers that stayed closed because half of the service's are open.",
                 &["service"],
             )?,
+            spared_state: gauge(
+                "client_spared_state",
+                "Callers whose breaker for calls that they can do without is in this state.",
+                &["service", "method", "state"],
+            )?,
+            spared_transitions: count(
+                "client_spared_transitions_total",
+                "Changes of such breakers to a state.",
+                &["service", "method", "to"],
+            )?,
             limit_refused: count(
                 "client_limit_refused_total",
                 "Attempts that met an instance with as many calls in flight as it may have.",
@@ -457,177 +410,58 @@ impl ClientFamilies {
     }
 }
 
-/// The metrics of the calls to one service; handles are resolved here, once.
-#[derive(Debug)]
-pub struct ClientMeters {
-    /// Attempts by rpc and code.
-    pub attempts: Arc<Attempts>,
-    /// Retries.
-    pub retry: retry::Meters,
-    /// Fallbacks by rpc.
-    pub fallback: Arc<[Option<IntCounter>; rpc::ALL.len()]>,
-    /// Calls that ended at their deadline.
-    pub deadline_exceeded: IntCounter,
-    /// Breakers that changed.
-    pub transitions: Arc<Transitions>,
-    /// Breakers that were not allowed to open.
-    pub breaker_refused: IntCounter,
-    /// Attempts that met a full instance.
-    pub limit_refused: IntCounter,
-    /// What became of connections.
-    pub connections: Connections,
-    endpoints: [IntGauge; client::State::ALL.len()],
-    /// Breakers by rpc: closed, open, half-open.
-    breakers: [Option<[IntGauge; 3]>; rpc::ALL.len()],
-}
-
-const BREAKERS: [Breaker; 3] = [Breaker::Closed, Breaker::Open, Breaker::HalfOpen];
-
-impl ClientMeters {
-    fn new(families: &ClientFamilies, attempts: &HistogramVec, service: &'static str) -> Self {
-        let of = |family: &IntCounterVec, label: &str| family.with_label_values(&[service, label]);
-        let single = |family: &IntCounterVec| family.with_label_values(&[service]);
-        let mut meters = Self {
-            attempts: Arc::new(Attempts::new(attempts.clone())),
-            retry: retry::Meters {
-                granted: retry::Reason::ALL.map(|reason| of(&families.granted, reason.name())),
-                refused: retry::Refusal::ALL.map(|refusal| of(&families.refused, refusal.name())),
-            },
-            fallback: Arc::new(rpc::ALL.each_ref().map(|rpc| {
-                (rpc.service == service && rpc.policy.fallback).then(|| of(&families.fallback, rpc.method))
-            })),
-            deadline_exceeded: single(&families.deadline),
-            transitions: Arc::default(),
-            breaker_refused: single(&families.breaker_refused),
-            limit_refused: single(&families.limit_refused),
-            connections: Connections {
-                opened: of(&families.connections, "opened"),
-                lost: of(&families.connections, "lost"),
-                replaced: of(&families.connections, "replaced"),
-            },
-            endpoints: client::State::ALL
-                .map(|state| families.endpoints.with_label_values(&[service, state.name()])),
-            breakers: Default::default(),
-        };
-        let mut transitions = Transitions::default();
-        for rpc in rpc::of_service(service) {
-            let state = |family: &IntGaugeVec| {
-                BREAKERS.map(|state| family.with_label_values(&[service, rpc.method, state.name()]))
-            };
-            let to = BREAKERS.map(|state| {
-                families.breaker_transitions.with_label_values(&[service, rpc.method, state.name()])
-            });
-            if let (Some(gauges), Some(counters)) =
-                (meters.breakers.get_mut(rpc.index), transitions.0.get_mut(rpc.index))
-            {
-                (*gauges, *counters) = (Some(state(&families.breaker_state)), Some(to));
-            }
-        }
-        meters.transitions = Arc::new(transitions);
-        meters
-    }
-
-    /// Sets how many instances are in a state.
-    pub fn endpoints(&self, state: client::State, count: usize) {
-        let at = client::State::ALL.iter().position(|known| *known == state);
-        if let Some(gauge) = at.and_then(|at| self.endpoints.get(at)) {
-            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
-        }
-    }
-
-    /// Sets how many breakers of an rpc are in which state.
-    pub fn breakers(&self, rpc: &Rpc, states: impl Iterator<Item = Breaker>) {
-        let Some(Some(gauges)) = self.breakers.get(rpc.index) else {
-            return;
-        };
-        let mut counts = [0; 3];
-        for state in states {
-            if let Some(count) = place(state).and_then(|at| counts.get_mut(at)) {
-                *count += 1;
-            }
-        }
-        for (gauge, count) in gauges.iter().zip(counts) {
-            gauge.set(count);
-        }
-    }
-}
-
-/// Returns a breaker state's place in [`BREAKERS`].
-fn place(state: Breaker) -> Option<usize> {
-    BREAKERS.iter().position(|known| known.name() == state.name())
-}
-
-/// `client_connections_total` of one service.
-#[derive(Clone, Debug)]
-pub struct Connections {
-    /// Opened.
-    pub opened: IntCounter,
-    /// Lost: broken, or closed by the peer.
-    pub lost: IntCounter,
-    /// Replaced because of their age.
-    pub replaced: IntCounter,
-}
-
-/// `client_breaker_transitions_total` of one service.
-#[derive(Debug, Default)]
-pub struct Transitions([Option<[IntCounter; 3]>; rpc::ALL.len()]);
-
-impl Transitions {
-    /// Counts a change to a state.
-    pub fn note(&self, rpc: usize, to: Breaker) {
-        if let Some(Some(counters)) = self.0.get(rpc)
-            && let Some(counter) = place(to).and_then(|at| counters.get(at))
-        {
-            counter.inc();
-        }
-    }
-}
-
-/// gRPC codes, 0 to 16.
-const CODES: usize = 17;
-
-/// `grpc_client_attempt_duration_seconds` of one service.
-#[derive(Debug)]
-pub struct Attempts {
-    family: HistogramVec,
-    /// By rpc and code. Resolved when it first happens: not every code does for every rpc.
-    cells: Box<[[OnceLock<Histogram>; CODES]; rpc::ALL.len()]>,
-}
-
-impl Attempts {
-    fn new(family: HistogramVec) -> Self {
-        Self { family, cells: Box::default() }
-    }
-
-    /// Notes one attempt at an instance.
-    pub fn observe(&self, rpc: &Rpc, code: tonic::Code, took: Duration) {
-        let cell = self.cells.get(rpc.index).and_then(|codes| codes.get(code as usize));
-        if let Some(cell) = cell {
-            let resolve = || self.family.with_label_values(&[rpc.grpc_service, rpc.method, code_name(code)]);
-            cell.get_or_init(resolve).observe(took.as_secs_f64());
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
+    use http::{Method, StatusCode};
+
     use super::*;
+    use crate::rpc;
+
+    static ROUTES: [(&str, Method); 1] = [("/api/x", Method::GET)];
 
     #[test]
     fn every_metric_can_be_made_and_read() {
         let metrics = Metrics::new().unwrap();
-        metrics.http("/api/x", "GET", 200, Duration::from_millis(3));
-        metrics.grpc("feed.Feed", "GetFeeds", tonic::Code::Ok, Duration::ZERO);
+        let requests = metrics.requests(&ROUTES);
+        let target = requests.target(&Method::GET, "/api/x");
+        requests.observe(target, StatusCode::OK, Duration::from_millis(3));
+        requests.observe(requests.target(&Method::TRACE, "/zQ7"), StatusCode::IM_A_TEAPOT, Duration::ZERO);
+        metrics.handled("feed").observe(rpc::GET_FEEDS, tonic::Code::Ok, Duration::from_micros(200));
         metrics.registrations([("feed", Registered::Up), ("feed", Registered::Up)].into_iter());
         let text = metrics.text();
         for line in [
             "http_server_request_duration_seconds_bucket{code=\"200\",method=\"GET\",route=\"/api/x\",le=\"0.005\"} 1",
-            "grpc_server_handling_seconds_count{code=\"OK\",method=\"GetFeeds\",service=\"feed.Feed\"} 1",
+            "http_server_request_duration_seconds_count{code=\"other\",method=\"other\",route=\"unknown\"} 1",
+            "http_server_request_duration_seconds_count{code=\"503\",method=\"GET\",route=\"/api/x\"} 0",
+            "grpc_server_handling_seconds_bucket{code=\"OK\",method=\"GetFeeds\",service=\"feed.Feed\",le=\"0.0001\"} 0",
+            "grpc_server_handling_seconds_bucket{code=\"OK\",method=\"GetFeeds\",service=\"feed.Feed\",le=\"0.00025\"} 1",
+            "grpc_server_handling_seconds_count{code=\"UNAVAILABLE\",method=\"CreateFeed\",service=\"feed.Feed\"} 0",
+            "server_connections_cut_total{reason=\"flood\"} 0",
             "registry_registration_state{service=\"feed\",state=\"up\"} 2",
-            "build_info{version=",
+            "build_info{commit=",
             "process_resident_memory_bytes ",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }
+        assert!(!text.contains("zQ7"), "a path is no label");
+    }
+
+    /// A request finds its cell: nothing is looked up by label once it has happened.
+    #[test]
+    fn a_cell_is_resolved_once() {
+        let metrics = Metrics::new().unwrap();
+        let (requests, calls) = (metrics.requests(&ROUTES), metrics.handled("feed"));
+        let note = || {
+            let target = requests.target(&Method::GET, "/api/x");
+            requests.observe(target, StatusCode::NOT_FOUND, Duration::ZERO);
+            calls.observe(rpc::GET_FEEDS, tonic::Code::Internal, Duration::ZERO);
+        };
+        note();
+        metrics.http.reset(); // whoever looks them up again makes new ones
+        metrics.grpc.reset();
+        note();
+        assert!(!metrics.text().contains("_seconds_count"), "{}", metrics.text());
     }
 }

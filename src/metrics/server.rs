@@ -1,0 +1,179 @@
+//! What the listeners count. Handles are resolved once, for a request must not look up labels.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use http::{Method, StatusCode};
+use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec};
+
+/// Methods are the caller's to invent; labels are not.
+const METHODS: [&str; 8] = ["GET", "HEAD", "PUT", "POST", "DELETE", "OPTIONS", "PATCH", "other"];
+/// The statuses that the gateway gives, as the README lists them; any other one would be `other`.
+const CODES: [(u16, &str); 12] = [
+    (200, "200"),
+    (400, "400"),
+    (404, "404"),
+    (405, "405"),
+    (408, "408"),
+    (413, "413"),
+    (414, "414"),
+    (429, "429"),
+    (500, "500"),
+    (503, "503"),
+    (504, "504"),
+    (0, "other"),
+];
+/// The statuses of a route and its method that are there from the start.
+const USUAL: [StatusCode; 3] = [StatusCode::OK, StatusCode::SERVICE_UNAVAILABLE, StatusCode::GATEWAY_TIMEOUT];
+/// The route of what has none.
+const UNKNOWN: &str = "unknown";
+
+/// A route and a method, as labels. Cheap to copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// The template, or `unknown`.
+    pub route: &'static str,
+    /// The method, or `other`.
+    pub method: &'static str,
+    /// Its place among all pairs.
+    index: usize,
+}
+
+/// `http_server_request_duration_seconds`.
+#[derive(Clone, Debug)]
+pub struct Requests(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    family: HistogramVec,
+    routes: &'static [(&'static str, Method)],
+    /// By target and code. Resolved when it first happens: most never do.
+    cells: Box<[[OnceLock<Histogram>; CODES.len()]]>,
+}
+
+impl Requests {
+    /// Returns the cells for these routes; the usual statuses of each, with its own method, are there from the
+    /// start.
+    pub(super) fn new(family: HistogramVec, routes: &'static [(&'static str, Method)]) -> Self {
+        let cells = std::iter::repeat_with(Default::default).take((routes.len() + 1) * METHODS.len());
+        let requests = Self(Arc::new(Inner { family, routes, cells: cells.collect() }));
+        for (route, method) in routes {
+            for status in USUAL {
+                requests.cell(requests.target(method, route), status);
+            }
+        }
+        requests
+    }
+
+    /// Returns the labels of a request.
+    #[must_use]
+    pub fn target(&self, method: &Method, path: &str) -> Target {
+        let routes = self.0.routes;
+        let route = routes.iter().position(|(known, _)| *known == path).unwrap_or(routes.len());
+        let known = METHODS.iter().position(|known| *known == method.as_str()).unwrap_or(METHODS.len() - 1);
+        Target {
+            route: routes.get(route).map_or(UNKNOWN, |(known, _)| known),
+            method: METHODS.get(known).copied().unwrap_or_default(),
+            index: route * METHODS.len() + known,
+        }
+    }
+
+    /// Notes an answered request.
+    pub fn observe(&self, target: Target, status: StatusCode, took: Duration) {
+        if let Some(cell) = self.cell(target, status) {
+            cell.observe(took.as_secs_f64());
+        }
+    }
+
+    fn cell(&self, target: Target, status: StatusCode) -> Option<&Histogram> {
+        let known = CODES.iter().position(|(code, _)| *code == status.as_u16()).unwrap_or(CODES.len() - 1);
+        let (_, code) = CODES.get(known)?;
+        let cell = self.0.cells.get(target.index)?.get(known)?;
+        let resolve = || self.0.family.with_label_values(&[target.route, target.method, code]);
+        Some(cell.get_or_init(resolve))
+    }
+}
+
+/// Why a request or call is refused without work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// Too many are in progress.
+    InFlight,
+    /// Too many bytes are waiting to be sent, or to be complete.
+    Memory,
+    /// This client sends too many.
+    Rate,
+    /// Nobody waits for the answer any more.
+    Deadline,
+}
+
+impl Refused {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::InFlight => "in_flight",
+            Self::Memory => "memory",
+            Self::Rate => "rate",
+            Self::Deadline => "deadline",
+        }
+    }
+}
+
+/// Counts of refusals, each at 0 from the start.
+#[derive(Clone, Debug)]
+pub struct Refusals([(Refused, IntCounter); 3]);
+
+impl Refusals {
+    /// Returns the counters of a family for these reasons; `labels` go before the reason.
+    pub(super) fn new(family: &IntCounterVec, labels: &[&str], reasons: [Refused; 3]) -> Self {
+        Self(reasons.map(|reason| {
+            let labels = [labels, &[reason.name()]].concat();
+            (reason, family.with_label_values(&labels))
+        }))
+    }
+
+    /// Notes a refusal without work.
+    pub fn note(&self, reason: Refused) {
+        if let Some((_, counter)) = self.0.iter().find(|(known, _)| *known == reason) {
+            counter.inc();
+        }
+    }
+}
+
+/// Why a connection is ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// Its peer stopped reading.
+    WriteTimeout,
+    /// Its peer reads too slowly while memory is short.
+    Unsent,
+    /// Its peer floods it with frames.
+    Flood,
+}
+
+impl Cut {
+    const ALL: [Self; 3] = [Self::WriteTimeout, Self::Unsent, Self::Flood];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::WriteTimeout => "write_timeout",
+            Self::Unsent => "unsent",
+            Self::Flood => "flood",
+        }
+    }
+}
+
+/// `server_connections_cut_total`, each reason at 0 from the start.
+#[derive(Clone, Debug)]
+pub(super) struct Cuts([(Cut, IntCounter); 3]);
+
+impl Cuts {
+    pub(super) fn new(family: &IntCounterVec) -> Self {
+        Self(Cut::ALL.map(|reason| (reason, family.with_label_values(&[reason.name()]))))
+    }
+
+    pub(super) fn note(&self, reason: Cut) {
+        if let Some((_, counter)) = self.0.iter().find(|(known, _)| *known == reason) {
+            counter.inc();
+        }
+    }
+}
