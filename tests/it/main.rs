@@ -33,5 +33,6 @@ mod numbers;
 mod pprof;
 mod registry_edge;
 mod resilience;
+mod targets;
 mod traces;
 mod walkthrough;
