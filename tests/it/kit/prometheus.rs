@@ -35,16 +35,6 @@ pub struct Target {
     pub error: String,
 }
 
-/// A pending or firing alert.
-#[derive(Clone, Debug)]
-pub struct Alert {
-    /// `alertname` is one of them.
-    pub labels: Labels,
-    pub annotations: Labels,
-    /// Else it is pending.
-    pub firing: bool,
-}
-
 /// Returns the path of a file in `nixos/monitoring`.
 pub fn shipped(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("nixos/monitoring").join(name)
@@ -232,15 +222,10 @@ impl Prometheus {
         list(&data["activeTargets"]).map(target).collect()
     }
 
-    /// Returns the alerts that are pending or firing.
-    pub async fn alerts(&self) -> Vec<Alert> {
+    /// Returns the labels of the alerts that are pending or firing.
+    pub async fn alerts(&self) -> Vec<Labels> {
         let data = self.api("/api/v1/alerts").await.expect("an answer");
-        let alert = |alert: &Value| Alert {
-            labels: labels(&alert["labels"]),
-            annotations: labels(&alert["annotations"]),
-            firing: alert["state"] == "firing",
-        };
-        list(&data["alerts"]).map(alert).collect()
+        list(&data["alerts"]).map(|alert| labels(&alert["labels"])).collect()
     }
 
     /// Returns every rule as Prometheus tells it: `name`, `query`, `health`, `lastError`, `type`, ...
