@@ -34,5 +34,6 @@ mod numbers;
 mod pprof;
 mod registry_edge;
 mod resilience;
+mod targets;
 mod traces;
 mod walkthrough;

@@ -31,6 +31,8 @@ impl Alertmanager {
         }
         let log = File::create(dir.path().join("log")).expect("a file");
         let child = Command::new("prometheus-alertmanager")
+            // some of the files that its configuration names are looked up here
+            .current_dir(dir.path())
             .arg(format!("--config.file={}", dir.path().join("alertmanager.yml").display()))
             .arg(format!("--storage.path={}", dir.path().join("data").display()))
             .arg(format!("--web.listen-address={addr}"))
@@ -67,7 +69,8 @@ impl Drop for Alertmanager {
         let _ = self.child.wait();
         if std::thread::panicking() {
             let log = std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
-            eprintln!("log of alertmanager:\n{log}");
+            let end: Vec<_> = log.lines().rev().take(15).collect();
+            eprintln!("log of alertmanager, the last line first:\n{}", end.join("\n"));
         }
     }
 }
@@ -84,6 +87,8 @@ pub struct Webhook {
 pub struct Notification {
     /// The path that it was sent to.
     pub path: String,
+    /// Its `Authorization`, empty for none.
+    pub authorization: String,
     /// Its JSON; of a webhook `status` and `alerts`, of Slack `attachments`.
     pub body: Value,
 }
@@ -131,9 +136,11 @@ async fn receive(listener: TcpListener, seen: Arc<Mutex<Vec<Notification>>>) {
             let seen = seen.clone();
             async move {
                 let path = request.uri().path().to_owned();
+                let header = request.headers().get("authorization").and_then(|value| value.to_str().ok());
+                let authorization = header.unwrap_or_default().to_owned();
                 let body = request.into_body().collect().await?.to_bytes();
                 let body = serde_json::from_slice(&body).unwrap_or_default();
-                seen.lock().expect("nobody panicked").push(Notification { path, body });
+                seen.lock().expect("nobody panicked").push(Notification { path, authorization, body });
                 Ok::<_, hyper::Error>(::http::Response::new(Full::<bytes::Bytes>::from("ok")))
             }
         });

@@ -3,7 +3,7 @@
 //! It takes up to 5 s to follow a change of what service discovery says, and twice that if the change
 //! comes right after another one; that time is its own and cannot be set.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -35,15 +35,6 @@ pub struct Target {
     pub error: String,
 }
 
-/// A pending or firing alert.
-#[derive(Clone, Debug)]
-pub struct Alert {
-    /// `alertname` is one of them.
-    pub labels: Labels,
-    pub annotations: Labels,
-    pub firing: bool,
-}
-
 /// Returns the path of a file in `nixos/monitoring`.
 pub fn shipped(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("nixos/monitoring").join(name)
@@ -60,11 +51,78 @@ pub fn fill(template: &str, values: &[(&str, &str)]) -> String {
     text
 }
 
+/// Returns the shipped configuration with the gateways whose admin listeners tell what to scrape. Everything
+/// happens every second; other placeholders than those given are empty, or as shipped.
+pub fn shipped_config(gateways: &[SocketAddr], more: &[(&str, &str)]) -> String {
+    let gateway = |admin: &SocketAddr| format!("{{url: 'http://{admin}/sd/targets', refresh_interval: 1s}}");
+    let gateways = gateways.iter().map(gateway).collect::<Vec<_>>().join(", ");
+    let gateways = format!("[{gateways}]");
+    let (rules, expected) = (shipped("rules"), shipped("rules/expected.yml"));
+    let mut values = more.to_vec();
+    values.extend([
+        ("SCRAPE_INTERVAL", "1s"),
+        ("EVAL_INTERVAL", "1s"),
+        ("RULES", rules.to_str().expect("UTF-8")),
+        ("EXPECTED", expected.to_str().expect("UTF-8")),
+        ("GATEWAYS", &gateways),
+    ]);
+    values.extend(
+        ["ALERTMANAGER", "PROMETHEUS", "ETCD", "NODE", "CADVISOR", "ZIPKIN"].map(|name| (name, "[]")),
+    );
+    let template = std::fs::read_to_string(shipped("prometheus.yml")).expect("a template");
+    fill(&template, &values)
+}
+
+/// Returns the names of metrics in an expression as Prometheus prints it.
+pub fn metrics(expr: &str) -> BTreeSet<String> {
+    const WORDS: [&str; 9] = ["and", "or", "unless", "on", "ignoring", "by", "without", "bool", "offset"];
+    let mut names = BTreeSet::new();
+    let mut rest = expr;
+    let mut before = String::new();
+    while let Some(first) = rest.chars().next() {
+        let word =
+            rest.find(|c: char| !c.is_ascii_alphanumeric() && !"_:.".contains(c)).unwrap_or(rest.len());
+        // what is in quotes, braces and brackets holds no metric, nor does a list of labels
+        let close = match first {
+            '"' => Some('"'),
+            '{' => Some('}'),
+            '[' => Some(']'),
+            '(' if ["on", "ignoring", "by", "without", "group_left", "group_right"]
+                .contains(&before.as_str()) =>
+            {
+                Some(')')
+            }
+            _ => None,
+        };
+        let length = match close {
+            Some(close) => rest[1..].find(close).map_or(rest.len(), |at| at + 2),
+            None => word.max(first.len_utf8()),
+        };
+        let (token, tail) = rest.split_at(length);
+        let next = tail.trim_start();
+        let called = ["(", "by (", "without ("].iter().any(|begin| next.starts_with(begin));
+        let is_word = WORDS.contains(&token) || token.starts_with("group_");
+        if word > 0 && !first.is_ascii_digit() && !is_word && !called {
+            names.insert(token.to_owned());
+        }
+        if !token.trim().is_empty() {
+            token.clone_into(&mut before);
+        }
+        rest = tail;
+    }
+    names
+}
+
 impl Prometheus {
     /// Starts it on a configuration (YAML text) and waits until it is ready. Further files, by name, are
     /// put beside the configuration; `rule_files` and the like may name them so.
     pub async fn start(config: &str, files: &[(&str, &str)]) -> Self {
-        let (addr, dir) = (free_addr(), tempfile::tempdir().expect("a directory"));
+        Self::start_at(free_addr(), config, files).await
+    }
+
+    /// Starts it at an address that its configuration knows, to scrape itself.
+    pub async fn start_at(addr: SocketAddr, config: &str, files: &[(&str, &str)]) -> Self {
+        let dir = tempfile::tempdir().expect("a directory");
         for (name, text) in files {
             std::fs::write(dir.path().join(name), text).expect("a file");
         }
@@ -164,15 +222,10 @@ impl Prometheus {
         list(&data["activeTargets"]).map(target).collect()
     }
 
-    /// Returns the alerts that are pending or firing.
-    pub async fn alerts(&self) -> Vec<Alert> {
+    /// Returns the labels of the alerts that are pending or firing.
+    pub async fn alerts(&self) -> Vec<Labels> {
         let data = self.api("/api/v1/alerts").await.expect("an answer");
-        let alert = |alert: &Value| Alert {
-            labels: labels(&alert["labels"]),
-            annotations: labels(&alert["annotations"]),
-            firing: alert["state"] == "firing",
-        };
-        list(&data["alerts"]).map(alert).collect()
+        list(&data["alerts"]).map(|alert| labels(&alert["labels"])).collect()
     }
 
     /// Returns every rule as Prometheus tells it: `name`, `query`, `health`, `lastError`, `type`, ...
@@ -188,7 +241,8 @@ impl Drop for Prometheus {
         let _ = self.child.wait();
         if std::thread::panicking() {
             let log = std::fs::read_to_string(self.dir.path().join("log")).unwrap_or_default();
-            eprintln!("log of prometheus:\n{log}");
+            let end: Vec<_> = log.lines().rev().take(15).collect();
+            eprintln!("log of prometheus, the last line first:\n{}", end.join("\n"));
         }
     }
 }
