@@ -21,6 +21,9 @@ const TRACESTATE: &str = "tracestate";
 /// What may tell of a trace.
 const READ: [&str; 7] = [B3, "x-b3-traceid", "x-b3-spanid", SAMPLED, "x-b3-flags", TRACEPARENT, TRACESTATE];
 
+/// Longest value, bytes: what W3C wants to be passed on of `tracestate`. It goes to every service.
+const LONGEST: usize = 512;
+
 /// As opentelemetry-zipkin has them: whether the request is followed is left to others; it has to be.
 const DEFERRED: TraceFlags = TraceFlags::new(0x02);
 const DEBUG: TraceFlags = TraceFlags::new(0x04);
@@ -49,7 +52,7 @@ pub fn read(headers: &HeaderMap) -> Joined {
         return Joined::default();
     }
     let carrier = Read(READ.map(|name| {
-        let text = headers.get(name)?.to_str().ok()?;
+        let text = headers.get(name)?.to_str().ok().filter(|text| text.len() <= LONGEST)?;
         // ids in upper case are wrong, and seen
         let is_upper = text.bytes().any(|b| b.is_ascii_uppercase()) && name != TRACESTATE;
         Some(if is_upper { Cow::Owned(text.to_ascii_lowercase()) } else { Cow::Borrowed(text) })
@@ -188,6 +191,18 @@ mod tests {
         }
         let upper = [("x-b3-traceid", "463AC35C9F6413AD"), ("x-b3-spanid", "B7AD6B7169203331")];
         assert_eq!(seen(&upper).1, SPAN);
+    }
+
+    #[test]
+    fn what_others_want_passed_on_is_bounded() {
+        let parent = format!("00-{LONG}-{SPAN}-01");
+        for (members, kept) in [(4, true), (5, false)] {
+            let member = |n| format!("v{n}={}", "x".repeat(100));
+            let state = (0..members).map(member).collect::<Vec<_>>().join(",");
+            let joined = read(&headers(&[("traceparent", &parent), ("tracestate", &state)]));
+            assert_eq!(joined.trace_id, TraceId::from_hex(LONG).ok());
+            assert_eq!(joined.state.get("v0").is_some(), kept, "{} bytes", state.len());
+        }
     }
 
     #[test]
