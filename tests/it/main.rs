@@ -34,6 +34,7 @@ mod numbers;
 mod pprof;
 mod registry_edge;
 mod resilience;
+mod stack;
 mod targets;
 mod traces;
 mod walkthrough;

@@ -19,6 +19,7 @@ pub mod peer;
 pub mod process;
 pub mod prometheus;
 pub mod relay;
+pub mod stack;
 pub mod system;
 pub mod zipkin;
 
