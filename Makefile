@@ -1,6 +1,6 @@
 # `make` alone lists what there is. ARGS passes flags to the program: make up ARGS='--replicas feed=2'
 .DEFAULT_GOAL := help
-.PHONY: help up build test deps fmt check-nix clean
+.PHONY: help up build test test-stack deps fmt check-nix clean
 
 # where tests/deps puts the tools of check-nix
 export PATH := $(CURDIR)/target/tools/bin:$(PATH)
@@ -25,6 +25,10 @@ test: deps ## every check and test; stops at the first failure
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --lib --examples
 	cargo test --locked --doc
 	cargo test --locked --lib --bins --tests
+
+test-stack: ## the tests with Elasticsearch, Zipkin's dependencies job and cAdvisor, which it fetches
+	@tests/deps parts
+	cargo test --locked --test it parts:: -- --ignored --test-threads=1 --nocapture
 
 deps: ## install what building and testing need, or say what is missing
 	@tests/deps test

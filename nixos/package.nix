@@ -20,6 +20,7 @@ let
       fileset.unions [
         (fileset.maybeMissing ../tests/check-nix)
         (fileset.maybeMissing ../tests/deps)
+        (fileset.maybeMissing ../tests/parts)
       ]
     ))
     (fileset.maybeMissing ../benches)

@@ -31,6 +31,7 @@ mod lifecycle;
 mod logs;
 mod metrics;
 mod numbers;
+mod parts;
 mod pprof;
 mod registry_edge;
 mod resilience;

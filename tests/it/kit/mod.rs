@@ -15,10 +15,12 @@ pub mod frames;
 pub mod guarantees;
 pub mod http;
 pub mod load;
+pub mod parts;
 pub mod peer;
 pub mod process;
 pub mod prometheus;
 pub mod relay;
+
 pub mod system;
 pub mod zipkin;
 
