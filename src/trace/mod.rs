@@ -64,7 +64,7 @@ impl Traces {
         Tracer(self.queue.as_ref().map(recorder))
     }
 
-    /// Sends what is left and ends the task. Takes at most [`export::FLUSH`]; what is left then is counted
+    /// Sends what is left and ends the task. Takes at most a second; what is left then is counted
     /// as dropped.
     pub async fn stop(self) {
         self.stop.cancel();
