@@ -126,9 +126,12 @@ impl Process {
     /// When one of these fails; the text says which.
     pub fn add_service(&mut self, role: Role, addr: ListenAddr, store: &StoreUrl) -> anyhow::Result<()> {
         let service = match role {
-            Role::Profile => Service::profile(store, self.client(&["feed"]))?,
-            Role::Topic => Service::topic(store)?,
-            _ => Service::feed(store)?,
+            Role::Profile => {
+                let client = self.client(&["feed"]);
+                Service::profile(store, &self.metrics, client)?
+            }
+            Role::Topic => Service::topic(store, &self.metrics)?,
+            _ => Service::feed(store, &self.metrics)?,
         };
         self.add_instance(service, addr)
     }

@@ -8,6 +8,7 @@ mod calls;
 mod client;
 mod process;
 mod server;
+mod store;
 
 use std::sync::Arc;
 
@@ -21,6 +22,7 @@ use crate::registry::Registered;
 pub use calls::{Calls, code_name};
 pub use client::{ClientMeters, Connections, Transitions};
 pub use server::{Cut, Refusals, Refused, Requests, Target};
+pub use store::StoreOperation;
 
 /// Edges of the histogram of requests, seconds: from a loopback request that a store answers from memory
 /// (under 1 ms) to the default deadline (2 s) and what outlives it. 0.25 is the objective's.
@@ -43,6 +45,7 @@ pub struct Metrics {
     registration: IntGaugeVec,
     view: ViewMetrics,
     view_age: prometheus::Gauge,
+    store: HistogramVec,
     trace: TraceMeters,
 }
 
@@ -233,6 +236,12 @@ impl Metrics {
                     "Time since the registry last confirmed the view; -1 before the first time.",
                 ),
             )?,
+            store: latency(
+                "store_operation_duration_seconds",
+                "Time of one operation of a store, by how it ended.",
+                &["store", "operation", "outcome"],
+                &HOP,
+            )?,
             trace: TraceMeters::new(r)?,
             registry: registry.clone(),
         };
@@ -260,6 +269,12 @@ impl Metrics {
         use tonic::Code;
         let usual = [Code::Ok, Code::NotFound, Code::Unavailable, Code::DeadlineExceeded];
         Arc::new(Calls::new(self.grpc.clone(), service, &usual))
+    }
+
+    /// Returns the histogram of an operation of a service's store.
+    #[must_use]
+    pub fn store(&self, store: &str, operation: &str) -> StoreOperation {
+        StoreOperation::new(&self.store, store, operation)
     }
 
     /// Returns what is counted of spans.

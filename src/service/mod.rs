@@ -51,24 +51,24 @@ impl Service {
     ///
     /// # Errors
     /// [`StoreError::Open`].
-    pub fn feed(url: &StoreUrl) -> Result<Self, StoreError> {
-        Ok(Self::Feed(store::feed(url)?))
+    pub fn feed(url: &StoreUrl, metrics: &Metrics) -> Result<Self, StoreError> {
+        Ok(Self::Feed(store::feed(url, metrics)?))
     }
 
     /// Opens the profile service's store. `client` must follow `feed`.
     ///
     /// # Errors
     /// [`StoreError::Open`].
-    pub fn profile(url: &StoreUrl, client: Client) -> Result<Self, StoreError> {
-        Ok(Self::Profile(store::profile(url)?, client))
+    pub fn profile(url: &StoreUrl, metrics: &Metrics, client: Client) -> Result<Self, StoreError> {
+        Ok(Self::Profile(store::profile(url, metrics)?, client))
     }
 
     /// Opens the topic service's store.
     ///
     /// # Errors
     /// [`StoreError::Open`].
-    pub fn topic(url: &StoreUrl) -> Result<Self, StoreError> {
-        Ok(Self::Topic(store::topic(url)?))
+    pub fn topic(url: &StoreUrl, metrics: &Metrics) -> Result<Self, StoreError> {
+        Ok(Self::Topic(store::topic(url, metrics)?))
     }
 
     /// Returns the registry's name of the service.

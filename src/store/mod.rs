@@ -7,6 +7,7 @@
 //! is then unknown, as with any lost answer. All writes are upserts and deletes by key, so a repeat is
 //! harmless.
 
+mod measured;
 mod memory;
 mod sqlite;
 
@@ -17,6 +18,7 @@ use tonic::async_trait;
 
 use crate::config::StoreUrl;
 use crate::error::Error;
+use crate::metrics::Metrics;
 use crate::proto::feed::FeedRecord;
 use crate::proto::profile::PutProfileRequest;
 use crate::proto::topic::{PutTopicRequest, TopicSummary};
@@ -115,37 +117,40 @@ pub trait TopicStore: Health {
     async fn list(&self, after: i64, size: u32) -> Result<TopicPage, StoreError>;
 }
 
-/// Opens the store of the feed service.
+/// Opens the store of the feed service, measured.
 ///
 /// # Errors
 /// [`StoreError::Open`].
-pub fn feed(url: &StoreUrl) -> Result<Arc<dyn FeedStore>, StoreError> {
-    Ok(match url {
+pub fn feed(url: &StoreUrl, metrics: &Metrics) -> Result<Arc<dyn FeedStore>, StoreError> {
+    let store: Arc<dyn FeedStore> = match url {
         StoreUrl::Memory => Arc::new(memory::Feeds::default()),
         StoreUrl::Sqlite(path) => Arc::new(open(path, &sqlite::FEED)?),
-    })
+    };
+    Ok(Arc::new(measured::Feeds::new(store, metrics)))
 }
 
-/// Opens the store of the profile service.
+/// Opens the store of the profile service, measured.
 ///
 /// # Errors
 /// [`StoreError::Open`].
-pub fn profile(url: &StoreUrl) -> Result<Arc<dyn ProfileStore>, StoreError> {
-    Ok(match url {
+pub fn profile(url: &StoreUrl, metrics: &Metrics) -> Result<Arc<dyn ProfileStore>, StoreError> {
+    let store: Arc<dyn ProfileStore> = match url {
         StoreUrl::Memory => Arc::new(memory::Profiles::default()),
         StoreUrl::Sqlite(path) => Arc::new(open(path, &sqlite::PROFILE)?),
-    })
+    };
+    Ok(Arc::new(measured::Profiles::new(store, metrics)))
 }
 
-/// Opens the store of the topic service.
+/// Opens the store of the topic service, measured.
 ///
 /// # Errors
 /// [`StoreError::Open`].
-pub fn topic(url: &StoreUrl) -> Result<Arc<dyn TopicStore>, StoreError> {
-    Ok(match url {
+pub fn topic(url: &StoreUrl, metrics: &Metrics) -> Result<Arc<dyn TopicStore>, StoreError> {
+    let store: Arc<dyn TopicStore> = match url {
         StoreUrl::Memory => Arc::new(memory::Topics::default()),
         StoreUrl::Sqlite(path) => Arc::new(open(path, &sqlite::TOPIC)?),
-    })
+    };
+    Ok(Arc::new(measured::Topics::new(store, metrics)))
 }
 
 fn open(path: &Path, schema: &'static sqlite::Schema) -> Result<sqlite::Sqlite, StoreError> {

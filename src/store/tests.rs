@@ -10,6 +10,10 @@ fn urls() -> (tempfile::TempDir, [StoreUrl; 2]) {
     (dir, [StoreUrl::Memory, file])
 }
 
+fn metrics() -> Metrics {
+    Metrics::new().unwrap()
+}
+
 fn record(user_id: i64, id: i64, content: &str) -> FeedRecord {
     FeedRecord { id, user_id, content: content.to_owned() }
 }
@@ -22,7 +26,7 @@ fn ids(page: &FeedPage) -> Vec<i64> {
 async fn pages_hold_the_newest_feeds_in_ascending_order() {
     let (_dir, urls) = urls();
     for url in urls {
-        let store = feed(&url).unwrap();
+        let store = feed(&url, &metrics()).unwrap();
         for id in [5, i64::MAX, 1, 9, 3] {
             store.create(record(7, id, "x")).await.unwrap();
         }
@@ -42,7 +46,7 @@ async fn pages_hold_the_newest_feeds_in_ascending_order() {
 async fn a_user_without_feeds_is_not_an_empty_page() {
     let (_dir, urls) = urls();
     for url in urls {
-        let store = feed(&url).unwrap();
+        let store = feed(&url, &metrics()).unwrap();
         assert_eq!(store.newest(7, 20, 0).await.unwrap(), None);
         store.create(record(7, 1, "x")).await.unwrap();
         assert!(store.newest(7, 0, 0).await.unwrap().is_some());
@@ -56,7 +60,7 @@ async fn a_user_without_feeds_is_not_an_empty_page() {
 async fn a_write_replaces_what_was_there() {
     let (_dir, urls) = urls();
     for url in urls {
-        let store = feed(&url).unwrap();
+        let store = feed(&url, &metrics()).unwrap();
         store.create(record(7, 1, "old")).await.unwrap();
         store.create(record(7, 1, "new é \u{1F600}")).await.unwrap();
         let page = store.newest(7, 20, 0).await.unwrap().unwrap();
@@ -69,7 +73,7 @@ async fn a_page_over_the_limit_is_shortened_to_its_newest() {
     let (_dir, urls) = urls();
     let fits = i64::try_from(MAX_ANSWER / MAX_CONTENT).unwrap();
     for url in urls {
-        let store = feed(&url).unwrap();
+        let store = feed(&url, &metrics()).unwrap();
         for id in 1..=fits + 2 {
             store.create(record(7, id, &"x".repeat(MAX_CONTENT))).await.unwrap();
         }
@@ -86,7 +90,7 @@ async fn profiles_and_topics_are_kept() {
     let (dir, _) = urls();
     let profiles = [StoreUrl::Memory, StoreUrl::Sqlite(dir.path().join("p.db"))];
     for url in profiles {
-        let store = profile(&url).unwrap();
+        let store = profile(&url, &metrics()).unwrap();
         assert_eq!(store.get(1).await.unwrap(), None);
         let ada = PutProfileRequest {
             user_id: 1,
@@ -99,7 +103,7 @@ async fn profiles_and_topics_are_kept() {
     }
     let topics = [StoreUrl::Memory, StoreUrl::Sqlite(dir.path().join("t.db"))];
     for url in topics {
-        let store = topic(&url).unwrap();
+        let store = topic(&url, &metrics()).unwrap();
         for id in [3, 1, 2, i64::MAX] {
             let (subject, content) = (format!("s{id}"), "c".to_owned());
             store.put(PutTopicRequest { topic_id: id, subject, content }).await.unwrap();
@@ -120,13 +124,13 @@ async fn profiles_and_topics_are_kept() {
 async fn a_file_is_found_again_and_belongs_to_one_service() {
     let dir = tempfile::tempdir().unwrap();
     let url = StoreUrl::Sqlite(dir.path().join("f.db"));
-    feed(&url).unwrap().create(record(7, 1, "x")).await.unwrap();
-    let again = feed(&url).unwrap();
+    feed(&url, &metrics()).unwrap().create(record(7, 1, "x")).await.unwrap();
+    let again = feed(&url, &metrics()).unwrap();
     assert_eq!(ids(&again.newest(7, 20, 0).await.unwrap().unwrap()), [1]);
-    let error = topic(&url).err().expect("another service's file").to_string();
+    let error = topic(&url, &metrics()).err().expect("another service's file").to_string();
     assert!(error.contains("f.db") && error.contains("not this service's file"), "{error}");
     let nowhere = StoreUrl::Sqlite(dir.path().join("no/such/dir.db"));
-    assert!(feed(&nowhere).is_err());
+    assert!(feed(&nowhere, &metrics()).is_err());
     assert!(again.readable().await.is_ok());
 }
 
@@ -134,7 +138,7 @@ async fn a_file_is_found_again_and_belongs_to_one_service() {
 async fn two_handles_on_one_file_agree() {
     let dir = tempfile::tempdir().unwrap();
     let url = StoreUrl::Sqlite(dir.path().join("f.db"));
-    let (one, two) = (feed(&url).unwrap(), feed(&url).unwrap());
+    let (one, two) = (feed(&url, &metrics()).unwrap(), feed(&url, &metrics()).unwrap());
     for id in 1..=50 {
         let (writer, other) = if id % 2 == 0 { (&one, &two) } else { (&two, &one) };
         writer.create(record(7, id, "x")).await.unwrap();
@@ -146,10 +150,29 @@ async fn two_handles_on_one_file_agree() {
 #[tokio::test]
 async fn concurrent_writes_are_all_kept() {
     let dir = tempfile::tempdir().unwrap();
-    let store = feed(&StoreUrl::Sqlite(dir.path().join("f.db"))).unwrap();
+    let store = feed(&StoreUrl::Sqlite(dir.path().join("f.db")), &metrics()).unwrap();
     let writes = (1..=500).map(|id| store.create(record(7, id, "x")));
     for result in futures_util::future::join_all(writes).await {
         result.unwrap();
     }
     assert_eq!(store.newest(7, 1000, 0).await.unwrap().unwrap().feeds.len(), 500);
+}
+
+#[tokio::test]
+async fn every_operation_is_measured_by_how_it_ends() {
+    let metrics = metrics();
+    let store = topic(&StoreUrl::Memory, &metrics).unwrap();
+    store.get(1).await.unwrap();
+    store.get(2).await.unwrap();
+    let failing = metrics.store("topic", "get");
+    failing.time(async { Err::<(), _>(StoreError::Closed) }).await.unwrap_err();
+    let text = metrics.text();
+    for (operation, outcome, count) in
+        [("get", "ok", 2), ("get", "error", 1), ("put", "ok", 0), ("list", "error", 0)]
+    {
+        let line = format!(
+            "store_operation_duration_seconds_count{{operation=\"{operation}\",outcome=\"{outcome}\",store=\"topic\"}} {count}"
+        );
+        assert!(text.contains(&line), "{line} is not in\n{text}");
+    }
 }

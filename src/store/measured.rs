@@ -1,0 +1,115 @@
+//! A store whose operations are measured: how long each takes, and whether it fails. One that its caller gives
+//! up is not counted.
+
+use std::sync::Arc;
+
+use tonic::async_trait;
+
+use super::{FeedPage, FeedStore, Health, ProfileStore, StoreError, TopicPage, TopicStore};
+use crate::metrics::{Metrics, StoreOperation};
+use crate::proto::feed::FeedRecord;
+use crate::proto::profile::PutProfileRequest;
+use crate::proto::topic::PutTopicRequest;
+
+/// A measured [`FeedStore`].
+pub struct Feeds {
+    store: Arc<dyn FeedStore>,
+    create: StoreOperation,
+    newest: StoreOperation,
+    delete: StoreOperation,
+}
+
+impl Feeds {
+    /// Measures a store.
+    pub fn new(store: Arc<dyn FeedStore>, metrics: &Metrics) -> Self {
+        let operation = |name| metrics.store("feed", name);
+        Self { store, create: operation("create"), newest: operation("newest"), delete: operation("delete") }
+    }
+}
+
+#[async_trait]
+impl FeedStore for Feeds {
+    async fn create(&self, feed: FeedRecord) -> Result<(), StoreError> {
+        self.create.time(self.store.create(feed)).await
+    }
+
+    async fn newest(&self, user_id: i64, size: u32, before: i64) -> Result<Option<FeedPage>, StoreError> {
+        self.newest.time(self.store.newest(user_id, size, before)).await
+    }
+
+    async fn delete(&self, user_id: i64, id: i64) -> Result<bool, StoreError> {
+        self.delete.time(self.store.delete(user_id, id)).await
+    }
+}
+
+/// A measured [`ProfileStore`].
+pub struct Profiles {
+    store: Arc<dyn ProfileStore>,
+    put: StoreOperation,
+    get: StoreOperation,
+}
+
+impl Profiles {
+    /// Measures a store.
+    pub fn new(store: Arc<dyn ProfileStore>, metrics: &Metrics) -> Self {
+        Self { store, put: metrics.store("profile", "put"), get: metrics.store("profile", "get") }
+    }
+}
+
+#[async_trait]
+impl ProfileStore for Profiles {
+    async fn put(&self, profile: PutProfileRequest) -> Result<(), StoreError> {
+        self.put.time(self.store.put(profile)).await
+    }
+
+    async fn get(&self, user_id: i64) -> Result<Option<PutProfileRequest>, StoreError> {
+        self.get.time(self.store.get(user_id)).await
+    }
+}
+
+/// A measured [`TopicStore`].
+pub struct Topics {
+    store: Arc<dyn TopicStore>,
+    put: StoreOperation,
+    get: StoreOperation,
+    list: StoreOperation,
+}
+
+impl Topics {
+    /// Measures a store.
+    pub fn new(store: Arc<dyn TopicStore>, metrics: &Metrics) -> Self {
+        let operation = |name| metrics.store("topic", name);
+        Self { store, put: operation("put"), get: operation("get"), list: operation("list") }
+    }
+}
+
+#[async_trait]
+impl TopicStore for Topics {
+    async fn put(&self, topic: PutTopicRequest) -> Result<(), StoreError> {
+        self.put.time(self.store.put(topic)).await
+    }
+
+    async fn get(&self, topic_id: i64) -> Result<Option<PutTopicRequest>, StoreError> {
+        self.get.time(self.store.get(topic_id)).await
+    }
+
+    async fn list(&self, after: i64, size: u32) -> Result<TopicPage, StoreError> {
+        self.list.time(self.store.list(after, size)).await
+    }
+}
+
+macro_rules! health_of_the_store {
+    ($($measured:ident)*) => {$(
+        #[async_trait]
+        impl Health for $measured {
+            async fn readable(&self) -> Result<(), StoreError> {
+                self.store.readable().await
+            }
+
+            fn warnings(&self) -> Vec<String> {
+                self.store.warnings()
+            }
+        }
+    )*};
+}
+health_of_the_store!(Feeds Profiles Topics);
