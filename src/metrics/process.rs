@@ -1,15 +1,18 @@
 //! The metrics of the process, as every Prometheus client has them. The crate's collector reads them from
 //! `/proc`; only the start time it counts from the boot time in `/proc/stat`, which a unit with
 //! `ProcSubset=pid` cannot see, and then says 0. Here the start time is the clock's when the metrics are made,
-//! a few milliseconds after the process began.
+//! a few milliseconds after the process began. And CPU time the crate counts in whole seconds: as a rate over a
+//! minute a process that uses a tenth of a core would seem to jump between nothing and a quarter of one.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prometheus::core::{Collector, Desc};
 use prometheus::process_collector::ProcessCollector;
-use prometheus::proto::{Gauge, Metric, MetricFamily, MetricType};
+use prometheus::proto::{Counter, Gauge, Metric, MetricFamily, MetricType};
+use rustix::time::{ClockId, clock_gettime};
 
 const START: &str = "process_start_time_seconds";
+const CPU: &str = "process_cpu_seconds_total";
 
 /// Collects them.
 pub struct Process {
@@ -28,22 +31,42 @@ impl Process {
 
 impl Collector for Process {
     fn desc(&self) -> Vec<&Desc> {
-        self.collector.desc() // the start time is among them
+        self.collector.desc() // both are among them
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
         let mut families = self.collector.collect();
-        families.retain(|family| family.name() != START);
-        let mut value = Gauge::default();
-        value.set_value(self.started);
-        let mut start = MetricFamily::default();
-        start.set_name(START.to_owned());
-        start.set_help("Start time of the process since unix epoch in seconds.".to_owned());
-        start.set_field_type(MetricType::GAUGE);
-        start.set_metric(vec![Metric::from_gauge(value)]);
-        families.push(start);
+        families.retain(|family| ![START, CPU].contains(&family.name()));
+        let mut started = Gauge::default();
+        started.set_value(self.started);
+        let help = "Start time of the process since unix epoch in seconds.";
+        families.push(family(START, help, MetricType::GAUGE, Metric::from_gauge(started)));
+        let (mut used, mut metric) = (Counter::default(), Metric::default());
+        used.set_value(cpu_seconds());
+        metric.set_counter(used);
+        families.push(family(
+            CPU,
+            "Total user and system CPU time spent in seconds.",
+            MetricType::COUNTER,
+            metric,
+        ));
         families
     }
+}
+
+fn family(name: &str, help: &str, kind: MetricType, metric: Metric) -> MetricFamily {
+    let mut family = MetricFamily::default();
+    family.set_name(name.to_owned());
+    family.set_help(help.to_owned());
+    family.set_field_type(kind);
+    family.set_metric(vec![metric]);
+    family
+}
+
+/// Returns the time that all threads of this process have spent on a CPU, ended ones too.
+fn cpu_seconds() -> f64 {
+    let used = clock_gettime(ClockId::ProcessCPUTime);
+    Duration::try_from(used).unwrap_or_default().as_secs_f64()
 }
 
 #[cfg(test)]
@@ -59,5 +82,20 @@ mod tests {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64();
         assert!((now - 5.0..=now).contains(&value), "{value}");
         assert_eq!(families.len(), 7, "and the others");
+    }
+
+    #[test]
+    fn cpu_time_is_told_in_parts_of_a_second() {
+        let used = || {
+            let families = Process::new().collect();
+            let cpu: Vec<_> = families.iter().filter(|family| family.name() == CPU).collect();
+            let [cpu] = cpu[..] else { panic!("{} families", cpu.len()) };
+            cpu.get_metric()[0].get_counter().get_value()
+        };
+        let before = used();
+        while cpu_seconds() < before + 0.01 {}
+        let after = used();
+        assert!(after > before && after < before + 60.0, "{before} {after}");
+        assert!(before.fract() > 0.0 || after.fract() > 0.0, "{before} {after}");
     }
 }

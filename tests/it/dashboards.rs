@@ -2,6 +2,7 @@
 //! Prometheus that scraped the real system under load.
 
 mod model;
+mod picture;
 mod query;
 mod system;
 
@@ -146,7 +147,7 @@ async fn choices(prometheus: &Prometheus, dashboard: &Dashboard) -> Result<(Choi
         let Variable::Query(variable) = variable else {
             continue;
         };
-        let query = fill(&variable.query.query, &all);
+        let query = fill(&variable.query.query, &all, RATE_INTERVAL);
         let asked = query.strip_prefix("label_values(").and_then(|rest| rest.strip_suffix(')'));
         let (selector, label) =
             asked.and_then(|both| both.rsplit_once(", ")).ok_or_else(|| format!("what is {query}?"))?;
@@ -163,8 +164,8 @@ async fn choices(prometheus: &Prometheus, dashboard: &Dashboard) -> Result<(Choi
 }
 
 /// Returns a text with its variables set.
-fn fill(text: &str, choices: &Choices) -> String {
-    let mut text = text.replace("$__rate_interval", RATE_INTERVAL);
+fn fill(text: &str, choices: &Choices, rate_interval: &str) -> String {
+    let mut text = text.replace("$__rate_interval", rate_interval);
     for (name, value) in choices {
         text = text.replace(&format!("${name}"), value);
     }
@@ -175,7 +176,7 @@ fn fill(text: &str, choices: &Choices) -> String {
 async fn run(prometheus: &Prometheus, chart: &Chart, all: &Choices, single: &Choices) -> Vec<String> {
     let mut wrong = Vec::new();
     for target in &chart.targets {
-        let expr = fill(&target.expr, all);
+        let expr = fill(&target.expr, all, RATE_INTERVAL);
         match prometheus.try_query(&expr).await {
             Err(error) => wrong.push(format!("{expr}: {error}")),
             Ok(series) => {
@@ -189,7 +190,7 @@ async fn run(prometheus: &Prometheus, chart: &Chart, all: &Choices, single: &Cho
                 found => wrong.push(format!("{selector} selects nothing: {found:?}")),
             }
         }
-        if let Err(error) = prometheus.try_query(&fill(&target.expr, single)).await {
+        if let Err(error) = prometheus.try_query(&fill(&target.expr, single, RATE_INTERVAL)).await {
             wrong.push(format!("with one value for each variable: {error}"));
         }
     }

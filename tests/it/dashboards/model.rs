@@ -43,10 +43,13 @@ impl Dashboard {
 
     /// Returns its panels that show something.
     pub fn charts(&self) -> impl Iterator<Item = &Chart> {
-        self.panels.iter().filter_map(|panel| match panel {
-            Panel::Row(_) => None,
-            Panel::Timeseries(Kind { chart, .. }) | Panel::Stat(Kind { chart, .. }) => Some(chart),
-        })
+        self.panels.iter().filter_map(Panel::chart)
+    }
+
+    /// Returns the panels below a row's title.
+    pub fn charts_of(&self, row: &str) -> impl Iterator<Item = &Chart> {
+        let after = self.panels.iter().skip_while(move |panel| !panel.is_row(|title| title == row)).skip(1);
+        after.take_while(|panel| !panel.is_row(|_| true)).filter_map(Panel::chart)
     }
 }
 
@@ -146,6 +149,19 @@ pub enum Panel {
     Row(Row),
     Timeseries(Kind<Lines, TimeseriesOptions>),
     Stat(Kind<NoCustom, StatOptions>),
+}
+
+impl Panel {
+    fn chart(&self) -> Option<&Chart> {
+        match self {
+            Self::Row(_) => None,
+            Self::Timeseries(Kind { chart, .. }) | Self::Stat(Kind { chart, .. }) => Some(chart),
+        }
+    }
+
+    fn is_row(&self, fits: impl Fn(&str) -> bool) -> bool {
+        matches!(self, Self::Row(row) if fits(&row.title))
+    }
 }
 
 /// A title over the panels below it.

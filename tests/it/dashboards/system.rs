@@ -11,65 +11,52 @@ use crate::kit::etcd::Etcd;
 use crate::kit::exporter::Exporter;
 use crate::kit::http::{request, send};
 use crate::kit::load::Load;
-use crate::kit::prometheus::{Prometheus, fill, shipped};
+use crate::kit::parts::Cadvisor;
+use crate::kit::prometheus::{Prometheus, shipped_config};
 use crate::kit::system::Role;
-use crate::kit::wait_for;
+use crate::kit::{SOON, wait_for};
 
 /// Everything; it ends when dropped.
 pub struct System {
     pub prometheus: Prometheus,
     pub gateway: Role,
     pub services: Vec<(&'static str, Role)>,
-    cadvisor: Option<Exporter>,
+    cadvisor: Option<Cadvisor>,
     _node: Exporter,
     etcd: Etcd,
-    _data: tempfile::TempDir,
+    data: tempfile::TempDir,
 }
 
 impl System {
     /// Starts it and waits until the gateway can call everybody. `scrape` is the time between two scrapes.
     pub async fn start(scrape: &str) -> Self {
         let (etcd, node) = (Etcd::start().await, Exporter::node().await);
-        let cadvisor = Exporter::cadvisor().await;
+        let cadvisor = match Cadvisor::missing() {
+            None => Some(Cadvisor::start().await),
+            Some(_) => None,
+        };
         let registry = etcd.addr.to_string();
         let gateway = Role::gateway(&registry);
         // before the services, so that the gateway has had to refuse something
         let refused = send(gateway.addr, request("GET", "/api/topic/view?topic_id=1", "")).await;
         assert_eq!(refused.expect("an answer").status, 503);
         let data = tempfile::tempdir().expect("a directory");
-        let start = |role: &'static str| {
-            let store = format!("sqlite:{}", data.path().join(role).display());
-            (role, Role::start(&registry, role, "127.0.0.1:0", &[("MSA__STORE__URL", &store)]))
-        };
+        let start = |role| (role, start(&registry, role, &store(&data, role)));
         let services = Vec::from(["feed", "feed", "profile", "topic"].map(start));
         for (service, count) in [("feed", 2), ("profile", 1), ("topic", 1)] {
             gateway.wait_for_certain(service, count).await;
         }
-        let config = std::fs::read_to_string(shipped("prometheus.yml")).expect("it is shipped");
         let list = |addr: Option<String>| addr.map_or("[]".to_owned(), |addr| format!("[\"{addr}\"]"));
-        let config = fill(
-            &config,
-            &[
-                ("NAME", ""),
-                ("SCRAPE_INTERVAL", scrape),
-                ("EVAL_INTERVAL", scrape),
-                ("SD_INTERVAL", "1s"),
-                ("RULES", &shipped("rules").display().to_string()),
-                ("EXPECTED", &shipped("rules/expected.yml").display().to_string()),
-                (
-                    "GATEWAYS",
-                    &format!("[{{url: \"http://{}/sd/targets\", refresh_interval: 1s}}]", gateway.admin),
-                ),
-                ("PROMETHEUS", "[]"),
-                ("ALERTMANAGER", "[]"),
-                ("ETCD", &list(Some(registry.clone()))),
-                ("NODE", &list(Some(node.addr.to_string()))),
-                ("CADVISOR", &list(cadvisor.as_ref().map(|one| one.addr.to_string()))),
-                ("ZIPKIN", "[]"),
-            ],
-        );
+        let exporters = [
+            ("SCRAPE_INTERVAL", scrape.to_owned()),
+            ("ETCD", list(Some(registry.clone()))),
+            ("NODE", list(Some(node.addr.to_string()))),
+            ("CADVISOR", list(cadvisor.as_ref().map(|one| one.addr.to_string()))),
+        ];
+        let exporters: Vec<_> = exporters.iter().map(|(name, value)| (*name, value.as_str())).collect();
+        let config = shipped_config(&[gateway.admin], &exporters);
         let prometheus = Prometheus::start(&config, &[]).await;
-        Self { prometheus, gateway, services, cadvisor, _node: node, etcd, _data: data }
+        Self { prometheus, gateway, services, cadvisor, _node: node, etcd, data }
     }
 
     /// Returns whether the exporter of a job is there.
@@ -106,6 +93,31 @@ impl System {
         })
     }
 
+    /// Lets one of the events of the picture happen.
+    pub async fn happen(&mut self, event: &str) {
+        let ends = match event {
+            "an instance of feed is killed" => Some("feed"),
+            "topic ends" => Some("topic"),
+            _ => None,
+        };
+        let at = self.services.iter().position(|(role, _)| ends == Some(role));
+        let ends = at.map(|at| self.services.remove(at));
+        let (registry, store) = (self.etcd.addr.to_string(), store(&self.data, "topic"));
+        // the load goes on meanwhile
+        let happening = tokio::task::spawn_blocking(move || match ends {
+            Some(("feed", mut feed)) => {
+                feed.process.kill();
+                None
+            }
+            Some((_, mut other)) => {
+                other.process.stop(SOON);
+                None
+            }
+            None => Some(("topic", start(&registry, "topic", &store))),
+        });
+        self.services.extend(happening.await.expect("it happens"));
+    }
+
     /// Waits until everything there is was scraped so often.
     pub async fn wait_until_scraped(&self, times: usize) {
         let targets = 1 + self.services.len() + 2 + usize::from(self.cadvisor.is_some());
@@ -113,6 +125,15 @@ impl System {
         self.prometheus.wait_for(&scraped).await;
         self.prometheus.wait_for("msa:http_errors:ratio_rate1h").await;
     }
+}
+
+/// Returns the setting of a service's file of records.
+fn store(data: &tempfile::TempDir, role: &str) -> String {
+    format!("sqlite:{}", data.path().join(role).display())
+}
+
+fn start(registry: &str, role: &'static str, store: &str) -> Role {
+    Role::start(registry, role, "127.0.0.1:0", &[("MSA__STORE__URL", store)])
 }
 
 /// Returns one of the requests that there are: reads and writes, found and not.
