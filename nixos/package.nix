@@ -18,6 +18,7 @@ let
     crate
     (fileset.difference (fileset.maybeMissing ../tests) (
       fileset.unions [
+        (fileset.maybeMissing ../tests/check-dashboards)
         (fileset.maybeMissing ../tests/check-nix)
         (fileset.maybeMissing ../tests/deps)
         (fileset.maybeMissing ../tests/parts)
@@ -89,6 +90,7 @@ let
     pkgs.prometheus
     pkgs.prometheus-alertmanager # amtool
     pkgs.prometheus.cli # promtool
+    pkgs.util-linux # tests/stack: flock, setsid
   ];
   # the file that tests/deps fetches, too
   zipkinJar = pkgs.fetchurl {

@@ -5,6 +5,8 @@ use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use crate::kit::process::PROGRAM;
 use crate::kit::{free_addr, http, wait_for, wait_long_for};
 
@@ -40,8 +42,9 @@ impl Stack {
     }
 
     fn run(&self, command: &str) -> Output {
-        let mut stack = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/stack"));
-        stack.arg(command).stdin(Stdio::null());
+        // through bash: a sandbox has no /usr/bin/env
+        let mut stack = Command::new("bash");
+        stack.args([concat!(env!("CARGO_MANIFEST_DIR"), "/tests/stack"), command]).stdin(Stdio::null());
         stack.env("STACK_DIR", self.dir.path()).env("STACK_PROGRAM", PROGRAM);
         for (name, addr) in &self.ports {
             stack.env(format!("STACK_{name}_PORT"), addr.port().to_string());
@@ -117,7 +120,7 @@ async fn the_stack_comes_up_and_goes_down() {
     // again: only what is missing is started
     let gone = |pid: u32| !Path::new(&format!("/proc/{pid}/exe")).exists();
     let topic = pids["topic"];
-    assert!(Command::new("kill").args(["-9", &topic.to_string()]).status().unwrap().success());
+    kill_process(Pid::from_raw(topic.cast_signed()).unwrap(), Signal::KILL).unwrap();
     wait_for("topic is gone", || async { gone(topic).then_some(()) }).await;
     let status = stack.run("status");
     assert!(!status.status.success());
