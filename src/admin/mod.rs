@@ -81,6 +81,8 @@ struct Inner {
     /// None in a process that calls nobody.
     view: Option<ViewHandle>,
     metrics: Metrics,
+    /// Held while the metrics are made into a page.
+    scrape: Arc<tokio::sync::Mutex<()>>,
     /// None where something else than [`log::init`] decides what is logged.
     level: Option<log::Level>,
 }
@@ -118,14 +120,18 @@ impl Admin {
         metrics: Metrics,
         level: Option<log::Level>,
     ) -> Self {
-        Self(Arc::new(Inner { roles, clients, view, metrics, level }))
+        let scrape = Arc::default();
+        Self(Arc::new(Inner { roles, clients, view, metrics, scrape, level }))
     }
 
     /// Returns what answers requests.
     #[must_use]
     pub fn handler(self) -> Handler {
         let metrics = self.clone();
-        let metrics = warp::path!("metrics").map(move || metrics.metrics());
+        let metrics = warp::path!("metrics").then(move || {
+            let admin = metrics.clone();
+            async move { admin.metrics().await }
+        });
         let live = warp::path!("livez").map(|| text(StatusCode::OK, "ok\n".to_owned()));
         let ready = self.clone();
         let ready = warp::path!("readyz").then(move || {
@@ -147,7 +153,27 @@ impl Admin {
         Handler(head.and(get).or(level).unify().or(unknown).unify().boxed())
     }
 
-    fn metrics(&self) -> Response {
+    /// Tells the metrics. Made on a thread of its own, for it takes a millisecond in which no request would be
+    /// answered; and one after the other, for they set gauges first.
+    async fn metrics(&self) -> Response {
+        let (admin, turn) = (self.clone(), self.0.scrape.clone().lock_owned().await);
+        let page = tokio::task::spawn_blocking(move || {
+            let _turn = turn;
+            admin.page()
+        });
+        let mut response = match page.await {
+            Ok(page) => text(StatusCode::OK, page),
+            Err(error) => {
+                tracing::error!(%error, "metrics cannot be told");
+                return text(StatusCode::INTERNAL_SERVER_ERROR, "metrics cannot be told\n".to_owned());
+            }
+        };
+        let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+        response.headers_mut().insert(header::CONTENT_TYPE, kind);
+        response
+    }
+
+    fn page(&self) -> String {
         let inner = &self.0;
         if let Some(view) = &inner.view {
             inner.metrics.view(view);
@@ -158,10 +184,7 @@ impl Admin {
             Some((role.name, state))
         });
         inner.metrics.registrations(registrations);
-        let mut response = text(StatusCode::OK, inner.metrics.text());
-        let kind = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
-        response.headers_mut().insert(header::CONTENT_TYPE, kind);
-        response
+        inner.metrics.text()
     }
 
     async fn ready(&self) -> Response {
