@@ -14,6 +14,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
 use hyper::body::Incoming;
 use serde_json::{Value, json};
@@ -33,6 +34,8 @@ use crate::targets;
 
 /// Longest time a store may take to show that it can be read.
 const STORE_LIMIT: Duration = Duration::from_secs(1);
+/// Least time between two pages of metrics.
+const PAGE_PACE: Duration = Duration::from_millis(50);
 /// Age of the view above which the registry counts as away: etcd is asked every second.
 const STALE: Duration = Duration::from_secs(5);
 
@@ -81,8 +84,8 @@ struct Inner {
     /// None in a process that calls nobody.
     view: Option<ViewHandle>,
     metrics: Metrics,
-    /// Held while the metrics are made into a page.
-    scrape: Arc<tokio::sync::Mutex<()>>,
+    /// The last page of metrics, and when it was begun; held while one is made.
+    page: Arc<tokio::sync::Mutex<Option<(Instant, Bytes)>>>,
     /// None where something else than [`log::init`] decides what is logged.
     level: Option<log::Level>,
 }
@@ -120,8 +123,8 @@ impl Admin {
         metrics: Metrics,
         level: Option<log::Level>,
     ) -> Self {
-        let scrape = Arc::default();
-        Self(Arc::new(Inner { roles, clients, view, metrics, scrape, level }))
+        let page = Arc::default();
+        Self(Arc::new(Inner { roles, clients, view, metrics, page, level }))
     }
 
     /// Returns what answers requests.
@@ -153,16 +156,29 @@ impl Admin {
         Handler(head.and(get).or(level).unify().or(unknown).unify().boxed())
     }
 
-    /// Tells the metrics. Made on a thread of its own, for it takes a millisecond in which no request would be
-    /// answered; and one after the other, for they set gauges first.
+    /// Tells the metrics as they are after the request has come. A page takes a millisecond: it is made on a thread
+    /// of its own, so that requests are answered meanwhile, and at most every [`PAGE_PACE`], for all who wait.
     async fn metrics(&self) -> Response {
-        let (admin, turn) = (self.clone(), self.0.scrape.clone().lock_owned().await);
-        let page = tokio::task::spawn_blocking(move || {
-            let _turn = turn;
-            admin.page()
-        });
-        let mut response = match page.await {
-            Ok(page) => text(StatusCode::OK, page),
+        let came = Instant::now();
+        let mut last = self.0.page.clone().lock_owned().await;
+        let page = match &*last {
+            Some((begun, page)) if *begun >= came => Ok(page.clone()),
+            earlier => {
+                if let Some((begun, _)) = earlier {
+                    tokio::time::sleep_until(*begun + PAGE_PACE).await;
+                }
+                let admin = self.clone();
+                let made = tokio::task::spawn_blocking(move || {
+                    let begun = Instant::now();
+                    let page = Bytes::from(admin.page());
+                    *last = Some((begun, page.clone()));
+                    page
+                });
+                made.await
+            }
+        };
+        let mut response = match page {
+            Ok(page) => Response::new(page.into()),
             Err(error) => {
                 tracing::error!(%error, "metrics cannot be told");
                 return text(StatusCode::INTERNAL_SERVER_ERROR, "metrics cannot be told\n".to_owned());

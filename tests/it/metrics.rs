@@ -196,3 +196,22 @@ async fn the_start_time_is_told_without_the_systems_files() {
     let (_, admin) = up.wait_for_role("apigateway");
     no_lint("up", &get(admin, "/metrics").await.body);
 }
+
+#[tokio::test]
+async fn a_page_is_never_older_than_its_request() {
+    const COUNT: &str =
+        "http_server_request_duration_seconds_count{code=\"200\",method=\"GET\",route=\"/api/topic/list\"}";
+    let data = tempfile::tempdir().unwrap();
+    let mut up = Process::start(&["up", "--free-ports", "--data-dir", data.path().to_str().unwrap()]);
+    let (gateway, admin) = up.wait_for_role("apigateway");
+    // others ask all the time
+    let mut scrapers = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        scrapers.spawn(async move { while get(admin, "/metrics").await.status == 200 {} });
+    }
+    for asked in 1..=20 {
+        assert_eq!(get(gateway, "/api/topic/list").await.status, 200);
+        assert_eq!(metric(admin, COUNT).await as u64, asked);
+    }
+    scrapers.shutdown().await;
+}
