@@ -34,4 +34,5 @@ pub mod shutdown;
 pub mod store;
 pub mod targets;
 pub mod trace;
+mod unanswered;
 pub mod up;

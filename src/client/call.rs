@@ -23,6 +23,8 @@ pub struct Call {
     pub framed: Bytes,
     /// Deadline and ids. `previous_attempts` counts those of this call too.
     pub context: Context,
+    /// How often the calls above had been tried when this one began.
+    pub attempts_above: u32,
     /// When this attempt has taken so long that its instance is to blame; at the latest the deadline. The
     /// retry layer may then give it up.
     pub patience: Instant,
@@ -45,6 +47,7 @@ impl Call {
             rpc,
             framed,
             patience: context.deadline,
+            attempts_above: context.previous_attempts,
             context,
             tried: Vec::new(),
             picked: Arc::default(),

@@ -13,7 +13,7 @@ use hyper::body::Incoming;
 use hyper::client::conn::http2::SendRequest;
 use tonic::Status;
 
-use super::call::{Answer, Call, Outcome, layer};
+use super::call::{Answer, Call, Outcome, Reach, layer};
 use super::outcome::{self, Ended, fold};
 use super::pool::{Pool, Shared};
 use crate::context::{INSTANCE, SERVICE, WRONG_SERVICE};
@@ -61,7 +61,8 @@ impl Exchange {
             return fold(self.service, Ended::Kept("not connected".to_owned()));
         };
         let (trace, mut span) = call.context.trace.attempt(call.rpc, &self.pool.shared.addr);
-        span.tag("attempt", u64::from(call.context.previous_attempts) + 1);
+        let before = call.context.previous_attempts.saturating_sub(call.attempts_above);
+        span.tag("attempt", u64::from(before) + 1);
         span.tag("deadline_ms", call.context.remaining());
         let ended = self.exchange(on.live.sender.clone(), &call, &trace).await;
         on.ended();
@@ -78,7 +79,11 @@ impl Exchange {
                 self.pool.note(reason);
             }
         }
-        describe(span, &folded);
+        match &folded {
+            // it never left, and is no attempt
+            Err(failure) if failure.reach == Reach::Kept => span.discard(),
+            _ => describe(span, &folded),
+        }
         folded
     }
 

@@ -30,6 +30,7 @@ use crate::context::{Context, DEGRADED};
 use crate::error::{Code, Error};
 use crate::metrics::{Metrics, Requests, Target};
 use crate::trace::Tracer;
+use crate::unanswered::Unanswered;
 use admit::Admission;
 use reply::Problem;
 use request::{Limit, Request};
@@ -118,6 +119,10 @@ impl Gateway {
         let mut context = Context::from_headers(request.headers(), begun + allowed, &self.tracer);
         let too_long = request.uri().path_and_query().is_some_and(|uri| uri.as_str().len() > MAX_URI);
 
+        let unanswered = {
+            let requests = self.requests.clone();
+            Unanswered::new(move || requests.hung_up(target, begun.elapsed()))
+        };
         let has_body = !request.body().is_end_stream();
         let admitted = self.admission.admit(peer, request.method(), request.headers(), has_body);
         // what is refused at the door is counted; a flood of it must not become a flood of spans
@@ -141,13 +146,14 @@ impl Gateway {
                     request.extensions_mut().insert(context.clone());
                     request.extensions_mut().insert(Limit(allowed));
                     request.extensions_mut().insert(place);
-                    self.route(request, route).await
+                    self.route(request, route, &context).await
                 }
             }
         };
         let overload = response.extensions().get::<Problem>().is_some_and(Problem::is_overload);
         reply::complete(&mut response, &context);
         let (status, took) = (response.status(), begun.elapsed());
+        unanswered.answered();
         self.requests.observe(target, status, took);
         let (status, ms) = (status.as_u16(), took.as_millis());
         if let Some(mut span) = span.take() {
@@ -170,12 +176,18 @@ impl Gateway {
         response
     }
 
-    async fn route(&self, request: http::Request<Incoming>, route: &'static str) -> Response {
+    async fn route(
+        &self,
+        request: http::Request<Incoming>,
+        route: &'static str,
+        context: &Context,
+    ) -> Response {
         let mut filters = warp::service(self.routes.clone());
         match AssertUnwindSafe(filters.call(request)).catch_unwind().await {
             Ok(Ok(response)) => response,
             Err(_) => {
-                tracing::error!(route, "handler panicked");
+                let (request_id, trace_id) = context.ids();
+                tracing::error!(route, request_id, %trace_id, "handler panicked");
                 Problem::from(Error::new(Code::Internal, "the handler failed")).into_response()
             }
         }

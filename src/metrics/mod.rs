@@ -10,7 +10,7 @@ mod process;
 mod server;
 mod store;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use prometheus::{
     Encoder as _, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
@@ -43,8 +43,8 @@ pub struct Metrics {
     attempts: HistogramVec,
     client: ClientFamilies,
     registration: IntGaugeVec,
-    view: ViewMetrics,
-    view_age: prometheus::Gauge,
+    /// There once the registry is followed: who does not knows nothing of it, not even 0.
+    view: Arc<OnceLock<ViewMetrics>>,
     store: HistogramVec,
     trace: TraceMeters,
 }
@@ -98,12 +98,47 @@ impl EdgeMetrics {
 /// What is known of the registry.
 #[derive(Clone, Debug)]
 struct ViewMetrics {
+    age: prometheus::Gauge,
     revision: IntGauge,
     instances: IntGauge,
     limbo: IntGauge,
     ignored: IntGauge,
     resets: IntCounter,
     differences: IntCounter,
+}
+
+impl ViewMetrics {
+    fn new(r: &Registry) -> prometheus::Result<Self> {
+        let single = |name: &str, help: &str| add(r, IntGauge::new(name, help));
+        let total = |name: &str, help: &str| add(r, IntCounter::new(name, help));
+        Ok(Self {
+            age: add(
+                r,
+                prometheus::Gauge::new(
+                    "registry_view_age_seconds",
+                    "Time since the registry last confirmed the view; -1 before the first time.",
+                ),
+            )?,
+            revision: single(
+                "registry_view_revision",
+                "Revision of the view; grows within an epoch of the registry.",
+            )?,
+            instances: single("registry_view_instances", "Instances in the view, those in limbo too.")?,
+            limbo: single(
+                "registry_view_limbo",
+                "Instances that the registry has lost but that are still believed in.",
+            )?,
+            ignored: single("registry_view_ignored_keys", "Keys below the prefix that cannot be read.")?,
+            resets: total(
+                "registry_view_resets_total",
+                "How often the registry was another one or an older state of itself.",
+            )?,
+            differences: total(
+                "registry_view_differences_total",
+                "Keys in which a periodic list differed from what the events had said.",
+            )?,
+        })
+    }
 }
 
 /// What callers of services count, see [`ClientMeters`].
@@ -181,8 +216,6 @@ impl Metrics {
         };
         let gauge =
             |name: &str, help: &str, labels: &[&str]| add(r, IntGaugeVec::new(Opts::new(name, help), labels));
-        let single = |name: &str, help: &str| add(r, IntGauge::new(name, help));
-        let total = |name: &str, help: &str| add(r, IntCounter::new(name, help));
         let metrics = Self {
             http: latency(
                 "http_server_request_duration_seconds",
@@ -209,33 +242,7 @@ impl Metrics {
                 "Registrations of this process, by state.",
                 &["service", "state"],
             )?,
-            view: ViewMetrics {
-                revision: single(
-                    "registry_view_revision",
-                    "Revision of the view; grows within an epoch of the registry.",
-                )?,
-                instances: single("registry_view_instances", "Instances in the view, those in limbo too.")?,
-                limbo: single(
-                    "registry_view_limbo",
-                    "Instances that the registry has lost but that are still believed in.",
-                )?,
-                ignored: single("registry_view_ignored_keys", "Keys below the prefix that cannot be read.")?,
-                resets: total(
-                    "registry_view_resets_total",
-                    "How often the registry was another one or an older state of itself.",
-                )?,
-                differences: total(
-                    "registry_view_differences_total",
-                    "Keys in which a periodic list differed from what the events had said.",
-                )?,
-            },
-            view_age: add(
-                r,
-                prometheus::Gauge::new(
-                    "registry_view_age_seconds",
-                    "Time since the registry last confirmed the view; -1 before the first time.",
-                ),
-            )?,
+            view: Arc::default(),
             store: latency(
                 "store_operation_duration_seconds",
                 "Time of one operation of a store, by how it ended.",
@@ -267,7 +274,14 @@ impl Metrics {
     #[must_use]
     pub fn handled(&self, service: &str) -> Arc<Calls> {
         use tonic::Code;
-        let usual = [Code::Ok, Code::NotFound, Code::Unavailable, Code::DeadlineExceeded];
+        let usual = [
+            Code::Ok,
+            Code::NotFound,
+            Code::Unavailable,
+            Code::DeadlineExceeded,
+            Code::Internal,
+            Code::Unknown,
+        ];
         Arc::new(Calls::new(self.grpc.clone(), service, &usual))
     }
 
@@ -327,19 +341,25 @@ impl Metrics {
 
     /// Sets what is known of the registry.
     pub fn view(&self, view: &crate::registry::ViewHandle) {
-        let age = view.age();
-        self.view_age.set(age.map_or(-1.0, |age| age.as_secs_f64()));
+        if self.view.get().is_none() {
+            match ViewMetrics::new(&self.registry) {
+                Ok(made) => drop(self.view.set(made)),
+                Err(error) => tracing::error!(%error, "metrics of the view cannot be made"),
+            }
+        }
+        let Some(metrics) = self.view.get() else { return };
+        metrics.age.set(view.age().map_or(-1.0, |age| age.as_secs_f64()));
         let differences = view.differences();
         let view = view.get();
         let count = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
-        self.view.revision.set(view.revision);
-        self.view.instances.set(count(view.services.values().map(|instances| instances.len()).sum()));
-        self.view.limbo.set(count(view.limbo.len()));
-        self.view.ignored.set(count(view.ignored));
+        metrics.revision.set(view.revision);
+        metrics.instances.set(count(view.services.values().map(|instances| instances.len()).sum()));
+        metrics.limbo.set(count(view.limbo.len()));
+        metrics.ignored.set(count(view.ignored));
         // both only grow; what was counted elsewhere is caught up with
-        self.view.resets.inc_by(view.epoch.saturating_sub(self.view.resets.get()));
+        metrics.resets.inc_by(view.epoch.saturating_sub(metrics.resets.get()));
         let differences = u64::try_from(differences).unwrap_or(u64::MAX);
-        self.view.differences.inc_by(differences.saturating_sub(self.view.differences.get()));
+        metrics.differences.inc_by(differences.saturating_sub(metrics.differences.get()));
     }
 
     /// Returns everything in Prometheus' text format.

@@ -8,8 +8,10 @@ use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec};
 
 /// Methods are the caller's to invent; labels are not.
 const METHODS: [&str; 8] = ["GET", "HEAD", "PUT", "POST", "DELETE", "OPTIONS", "PATCH", "other"];
+/// What stands for the status of a request whose caller hung up before there was one, as nginx has it.
+const HUNG_UP: u16 = 499;
 /// The statuses that the gateway gives, as the README lists them; any other one would be `other`.
-const CODES: [(u16, &str); 12] = [
+const CODES: [(u16, &str); 13] = [
     (200, "200"),
     (400, "400"),
     (404, "404"),
@@ -18,13 +20,15 @@ const CODES: [(u16, &str); 12] = [
     (413, "413"),
     (414, "414"),
     (429, "429"),
+    (HUNG_UP, "499"),
     (500, "500"),
     (503, "503"),
     (504, "504"),
     (0, "other"),
 ];
 /// The statuses of a route and its method that are there from the start.
-const USUAL: [StatusCode; 3] = [StatusCode::OK, StatusCode::SERVICE_UNAVAILABLE, StatusCode::GATEWAY_TIMEOUT];
+/// Of failures all of them: the first one would else be no increase.
+const USUAL: [u16; 4] = [200, 500, 503, 504];
 /// The route of what has none.
 const UNKNOWN: &str = "unknown";
 
@@ -80,13 +84,22 @@ impl Requests {
 
     /// Notes an answered request.
     pub fn observe(&self, target: Target, status: StatusCode, took: Duration) {
+        self.note(target, status.as_u16(), took);
+    }
+
+    /// Notes a request whose caller did not wait for the answer.
+    pub fn hung_up(&self, target: Target, took: Duration) {
+        self.note(target, HUNG_UP, took);
+    }
+
+    fn note(&self, target: Target, status: u16, took: Duration) {
         if let Some(cell) = self.cell(target, status) {
             cell.observe(took.as_secs_f64());
         }
     }
 
-    fn cell(&self, target: Target, status: StatusCode) -> Option<&Histogram> {
-        let known = CODES.iter().position(|(code, _)| *code == status.as_u16()).unwrap_or(CODES.len() - 1);
+    fn cell(&self, target: Target, status: u16) -> Option<&Histogram> {
+        let known = CODES.iter().position(|(code, _)| *code == status).unwrap_or(CODES.len() - 1);
         let (_, code) = CODES.get(known)?;
         let cell = self.0.cells.get(target.index)?.get(known)?;
         let resolve = || self.0.family.with_label_values(&[target.route, target.method, code]);

@@ -195,7 +195,9 @@ impl Keeper {
     }
 
     fn doubt(&mut self, instance: Arc<Instance>) {
-        self.unvanish(&instance);
+        if self.vanished.contains(&instance) {
+            Arc::make_mut(&mut self.vanished).forget(&instance);
+        }
         self.limbo.insert((instance.service.clone(), instance.addr.clone()), instance);
     }
 }

@@ -42,7 +42,7 @@ impl Vanished {
         }
         let gone = self.0.entry(admin).or_insert(Gone { at: now, instances: Vec::new() });
         gone.at = now;
-        gone.instances.retain(|i| (&i.service, &i.addr) != (&instance.service, &instance.addr));
+        gone.instances.retain(|i| !is_same(i, &instance));
         if gone.instances.len() < MOST_BEHIND {
             gone.instances.push(instance);
         }
@@ -61,11 +61,33 @@ impl Vanished {
         }
     }
 
+    /// Returns whether this very instance is remembered.
+    #[must_use]
+    pub fn contains(&self, instance: &Instance) -> bool {
+        let gone = instance.admin.as_ref().and_then(|admin| self.0.get(admin));
+        gone.is_some_and(|gone| gone.instances.iter().any(|i| is_same(i, instance)))
+    }
+
+    /// Forgets one instance, but not what else was behind its admin address.
+    pub fn forget(&mut self, instance: &Instance) {
+        let Some(admin) = &instance.admin else { return };
+        if let Some(gone) = self.0.get_mut(admin) {
+            gone.instances.retain(|i| !is_same(i, instance));
+            if gone.instances.is_empty() {
+                self.0.remove(admin);
+            }
+        }
+    }
+
     /// Returns the instances of the last 10 minutes, by admin address.
     pub fn iter(&self, now: Instant) -> impl Iterator<Item = (&str, &[Arc<Instance>])> {
         let fresh = self.0.iter().filter(move |(_, gone)| is_fresh(gone, now));
         fresh.map(|(admin, gone)| (admin.as_str(), gone.instances.as_slice()))
     }
+}
+
+fn is_same(one: &Instance, other: &Instance) -> bool {
+    (&one.service, &one.addr) == (&other.service, &other.addr)
 }
 
 fn is_fresh(gone: &Gone, now: Instant) -> bool {
@@ -107,6 +129,19 @@ mod tests {
         vanished.replace(&back);
         assert!(!vanished.is_replaced_by(&back));
         assert_eq!(admins(&vanished, now), ["b:1"]);
+    }
+
+    #[test]
+    fn one_of_several_behind_an_address_can_be_forgotten() {
+        let (mut vanished, now) = (Vanished::default(), Instant::now());
+        let [one, other] = ["1", "2"]
+            .map(|n| Arc::new(Instance { addr: format!("10.0.0.1:{n}"), ..(*instance("a:1")).clone() }));
+        vanished.remember(one.clone(), now);
+        vanished.remember(other.clone(), now);
+        vanished.forget(&one);
+        assert!(!vanished.contains(&one) && vanished.contains(&other));
+        vanished.forget(&other);
+        assert_eq!(vanished, Vanished::default());
     }
 
     #[test]

@@ -28,11 +28,12 @@ use crate::client::Client;
 use crate::config::{Settings, StoreUrl};
 use crate::context::{Context, INSTANCE, SERVICE, WRONG_SERVICE, grpc_timeout};
 use crate::error::{Code, Error};
-use crate::limit::{Limit, PUSHBACK, pushback};
+use crate::limit::{Limit, PUSHBACK, Quiet, pushback};
 use crate::metrics::{Calls, Metrics, code_name};
 use crate::rpc::{self, Rpc};
 use crate::store::{self, StoreError};
 use crate::trace::Tracer;
+use crate::unanswered::Unanswered;
 use admit::Admission;
 
 /// One of the three services, over its store.
@@ -116,6 +117,7 @@ pub struct Handler {
     handled: Arc<Calls>,
     tracer: Tracer,
     default_deadline: Duration,
+    slow: Duration,
 }
 
 impl Handler {
@@ -143,7 +145,8 @@ impl Handler {
         let routes = match service.clone() {
             Service::Feed(store) => Routes::new(FeedServer::new(feed::Feed { store })),
             Service::Profile(store, client) => {
-                Routes::new(ProfileServer::new(profile::Profile { store, client }))
+                let without_feeds = Quiet::default();
+                Routes::new(ProfileServer::new(profile::Profile { store, client, without_feeds }))
             }
             Service::Topic(store) => Routes::new(TopicServer::new(topic::Topic { store })),
         };
@@ -157,6 +160,7 @@ impl Handler {
             handled: metrics.handled(service.name()),
             tracer,
             default_deadline: settings.client.deadline,
+            slow: settings.log.slow,
         };
         handler.set_serving(false).await;
         Ok(handler)
@@ -198,6 +202,10 @@ impl Handler {
             span
         });
 
+        let unanswered = {
+            let handled = self.handled.clone();
+            Unanswered::new(move || handled.observe(rpc, tonic::Code::Cancelled, begun.elapsed()))
+        };
         let answer = AssertUnwindSafe(self.answer(rpc, request, &context)).catch_unwind();
         let (mut response, overload) = match answer.await {
             Ok(Ok(response)) => (response, false),
@@ -210,12 +218,14 @@ impl Handler {
                 (refusal, overload)
             }
             Err(_) => {
-                tracing::error!(rpc = rpc.path, "handler panicked");
+                let (request_id, trace_id) = context.ids();
+                tracing::error!(rpc = rpc.path, request_id, %trace_id, "handler panicked");
                 (refusal(Error::new(Code::Internal, "the handler failed")), false)
             }
         };
         response.headers_mut().insert(INSTANCE, self.instance);
         let code = status_of(&response);
+        unanswered.answered();
         self.handled.observe(rpc, code, begun.elapsed());
         if let Some(mut span) = span.take() {
             span.tag("grpc.status_code", code_name(code));
@@ -224,7 +234,7 @@ impl Handler {
             }
             span.end();
         }
-        log(rpc, &context, code, begun.elapsed(), overload);
+        log(rpc, &context, code, begun.elapsed(), overload, self.slow);
         response
     }
 
@@ -289,11 +299,15 @@ fn status_of(response: &Response<Body>) -> tonic::Code {
 }
 
 /// Refusals for overload are counted, and told of together.
-fn log(rpc: &Rpc, context: &Context, code: tonic::Code, took: Duration, overload: bool) {
+fn log(rpc: &Rpc, context: &Context, code: tonic::Code, took: Duration, overload: bool, slow: Duration) {
     let (name, (request_id, trace_id)) = (code_name(code), context.ids());
     let ms = took.as_millis();
+    // a stream may take as long as it likes
+    let slow = rpc.unary && took >= slow;
     if is_failure(code) && !overload {
         tracing::info!(rpc = rpc.path, code = name, duration_ms = ms, request_id, %trace_id, "call failed");
+    } else if slow {
+        tracing::info!(rpc = rpc.path, code = name, duration_ms = ms, request_id, %trace_id, "slow call");
     } else {
         tracing::debug!(rpc = rpc.path, code = name, duration_ms = ms, request_id, %trace_id, "call");
     }

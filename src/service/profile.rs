@@ -13,6 +13,7 @@ use crate::check::Check as _;
 use crate::client::{Client, Reply};
 use crate::context::{Context, DEGRADED};
 use crate::error::{Code, Error};
+use crate::limit::Quiet;
 use crate::proto::feed::{GetFeedsRequest, GetFeedsResponse};
 use crate::proto::profile::{
     GetProfileRequest, GetProfileResponse, OkResponse, PutProfileRequest, profile_server,
@@ -31,6 +32,8 @@ pub struct Profile {
     pub store: Arc<dyn ProfileStore>,
     /// Calls feed.
     pub client: Client,
+    /// How often it could not answer.
+    pub without_feeds: Quiet,
 }
 
 #[async_trait]
@@ -91,7 +94,13 @@ impl Profile {
             }
             Err(error) if error.code == Code::NotFound => (Vec::new(), marks),
             Err(error) => {
-                tracing::info!(%error, trace_id = %context.trace.id(), "profile without feeds");
+                let (request_id, trace_id) = context.ids();
+                // while feed is away every profile is one
+                if let Some(times) = self.without_feeds.note() {
+                    tracing::info!(times, %error, request_id, %trace_id, "profiles without feeds");
+                } else {
+                    tracing::debug!(%error, request_id, %trace_id, "profile without feeds");
+                }
                 marks.insert(DEGRADED, FEEDS_UNAVAILABLE);
                 (Vec::new(), marks)
             }

@@ -11,8 +11,8 @@ use super::queue::Queue;
 use super::zipkin::Zipkin;
 use crate::backoff::Backoff;
 
-/// Time that a stop leaves for what is in the queue.
-pub const FLUSH: Duration = Duration::from_secs(1);
+/// Time that a stop leaves for what is in the queue: a gateway's callers wait in its socket meanwhile.
+const FLUSH: Duration = Duration::from_millis(500);
 /// Waits after failures. While it waits the queue fills, then spans are dropped as they end: a collector that
 /// is away costs neither JSON nor connections.
 const FIRST_WAIT: Duration = Duration::from_secs(1);

@@ -64,7 +64,7 @@ impl Traces {
         Tracer(self.queue.as_ref().map(recorder))
     }
 
-    /// Sends what is left and ends the task. Takes at most a second; what is left then is counted
+    /// Sends what is left and ends the task. Takes at most half a second; what is left then is counted
     /// as dropped.
     pub async fn stop(self) {
         self.stop.cancel();
@@ -268,6 +268,11 @@ impl Span {
     /// Says that the step failed, and with what.
     pub fn fail(&mut self, what: &'static str) {
         self.tag("error", what);
+    }
+
+    /// Forgets it: it was no step after all.
+    pub fn discard(mut self) {
+        self.0 = None;
     }
 
     /// Ends it.

