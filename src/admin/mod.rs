@@ -34,8 +34,6 @@ use crate::targets;
 
 /// Longest time a store may take to show that it can be read.
 const STORE_LIMIT: Duration = Duration::from_secs(1);
-/// Least time between two pages of metrics.
-const PAGE_PACE: Duration = Duration::from_millis(50);
 /// Age of the view above which the registry counts as away: etcd is asked every second.
 const STALE: Duration = Duration::from_secs(5);
 
@@ -157,16 +155,13 @@ impl Admin {
     }
 
     /// Tells the metrics as they are after the request has come. A page takes a millisecond: it is made on a thread
-    /// of its own, so that requests are answered meanwhile, and at most every [`PAGE_PACE`], for all who wait.
+    /// of its own, so that requests are answered meanwhile, one at a time, for all who wait.
     async fn metrics(&self) -> Response {
         let came = Instant::now();
         let mut last = self.0.page.clone().lock_owned().await;
         let page = match &*last {
             Some((begun, page)) if *begun >= came => Ok(page.clone()),
-            earlier => {
-                if let Some((begun, _)) = earlier {
-                    tokio::time::sleep_until(*begun + PAGE_PACE).await;
-                }
+            _ => {
                 let admin = self.clone();
                 let made = tokio::task::spawn_blocking(move || {
                     let begun = Instant::now();
