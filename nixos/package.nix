@@ -92,7 +92,7 @@ let
     pkgs.prometheus.cli # promtool
     pkgs.util-linux # tests/stack: flock, setsid
   ];
-  # the file that tests/deps fetches, too
+  # the file that tests/deps fetches where ZIPKIN_JAR names none
   zipkinJar = pkgs.fetchurl {
     url = "mirror://maven/io/zipkin/zipkin-server/3.6.1/zipkin-server-3.6.1-exec.jar";
     hash = "sha256-2DJuDtT0OFXbqBIo9ohVRwblJXinx4LZqQtz+GgGVKE=";
@@ -126,6 +126,7 @@ in
   inherit package checks;
   shell = craneLib.devShell {
     inherit checks;
+    ZIPKIN_JAR = zipkinJar;
     packages = testTools ++ [
       pkgs.deadnix
       pkgs.jq
