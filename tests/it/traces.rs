@@ -229,12 +229,18 @@ async fn another_attempt_is_a_sibling() {
     let edge = one(&spans, "apigateway", "SERVER");
     let mut attempts = of(&spans, "apigateway", "CLIENT");
     attempts.sort_by_key(|span| tag(span, "attempt").to_owned());
-    let [first, second] = attempts[..] else { panic!("{spans:#?}") };
-    assert_eq!([&first["parentId"], &second["parentId"]], [&edge["id"]; 2]);
-    assert_eq!([tag(first, "attempt"), tag(second, "attempt")], ["1", "2"]);
-    let ports = [first, second].map(|span| port(&span["remoteEndpoint"]));
-    assert_eq!(ports, [&fakes[0], &fakes[1]].map(|fake| u64::from(fake.addr.port())));
-    assert_eq!([tag(first, "error"), tag(second, "error")], ["UNAVAILABLE", ""]);
+    // usually two; on a busy machine the failing one may be met twice
+    let (last, failed) = attempts.split_last().expect("attempts");
+    assert!(!failed.is_empty(), "{spans:#?}");
+    for (number, attempt) in (1..).zip(&attempts) {
+        assert_eq!((&attempt["parentId"], tag(attempt, "attempt")), (&edge["id"], &*number.to_string()));
+    }
+    for (attempts, fake, error) in [(failed, &fakes[0], "UNAVAILABLE"), (&[*last][..], &fakes[1], "")] {
+        for attempt in attempts {
+            assert_eq!(port(&attempt["remoteEndpoint"]), u64::from(fake.addr.port()), "{attempt:#}");
+            assert_eq!(tag(attempt, "error"), error);
+        }
+    }
     assert_eq!(tag(edge, "error"), "");
 }
 
