@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::build_info::VERSION;
 use crate::config::{LogFormat, Role, Source};
 
 /// A microservice system in one binary: three gRPC services, a gateway, a registry client.
@@ -15,12 +16,6 @@ pub struct Cli {
     #[command(subcommand)]
     pub command: Command,
 }
-
-/// The commit, or what else names the sources.
-pub const COMMIT: &str = env!("MSA_COMMIT");
-
-/// Version and commit, `0.1.0 (1a2b3c4d5e6f)`.
-pub const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), " (", env!("MSA_COMMIT"), ")");
 
 const LONG_ABOUT: &str = "\
 A microservice system in one binary. `feed`, `profile` and `topic` are gRPC services that register in \

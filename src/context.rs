@@ -1,30 +1,15 @@
 //! What travels with a request through every hop: its deadline and its ids.
 //!
 //! Over HTTP: `x-request-timeout-ms`, `x-request-id`. Over gRPC: `grpc-timeout`, `x-request-id`,
-//! `grpc-previous-rpc-attempts`. And over both the headers of its trace, see [`crate::trace`].
+//! `grpc-previous-rpc-attempts`. And over both the headers of its trace, see [`crate::telemetry::trace`].
 
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderValue};
 use tokio::time::Instant;
 
-use crate::trace::{Id, Trace, Tracer};
-
-/// Id of a request, chosen by the caller or else by the gateway.
-pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
-/// Id of the trace that a request belongs to, 16 or 32 lower-case hex digits.
-pub const TRACE_ID: HeaderName = HeaderName::from_static("x-b3-traceid");
-/// How an answer is degraded: `stale` (an earlier one, with its `age`) or `feeds_unavailable`.
-pub const DEGRADED: HeaderName = HeaderName::from_static("x-degraded");
-/// Which service a call is meant for, `<key prefix><service>`; a server that is another one refuses it.
-pub const SERVICE: HeaderName = HeaderName::from_static("x-msa-service");
-/// Set on the refusal of a call that was meant for another service: who this server is.
-pub const WRONG_SERVICE: HeaderName = HeaderName::from_static("x-msa-wrong-service");
-/// Id of the instance that answered.
-pub const INSTANCE: HeaderName = HeaderName::from_static("x-msa-instance");
-/// How often a call was tried before (gRPC proposal A6).
-const PREVIOUS_ATTEMPTS: HeaderName = HeaderName::from_static("grpc-previous-rpc-attempts");
-const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
+use crate::api::headers::{GRPC_TIMEOUT, PREVIOUS_ATTEMPTS, REQUEST_ID};
+use crate::telemetry::trace::{Id, Trace, Tracer};
 
 /// Longest request id that is taken over from a caller, bytes.
 const MAX_REQUEST_ID: usize = 128;

@@ -8,31 +8,23 @@
 //!                                     discover  <-  registry  <--+ register
 //! ```
 //!
-//! [`process`] puts the roles together, [`server`] is the accept loop under each of them, [`admin`] the
+//! [`app`] puts the roles together, [`server`] is the accept loop under each of them, [`admin`] the
 //! second listener beside them, [`config`] what can be set.
 
 pub mod admin;
+pub mod api;
+pub mod app;
 pub mod backoff;
-pub mod check;
+pub mod build_info;
 pub mod cli;
 pub mod client;
 pub mod config;
 pub mod context;
-pub mod error;
-pub mod http;
+pub mod gateway;
 pub mod limit;
-pub mod listener;
-pub mod log;
-pub mod metrics;
-pub mod process;
-pub mod proto;
 pub mod registry;
-pub mod rpc;
 pub mod server;
 pub mod service;
-pub mod shutdown;
 pub mod store;
-pub mod targets;
-pub mod trace;
+pub mod telemetry;
 mod unanswered;
-pub mod up;

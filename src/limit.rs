@@ -4,21 +4,16 @@
 //! Nothing waits here: a queue before a full server only makes every answer late.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use http::{HeaderName, HeaderValue};
+use http::HeaderValue;
 use prometheus::IntGauge;
-use tokio::time::Instant;
 
-/// Set on a refusal for want of a permit: ms after which a retry makes sense. gRPC's name (proposal A6).
-pub const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
 /// Range of [`pushback`], ms: long enough for a few hundred calls to end, short against a deadline, and
 /// wide enough that those who were refused together do not come back together.
 const PUSHBACK_RANGE: std::ops::RangeInclusive<u16> = 50..=150;
-/// Least time between two log lines of [`Quiet`], ms.
-const QUIET_MS: u64 = 10_000;
 
-/// Returns a value for [`PUSHBACK`], jittered.
+/// Returns a value for [`PUSHBACK`](crate::api::headers::PUSHBACK), jittered.
 #[must_use]
 pub fn pushback() -> HeaderValue {
     HeaderValue::from(rand::random_range(PUSHBACK_RANGE))
@@ -125,39 +120,6 @@ impl Drop for Permit {
     }
 }
 
-/// Says when something that happens thousands of times a second may be logged: the first time, then
-/// every 10 s with the number of times in between.
-#[derive(Debug)]
-pub struct Quiet {
-    begun: Instant,
-    /// When the next line is due, ms after `begun`.
-    due: AtomicU64,
-    missed: AtomicU64,
-}
-
-impl Default for Quiet {
-    fn default() -> Self {
-        Self { begun: Instant::now(), due: AtomicU64::new(0), missed: AtomicU64::new(0) }
-    }
-}
-
-impl Quiet {
-    /// Counts one time; returns how many there were since the last line if a line is due.
-    pub fn note(&self) -> Option<u64> {
-        self.note_at(u64::try_from(self.begun.elapsed().as_millis()).unwrap_or(u64::MAX))
-    }
-
-    fn note_at(&self, now: u64) -> Option<u64> {
-        let missed = self.missed.fetch_add(1, Relaxed) + 1;
-        let due = self.due.load(Relaxed);
-        if now < due || self.due.compare_exchange(due, now + QUIET_MS, Relaxed, Relaxed).is_err() {
-            return None;
-        }
-        self.missed.fetch_sub(missed, Relaxed);
-        Some(missed)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -197,16 +159,5 @@ mod tests {
             let ms: u16 = pushback().to_str().unwrap().parse().unwrap();
             assert!(PUSHBACK_RANGE.contains(&ms));
         }
-    }
-
-    #[test]
-    fn a_flood_is_one_line_every_ten_seconds() {
-        let quiet = Quiet::default();
-        assert_eq!(quiet.note_at(5), Some(1));
-        for _ in 0..1000 {
-            assert_eq!(quiet.note_at(QUIET_MS), None);
-        }
-        assert_eq!(quiet.note_at(QUIET_MS + 5), Some(1001));
-        assert_eq!(quiet.note_at(QUIET_MS + 6), None);
     }
 }

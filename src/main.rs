@@ -5,9 +5,9 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use clap::{CommandFactory as _, Parser as _};
+use microservice_app::app::process::Process;
 use microservice_app::cli::{CheckConfig, Cli, Command};
 use microservice_app::config::{self, Role, Settings, Source};
-use microservice_app::process::Process;
 use microservice_app::registry::advertise;
 use microservice_app::{log, shutdown, up};
 

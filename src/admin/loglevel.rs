@@ -10,7 +10,7 @@ use warp::reply::Response;
 use warp::{Buf, Filter, Stream};
 
 use super::{Peer, Refusal, text};
-use crate::log;
+use crate::telemetry::log;
 
 /// Longest body, bytes.
 const MAX_BODY: usize = 1024;

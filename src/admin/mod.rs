@@ -9,6 +9,7 @@
 mod loglevel;
 mod pprof;
 pub mod profile;
+mod targets;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -26,11 +27,10 @@ use warp::filters::BoxedFilter;
 use warp::reply::Response;
 
 use crate::client::Client;
-use crate::log;
-use crate::metrics::Metrics;
 use crate::registry::{Registered, ViewHandle};
 use crate::service::Service;
-use crate::targets;
+use crate::telemetry::log;
+use crate::telemetry::metrics::Metrics;
 
 /// Longest time a store may take to show that it can be read.
 const STORE_LIMIT: Duration = Duration::from_secs(1);
@@ -240,7 +240,7 @@ impl Admin {
             })
         });
         let body = json!({
-            "version": crate::cli::VERSION,
+            "version": crate::build_info::VERSION,
             "roles": roles.collect::<Vec<_>>(),
             "registry": self.0.view.as_ref().map(registry),
             "clients": self.0.clients.iter().map(Client::status).collect::<Vec<_>>(),

@@ -10,9 +10,9 @@ use futures_util::future::BoxFuture;
 use http::HeaderMap;
 use tokio::time::Instant;
 
+use crate::api::error::{Code, Error};
+use crate::api::rpc::Rpc;
 use crate::context::Context;
-use crate::error::{Code, Error};
-use crate::rpc::Rpc;
 
 /// One call on its way. Cheap to clone: a retry sends the same bytes again.
 #[derive(Clone, Debug)]

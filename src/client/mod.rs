@@ -6,29 +6,13 @@
 //!
 //! Each is a `tower::Service` over a `call::Call` in a file of its own. They are always ready, and fail at
 //! once where they would have to wait. `discover` feeds the balancer from the side, `outcome` decides
-//! what an exchange that went wrong means, and [`crate::rpc`] says what each rpc allows.
+//! what an exchange that went wrong means, and [`crate::api::rpc`] says what each rpc allows.
 
 mod balance;
-mod breaker;
-mod budget;
-mod cache;
 mod call;
-mod connection;
-mod deadline;
-mod discover;
-mod ejection;
-mod endpoint;
-mod fallback;
-mod grpc;
-mod guard;
-mod health;
-mod limit;
-mod load;
-mod optional;
-mod outcome;
-mod pool;
-pub mod retry;
+pub mod policy;
 mod status;
+mod transport;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -37,28 +21,29 @@ use std::time::Duration;
 use http::HeaderMap;
 use tokio::time::Instant;
 
-use crate::check::Check;
+use crate::api::error::{Code, Error};
+use crate::api::rpc::{self, Rpc};
+use crate::api::validate::Check;
 use crate::config;
 use crate::context::Context;
-use crate::error::{Code, Error};
-use crate::metrics::{ClientMeters, Metrics};
 use crate::registry::ViewHandle;
-use crate::rpc::{self, Rpc};
+use crate::telemetry::metrics::{ClientMeters, Metrics};
 
 use balance::Balanced;
-use breaker::Breakers;
-use cache::{Cache, Key};
+use balance::breaker::{self, Breakers};
+use balance::discover::{self, Snapshot};
+use balance::ejection::Ejection;
 use call::{Call, Path as _};
-use deadline::Deadline;
-use ejection::Ejection;
-use fallback::Fallback;
-use optional::Optional;
-use retry::Retry;
+use policy::best_effort::Optional;
+use policy::cache::{Cache, Key};
+use policy::deadline::Deadline;
+use policy::fallback::Fallback;
+use policy::retry::{self, Retry};
+use transport::exchange;
 
-pub use breaker::State as Breaker;
-pub use discover::Snapshot;
-pub use health::{identity, probe};
-pub use pool::State;
+pub use balance::breaker::State as Breaker;
+pub use transport::health::{identity, probe};
+pub use transport::pool::State;
 
 /// A decoded answer.
 #[derive(Clone, Debug)]
@@ -236,7 +221,7 @@ impl Client {
         };
         let longest = rpc.policy.deadline.unwrap_or(self.default_deadline);
         let context = context.with_deadline(Instant::now() + longest);
-        let call = Call { optional, ..Call::new(rpc, grpc::frame(request)?, context) };
+        let call = Call { optional, ..Call::new(rpc, exchange::frame(request)?, context) };
         let key = Key::from(&call);
         let answer = service.path.send(call).await.map_err(|failure| failure.error)?;
         let message = A::decode(answer.message).map_err(|error| {

@@ -7,10 +7,10 @@
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
-use super::discover::Snapshot;
-use super::endpoint::Endpoint;
 use super::{Breaker, Client};
-use crate::rpc;
+use crate::api::rpc;
+use crate::client::balance::discover::Snapshot;
+use crate::client::balance::endpoint::Endpoint;
 
 impl Client {
     /// Returns which calls that can be done without are being spared, `{service: {method: "open"|"half_open"}}`.

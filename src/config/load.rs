@@ -335,7 +335,7 @@ fn validate(
         let reason = format!("{addr} cannot be called from another host, and etcd is remote");
         return Err(refuse("grpc.advertise_addr", reason));
     }
-    if let Err(reason) = crate::log::filter::parse(&s.log.level) {
+    if let Err(reason) = crate::telemetry::log::filter::parse(&s.log.level) {
         return Err(refuse("log.level", reason));
     }
     if !(0.0..=1.0).contains(&s.trace.sample_ratio) {

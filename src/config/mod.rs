@@ -474,7 +474,7 @@ impl Default for Shutdown {
 pub struct Log {
     /// A level (`off`, `error`, `warn`, `info`, `debug`, `trace`), and levels of single modules:
     /// `info,microservice_app::client=debug`. Default `info`. Can be changed while the process runs; see
-    /// [`crate::log::filter`] for what it means for other crates.
+    /// [`crate::telemetry::log::filter`] for what it means for other crates.
     pub level: String,
     /// `logfmt` or `json`, on standard error. Default `logfmt`, which is read at a terminal as well.
     pub format: LogFormat,

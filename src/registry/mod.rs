@@ -7,9 +7,7 @@
 
 pub mod advertise;
 mod etcd;
-mod keeper;
 mod local;
-mod snapshot;
 mod value;
 mod vanished;
 

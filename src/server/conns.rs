@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use super::Limits;
 use super::output::{Output, Unsent};
-use crate::metrics::{Cut, Metrics};
+use crate::telemetry::metrics::{Cut, Metrics};
 
 /// How long an answer must have waited before its connection can be cut to make room for others: short
 /// enough that readers who stop cannot hold all the room, long enough for everyone who reads.

@@ -7,6 +7,7 @@
 
 mod conns;
 mod flood;
+pub mod listener;
 mod output;
 
 use std::convert::Infallible;
@@ -26,10 +27,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
-use crate::error::chain;
-use crate::limit::{Limit, Quiet};
-use crate::listener::Listener;
-use crate::metrics::{Cut, Metrics};
+use crate::api::error::chain;
+use crate::limit::Limit;
+use crate::server::listener::Listener;
+use crate::telemetry::log::LogThrottle;
+use crate::telemetry::metrics::{Cut, Metrics};
 use conns::{Busy, Conn, Conns};
 use output::Stream;
 
@@ -109,7 +111,7 @@ struct Server<S> {
     service: S,
     conns: Arc<Conns>,
     metrics: Metrics,
-    floods: Quiet,
+    floods: LogThrottle,
     stop: Stop,
     slots: Arc<Semaphore>,
 }
@@ -140,13 +142,13 @@ pub async fn serve<S, F, B>(
         slots: Arc::new(Semaphore::new(limits.max_connections)),
         conns: Conns::new(matches!(protocol, Protocol::Http1 { .. }), limits, metrics),
         metrics: metrics.clone(),
-        floods: Quiet::default(),
+        floods: LogThrottle::default(),
         stop: stop.clone(),
     });
     let tasks = TaskTracker::new();
     let cut = CancellationToken::new();
     let _watch = AbortOnDropHandle::new(tokio::spawn(server.conns.clone().watch()));
-    let accept_failures = Quiet::default();
+    let accept_failures = LogThrottle::default();
     let mut next_id = 0;
     let mut open = |(stream, peer): (TcpStream, SocketAddr), permit| {
         next_id += 1;

@@ -12,10 +12,11 @@ use bytes::{Bytes, BytesMut};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 
+use crate::api::error::{Code, Error, chain};
 use crate::config;
-use crate::error::{Code, Error, chain};
-use crate::limit::{Limit, Permit, Quiet};
-use crate::metrics::{Metrics, Refusals, Refused};
+use crate::limit::{Limit, Permit};
+use crate::telemetry::log::LogThrottle;
+use crate::telemetry::metrics::{Metrics, Refusals, Refused};
 
 /// Largest request, bytes: a content of 32 KiB and its keys, several times over.
 const MAX_REQUEST: usize = 256 * 1024;
@@ -33,7 +34,7 @@ pub struct Admission {
     requests: Arc<Limit>,
     streams: Arc<Limit>,
     refused: Refusals,
-    overload: Quiet,
+    overload: LogThrottle,
 }
 
 impl Admission {
@@ -52,7 +53,7 @@ impl Admission {
             requests: Limit::new(MAX_REQUESTS, None),
             streams: Limit::new(MAX_STREAMS, None),
             refused: metrics.grpc_refused(service),
-            overload: Quiet::default(),
+            overload: LogThrottle::default(),
         })
     }
 

@@ -24,15 +24,18 @@ use tonic_health::ServingStatus;
 use tonic_health::server::HealthReporter;
 use tower::ServiceExt as _;
 
+use crate::api::error::code_name;
+use crate::api::error::{Code, Error};
+use crate::api::headers::{INSTANCE, PUSHBACK, SERVICE, WRONG_SERVICE};
+use crate::api::rpc::{self, Rpc};
 use crate::client::Client;
 use crate::config::{Settings, StoreUrl};
-use crate::context::{Context, INSTANCE, SERVICE, WRONG_SERVICE, grpc_timeout};
-use crate::error::{Code, Error};
-use crate::limit::{Limit, PUSHBACK, Quiet, pushback};
-use crate::metrics::{Calls, Metrics, code_name};
-use crate::rpc::{self, Rpc};
+use crate::context::{Context, grpc_timeout};
+use crate::limit::{Limit, pushback};
 use crate::store::{self, StoreError};
-use crate::trace::Tracer;
+use crate::telemetry::log::LogThrottle;
+use crate::telemetry::metrics::{Calls, Metrics};
+use crate::telemetry::trace::Tracer;
 use crate::unanswered::Unanswered;
 use admit::Admission;
 
@@ -135,8 +138,8 @@ impl Handler {
         settings: &Settings,
         unsent: Arc<Limit>,
     ) -> anyhow::Result<Self> {
-        use crate::proto::{DESCRIPTORS, feed::feed_server::FeedServer};
-        use crate::proto::{profile::profile_server::ProfileServer, topic::topic_server::TopicServer};
+        use crate::api::proto::{DESCRIPTORS, feed::feed_server::FeedServer};
+        use crate::api::proto::{profile::profile_server::ProfileServer, topic::topic_server::TopicServer};
         let (reporter, health) = tonic_health::server::health_reporter();
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)
@@ -145,7 +148,7 @@ impl Handler {
         let routes = match service.clone() {
             Service::Feed(store) => Routes::new(FeedServer::new(feed::Feed { store })),
             Service::Profile(store, client) => {
-                let without_feeds = Quiet::default();
+                let without_feeds = LogThrottle::default();
                 Routes::new(ProfileServer::new(profile::Profile { store, client, without_feeds }))
             }
             Service::Topic(store) => Routes::new(TopicServer::new(topic::Topic { store })),

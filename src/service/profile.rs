@@ -9,17 +9,18 @@ use tokio::time::Instant;
 use tonic::{Request, Response, Status, async_trait};
 
 use super::context;
-use crate::check::Check as _;
-use crate::client::{Client, Reply};
-use crate::context::{Context, DEGRADED};
-use crate::error::{Code, Error};
-use crate::limit::Quiet;
-use crate::proto::feed::{GetFeedsRequest, GetFeedsResponse};
-use crate::proto::profile::{
+use crate::api::error::{Code, Error};
+use crate::api::headers::DEGRADED;
+use crate::api::proto::feed::{GetFeedsRequest, GetFeedsResponse};
+use crate::api::proto::profile::{
     GetProfileRequest, GetProfileResponse, OkResponse, PutProfileRequest, profile_server,
 };
-use crate::rpc;
+use crate::api::rpc;
+use crate::api::validate::Check as _;
+use crate::client::{Client, Reply};
+use crate::context::Context;
 use crate::store::ProfileStore;
+use crate::telemetry::log::LogThrottle;
 
 /// Feeds in a profile.
 const FEEDS: i64 = 20;
@@ -33,7 +34,7 @@ pub struct Profile {
     /// Calls feed.
     pub client: Client,
     /// How often it could not answer.
-    pub without_feeds: Quiet,
+    pub without_feeds: LogThrottle,
 }
 
 #[async_trait]

@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use tonic::{Request, Response, Status, async_trait};
 
-use crate::check::Check as _;
-use crate::error::Error;
-use crate::proto::topic::{
+use crate::api::error::Error;
+use crate::api::proto::topic::{
     GetTopicRequest, GetTopicResponse, ListTopicsRequest, ListTopicsResponse, OkResponse, PutTopicRequest,
     topic_server,
 };
+use crate::api::validate::Check as _;
 use crate::store::TopicStore;
 
 /// The service.

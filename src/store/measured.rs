@@ -6,10 +6,10 @@ use std::sync::Arc;
 use tonic::async_trait;
 
 use super::{FeedPage, FeedStore, Health, ProfileStore, StoreError, TopicPage, TopicStore};
-use crate::metrics::{Metrics, StoreOperation};
-use crate::proto::feed::FeedRecord;
-use crate::proto::profile::PutProfileRequest;
-use crate::proto::topic::PutTopicRequest;
+use crate::api::proto::feed::FeedRecord;
+use crate::api::proto::profile::PutProfileRequest;
+use crate::api::proto::topic::PutTopicRequest;
+use crate::telemetry::metrics::{Metrics, StoreOperation};
 
 /// A measured [`FeedStore`].
 pub struct Feeds {

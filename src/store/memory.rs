@@ -6,10 +6,10 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use tonic::async_trait;
 
 use super::{FeedPage, FeedStore, Health, ProfileStore, StoreError, TopicPage, TopicStore};
-use crate::check::MAX_ANSWER;
-use crate::proto::feed::FeedRecord;
-use crate::proto::profile::PutProfileRequest;
-use crate::proto::topic::{PutTopicRequest, TopicSummary};
+use crate::api::proto::feed::FeedRecord;
+use crate::api::proto::profile::PutProfileRequest;
+use crate::api::proto::topic::{PutTopicRequest, TopicSummary};
+use crate::api::validate::MAX_ANSWER;
 
 /// Feeds by user, then id.
 #[derive(Debug, Default)]

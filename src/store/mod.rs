@@ -16,12 +16,12 @@ use std::sync::Arc;
 
 use tonic::async_trait;
 
+use crate::api::error::Error;
+use crate::api::proto::feed::FeedRecord;
+use crate::api::proto::profile::PutProfileRequest;
+use crate::api::proto::topic::{PutTopicRequest, TopicSummary};
 use crate::config::StoreUrl;
-use crate::error::Error;
-use crate::metrics::Metrics;
-use crate::proto::feed::FeedRecord;
-use crate::proto::profile::PutProfileRequest;
-use crate::proto::topic::{PutTopicRequest, TopicSummary};
+use crate::telemetry::metrics::Metrics;
 
 /// A store could not be opened or used. The text says which and why; it is for the log.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -73,7 +73,7 @@ pub trait Health: Send + Sync {
 pub struct FeedPage {
     /// Ascending by id.
     pub feeds: Vec<FeedRecord>,
-    /// True if records were left out only because of [`crate::check::MAX_ANSWER`].
+    /// True if records were left out only because of [`crate::api::validate::MAX_ANSWER`].
     pub shortened: bool,
 }
 

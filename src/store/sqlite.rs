@@ -14,10 +14,10 @@ use tokio::sync::{mpsc, oneshot};
 use tonic::async_trait;
 
 use super::{FeedPage, FeedStore, Health, ProfileStore, StoreError, TopicPage, TopicStore};
-use crate::check::MAX_ANSWER;
-use crate::proto::feed::FeedRecord;
-use crate::proto::profile::PutProfileRequest;
-use crate::proto::topic::{PutTopicRequest, TopicSummary};
+use crate::api::proto::feed::FeedRecord;
+use crate::api::proto::profile::PutProfileRequest;
+use crate::api::proto::topic::{PutTopicRequest, TopicSummary};
+use crate::api::validate::MAX_ANSWER;
 
 /// Operations that may wait for a thread; the next ones wait outside, each under its caller's deadline.
 const QUEUE: usize = 1024;

@@ -1,7 +1,7 @@
 //! One contract for every store: each test runs over `memory:` and `sqlite:`.
 
 use super::*;
-use crate::check::{MAX_ANSWER, MAX_CONTENT};
+use crate::api::validate::{MAX_ANSWER, MAX_CONTENT};
 
 /// Every kind of store; the directory keeps the SQLite file until the test ends.
 fn urls() -> (tempfile::TempDir, [StoreUrl; 2]) {

@@ -4,14 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
 use microservice_app::config::{self, Role, Source};
-use microservice_app::metrics::Metrics;
+use microservice_app::telemetry::metrics::Metrics;
 
 /// Read when it is wanted: so an edited page rebuilds nothing, and a source tree without it builds.
 static README: LazyLock<String> = LazyLock::new(|| {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
     std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{path}: {error}"))
 });
-const METRICS: &str = include_str!("../../src/metrics/mod.rs");
+const METRICS: &str = include_str!("../../src/telemetry/metrics/mod.rs");
 
 const ROLES: [Role; 5] = [Role::Apigateway, Role::Feed, Role::Profile, Role::Topic, Role::Up];
 

@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use http::Request as HttpRequest;
+use microservice_app::api::proto::{feed, profile, topic};
 use microservice_app::config::Role;
-use microservice_app::proto::{feed, profile, topic};
 use microservice_app::registry::Registration;
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use microservice_app::check::{MAX_ANSWER, MAX_CONTENT};
+use microservice_app::api::validate::{MAX_ANSWER, MAX_CONTENT};
 use serde_json::json;
 use tokio::time::Instant;
 

@@ -3,8 +3,8 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use microservice_app::api::proto::{feed, profile, topic};
 use microservice_app::config::Role;
-use microservice_app::proto::{feed, profile, topic};
 use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::{Channel, Endpoint};

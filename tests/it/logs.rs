@@ -73,11 +73,11 @@ async fn every_request_is_logged_while_the_level_is_debug() {
     // a change is told, from both sides of it; so the lines before it are here
     let told = |from, to| move |l: &Value| l["from"] == from && l["to"] == to && l["level"] == "INFO";
     put(up.admin, "/loglevel", "error").await;
-    put(up.admin, "/loglevel", "info,microservice_app::http=debug").await;
+    put(up.admin, "/loglevel", "info,microservice_app::gateway=debug").await;
     for (from, to) in [("info", "debug"), ("debug", "info"), ("info", "error")] {
         up.process.wait_for_log("a change", told(from, to));
     }
-    up.process.wait_for_log("the last change", told("error", "info,microservice_app::http=debug"));
+    up.process.wait_for_log("the last change", told("error", "info,microservice_app::gateway=debug"));
     for silent in ["0000000000000001", "0000000000000003"] {
         assert_eq!(up.process.count_logs(|line| line["trace_id"] == silent), 0, "{silent}");
     }
@@ -182,7 +182,7 @@ async fn logfmt_is_what_there_is_by_default() {
     .await;
     drop(process);
     for part in [
-        " level=debug target=microservice_app::http msg=request route=/api/topic/list method=GET status=200 ",
+        " level=debug target=microservice_app::gateway msg=request route=/api/topic/list method=GET status=200 ",
         " trace_id=463ac35c9f6413ad48485a3953bb6124",
     ] {
         assert!(line.contains(part), "{part:?} is not in {line:?}");
@@ -268,7 +268,7 @@ async fn send_everywhere(gateway: SocketAddr) {
 
 /// The same straight to a service.
 async fn call_everywhere(topic: SocketAddr) {
-    use microservice_app::proto::topic::{PutTopicRequest, topic_client::TopicClient};
+    use microservice_app::api::proto::topic::{PutTopicRequest, topic_client::TopicClient};
     let channel = tonic::transport::Endpoint::from_shared(format!("http://{topic}")).unwrap();
     let channel = channel.connect().await.unwrap();
     let text = format!("{MARKER}\0");

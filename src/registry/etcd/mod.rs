@@ -6,7 +6,9 @@
 
 mod connect;
 mod credentials;
+mod keeper;
 mod reconcile;
+mod snapshot;
 mod tls;
 mod view;
 

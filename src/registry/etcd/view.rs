@@ -12,10 +12,11 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::connect::{Access, Link};
+use super::snapshot;
 use super::{Failure, Probe, backoff, limit};
 use crate::config::Registry;
-use crate::registry::keeper::Keeper;
-use crate::registry::{Instance, Publisher, View, pace, snapshot, value};
+use crate::registry::etcd::keeper::Keeper;
+use crate::registry::{Instance, Publisher, View, pace, value};
 
 /// How often instances in limbo are probed.
 const PROBE_EVERY: Duration = Duration::from_millis(500);

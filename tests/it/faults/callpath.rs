@@ -629,8 +629,8 @@ async fn optional_dependency(time: Duration) -> Findings {
 }
 
 async fn against_raw_channel(time: Duration) -> Findings {
-    use microservice_app::proto::topic::topic_client::TopicClient;
-    use microservice_app::proto::topic::{ListTopicsRequest, ListTopicsResponse};
+    use microservice_app::api::proto::topic::topic_client::TopicClient;
+    use microservice_app::api::proto::topic::{ListTopicsRequest, ListTopicsResponse};
     use microservice_app::{client, config, context, metrics, registry, rpc};
     use registry::Registry as _;
     /// Calls in flight.

@@ -269,7 +269,7 @@ fn table() {
     let scale = minutes.map_or(1.0, |minutes| (minutes * 60.0 / whole.as_secs_f64().max(1.0)).min(1.0));
 
     println!("\n{} with {}", word("date", &["-u", "+%Y-%m-%d %H:%M UTC"]), etcd_version());
-    println!("microservice-app {}\n", microservice_app::cli::VERSION);
+    println!("microservice-app {}\n", microservice_app::build_info::VERSION);
     let (mut passed, mut failed, mut void) = (0, 0, 0);
     for row in chosen {
         match full(row, row.full.mul_f64(scale).max(row.short)) {

@@ -3,10 +3,10 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use microservice_app::app::process::Addresses;
+use microservice_app::app::up;
 use microservice_app::config::{ListenAddr, Role, Settings};
-use microservice_app::process::Addresses;
 use microservice_app::registry::{Instance, Registration, Registry};
-use microservice_app::up;
 use tokio_util::sync::CancellationToken;
 
 use super::{http, wait_for};

@@ -9,8 +9,8 @@ use http::{HeaderValue, Request};
 use hyper::server::conn::http2;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::service::TowerToHyperService;
-use microservice_app::proto::topic::topic_server::{Topic, TopicServer};
-use microservice_app::proto::topic::{
+use microservice_app::api::proto::topic::topic_server::{Topic, TopicServer};
+use microservice_app::api::proto::topic::{
     GetTopicRequest, GetTopicResponse, ListTopicsRequest, ListTopicsResponse, OkResponse, PutTopicRequest,
 };
 use tokio::net::{TcpListener, TcpStream};

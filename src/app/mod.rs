@@ -1,0 +1,5 @@
+//! Puts a process together: its roles, how they start, and in which order they drain.
+
+pub mod process;
+pub mod shutdown;
+pub mod up;

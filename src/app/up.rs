@@ -1,0 +1,60 @@
+//! Every role in one process, on loopback: what a newcomer runs first.
+
+use std::io::Write;
+
+use anyhow::Context as _;
+
+use crate::app::process::{Addresses, Process};
+use crate::config::{ListenAddr, Role, Settings, StoreUrl};
+
+/// Puts the process together: three services with their replicas, and a gateway.
+///
+/// # Errors
+/// When the data directory cannot be made or an address is taken.
+pub fn assemble(settings: Settings) -> anyhow::Result<Process> {
+    let up = settings.up.clone();
+    let dir = &up.data_dir;
+    std::fs::create_dir_all(dir)
+        .with_context(|| format!("cannot make the data directory {}", dir.display()))?;
+    let mut process = Process::new(settings)?;
+    let plan = [
+        (Role::Feed, up.feed_addr, up.feed_replicas),
+        (Role::Profile, up.profile_addr, up.profile_replicas),
+        (Role::Topic, up.topic_addr, up.topic_replicas),
+    ];
+    for (role, addr, replicas) in plan {
+        if replicas == 0 {
+            continue;
+        }
+        let file = dir.join(format!("{}.db", role.name()));
+        process.add_service(role, addr, &StoreUrl::Sqlite(file))?;
+        for _ in 1..replicas {
+            process.add_replica(role, ListenAddr::loopback(0))?;
+        }
+    }
+    process.add_gateway()?;
+    Ok(process)
+}
+
+/// Writes where everything is, and three commands to try.
+///
+/// # Errors
+/// When the output is closed.
+pub fn greet(addresses: &Addresses, mut out: impl Write) -> std::io::Result<()> {
+    for (name, addr) in &addresses.roles {
+        let scheme = if *name == Role::Apigateway.name() { "http" } else { "grpc" };
+        writeln!(out, "{name:<10} {scheme}://{addr}")?;
+    }
+    writeln!(out, "{:<10} http://{}/status", "admin", addresses.admin)?;
+    let Some(gateway) = addresses.of(Role::Apigateway) else {
+        return Ok(());
+    };
+    writeln!(
+        out,
+        "\nTry:\n  \
+         curl -XPUT \"http://{gateway}/api/feed/create_feed\" -d '{{\"id\":100,\"user_id\":123,\"content\":\"hello world\"}}'\n  \
+         curl -XPUT \"http://{gateway}/api/feed/create_feed\" -d '{{\"id\":101,\"user_id\":123,\"content\":\"goodbye!\"}}'\n  \
+         curl -XGET \"http://{gateway}/api/feed/get_feeds?user_id=123&&size=2\"\n"
+    )?;
+    out.flush()
+}

@@ -1,0 +1,344 @@
+//! What is published of the registry: its word, stabilised, so that trouble in the registry does not
+//! empty the view.
+//!
+//! Additions apply at once; so do removals of instances that said `draining`. A removal that looks more
+//! like the registry's fault than the instance's goes into **limbo**: the instance stays in the view,
+//! is probed, and leaves with its first failed probe or ends its limbo by returning to the registry.
+//! Suspicious are: the removal of a service's last instance, or of more than half of its instances
+//! within a second (a frozen etcd deletes every expired key in the instant it wakes up), and whatever
+//! vanished from a list of another cluster, of a lower revision, or without any instance.
+//!
+//! This file decides and remembers; it does no input or output, and is told the time.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::registry::{Instance, Instances, Vanished, View};
+
+/// In which removals count as one event.
+const WINDOW: Duration = Duration::from_secs(1);
+
+/// The stabilised view.
+#[derive(Debug, Default)]
+pub struct Keeper {
+    /// The registry's word.
+    truth: BTreeMap<String, Arc<Instances>>,
+    /// Removed, but still believed in, by service and address.
+    limbo: BTreeMap<(String, String), Arc<Instance>>,
+    /// Removals without `draining` of the last [`WINDOW`].
+    recent: VecDeque<(Instant, Arc<Instance>)>,
+    /// Removed without `draining`, and no longer believed in.
+    vanished: Arc<Vanished>,
+    cluster_id: u64,
+    revision: i64,
+    epoch: u64,
+    /// Keys below the prefix that could not be read.
+    pub ignored: usize,
+}
+
+impl Keeper {
+    /// Takes over a view that was kept on disk.
+    #[must_use]
+    pub fn restored(view: &View) -> Self {
+        Self {
+            truth: view.services.clone(),
+            cluster_id: view.cluster_id,
+            revision: view.revision,
+            epoch: view.epoch,
+            ..Self::default()
+        }
+    }
+
+    /// Returns the view to publish.
+    #[must_use]
+    pub fn view(&self) -> View {
+        let mut services = self.truth.clone();
+        for ((service, addr), instance) in &self.limbo {
+            let instances = services.entry(service.clone()).or_default();
+            Arc::make_mut(instances).insert(addr.clone(), instance.clone());
+        }
+        View {
+            cluster_id: self.cluster_id,
+            revision: self.revision,
+            epoch: self.epoch,
+            services,
+            limbo: self.limbo.keys().cloned().collect(),
+            vanished: self.vanished.clone(),
+            ignored: self.ignored,
+        }
+    }
+
+    /// Replaces the registry's word by a whole list. Returns true if the list is not a later state of
+    /// what was known before: another cluster, or a lower revision (a wiped etcd keeps its cluster id).
+    /// `older` says that a key in it has an older modification than was known.
+    pub fn list(
+        &mut self,
+        cluster_id: u64,
+        revision: i64,
+        older: bool,
+        listed: Vec<Instance>,
+        now: Instant,
+    ) -> bool {
+        let known = self.revision > 0;
+        let reset = known && (older || cluster_id != self.cluster_id || revision < self.revision);
+        if reset {
+            self.epoch += 1;
+        }
+        (self.cluster_id, self.revision) = (cluster_id, revision);
+        let suspicious = reset || listed.is_empty();
+        let before = std::mem::take(&mut self.truth);
+        for instance in listed {
+            self.add(instance);
+        }
+        let vanished: Vec<_> = before
+            .values()
+            .flat_map(|instances| instances.values())
+            .filter(|old| !self.has(&old.service, &old.addr))
+            .cloned()
+            .collect();
+        for instance in vanished {
+            if suspicious && !instance.draining {
+                self.doubt(instance);
+            } else {
+                self.note(instance, now);
+            }
+        }
+        reset
+    }
+
+    /// Notes how far the registry has come, also by keys that are not ours to read.
+    pub fn advance(&mut self, revision: i64) {
+        self.revision = self.revision.max(revision);
+    }
+
+    /// Applies a put of the registry.
+    pub fn put(&mut self, instance: Instance) {
+        self.add(instance);
+    }
+
+    /// Applies a delete of the registry.
+    pub fn delete(&mut self, service: &str, addr: &str, now: Instant) {
+        let Some(instances) = self.truth.get_mut(service) else { return };
+        let removed = Arc::make_mut(instances).remove(addr);
+        if instances.is_empty() {
+            self.truth.remove(service);
+        }
+        if let Some(instance) = removed {
+            self.note(instance, now);
+        }
+    }
+
+    /// Applies a failed probe: the instance leaves the view.
+    pub fn give_up(&mut self, service: &str, addr: &str, now: Instant) {
+        if let Some(instance) = self.limbo.remove(&(service.to_owned(), addr.to_owned())) {
+            Arc::make_mut(&mut self.vanished).remember(instance, now);
+        }
+        // its end is certain: it must not come back when others vanish
+        self.recent.retain(|(_, i)| (i.service.as_str(), i.addr.as_str()) != (service, addr));
+    }
+
+    /// Returns the instances in limbo.
+    pub fn in_limbo(&self) -> impl Iterator<Item = &Arc<Instance>> {
+        self.limbo.values()
+    }
+
+    fn has(&self, service: &str, addr: &str) -> bool {
+        self.truth.get(service).is_some_and(|instances| instances.contains_key(addr))
+    }
+
+    fn add(&mut self, instance: Instance) {
+        self.limbo.remove(&(instance.service.clone(), instance.addr.clone()));
+        self.unvanish(&instance);
+        let instances = self.truth.entry(instance.service.clone()).or_default();
+        Arc::make_mut(instances).insert(instance.addr.clone(), Arc::new(instance));
+    }
+
+    /// Notes a removal and decides whether it, and what went just before, is to be doubted.
+    fn note(&mut self, instance: Arc<Instance>, now: Instant) {
+        if instance.draining {
+            return;
+        }
+        while self.recent.front().is_some_and(|(at, _)| now.duration_since(*at) > WINDOW) {
+            self.recent.pop_front();
+        }
+        Arc::make_mut(&mut self.vanished).remember(instance.clone(), now);
+        let service = instance.service.clone();
+        self.recent.push_back((now, instance));
+        let left = self.truth.get(&service).map_or(0, |instances| instances.len());
+        if self.recent.len() <= left {
+            return; // not even all of them together are more than half
+        }
+        let removed: Vec<_> = self
+            .recent
+            .iter()
+            .map(|(_, instance)| instance)
+            .filter(|i| i.service == service && !self.has(&i.service, &i.addr))
+            .cloned()
+            .collect();
+        if removed.len() > left {
+            // more than half of what there was within the window, or the last one
+            for instance in removed {
+                self.doubt(instance);
+            }
+        }
+    }
+
+    /// Forgets that anything vanished behind an instance's admin address.
+    fn unvanish(&mut self, instance: &Instance) {
+        // copied only if it changes: readers share it
+        if self.vanished.is_replaced_by(instance) {
+            Arc::make_mut(&mut self.vanished).replace(instance);
+        }
+    }
+
+    fn doubt(&mut self, instance: Arc<Instance>) {
+        if self.vanished.contains(&instance) {
+            Arc::make_mut(&mut self.vanished).forget(&instance);
+        }
+        self.limbo.insert((instance.service.clone(), instance.addr.clone()), instance);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn instance(addr: &str) -> Instance {
+        Instance {
+            id: addr.to_owned(),
+            admin: Some(format!("admin-{addr}:1")),
+            ..Instance::bare("feed", addr)
+        }
+    }
+
+    fn keeper(addrs: &[&str]) -> (Keeper, Instant) {
+        let (mut keeper, now) = (Keeper::default(), Instant::now());
+        assert!(!keeper.list(1, 10, false, addrs.iter().map(|a| instance(a)).collect(), now));
+        (keeper, now)
+    }
+
+    /// Addresses in the view, those in limbo marked by a `?`.
+    fn shown(keeper: &Keeper) -> String {
+        let view = keeper.view();
+        let mut out = Vec::new();
+        for addr in view.instances("feed").into_iter().flat_map(|instances| instances.keys()) {
+            let doubted = view.limbo.contains(&("feed".to_owned(), addr.clone()));
+            out.push(if doubted { format!("{addr}?") } else { addr.clone() });
+        }
+        out.join(" ")
+    }
+
+    #[test]
+    fn a_minority_leaves_at_once() {
+        let (mut keeper, now) = keeper(&["a", "b", "c"]);
+        keeper.delete("feed", "a", now);
+        assert_eq!(shown(&keeper), "b c");
+        // a second one, later: again one of two
+        keeper.delete("feed", "b", now + 2 * WINDOW);
+        assert_eq!(shown(&keeper), "c");
+    }
+
+    #[test]
+    fn the_last_instance_and_a_majority_within_a_second_go_into_limbo() {
+        let (mut alone, now) = keeper(&["a"]);
+        alone.delete("feed", "a", now);
+        assert_eq!(shown(&alone), "a?");
+
+        let (mut many, now) = keeper(&["a", "b", "c", "d", "e"]);
+        many.delete("feed", "a", now);
+        many.delete("feed", "b", now);
+        assert_eq!(shown(&many), "c d e");
+        // the third makes it a majority: the two before are doubted too
+        many.delete("feed", "c", now + WINDOW);
+        assert_eq!(shown(&many), "a? b? c? d e");
+    }
+
+    #[test]
+    fn draining_instances_leave_at_once_even_the_last() {
+        let (mut keeper, now) = keeper(&["a"]);
+        keeper.put(Instance { draining: true, ..instance("a") });
+        keeper.delete("feed", "a", now);
+        assert_eq!(shown(&keeper), "");
+        keeper.advance(12);
+        keeper.advance(11);
+        assert_eq!(keeper.view().revision, 12);
+    }
+
+    #[test]
+    fn limbo_ends_by_return_or_by_a_failed_probe() {
+        let (mut keeper, now) = keeper(&["a", "b"]);
+        keeper.delete("feed", "a", now);
+        keeper.delete("feed", "b", now);
+        assert_eq!(shown(&keeper), "a? b?");
+        keeper.put(instance("a"));
+        keeper.give_up("feed", "b", now);
+        assert_eq!(shown(&keeper), "a");
+        // neither counts as suddenly removed any more
+        keeper.put(instance("c"));
+        keeper.delete("feed", "c", now);
+        assert_eq!(shown(&keeper), "a");
+    }
+
+    #[test]
+    fn a_list_of_another_cluster_or_an_older_state_is_a_reset_and_removes_nobody() {
+        for (cluster, revision, older) in [(2, 99, false), (1, 3, false), (1, 10, true)] {
+            let (mut keeper, now) = keeper(&["a", "b", "c"]);
+            assert!(keeper.list(cluster, revision, older, vec![instance("a")], now));
+            assert_eq!(shown(&keeper), "a b? c?");
+            let view = keeper.view();
+            assert_eq!((view.cluster_id, view.revision, view.epoch), (cluster, revision, 1));
+        }
+    }
+
+    #[test]
+    fn an_empty_list_removes_nobody_but_a_later_one_is_believed() {
+        let (mut keeper, now) = keeper(&["a", "b", "c"]);
+        assert!(!keeper.list(1, 11, false, Vec::new(), now));
+        assert_eq!(shown(&keeper), "a? b? c?");
+        let (mut keeper, now) = self::keeper(&["a", "b", "c"]);
+        assert!(!keeper.list(1, 11, false, vec![instance("b"), instance("c")], now));
+        assert_eq!(shown(&keeper), "b c");
+        assert!(!keeper.list(1, 12, false, vec![instance("d")], now + 2 * WINDOW));
+        assert_eq!(shown(&keeper), "b? c? d", "two of three at once");
+    }
+
+    /// Addresses of those that vanished.
+    fn vanished(keeper: &Keeper, now: Instant) -> String {
+        let view = keeper.view();
+        let gone = view.vanished.iter(now).flat_map(|(_, instances)| instances);
+        gone.map(|instance| instance.addr.as_str()).collect::<Vec<_>>().join(" ")
+    }
+
+    #[test]
+    fn who_goes_without_a_word_has_vanished_and_who_drains_has_not() {
+        let (mut keeper, now) = keeper(&["a", "b", "c", "d"]);
+        // both in one step: a reader of the view may see neither
+        keeper.put(Instance { draining: true, ..instance("a") });
+        keeper.delete("feed", "a", now);
+        keeper.delete("feed", "b", now);
+        assert_eq!((shown(&keeper), vanished(&keeper, now)), ("c d".to_owned(), "b".to_owned()));
+        // a majority: all of them are believed in again
+        keeper.delete("feed", "c", now);
+        assert_eq!((shown(&keeper), vanished(&keeper, now)), ("b? c? d".to_owned(), String::new()));
+        keeper.give_up("feed", "b", now);
+        keeper.give_up("feed", "c", now);
+        assert_eq!((shown(&keeper), vanished(&keeper, now)), ("d".to_owned(), "b c".to_owned()));
+        keeper.put(instance("c"));
+        assert_eq!((shown(&keeper), vanished(&keeper, now)), ("c d".to_owned(), "b".to_owned()));
+        // also what a list no longer has, if the list is to be believed
+        keeper.list(1, 12, false, vec![instance("c")], now + 2 * WINDOW);
+        assert_eq!(vanished(&keeper, now), "b d");
+    }
+
+    #[test]
+    fn a_view_from_disk_is_held_against_the_first_list() {
+        let (old, now) = keeper(&["a", "b"]);
+        let mut restored = Keeper::restored(&old.view());
+        assert_eq!(shown(&restored), "a b");
+        assert!(!restored.list(1, 20, false, vec![instance("b")], now));
+        assert_eq!(shown(&restored), "b");
+    }
+}

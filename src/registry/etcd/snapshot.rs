@@ -1,0 +1,141 @@
+//! The last good view on disk, so that a gateway that restarts while etcd is away still serves.
+//!
+//! *Shape*: a line `microservice-app view 1 <checksum>`, then JSON `{"saved_at","cluster_id","revision",
+//! "epoch","services":{name:[value of each entry]}}`. Written to a file beside it and renamed, so a
+//! reader finds the old or the new one, never half of one.
+
+use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use serde::{Deserialize, Serialize};
+
+use crate::registry::{Instance, View, value};
+
+const HEAD: &str = "microservice-app view 1";
+/// Older snapshots are not served: too much may have moved.
+const MAX_AGE: Duration = Duration::from_hours(24);
+
+#[derive(Serialize, Deserialize)]
+struct Saved {
+    /// When the registry last confirmed it, seconds since 1970.
+    #[serde(rename = "saved_at")]
+    time: u64,
+    cluster_id: u64,
+    revision: i64,
+    epoch: u64,
+    services: BTreeMap<String, Vec<(String, String)>>,
+}
+
+/// Writes a view that the registry confirmed `age` ago; instances in limbo are part of it.
+///
+/// # Errors
+/// When the directory cannot be written.
+pub fn save(path: &Path, view: &View, age: Duration) -> std::io::Result<()> {
+    let services = view.services.iter().map(|(name, instances)| {
+        let entries =
+            instances.values().map(|i: &std::sync::Arc<Instance>| (i.addr.clone(), value::encode(i)));
+        (name.clone(), entries.collect())
+    });
+    let saved = Saved {
+        time: now().saturating_sub(age.as_secs()),
+        cluster_id: view.cluster_id,
+        revision: view.revision,
+        epoch: view.epoch,
+        services: services.collect(),
+    };
+    let body = serde_json::to_vec(&saved)?;
+    let scratch = path.with_extension("new");
+    let mut file = std::fs::File::create(&scratch)?;
+    writeln!(file, "{HEAD} {:016x}", checksum(&body))?;
+    file.write_all(&body)?;
+    file.sync_all()?;
+    std::fs::rename(&scratch, path)
+}
+
+/// Reads a view and its age.
+///
+/// # Errors
+/// Why there is none to be used: no file, a damaged one, one that is too old.
+pub fn load(path: &Path) -> Result<(View, Duration), String> {
+    let bytes = std::fs::read(path).map_err(|e| e.to_string())?;
+    let split = bytes.iter().position(|b| *b == b'\n').ok_or("it has no first line")?;
+    let (head, body) = bytes.split_at(split);
+    let body = body.get(1..).unwrap_or_default();
+    if head != format!("{HEAD} {:016x}", checksum(body)).as_bytes() {
+        return Err("it is damaged or of another version".to_owned());
+    }
+    let saved: Saved = serde_json::from_slice(body).map_err(|e| e.to_string())?;
+    // a clock that was set back makes it young, not unusable
+    let age = Duration::from_secs(now().saturating_sub(saved.time));
+    if age > MAX_AGE {
+        return Err(format!("it is {} h old", age.as_secs() / 3600));
+    }
+    let mut view = View {
+        cluster_id: saved.cluster_id,
+        revision: saved.revision,
+        epoch: saved.epoch,
+        ..View::default()
+    };
+    for (service, entries) in saved.services {
+        for (addr, entry) in entries {
+            view.insert(value::decode(&service, &addr, entry.as_bytes())?);
+        }
+    }
+    Ok((view, age))
+}
+
+fn now() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    since.map_or(0, |since| since.as_secs())
+}
+
+/// Tells a torn or edited file from a whole one; not a defence against anyone.
+fn checksum(bytes: &[u8]) -> u64 {
+    // FNV-1a: the standard library's hash is not promised to stay the same between versions
+    let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
+    bytes.iter().fold(0xcbf2_9ce4_8422_2325, step)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn view() -> View {
+        let mut view = View { cluster_id: 7, revision: 42, epoch: 1, ..View::default() };
+        view.insert(value::decode("feed", "a:1", b"a:1").unwrap());
+        view.insert(value::decode("topic", "b:2", b"b:2").unwrap());
+        view
+    }
+
+    #[test]
+    fn a_view_survives_the_disk() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("view");
+        save(&path, &view(), Duration::ZERO).unwrap();
+        let (read, age) = load(&path).unwrap();
+        assert_eq!(read, view());
+        assert!(age < Duration::from_secs(5));
+        assert!(!path.with_extension("new").exists());
+    }
+
+    #[test]
+    fn a_damaged_missing_or_old_file_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("view");
+        load(&path).unwrap_err();
+        save(&path, &view(), Duration::ZERO).unwrap();
+        let whole = std::fs::read(&path).unwrap();
+        for cut in [0, 10, whole.len() - 1] {
+            std::fs::write(&path, &whole[..cut]).unwrap();
+            load(&path).unwrap_err();
+        }
+        let body = String::from_utf8(whole).unwrap().replace("\"revision\":42", "\"revision\":43");
+        std::fs::write(&path, body).unwrap();
+        assert!(load(&path).unwrap_err().contains("damaged"));
+
+        save(&path, &view(), Duration::from_hours(25)).unwrap();
+        assert!(load(&path).unwrap_err().contains("25 h old"));
+    }
+}

@@ -1,0 +1,5 @@
+//! What a process tells about itself: log lines, traces, metrics.
+
+pub mod log;
+pub mod metrics;
+pub mod trace;

@@ -1,0 +1,244 @@
+//! How a trace travels. Read in this order: `b3`, `x-b3-*`, `traceparent`; written as `x-b3-*` and
+//! `traceparent`. The forms are read and written by OpenTelemetry's propagators.
+
+#![expect(deprecated, reason = "its exporter is, which is not used; B3 is in no other released crate yet")]
+
+use std::borrow::Cow;
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+use opentelemetry::Context;
+use opentelemetry::propagation::{Extractor, Injector, TextMapPropagator as _};
+use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt as _, TraceFlags, TraceId, TraceState};
+use opentelemetry_sdk::propagation::TraceContextPropagator;
+use opentelemetry_zipkin::{B3Encoding, Propagator};
+
+use crate::api::headers::TRACE_ID;
+
+const B3: &str = "b3";
+const SAMPLED: &str = "x-b3-sampled";
+const TRACEPARENT: &str = "traceparent";
+const TRACESTATE: &str = "tracestate";
+/// What may tell of a trace.
+const READ: [&str; 7] = [B3, "x-b3-traceid", "x-b3-spanid", SAMPLED, "x-b3-flags", TRACEPARENT, TRACESTATE];
+
+/// Longest value, bytes: what W3C wants to be passed on of `tracestate`. It goes to every service.
+const LONGEST: usize = 512;
+
+/// As opentelemetry-zipkin has them: whether the request is followed is left to others; it has to be.
+const DEFERRED: TraceFlags = TraceFlags::new(0x02);
+const DEBUG: TraceFlags = TraceFlags::new(0x04);
+
+/// What headers say.
+#[derive(Debug, Default)]
+pub struct Joined {
+    /// The trace.
+    pub trace_id: Option<TraceId>,
+    /// The caller's span.
+    pub span_id: Option<SpanId>,
+    /// Whether it is followed, if that is decided.
+    pub sampled: Option<bool>,
+    /// What others want to be passed on with it (`tracestate`).
+    pub state: TraceState,
+}
+
+/// Returns the flags for a decision.
+pub fn flags(sampled: Option<bool>) -> TraceFlags {
+    sampled.map_or(DEFERRED, |sampled| TraceFlags::default().with_sampled(sampled))
+}
+
+/// Reads what headers say of a trace. What is garbled is as if it were not there.
+pub fn read(headers: &HeaderMap) -> Joined {
+    if !READ.iter().any(|name| headers.contains_key(*name)) {
+        return Joined::default();
+    }
+    let carrier = Read(READ.map(|name| {
+        let text = headers.get(name)?.to_str().ok().filter(|text| text.len() <= LONGEST)?;
+        // ids in upper case are wrong, and seen
+        let is_upper = text.bytes().any(|b| b.is_ascii_uppercase()) && name != TRACESTATE;
+        Some(if is_upper { Cow::Owned(text.to_ascii_lowercase()) } else { Cow::Borrowed(text) })
+    }));
+    let b3 = Propagator::with_encoding(B3Encoding::SingleAndMultiHeader);
+    let empty = Context::new();
+    let mut found = b3.extract_with_context(&empty, &carrier);
+    if !found.span().span_context().is_valid() {
+        found = TraceContextPropagator::new().extract_with_context(&empty, &carrier);
+    }
+    let span = found.span();
+    let context = span.span_context();
+    if !context.is_valid() {
+        // a trace without a span, or no more than a decision
+        let trace_id = carrier.get(TRACE_ID.as_str()).and_then(trace_id);
+        return Joined { trace_id, sampled: decision(&carrier), ..Joined::default() };
+    }
+    let flags = context.trace_flags();
+    let is = |flag: TraceFlags| flags & flag == flag;
+    let sampled = is(TraceFlags::SAMPLED) || is(DEBUG);
+    Joined {
+        trace_id: Some(context.trace_id()),
+        span_id: Some(context.span_id()),
+        sampled: (sampled || !is(DEFERRED)).then_some(sampled),
+        state: context.trace_state().clone(),
+    }
+}
+
+fn trace_id(text: &str) -> Option<TraceId> {
+    let id = TraceId::from_hex(text).ok().filter(|id| *id != TraceId::INVALID);
+    id.filter(|_| matches!(text.len(), 16 | 32) && text.bytes().all(|b| b.is_ascii_hexdigit()))
+}
+
+fn decision(carrier: &Read<'_>) -> Option<bool> {
+    match carrier.get(B3).or_else(|| carrier.get(SAMPLED))? {
+        "0" | "false" => Some(false),
+        "1" | "true" | "d" => Some(true),
+        _ => None,
+    }
+}
+
+/// Writes a trace, whose span must be valid.
+pub fn write(context: &SpanContext, headers: &mut HeaderMap) {
+    let context = Context::new().with_remote_span_context(context.clone());
+    let mut carrier = Write(headers);
+    Propagator::new().inject_context(&context, &mut carrier);
+    TraceContextPropagator::new().inject_context(&context, &mut carrier);
+}
+
+/// The headers in [`READ`].
+struct Read<'a>([Option<Cow<'a, str>>; READ.len()]);
+
+impl Extractor for Read<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        let at = READ.iter().position(|name| *name == key)?;
+        self.0.get(at)?.as_deref()
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        READ.to_vec()
+    }
+}
+
+struct Write<'a>(&'a mut HeaderMap);
+
+impl Injector for Write<'_> {
+    fn set(&mut self, key: &str, value: String) {
+        let name = HeaderName::from_bytes(key.as_bytes());
+        if let (Ok(name), Ok(mut value), false) = (name, HeaderValue::from_str(&value), value.is_empty()) {
+            // HPACK must not keep what never comes again
+            value.set_sensitive(value.len() > 1);
+            self.0.insert(name, value);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(list: &[(&'static str, &str)]) -> HeaderMap {
+        let pair = |(name, value): &(&'static str, &str)| {
+            (HeaderName::from_static(name), HeaderValue::from_str(value).unwrap())
+        };
+        list.iter().map(pair).collect()
+    }
+
+    const LONG: &str = "80f198ee56343ba864fe8b2a57d3eff7";
+    const SHORT: &str = "463ac35c9f6413ad";
+    const SPAN: &str = "b7ad6b7169203331";
+
+    fn seen(list: &[(&'static str, &str)]) -> (String, String, Option<bool>) {
+        let joined = read(&headers(list));
+        let trace_id = joined.trace_id.map_or(String::new(), |id| super::super::Id(id).to_string());
+        (trace_id, joined.span_id.map_or(String::new(), |id| id.to_string()), joined.sampled)
+    }
+
+    #[test]
+    fn every_form_is_read_in_order_of_precedence() {
+        let w3c = format!("00-0af7651916cd43dd8448eb211c80319c-{SPAN}-01");
+        let w3c_not = format!("00-0af7651916cd43dd8448eb211c80319c-{SPAN}-00");
+        let single = format!("{LONG}-e457b5a2e4d86bd1-0");
+        let all = (LONG.to_owned(), "e457b5a2e4d86bd1".to_owned(), Some(false));
+        let of_w3c =
+            |sampled| ("0af7651916cd43dd8448eb211c80319c".to_owned(), SPAN.to_owned(), Some(sampled));
+        let multi = [("x-b3-traceid", SHORT), ("x-b3-spanid", SPAN), ("x-b3-sampled", "1")];
+        let of_multi = (SHORT.to_owned(), SPAN.to_owned(), Some(true));
+        assert_eq!(seen(&[("traceparent", &w3c)]), of_w3c(true));
+        assert_eq!(seen(&[("traceparent", &w3c_not)]), of_w3c(false));
+        assert_eq!(seen(&multi), of_multi);
+        assert_eq!(seen(&[&multi[..], &[("traceparent", &w3c)]].concat()), of_multi);
+        assert_eq!(seen(&[&multi[..], &[("b3", &single), ("traceparent", &w3c)]].concat()), all);
+        // garbage steps aside
+        assert_eq!(seen(&[&multi[..], &[("b3", "x-y-1")]].concat()), of_multi);
+        assert_eq!(seen(&[("b3", "x-y-1"), ("x-b3-traceid", "zz"), ("traceparent", &w3c)]), of_w3c(true));
+        assert_eq!(seen(&[("traceparent", "00-xyz"), ("b3", "")]), (String::new(), String::new(), None));
+    }
+
+    #[test]
+    fn what_is_not_decided_is_left_open() {
+        let ids = format!("{LONG}-{SPAN}");
+        assert_eq!(seen(&[("b3", &ids)]).2, None);
+        assert_eq!(seen(&[("b3", &format!("{ids}-d"))]).2, Some(true));
+        assert_eq!(seen(&[("x-b3-traceid", LONG), ("x-b3-spanid", SPAN)]).2, None);
+        let debug = [("x-b3-traceid", LONG), ("x-b3-spanid", SPAN), ("x-b3-flags", "1")];
+        assert_eq!(seen(&debug).2, Some(true));
+    }
+
+    #[test]
+    fn less_than_a_span_is_taken_as_far_as_it_goes() {
+        assert_eq!(seen(&[("b3", "0")]).2, Some(false));
+        assert_eq!(seen(&[("x-b3-sampled", "1")]).2, Some(true));
+        assert_eq!(seen(&[("x-b3-traceid", SHORT)]), (SHORT.to_owned(), String::new(), None));
+        for wrong in ["", "0", "+63ac35c9f6413ad", "0000000000000000", "463ac35c9f6413ad0"] {
+            assert_eq!(seen(&[("x-b3-traceid", wrong)]).0, "", "{wrong:?}");
+        }
+        let upper = [("x-b3-traceid", "463AC35C9F6413AD"), ("x-b3-spanid", "B7AD6B7169203331")];
+        assert_eq!(seen(&upper).1, SPAN);
+    }
+
+    #[test]
+    fn what_others_want_passed_on_is_bounded() {
+        let parent = format!("00-{LONG}-{SPAN}-01");
+        for (members, kept) in [(4, true), (5, false)] {
+            let member = |n| format!("v{n}={}", "x".repeat(100));
+            let state = (0..members).map(member).collect::<Vec<_>>().join(",");
+            let joined = read(&headers(&[("traceparent", &parent), ("tracestate", &state)]));
+            assert_eq!(joined.trace_id, TraceId::from_hex(LONG).ok());
+            assert_eq!(joined.state.get("v0").is_some(), kept, "{} bytes", state.len());
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read_again() {
+        for sampled in [None, Some(false), Some(true)] {
+            let state = TraceState::from_key_value([("vendor", "Opaque")]).unwrap();
+            let trace_id = TraceId::from_hex(LONG).unwrap();
+            let span_id = SpanId::from_hex(SPAN).unwrap();
+            let context = SpanContext::new(trace_id, span_id, flags(sampled), false, state);
+            let mut headers = HeaderMap::new();
+            write(&context, &mut headers);
+            assert_eq!(headers["x-b3-traceid"], LONG);
+            assert_eq!(headers["x-b3-spanid"], SPAN);
+            let bit = if sampled == Some(true) { "01" } else { "00" };
+            assert_eq!(headers["traceparent"], format!("00-{LONG}-{SPAN}-{bit}"));
+            assert_eq!(headers["tracestate"], "vendor=Opaque");
+            assert!(headers["traceparent"].is_sensitive());
+            let joined = read(&headers);
+            assert_eq!(
+                (joined.trace_id, joined.span_id, joined.sampled),
+                (Some(trace_id), Some(span_id), sampled)
+            );
+            headers.retain_w3c();
+            assert_eq!(read(&headers).state.get("vendor"), Some("Opaque"));
+        }
+    }
+
+    trait RetainW3c {
+        fn retain_w3c(&mut self);
+    }
+
+    impl RetainW3c for HeaderMap {
+        fn retain_w3c(&mut self) {
+            for name in ["x-b3-traceid", "x-b3-spanid", "x-b3-sampled"] {
+                self.remove(name);
+            }
+        }
+    }
+}
