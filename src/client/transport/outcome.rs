@@ -118,7 +118,7 @@ mod tests {
     fn said(code: tonic::Code, hint: Option<&str>) -> Failure {
         let mut status = Status::new(code, "x");
         if let Some(hint) = hint {
-            status.metadata_mut().insert(PUSHBACK.as_str(), hint.parse().unwrap());
+            status.metadata_mut().insert("grpc-retry-pushback-ms", hint.parse().unwrap());
         }
         fold("feed", Ended::Said(status)).unwrap_err()
     }
