@@ -631,7 +631,9 @@ async fn optional_dependency(time: Duration) -> Findings {
 async fn against_raw_channel(time: Duration) -> Findings {
     use microservice_app::api::proto::topic::topic_client::TopicClient;
     use microservice_app::api::proto::topic::{ListTopicsRequest, ListTopicsResponse};
-    use microservice_app::{client, config, context, metrics, registry, rpc};
+    use microservice_app::api::rpc;
+    use microservice_app::telemetry::metrics;
+    use microservice_app::{client, config, context, registry};
     use registry::Registry as _;
     /// Calls in flight.
     const CALLERS: usize = 64;
