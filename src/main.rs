@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use clap::{CommandFactory as _, Parser as _};
 use microservice_app::app::process::Process;
+use microservice_app::app::{shutdown, up};
 use microservice_app::cli::{CheckConfig, Cli, Command};
 use microservice_app::config::{self, Role, Settings, Source};
 use microservice_app::registry::advertise;
-use microservice_app::{log, shutdown, up};
+use microservice_app::telemetry::log;
 
 /// Longest wait for a route to the registry at the start of a service; then it gives up.
 const ROUTE_LIMIT: Duration = Duration::from_secs(30);
