@@ -23,7 +23,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::api::error::Error;
-use crate::api::rpc;
+use crate::api::rpc::{PerRpc, Rpc};
 use crate::client::balance::discover::Set;
 use crate::client::balance::endpoint::Endpoint;
 use crate::client::call::{Call, Failure, Outcome, Reach, layer};
@@ -51,7 +51,7 @@ enum Fit {
 pub enum Balance {
     /// Each in turn, the original's promise. Each rpc has turns of its own: a caller that writes and reads
     /// in step would else send every write to the same one of two instances.
-    RoundRobin([AtomicUsize; rpc::ALL.len()]),
+    RoundRobin(PerRpc<AtomicUsize>),
     /// Of two at random the one with the smaller [`crate::client::balance::load::Load::cost`] (power of two choices).
     PeakEwma,
 }
@@ -59,7 +59,7 @@ pub enum Balance {
 impl From<Balancer> for Balance {
     fn from(kind: Balancer) -> Self {
         match kind {
-            Balancer::RoundRobin => Self::RoundRobin(Default::default()),
+            Balancer::RoundRobin => Self::RoundRobin(PerRpc::default()),
             Balancer::PeakEwma => Self::PeakEwma,
         }
     }
@@ -76,14 +76,14 @@ impl Balance {
         };
         match self {
             Self::RoundRobin(turns) => {
-                let turn = turns.get(call.rpc.index).map_or(0, |turns| turns.fetch_add(1, Relaxed));
+                let turn = turns[call.rpc].fetch_add(1, Relaxed);
                 let from = turn.checked_rem(usable.len())?;
                 (from..usable.len()).chain(0..from).find_map(good)
             }
             Self::PeakEwma => (0..DRAWS).find_map(|_| {
                 let (one, other) = draw(usable.len())?;
                 match (good(one), good(other)) {
-                    (Some(one), Some(other)) => Some(better(one, other, call.rpc.index, now)),
+                    (Some(one), Some(other)) => Some(better(one, other, call.rpc, now)),
                     (one, other) => one.or(other),
                 }
             }),
@@ -99,7 +99,7 @@ fn fit(endpoint: &Endpoint, call: &Call, now: Instant) -> Option<Fit> {
         return None;
     }
     let tried = call.tried.contains(&endpoint.number);
-    Some(match endpoint.breakers.state(call.rpc.index, now) {
+    Some(match endpoint.breakers.state(call.rpc, now) {
         breaker::State::Closed if tried => Fit::Tried,
         breaker::State::Closed => Fit::Fresh,
         breaker::State::Due if !tried => Fit::Probe,
@@ -120,7 +120,7 @@ fn draw(length: usize) -> Option<(usize, usize)> {
 type Candidate<'a> = (&'a Arc<Endpoint>, Fit);
 
 /// Returns the better of two good ones. They come in random order, so that the first wins a tie.
-fn better<'a>(one: Candidate<'a>, other: Candidate<'a>, rpc: usize, now: Instant) -> Candidate<'a> {
+fn better<'a>(one: Candidate<'a>, other: Candidate<'a>, rpc: Rpc, now: Instant) -> Candidate<'a> {
     if one.1 != other.1 {
         // a probe has to be sent by someone, though its instance looks bad
         return if one.1 < other.1 { one } else { other };
@@ -136,7 +136,7 @@ fn better<'a>(one: Candidate<'a>, other: Candidate<'a>, rpc: usize, now: Instant
 
 /// Looks at everyone.
 fn least_bad<'a>(call: &Call, usable: &'a [Arc<Endpoint>], now: Instant) -> Option<Candidate<'a>> {
-    let rpc = call.rpc.index;
+    let rpc = call.rpc;
     // from a random place, so that equals share
     let from = rand::random_range(0..usable.len().max(1));
     let turned = usable.iter().cycle().skip(from).take(usable.len());
@@ -206,8 +206,8 @@ impl Shared {
         };
         call.forced = false;
         if fit == Fit::Open {
-            if among == 1 && endpoint.breakers.opened_by_run(call.rpc.index) {
-                endpoint.breakers.hasten(call.rpc.index);
+            if among == 1 && endpoint.breakers.opened_by_run(call.rpc) {
+                endpoint.breakers.hasten(call.rpc);
                 return Some(Err(nobody(call)));
             }
             call.forced = true;
@@ -236,7 +236,7 @@ impl Shared {
 }
 
 fn nobody(call: &Call) -> Failure {
-    let error = Error::unavailable(format!("no instance of {} can be called", call.rpc.service));
+    let error = Error::unavailable(format!("no instance of {} can be called", call.rpc.service()));
     Failure::new(Reach::Nobody, error)
 }
 
