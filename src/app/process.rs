@@ -430,7 +430,7 @@ impl Process {
         let instance = Instance {
             service: service.to_owned(),
             addr,
-            id: format!("{:016x}", rand::random::<u64>()),
+            id: format!("{:016x}", crate::random::id()),
             version: build_info::VERSION.to_owned(),
             zone: registry.zone.clone(),
             weight: registry.weight,

@@ -299,7 +299,7 @@ impl Breakers {
     /// Returns how long it stays open for the `level`-th time: with 1 s, 60 s: 1-1.5 s, 2-3 s, ... 60 s.
     fn wait(&self, level: u32) -> Duration {
         let step = self.settings.backoff.saturating_mul(2_u32.saturating_pow(level.min(16)));
-        step.mul_f64(rand::random_range(1.0..=1.5)).min(self.settings.cap)
+        step.mul_f64(crate::random::range(1.0..=1.5)).min(self.settings.cap)
     }
 
     fn since_born(&self, now: Instant) -> u64 {

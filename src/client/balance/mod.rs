@@ -29,6 +29,7 @@ use crate::client::balance::endpoint::Endpoint;
 use crate::client::call::{Call, Failure, Outcome, Reach, layer};
 use crate::client::transport::pool::State;
 use crate::config::Balancer;
+use crate::random;
 
 /// How long after its start a client waits for the registry's first word before it says that nobody is
 /// there.
@@ -112,8 +113,8 @@ fn draw(length: usize) -> Option<(usize, usize)> {
     if length < 2 {
         return (length == 1).then_some((0, 0));
     }
-    let one = rand::random_range(0..length);
-    let other = (one + rand::random_range(1..length)) % length;
+    let one = random::range(0..length);
+    let other = (one + random::range(1..length)) % length;
     Some((one, other))
 }
 
@@ -129,7 +130,7 @@ fn better<'a>(one: Candidate<'a>, other: Candidate<'a>, rpc: Rpc, now: Instant) 
         if one.0.load.cost(rpc, now) <= other.0.load.cost(rpc, now) { (one, other) } else { (other, one) };
     match winner.0.load.ramp(now) {
         // a newcomer's calls grow to its full share, if there is somebody who is none
-        Some(share) if rand::random::<f64>() >= share && loser.0.load.is_settled(now) => loser,
+        Some(share) if random::fraction() >= share && loser.0.load.is_settled(now) => loser,
         _ => winner,
     }
 }
@@ -138,7 +139,7 @@ fn better<'a>(one: Candidate<'a>, other: Candidate<'a>, rpc: Rpc, now: Instant) 
 fn least_bad<'a>(call: &Call, usable: &'a [Arc<Endpoint>], now: Instant) -> Option<Candidate<'a>> {
     let rpc = call.rpc;
     // from a random place, so that equals share
-    let from = rand::random_range(0..usable.len().max(1));
+    let from = random::range(0..usable.len().max(1));
     let turned = usable.iter().cycle().skip(from).take(usable.len());
     let fitting = turned.filter_map(|endpoint| Some((endpoint, fit(endpoint, call, now)?)));
     fitting.min_by(|(a, fit_a), (b, fit_b)| {

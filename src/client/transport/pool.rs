@@ -367,7 +367,7 @@ async fn live(
         }
     }
     let replacement = async {
-        let age = settings.connection_age.mul_f64(rand::random_range(0.8..=1.2));
+        let age = settings.connection_age.mul_f64(crate::random::range(0.8..=1.2));
         tokio::select! {
             () = tokio::time::sleep(age) => {}
             () = silent(shared, &live) => tracing::info!(shared.addr, "a connection is silent, opening another"),

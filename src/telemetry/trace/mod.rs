@@ -19,13 +19,13 @@ use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, HeaderValue};
 use opentelemetry::trace::{SpanContext, SpanId, TraceId};
-use opentelemetry_sdk::trace::{IdGenerator as _, RandomIdGenerator};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::rpc::Rpc;
 use crate::config;
+use crate::random;
 use metrics::Metrics;
 use queue::Queue;
 
@@ -77,6 +77,11 @@ impl Traces {
     }
 }
 
+/// Returns a new trace id of 128 bits.
+fn new_trace_id() -> TraceId {
+    TraceId::from(u128::from(random::id()) << 64 | u128::from(random::id()))
+}
+
 /// Returns the trace ids that a ratio takes: those whose low 63 bits are below this. The same at every hop
 /// with the same ratio, and the rule of OpenTelemetry's ratio sampler.
 fn bound(ratio: f64) -> u64 {
@@ -109,7 +114,7 @@ impl Tracer {
     #[must_use]
     pub fn join(&self, headers: &HeaderMap) -> Trace {
         let joined = headers::read(headers);
-        let trace_id = joined.trace_id.unwrap_or_else(|| RandomIdGenerator::default().new_trace_id());
+        let trace_id = joined.trace_id.unwrap_or_else(new_trace_id);
         let followed = joined.sampled.or_else(|| {
             let low = u64::try_from(u128::from_be_bytes(trace_id.to_bytes()) & u128::from(u64::MAX >> 1));
             self.0.as_ref().map(|recorder| low.is_ok_and(|low| low < recorder.below))
@@ -193,7 +198,7 @@ impl Trace {
         let parent = self.context.span_id();
         self.context = SpanContext::new(
             self.context.trace_id(),
-            RandomIdGenerator::default().new_span_id(),
+            SpanId::from_bytes(random::id().to_be_bytes()),
             self.context.trace_flags(),
             false,
             self.context.trace_state().clone(),
