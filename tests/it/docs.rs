@@ -406,7 +406,8 @@ pub fn metrics() -> BTreeSet<String> {
             }
         }
         assert!(there.len() > 20, "{there:?}");
-        let text = curl(&[&format!("http://{}/metrics", Up::start().admin)]);
+        let up = Up::start();
+        let text = curl(&[&format!("http://{}/metrics", up.admin)]);
         let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
         let types: Vec<_> = types.map(str::to_owned).collect();
         assert!(types.len() > 20, "{types:?}");
