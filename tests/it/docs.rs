@@ -199,7 +199,7 @@ fn the_readme_shows_the_curls_that_up_prints() {
 
 #[test]
 fn the_shown_check_of_settings_says_what_is_shown() {
-    let all = shown("docs/operations.md").into_iter();
+    let all = shown("docs/configuration.md").into_iter();
     let refused = all.filter(|(command, output)| command.contains("check-config") && !output.is_empty());
     let refused: Vec<_> = refused.collect();
     assert_eq!(refused.len(), 1, "{refused:?}");
