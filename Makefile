@@ -39,7 +39,7 @@ fmt: ## format the code
 check-nix: deps ## check the .nix files
 	tests/check-nix
 
-# target/stack holds the process ids by which a running tests/stack is ended
+# target/stack holds the process ids by which a running deploy/stack is ended
 clean: ## remove everything built
-	@[ ! -d target/stack ] || STACK_DIR= tests/stack down
+	@[ ! -d target/stack ] || STACK_DIR= deploy/stack down
 	cargo clean
