@@ -57,6 +57,16 @@ fn pages() -> BTreeMap<String, String> {
     pages
 }
 
+/// Returns true if the whole repository is here. Nix builds the tests from a part of it, which lacks nixos/ and the
+/// Makefile: links and paths are then checked elsewhere, by `make test`.
+fn whole_repository() -> bool {
+    let whole = ["nixos", "Makefile", "LICENSE"].iter().all(|name| Path::new(ROOT).join(name).exists());
+    if !whole {
+        eprintln!("SKIPPED: this is a part of the repository, links and paths are not followed");
+    }
+    whole
+}
+
 /// Returns the rows of the table of a page whose first column has this title, cell by cell.
 fn table(page_name: &str, title: &str) -> Vec<Vec<String>> {
     let (text, head) = (page(page_name), format!("| {title} |"));
@@ -474,6 +484,9 @@ fn links(text: &str) -> Vec<String> {
 
 #[test]
 fn every_link_of_a_page_leads_somewhere() {
+    if !whole_repository() {
+        return;
+    }
     let (pages, mut wrong, mut followed) = (pages(), Vec::new(), 0);
     for (name, text) in &pages {
         for link in links(text).iter().filter(|link| !link.contains("://")) {
@@ -511,6 +524,9 @@ fn matches(path: &str, pattern: &str) -> bool {
 fn every_path_that_a_page_names_is_there() {
     /// Written by whoever installs a host.
     const OWN: [&str; 1] = ["nixos/hosts/hardware/node-1.nix"];
+    if !whole_repository() {
+        return;
+    }
     let root = Path::new(ROOT);
     let all: Vec<_> =
         files(root).iter().map(|path| path.strip_prefix(root).unwrap().display().to_string()).collect();
@@ -545,6 +561,9 @@ fn every_path_that_a_page_names_is_there() {
 /// A page that shows a command of this repository shows one that is there.
 #[test]
 fn every_command_that_a_page_shows_is_there() {
+    if !whole_repository() {
+        return;
+    }
     let makefile = page("Makefile");
     let (mut wrong, mut seen) = (Vec::new(), 0);
     for (name, text) in pages() {
