@@ -1,9 +1,8 @@
 //! The README against the program: what its tables list is what there is.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::sync::LazyLock;
 
-use microservice_app::config::{self, Role, Source};
 use microservice_app::telemetry::metrics::Metrics;
 
 /// Read when it is wanted: so an edited page rebuilds nothing, and a source tree without it builds.
@@ -12,8 +11,6 @@ static README: LazyLock<String> = LazyLock::new(|| {
     std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{path}: {error}"))
 });
 const METRICS: &str = include_str!("../../src/telemetry/metrics/mod.rs");
-
-const ROLES: [Role; 5] = [Role::Apigateway, Role::Feed, Role::Profile, Role::Topic, Role::Up];
 
 /// Returns the rows of the README's table whose first column has this title, cell by cell.
 fn table(title: &str) -> Vec<Vec<&'static str>> {
@@ -29,84 +26,6 @@ fn table(title: &str) -> Vec<Vec<&'static str>> {
 /// Returns the text between backticks.
 fn code(cell: &str) -> &str {
     cell.strip_prefix('`').and_then(|rest| rest.strip_suffix('`')).unwrap_or(cell)
-}
-
-/// Returns the settings of a role with nothing set but `key`.
-fn load(role: Role, key: &str, value: &str) -> Result<config::Settings, String> {
-    let name = format!("MSA__{}", key.to_uppercase().replace('.', "__"));
-    let env = [(name, value.to_owned())].into_iter().filter(|_| !key.is_empty());
-    let source = Source { env: Some(env.collect()), ..Source::default() };
-    config::load(role, &source).map_err(|error| error.to_string())
-}
-
-/// Returns whether a role reads a key at all; if not, its default means nothing.
-fn uses(role: Role, key: &str) -> bool {
-    let (section, _) = key.split_once('.').unwrap();
-    match section {
-        "http" => matches!(role, Role::Apigateway | Role::Up),
-        "store" => Role::SERVICES.contains(&role),
-        "up" => role == Role::Up,
-        _ if key == "grpc.addr" => Role::SERVICES.contains(&role),
-        "grpc" => role != Role::Apigateway,
-        _ => true,
-    }
-}
-
-/// Returns what a cell of defaults says of a role: `` `x`, up `y` `` is `y` for `up` and `x` for all
-/// others, `none` is the empty value.
-fn default_of(cell: &str, role: Role) -> Option<String> {
-    let value = |text: &str| if text == "none" { "" } else { code(text) }.to_owned();
-    let parts = cell.split(", ");
-    let own = parts.clone().find_map(|part| part.strip_prefix(role.name())?.strip_prefix(' '));
-    let general = parts.clone().find(|part| !part.contains(' '));
-    own.or(general).map(value)
-}
-
-#[test]
-fn the_readme_lists_every_setting_with_its_default() {
-    let documented: BTreeMap<_, _> = table("Key").into_iter().map(|row| (code(row[0]), row[1])).collect();
-    let mut wrong = BTreeSet::new();
-    for role in ROLES {
-        let rows: BTreeMap<_, _> = config::rows(&load(role, "", "").unwrap()).into_iter().collect();
-        for key in documented.keys().filter(|key| !rows.contains_key(**key)) {
-            wrong.insert(format!("{key} is in the README, and {} does not know it", role.name()));
-        }
-        for (key, value) in &rows {
-            let Some(cell) = documented.get(key.as_str()) else {
-                wrong.insert(format!("{key} is not in the README"));
-                continue;
-            };
-            if uses(role, key) && default_of(cell, role).as_deref() != Some(value) {
-                wrong.insert(format!("{key} is {value:?} for {}, the README says {cell}", role.name()));
-            }
-        }
-    }
-    assert!(wrong.is_empty(), "{wrong:#?}");
-}
-
-#[test]
-fn the_readme_lists_the_range_of_every_number() {
-    let is_number = |cell: &str| code(cell).parse::<u64>().is_ok();
-    let mut wrong = Vec::new();
-    for row in table("Key").into_iter().filter(|row| is_number(row[1])) {
-        let (key, range) = (code(row[0]), row[2]);
-        let (low, high) = range.split_once(" to ").unwrap();
-        let low: u64 = low.parse().unwrap();
-        let high: u64 = high.parse().unwrap_or_else(|_| {
-            assert_eq!((key, high), ("registry.keepalive_ms", "half of `registry.ttl_s`"));
-            1500
-        });
-        // a number that is refused names its key; one that another key does not go with names the other
-        let accepted = |value: u64| {
-            let refused = load(Role::Feed, key, &value.to_string()).err();
-            !refused.is_some_and(|error| error.contains(&format!("`{key}`")))
-        };
-        let below = low.checked_sub(1);
-        if !accepted(low) || !accepted(high) || below.is_some_and(accepted) || accepted(high + 1) {
-            wrong.push(format!("{key} is not {range}"));
-        }
-    }
-    assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
 /// Returns the name of every metric of the program.

@@ -35,6 +35,7 @@ mod parts;
 mod pprof;
 mod registry_edge;
 mod resilience;
+mod settings;
 mod stack;
 mod targets;
 mod traces;
