@@ -113,6 +113,7 @@ let
             crateAndTests
             ../README.md
             ../docs
+            ./modules
             ./monitoring
           ]
         );

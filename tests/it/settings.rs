@@ -243,10 +243,18 @@ fn the_nixos_modules_describe_keys_that_exist() {
     for path in files {
         let text = std::fs::read_to_string(&path).unwrap();
         for after in text.split("describe \"").skip(1) {
-            let key = after.split('"').next().unwrap().replace("${listen}", "grpc");
-            assert!(settings::find(&key).is_some(), "{}: describe {key:?}", path.display());
-            described.insert(key);
+            let key = after.split('"').next().unwrap();
+            for listen in ["http", "grpc"] {
+                let key = key.replace("${listen}", listen);
+                assert!(settings::find(&key).is_some(), "{}: describe {key:?}", path.display());
+                described.insert(key);
+            }
+        }
+        let files = text.split("fileOption \"").skip(1).map(|after| after.split('"').nth(2).unwrap());
+        for key in files {
+            assert!(settings::find(key).is_some(), "{}: fileOption of {key:?}", path.display());
+            described.insert(key.to_owned());
         }
     }
-    assert!(described.len() > 5, "only {described:?} take their description from the definitions");
+    assert!(described.len() > 10, "only {described:?} take their description from the definitions");
 }
