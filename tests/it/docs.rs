@@ -6,9 +6,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::LazyLock;
 
-use clap::CommandFactory as _;
 use microservice_app::api::error::Code;
-use microservice_app::cli::Cli;
+use microservice_app::cli;
 use microservice_app::config::{Role, Settings};
 
 use crate::kit::app::App;
@@ -387,7 +386,7 @@ fn the_pages_name_every_flag() {
         .split(|letter: char| !(letter.is_ascii_lowercase() || letter == '-'))
         .filter(|word| word.starts_with("--"))
         .collect();
-    let command = Cli::command();
+    let command = cli::command();
     let flags = command.get_subcommands().flat_map(clap::Command::get_arguments);
     let flags: BTreeSet<_> = flags.filter_map(|flag| Some(format!("--{}", flag.get_long()?))).collect();
     assert!(flags.len() > 10, "{flags:?}");
