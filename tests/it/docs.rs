@@ -3,15 +3,30 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
+use microservice_app::app::metrics::Metrics;
 use microservice_app::config::{self, Role, Source};
-use microservice_app::telemetry::metrics::Metrics;
+use microservice_app::telemetry::metrics::text;
 
 /// Read when it is wanted: so an edited page rebuilds nothing, and a source tree without it builds.
 static README: LazyLock<String> = LazyLock::new(|| {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
     std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{path}: {error}"))
 });
-const METRICS: &str = include_str!("../../src/telemetry/metrics/mod.rs");
+/// The files that define metrics: every `metrics.rs`, and those of `telemetry/metrics`.
+fn metric_sources(dir: &std::path::Path) -> String {
+    let mut text = String::new();
+    for entry in std::fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            text += &metric_sources(&path);
+        } else if path.ends_with("metrics.rs") || path.components().any(|part| part.as_os_str() == "metrics")
+        {
+            let source = std::fs::read_to_string(&path).unwrap();
+            text += source.split("#[cfg(test)]").next().unwrap_or_default();
+        }
+    }
+    text
+}
 
 const ROLES: [Role; 5] = [Role::Apigateway, Role::Feed, Role::Profile, Role::Topic, Role::Up];
 
@@ -117,10 +132,10 @@ pub fn metrics() -> BTreeSet<String> {
             && text.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')
     };
     // the names as the code has them: a family without a child yet is not in its text
-    let (code_only, _) = METRICS.split_once("#[cfg(test)]").unwrap();
+    let code_only = metric_sources(std::path::Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/src")));
     let names = code_only.split('"').skip(1).step_by(2).filter(is_name);
     let mut there: BTreeSet<_> = names.map(str::to_owned).collect();
-    let text = Metrics::new().unwrap().text();
+    let text = text(&Metrics::register().unwrap().registry);
     let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
     there.extend(types.map(str::to_owned));
     assert!(there.len() > 5, "{there:?}");

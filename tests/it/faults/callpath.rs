@@ -643,8 +643,7 @@ async fn optional_dependency(time: Duration) -> Findings {
 async fn against_raw_channel(time: Duration) -> Findings {
     use microservice_app::api::proto::topic::topic_client::TopicClient;
     use microservice_app::api::proto::topic::{ListTopicsRequest, ListTopicsResponse};
-    use microservice_app::api::rpc;
-    use microservice_app::telemetry::metrics;
+    use microservice_app::api::rpc::Rpc;
     use microservice_app::{client, config, context, registry};
     use registry::Registry as _;
     /// Calls in flight.
@@ -658,7 +657,7 @@ async fn against_raw_channel(time: Duration) -> Findings {
     let _registered = local.register(registry::Instance::bare("topic", &topic.addr.to_string()));
     let client_with = |connections| {
         let settings = config::Client { connections, ..config::Client::default() };
-        let counted = metrics::Metrics::new().expect("metrics");
+        let counted = client::metrics::Metrics::register(&prometheus::Registry::new()).expect("metrics");
         client::Client::new(&["topic"], &settings, "/services/", &local.view(), &counted)
     };
     let raw = tonic::transport::Endpoint::from_shared(format!("http://{}", topic.addr)).expect("an address");
@@ -675,7 +674,7 @@ async fn against_raw_channel(time: Duration) -> Findings {
                     if let Some(ours) = ours {
                         let context = context::Context::new(Instant::now() + 2 * SECOND);
                         let answer: Result<client::Reply<ListTopicsResponse>, _> =
-                            ours.call(rpc::LIST_TOPICS, &asked, &context).await;
+                            ours.call(Rpc::ListTopics, &asked, &context).await;
                         answer.expect("an answer");
                     } else {
                         let mut request = tonic::Request::new(asked);

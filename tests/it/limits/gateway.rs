@@ -10,8 +10,8 @@ use microservice_app::config::Settings;
 use microservice_app::limit::Limit;
 use microservice_app::registry::Registration;
 use microservice_app::server::listener::Listener;
+use microservice_app::server::metrics::Metrics;
 use microservice_app::server::{Limits, Protocol, Stop, serve};
-use microservice_app::telemetry::metrics::Metrics;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -272,7 +272,8 @@ async fn f34_above_the_limit_of_unsent_bytes_the_slowest_reader_makes_room() {
     let unsent = Limit::new(10 * ANSWER, None);
     let limits =
         Limits { max_connections: 100, write_timeout: Duration::from_mins(1), unsent: unsent.clone() };
-    let (metrics, begin) = (Metrics::new().unwrap(), CancellationToken::new());
+    let registry = prometheus::Registry::new();
+    let (metrics, begin) = (Metrics::register(&registry).unwrap(), CancellationToken::new());
     let stop = Stop { begin: begin.clone(), grace: Duration::ZERO };
     let protocol = Protocol::Http1 { header_timeout: Duration::from_secs(10) };
     let counted = metrics.clone();
@@ -286,7 +287,8 @@ async fn f34_above_the_limit_of_unsent_bytes_the_slowest_reader_makes_room() {
     // each of these is one too many, and an old one goes for it
     let young = readers(addr, 5).await;
     let cuts = || {
-        let found = find(&metrics.text(), "server_connections_cut_total{reason=\"unsent\"}");
+        let page = microservice_app::telemetry::metrics::text(&registry);
+        let found = find(&page, "server_connections_cut_total{reason=\"unsent\"}");
         found.expect("cut connections are counted") as usize
     };
     wait_for("the old ones are cut", || async { (cuts() >= 3).then_some(()) }).await;

@@ -73,7 +73,7 @@ async fn every_role_tells_metrics_without_a_fault() {
         "http_server_refused_total{reason=\"in_flight\"}",
         "server_connections_cut_total{reason=\"flood\"}",
         "grpc_client_attempt_duration_seconds_count{code=\"UNAVAILABLE\",method=\"GetFeeds\",service=\"feed.Feed\"}",
-        "client_spared_state{method=\"GetFeeds\",service=\"feed\",state=\"open\"}",
+        "client_best_effort_state{method=\"GetFeeds\",service=\"feed\",state=\"open\"}",
         "trace_spans_dropped_total{reason=\"queue\"}",
     ] {
         assert!(value(&text, line).abs() < f64::EPSILON, "{line}");
@@ -145,13 +145,13 @@ async fn every_role_tells_metrics_without_a_fault() {
     wait_for("feed is being spared", || async {
         assert_eq!(get(gateway.addr, "/api/profile/get_profile?user_id=7").await.status, StatusCode::OK);
         let status = profile.status().await;
-        (status["spared"][0]["feed"]["GetFeeds"] == "open").then_some(())
+        (status["best_effort"][0]["feed"]["GetFeeds"] == "open").then_some(())
     })
     .await;
     let text = get(profile.admin, "/metrics").await.body;
     for (line, least) in [
-        ("client_spared_state{method=\"GetFeeds\",service=\"feed\",state=\"open\"}", 1.0),
-        ("client_spared_transitions_total{method=\"GetFeeds\",service=\"feed\",to=\"open\"}", 1.0),
+        ("client_best_effort_state{method=\"GetFeeds\",service=\"feed\",state=\"open\"}", 1.0),
+        ("client_best_effort_transitions_total{method=\"GetFeeds\",service=\"feed\",to=\"open\"}", 1.0),
     ] {
         assert!(value(&text, line) >= least, "{line} in\n{text}");
     }
@@ -174,7 +174,7 @@ async fn an_instance_counts_once_however_many_call_it() {
     .await;
     let status = get(admin, "/status").await.json();
     assert_eq!(status["clients"].as_array().unwrap().len(), 2, "{status:#}");
-    assert_eq!(status["spared"], serde_json::json!([{}, {}]), "{status:#}");
+    assert_eq!(status["best_effort"], serde_json::json!([{}, {}]), "{status:#}");
 }
 
 /// As a unit with `ProcSubset=pid` sees it.

@@ -4,7 +4,129 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use http::{Method, StatusCode};
-use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec};
+use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
+
+use crate::telemetry::metrics::{
+    HOP_SECONDS, REQUEST_SECONDS, RpcDurations, counters, gauge, gauges, histograms,
+};
+
+/// The metrics of the servers of a process.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    http: HistogramVec,
+    grpc: HistogramVec,
+    http_in_flight: IntGauge,
+    grpc_in_flight: IntGaugeVec,
+    http_refused: IntCounterVec,
+    grpc_refused: IntCounterVec,
+    cut: Cuts,
+}
+
+impl Metrics {
+    /// Registers the metrics.
+    ///
+    /// # Errors
+    /// When a name is taken.
+    pub fn register(r: &Registry) -> prometheus::Result<Self> {
+        Ok(Self {
+            http: histograms(
+                r,
+                "http_server_request_duration_seconds",
+                "Time from a request's head to its answer, by route template.",
+                &["route", "method", "code"],
+                &REQUEST_SECONDS,
+            )?,
+            grpc: histograms(
+                r,
+                "grpc_server_handling_seconds",
+                "Time from a call's head to its answer.",
+                &["service", "method", "code"],
+                &HOP_SECONDS,
+            )?,
+            http_in_flight: gauge(
+                r,
+                "http_server_in_flight",
+                "Requests in progress, which the limit counts.",
+            )?,
+            grpc_in_flight: gauges(
+                r,
+                "grpc_server_in_flight",
+                "Calls in progress, which the limit counts.",
+                &["service"],
+            )?,
+            http_refused: counters(
+                r,
+                "http_server_refused_total",
+                "Requests refused without work, by the limit that they met.",
+                &["reason"],
+            )?,
+            grpc_refused: counters(
+                r,
+                "grpc_server_refused_total",
+                "Calls refused without work, by the limit that they met.",
+                &["service", "reason"],
+            )?,
+            cut: Cuts::new(&counters(
+                r,
+                "server_connections_cut_total",
+                "Connections ended because of what their peer does.",
+                &["reason"],
+            )?),
+        })
+    }
+
+    /// Returns the histogram of requests. `routes` are the templates, each with its method.
+    #[must_use]
+    pub fn requests(&self, routes: &'static [(&'static str, Method)]) -> Requests {
+        Requests::new(self.http.clone(), routes)
+    }
+
+    /// Returns the histogram of calls to a service, by its registry name.
+    #[must_use]
+    pub fn handled(&self, service: &str) -> Arc<RpcDurations> {
+        use tonic::Code;
+        let usual = [
+            Code::Ok,
+            Code::NotFound,
+            Code::Unavailable,
+            Code::DeadlineExceeded,
+            Code::Internal,
+            Code::Unknown,
+        ];
+        Arc::new(RpcDurations::new(self.grpc.clone(), service, &usual))
+    }
+
+    /// Returns the gauge of requests in progress.
+    #[must_use]
+    pub fn http_in_flight(&self) -> IntGauge {
+        self.http_in_flight.clone()
+    }
+
+    /// Returns the gauge of a service's calls in progress.
+    #[must_use]
+    pub fn grpc_in_flight(&self, service: &str) -> IntGauge {
+        self.grpc_in_flight.with_label_values(&[service])
+    }
+
+    /// Returns the counts of requests that are refused without work.
+    #[must_use]
+    pub fn http_refused(&self) -> Refusals {
+        let reasons = [Refused::InFlight, Refused::Memory, Refused::Rate];
+        Refusals::new(&self.http_refused, &[], reasons)
+    }
+
+    /// Returns the counts of a service's calls that are refused without work.
+    #[must_use]
+    pub fn grpc_refused(&self, service: &str) -> Refusals {
+        let reasons = [Refused::InFlight, Refused::Memory, Refused::Deadline];
+        Refusals::new(&self.grpc_refused, &[service], reasons)
+    }
+
+    /// Counts a connection that was ended because of its peer.
+    pub fn cut(&self, reason: Cut) {
+        self.cut.note(reason);
+    }
+}
 
 /// Methods are the caller's to invent; labels are not.
 const METHODS: [&str; 8] = ["GET", "HEAD", "PUT", "POST", "DELETE", "OPTIONS", "PATCH", "other"];
@@ -58,7 +180,7 @@ struct Inner {
 impl Requests {
     /// Returns the cells for these routes; the usual statuses of each, with its own method, are there from the
     /// start.
-    pub(super) fn new(family: HistogramVec, routes: &'static [(&'static str, Method)]) -> Self {
+    fn new(family: HistogramVec, routes: &'static [(&'static str, Method)]) -> Self {
         let cells = std::iter::repeat_with(Default::default).take((routes.len() + 1) * METHODS.len());
         let requests = Self(Arc::new(Inner { family, routes, cells: cells.collect() }));
         for (route, method) in routes {
@@ -137,7 +259,7 @@ pub struct Refusals([(Refused, IntCounter); 3]);
 
 impl Refusals {
     /// Returns the counters of a family for these reasons; `labels` go before the reason.
-    pub(super) fn new(family: &IntCounterVec, labels: &[&str], reasons: [Refused; 3]) -> Self {
+    fn new(family: &IntCounterVec, labels: &[&str], reasons: [Refused; 3]) -> Self {
         Self(reasons.map(|reason| {
             let labels = [labels, &[reason.name()]].concat();
             (reason, family.with_label_values(&labels))
@@ -177,16 +299,45 @@ impl Cut {
 
 /// `server_connections_cut_total`, each reason at 0 from the start.
 #[derive(Clone, Debug)]
-pub(super) struct Cuts([(Cut, IntCounter); 3]);
+struct Cuts([(Cut, IntCounter); 3]);
 
 impl Cuts {
-    pub(super) fn new(family: &IntCounterVec) -> Self {
+    fn new(family: &IntCounterVec) -> Self {
         Self(Cut::ALL.map(|reason| (reason, family.with_label_values(&[reason.name()]))))
     }
 
-    pub(super) fn note(&self, reason: Cut) {
+    fn note(&self, reason: Cut) {
         if let Some((_, counter)) = self.0.iter().find(|(known, _)| *known == reason) {
             counter.inc();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::rpc::Rpc;
+    use crate::telemetry::metrics::text;
+
+    static ROUTES: [(&str, Method); 1] = [("/api/x", Method::GET)];
+
+    /// A request finds its cell: no label is looked up once it has happened.
+    #[test]
+    fn a_cell_is_resolved_once() {
+        let registry = Registry::new();
+        let metrics = Metrics::register(&registry).unwrap();
+        let (requests, calls) = (metrics.requests(&ROUTES), metrics.handled("feed"));
+        let note = || {
+            let target = requests.target(&Method::GET, "/api/x");
+            requests.observe(target, StatusCode::NOT_FOUND, Duration::ZERO);
+            calls.observe(Rpc::GetFeeds, tonic::Code::Internal, Duration::ZERO);
+        };
+        note();
+        assert!(text(&registry).contains("_seconds_count"));
+        // a second look-up by label would make new ones
+        metrics.http.reset();
+        metrics.grpc.reset();
+        note();
+        assert!(!text(&registry).contains("_seconds_count"), "{}", text(&registry));
     }
 }
