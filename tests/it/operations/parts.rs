@@ -121,7 +121,7 @@ async fn cadvisor_answers_the_containers_dashboard() {
     if let Some(reason) = Cadvisor::missing() {
         return skip("cAdvisor answers the containers dashboard", reason);
     }
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("nixos/monitoring/dashboards/containers.json");
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/monitoring/dashboards/containers.json");
     let dashboard: Value = serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
     let mut all = Vec::new();
     queries(&dashboard["panels"], &mut all);

@@ -1,4 +1,4 @@
-//! `tests/stack`: everything as processes of their own, and nothing left of it afterwards.
+//! `deploy/stack`: everything as processes of their own, and nothing left of it afterwards.
 
 use std::collections::BTreeMap;
 use std::net::{SocketAddr, TcpListener};
@@ -44,7 +44,7 @@ impl Stack {
     fn run(&self, command: &str) -> Output {
         // through bash: a sandbox has no /usr/bin/env
         let mut stack = Command::new("bash");
-        stack.args([concat!(env!("CARGO_MANIFEST_DIR"), "/tests/stack"), command]).stdin(Stdio::null());
+        stack.args([concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/stack"), command]).stdin(Stdio::null());
         stack.env("STACK_DIR", self.dir.path()).env("STACK_PROGRAM", PROGRAM);
         for (name, addr) in &self.ports {
             stack.env(format!("STACK_{name}_PORT"), addr.port().to_string());
