@@ -451,7 +451,7 @@ fn prose(text: &str) -> String {
         fenced ^= fence;
         !fenced && !fence && !line.starts_with("    ")
     });
-    lines.map(|line| format!("{line}\n")).collect()
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 /// Returns the anchors of a page's headings, as GitHub makes them.
