@@ -5,6 +5,10 @@
 # where tests/deps puts the tools of check-nix
 export PATH := $(CURDIR)/target/tools/bin:$(PATH)
 
+# where the tests write which checks they skip, and why (tests/it/kit/mod.rs); told at the end
+export SKIPPED := $(CURDIR)/target/skipped
+say-skipped = [ ! -s $(SKIPPED) ] || { echo "skipped checks:"; sort -u $(SKIPPED) | sed 's/^/  /'; }
+
 help: ## show this list
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
 
@@ -24,11 +28,15 @@ test: deps ## every check and test; stops at the first failure
 	cargo clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --lib --examples
 	cargo test --locked --doc
+	@rm -f $(SKIPPED)
 	cargo test --locked --lib --bins --tests
+	@$(say-skipped)
 
 test-stack: ## the tests with Elasticsearch, Zipkin's dependencies job and cAdvisor, which it fetches
 	@tests/deps parts
+	@rm -f $(SKIPPED)
 	cargo test --locked --test it parts:: -- --ignored --test-threads=1 --nocapture
+	@$(say-skipped)
 
 deps: ## install what building and testing need, or say what is missing
 	@tests/deps test

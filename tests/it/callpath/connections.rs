@@ -1,56 +1,21 @@
-//! What callers do not notice: dead instances, refused calls, neighbours that hang up.
+//! Connections to instances: how many, how old, and that one caller does not break them for others.
 
 use std::process::Command;
 use std::time::Duration;
 
-use microservice_app::config::Balancer;
 use rustix::process::Signal;
+use serde_json::Value;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 
+use super::{LIST, app_with, calls, failed, topic, topics};
 use crate::kit::app::App;
 use crate::kit::etcd::Etcd;
+use crate::kit::fake::{Behaviour, Fake};
 use crate::kit::http::{Answer, Connection, get, put};
 use crate::kit::process::{PROGRAM, Process};
-use crate::kit::{free_addr, measured, peer, wait_for};
-
-#[tokio::test]
-async fn an_instance_that_is_down_is_skipped() {
-    let app = App::start().await;
-    let dead = free_addr();
-    let _registered = app.register("topic", dead);
-    wait_for("it is known to be down", || async {
-        let down = app.metric("client_endpoints{service=\"topic\",state=\"down\"}").await;
-        (down > 0.0).then_some(())
-    })
-    .await;
-    for _ in 0..50 {
-        let answer = get(app.gateway(), "/api/topic/list").await;
-        assert_eq!((answer.status.as_u16(), answer.header("x-degraded")), (200, ""));
-    }
-    let retries = app.metric("client_retry_granted_total{reason=\"not_sent\",service=\"topic\"}").await;
-    assert!(retries < 1.0, "{retries} calls went to the dead instance first");
-}
-
-#[tokio::test]
-async fn a_call_that_was_never_processed_is_tried_once_more_elsewhere() {
-    // in turn, so that it is met again and again
-    let app = App::start_with(|settings| settings.client.balancer = Balancer::RoundRobin).await;
-    let refusing = peer::refusing().await;
-    let _registered = app.register("topic", refusing.addr);
-    wait_for("both are connected", || async {
-        let up = app.metric("client_endpoints{service=\"topic\",state=\"up\"}").await;
-        (up > 1.0).then_some(())
-    })
-    .await;
-    for _ in 0..50 {
-        let answer = get(app.gateway(), "/api/topic/list").await;
-        assert_eq!((answer.status.as_u16(), answer.header("x-degraded")), (200, ""));
-    }
-    let retries = app.metric("client_retry_granted_total{reason=\"unprocessed\",service=\"topic\"}").await;
-    assert!(retries >= 20.0, "only {retries} of 50 calls met the refusing instance");
-}
+use crate::kit::{measured, member, peer, wait_for};
 
 /// Callers that hang up in a burst make the gateway reset their calls. h2 ends a connection after 20
 /// resets of calls that the server has not yet begun; everyone else on it would fail.
@@ -104,7 +69,7 @@ async fn callers_that_hang_up_in_bursts_break_nobody_else() {
         .await;
         feed.signal(Signal::CONT);
         let answers = innocent.join_all().await;
-        let good = |answer: &&Answer| answer.status == 200 && answer.header("x-degraded").is_empty();
+        let good = |answer: &&Answer| answer.status == 200 && answer.degraded().is_empty();
         let failed = answers.len() - answers.iter().filter(good).count();
         assert_eq!(failed, 0, "round {round}: {failed} of 20 innocent calls failed: {:?}", answers[0]);
     }
@@ -128,18 +93,13 @@ async fn late_answers_to_callers_that_hung_up_break_nobody_else() {
         }
         drop(rude);
         let answer = innocent.get(path).await.unwrap();
-        assert_eq!(
-            (answer.status.as_u16(), answer.header("x-degraded")),
-            (200, ""),
-            "round {round}: {answer:?}"
-        );
+        assert_eq!((answer.status.as_u16(), answer.degraded()), (200, ""), "round {round}: {answer:?}");
     }
-    let downs = get(app.addresses.admin, "/status").await.json();
-    let feeds =
-        downs["clients"].as_array().unwrap().iter().filter_map(|client| client["feed"][0].as_object());
-    for feed in feeds {
-        assert_eq!(feed["last_error"], serde_json::Value::Null, "the connection broke");
-    }
+    let status = get(app.addresses.admin, "/status").await.json();
+    let clients = status["clients"].as_array().unwrap();
+    let errors: Vec<_> = clients.iter().map(|client| member(&client["feed"][0], "last_error")).collect();
+    // the gateway's and the profile service's
+    assert_eq!(errors, [&Value::Null; 2], "the connection broke");
 }
 
 /// Without TCP_NODELAY a small message waits for the other side's delayed ack, 40 ms.
@@ -159,6 +119,71 @@ async fn no_hop_waits_for_a_delayed_ack() {
         times.sort();
         let median = times[times.len() / 2];
         if median < Duration::from_millis(20) { Ok(()) } else { Err(median) }
+    })
+    .await;
+}
+
+/// A second connection is opened when the first one is crowded, and no third.
+#[tokio::test]
+async fn a_crowded_instance_gets_one_more_connection() {
+    let fake = Fake::start().await;
+    let app = App::launch(|settings| settings.up.topic_replicas = 0);
+    let _registered = app.register("topic", fake.addr);
+    wait_for("it is up", || async { (topic(&app, fake.addr).await["state"] == "up").then_some(()) }).await;
+    for _ in 0..20 {
+        assert_eq!(get(app.gateway(), LIST).await.status, 200);
+    }
+    assert_eq!(topic(&app, fake.addr).await["connections"], 1, "one call at a time needs no more");
+    fake.behave(Behaviour { delay: Duration::from_millis(100), ..Behaviour::default() });
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..40 {
+        let gateway = app.gateway();
+        tasks.spawn(async move {
+            for _ in 0..5 {
+                assert_eq!(get(gateway, LIST).await.status, 200);
+            }
+        });
+    }
+    wait_for("there are two", || async { (topic(&app, fake.addr).await["connections"] == 2).then_some(()) })
+        .await;
+    tasks.join_all().await;
+    assert_eq!(topic(&app, fake.addr).await["connections"], 2);
+}
+
+/// An old connection is replaced before it goes; no call notices.
+#[tokio::test]
+async fn connections_are_replaced_in_time() {
+    let app = App::start_with(|settings| {
+        settings.client.connection_age = Duration::from_millis(100);
+    })
+    .await;
+    let replaced = "client_connections_total{event=\"replaced\",service=\"topic\"}";
+    wait_for("ten were replaced", || async {
+        assert_eq!(failed(&calls(&app, LIST, 20).await), 0);
+        app.metric_above(replaced, 9.0).await.then_some(())
+    })
+    .await;
+    let lost = app.metric("client_connections_total{event=\"lost\",service=\"topic\"}").await;
+    assert!(lost < 1.0, "{lost} were lost");
+    assert_eq!(topics(&app).await[0]["connections"], 1);
+}
+
+/// F24: a connection on which a ping stays unanswered is replaced.
+#[tokio::test]
+async fn a_half_open_connection_is_given_up() {
+    let frozen = peer::breaking(peer::Break::Freeze).await;
+    let app = app_with(&[&frozen], |settings| {
+        settings.client.keepalive = Duration::from_millis(100);
+        settings.client.keepalive_timeout = Duration::from_millis(100);
+    })
+    .await;
+    let begun = Instant::now();
+    let answer = get(app.gateway(), LIST).await;
+    assert_eq!(answer.status, 503, "the connection fails before the call's 2 s are over: {answer:?}");
+    assert!(begun.elapsed() < Duration::from_millis(1500), "{:?}", begun.elapsed());
+    wait_for("there is a new one", || async {
+        let opened = "client_connections_total{event=\"opened\",service=\"topic\"}";
+        (app.metric_above(opened, 1.0).await && topic(&app, frozen.addr).await["state"] == "up").then_some(())
     })
     .await;
 }

@@ -150,6 +150,8 @@ async fn every_rule_is_complete_and_asks_for_metrics_that_exist() {
         .filter(|rule| rule["type"] == "recording")
         .map(|rule| rule["name"].as_str().unwrap().to_owned())
         .collect();
+    let kinds = |kind: &str| rules.iter().filter(|rule| rule["type"] == kind).count();
+    assert!(kinds("alerting") >= alerts_in_file().len() && kinds("recording") > 5, "{rules:#?}");
     let ours = docs::metrics();
     let mut foreign = BTreeSet::new();
     for rule in &rules {
@@ -175,6 +177,7 @@ async fn every_rule_is_complete_and_asks_for_metrics_that_exist() {
             assert_eq!(rule["annotations"]["runbook_url"], anchor);
         }
     }
+    assert!(foreign.len() > 5, "{foreign:?}");
     // what others export, asked of these others
     let (etcd, webhook, node) = (Etcd::start().await, Webhook::start().await, Exporter::node().await);
     let url = format!("http://{}/", webhook.addr);
@@ -258,6 +261,7 @@ async fn both_receivers_get_what_they_need_and_consequences_are_silent() {
         assert!(text.contains(part), "{text}");
     }
     let generic = webhook.seen().into_iter().filter(|one| one.path == "/generic").collect::<Vec<_>>();
+    assert!(!generic.is_empty(), "{:#?}", webhook.seen());
     assert!(generic.iter().all(|one| one.authorization == "Bearer opensesame"), "{generic:#?}");
 }
 
@@ -306,9 +310,10 @@ async fn a_killed_service_is_told_and_so_is_its_return() {
 
     // the instance that was stopped in the same moment was told as missing only, not as a crash
     let seen = webhook.seen();
-    let mut alerts = seen.iter().flat_map(|one| one.body["alerts"].as_array().into_iter().flatten());
+    let mut alerts = seen.iter().flat_map(|one| one.body["alerts"].as_array().expect("a list of alerts"));
     assert!(alerts.all(|alert| alert["labels"]["instance"] != stopped_at), "{seen:#?}");
     let alerts = prometheus.alerts().await;
+    assert!(!alerts.is_empty(), "topic has no instance, which is one");
     assert!(alerts.iter().all(|alert| alert.get("instance") != Some(&stopped_at)), "{alerts:#?}");
 }
 

@@ -95,7 +95,7 @@ async fn the_original_curls_make_three_traces_and_up_shows_four_services() {
     let mut up = Process::start(&["up", "--free-ports", "--data-dir", &dir, "--zipkin-addr", &v1]);
     up.wait_for_log("version 1", |line| line["message"].as_str().is_some_and(|m| m.contains("version 2")));
     let gateway = up.wait_for_roles()["apigateway"];
-    crate::walkthrough::walk(gateway);
+    crate::api::walkthrough::walk(gateway);
     let traces = wait_for("three traces of three spans", || async {
         let traces = zipkin.traces_of(gateway).await;
         (traces.len() >= 3 && traces.iter().all(|spans| spans.len() == 3)).then_some(traces)
@@ -286,7 +286,7 @@ async fn health_checks_make_no_traces() {
     let collector = Collector::start(Manner::Keep);
     let mut system = System::start(&collector.url(), "1").await;
     let topic = system.services.get_mut("topic").unwrap();
-    let mut health = HealthClient::new(crate::grpc::channel(topic.addr).await);
+    let mut health = HealthClient::new(crate::kit::grpc::channel(topic.addr).await);
     health.check(HealthCheckRequest { service: String::new() }).await.unwrap();
     drop(health);
     system.get(TOPICS, &[]).await;

@@ -1,14 +1,8 @@
-//! The services as other gRPC clients see them: health, reflection, input checks, deadlines.
-
-use std::net::SocketAddr;
-use std::time::Duration;
+//! The services as other gRPC clients see them: their calls, health, reflection, input checks.
 
 use microservice_app::api::proto::{feed, profile, topic};
 use microservice_app::config::Role;
-use tonic::client::Grpc;
-use tonic::codegen::http::uri::PathAndQuery;
-use tonic::transport::{Channel, Endpoint};
-use tonic::{Code, Request, Status};
+use tonic::{Code, Request};
 use tonic_health::pb::health_client::HealthClient;
 use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus};
 use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
@@ -17,25 +11,7 @@ use tonic_reflection::pb::v1::server_reflection_response::MessageResponse;
 use tonic_reflection::pb::v1::{ServerReflectionRequest, ServerReflectionResponse};
 
 use crate::kit::app::App;
-use crate::kit::{measured, peer};
-
-pub async fn channel(addr: SocketAddr) -> Channel {
-    let endpoint = Endpoint::from_shared(format!("http://{addr}")).unwrap();
-    endpoint.timeout(Duration::from_secs(10)).connect().await.unwrap()
-}
-
-/// Makes a unary call as any client of the protos would.
-async fn call<Q, A>(addr: SocketAddr, path: &'static str, request: Request<Q>) -> Result<A, Status>
-where
-    Q: prost::Message + Send + Sync + 'static,
-    A: prost::Message + Default + Send + Sync + 'static,
-{
-    let mut grpc = Grpc::new(channel(addr).await);
-    grpc.ready().await.unwrap();
-    let codec = tonic_prost::ProstCodec::default();
-    let answer = grpc.unary(request, PathAndQuery::from_static(path), codec).await?;
-    Ok(answer.into_inner())
-}
+use crate::kit::grpc::{call, channel};
 
 #[tokio::test]
 async fn the_original_calls_work() {
@@ -108,37 +84,4 @@ async fn every_service_offers_health_and_reflection() {
         };
         assert!(list.service.iter().any(|s| s.name == name), "{list:?}");
     }
-}
-
-#[tokio::test]
-async fn a_health_watcher_sees_the_drain() {
-    let app = App::start_with(|settings| settings.shutdown.announce = Duration::from_millis(300)).await;
-    let mut client = HealthClient::new(channel(app.addresses.of(Role::Feed).unwrap()).await);
-    let asked = HealthCheckRequest { service: "feed.Feed".to_owned() };
-    let mut stream = client.watch(asked).await.unwrap().into_inner();
-    assert_eq!(stream.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
-    app.stop.cancel();
-    assert_eq!(stream.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
-}
-
-#[tokio::test]
-async fn a_call_ends_at_its_grpc_timeout() {
-    let app = App::launch(|settings| settings.up.feed_replicas = 0);
-    let silent = peer::stalling().await;
-    let _registered = app.register("feed", silent.addr);
-    let addr = app.addresses.of(Role::Profile).unwrap();
-    let ada = profile::PutProfileRequest { user_id: 7, ..Default::default() };
-    let _: profile::OkResponse = call(addr, "/profile.Profile/PutProfile", Request::new(ada)).await.unwrap();
-    // a fifth of the time is for feed; without the header it would be a fifth of the default 2 s
-    measured("a profile without feeds in time", || async move {
-        let mut asked = Request::new(profile::GetProfileRequest { user_id: 7 });
-        asked.metadata_mut().insert("grpc-timeout", "1000m".parse().unwrap());
-        let begun = tokio::time::Instant::now();
-        let answer: Result<profile::GetProfileResponse, _> =
-            call(addr, "/profile.Profile/GetProfile", asked).await;
-        let took = begun.elapsed();
-        let in_time = (Duration::from_millis(180)..Duration::from_millis(350)).contains(&took);
-        if answer.is_ok() && in_time { Ok(()) } else { Err((answer, took)) }
-    })
-    .await;
 }

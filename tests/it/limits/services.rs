@@ -18,8 +18,8 @@ use tonic::{Code, Request, Status};
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
-use crate::edge::{fill, small};
 use crate::kit::app::App;
+use crate::kit::http::{fill, small};
 use crate::kit::{measured, peer, wait_for};
 
 const LIST: &str = "/topic.Topic/ListTopics";

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 use crate::kit::http::{get, raw};
 use crate::kit::load::Load;
 use crate::kit::process::Process;
-use crate::kit::{SOON, wait_for};
+use crate::kit::{SOON, skip, wait_for};
 
 struct Up {
     process: Process,
@@ -111,7 +111,7 @@ async fn a_profile_names_the_functions_that_are_busy() {
         assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
         assert!(shown.contains("Type: cpu") && shown.contains("microservice_app::"), "{shown}");
     } else {
-        eprintln!("go is not installed: `go tool pprof` has not looked at it");
+        skip("`go tool pprof` reads a profile", "go is not installed");
     }
     // it goes on as before, and a second profile can be had
     download(up.admin, "/debug/pprof/profile?seconds=1").await;

@@ -13,16 +13,18 @@ use microservice_app::server::listener::Listener;
 use microservice_app::server::metrics::Metrics;
 use microservice_app::server::{Limits, Protocol, Stop, serve};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpSocket, TcpStream};
+use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::kit::app::App;
 use crate::kit::fake::{Behaviour, Fake};
-use crate::kit::http::{Answer, Connection, get, parse, put, raw, request, send};
+use crate::kit::http::{Answer, Connection, fill, get, parse, put, raw, request, send, small};
+use crate::kit::metrics::find;
 use crate::kit::wait_for;
 
 const LIST: &str = "/api/topic/list";
+
 const MS: Duration = Duration::from_millis(1);
 
 /// Holds requests in the gateway: topic is there and takes a minute.
@@ -37,7 +39,7 @@ async fn held(change: impl FnOnce(&mut Settings)) -> (App, Fake, Registration) {
     let registered = app.register("topic", fake.addr);
     for service in ["feed", "topic"] {
         let line = format!("client_endpoints{{service=\"{service}\",state=\"up\"}}");
-        wait_for(service, || async { (app.metric(&line).await > 0.0).then_some(()) }).await;
+        wait_for(service, || async { app.metric_above(&line, 0.0).await.then_some(()) }).await;
     }
     (app, fake, registered)
 }
@@ -215,22 +217,6 @@ async fn f31_idle_connections_make_room() {
     }
 }
 
-/// Opens a connection with a small receive buffer.
-pub async fn small(addr: SocketAddr) -> TcpStream {
-    let socket = TcpSocket::new_v4().unwrap();
-    socket.set_recv_buffer_size(4096).unwrap();
-    socket.connect(addr).await.unwrap()
-}
-
-/// Stores so much content that an answer fills every buffer on its way.
-pub async fn fill(gateway: SocketAddr, user: i64) {
-    let content = "x".repeat(32 * 1024);
-    for id in 1..=60 {
-        let body = format!(r#"{{"id":{id},"user_id":{user},"content":"{content}"}}"#);
-        assert_eq!(put(gateway, "/api/feed/create_feed", &body).await.status, 200);
-    }
-}
-
 #[tokio::test]
 async fn f31_a_reader_that_stops_is_cut_and_one_that_is_slow_is_served() {
     let app = App::start_with(|settings| {
@@ -301,10 +287,11 @@ async fn f34_above_the_limit_of_unsent_bytes_the_slowest_reader_makes_room() {
     // each of these is one too many, and an old one goes for it
     let young = readers(addr, 5).await;
     let cuts = || {
-        let text = microservice_app::telemetry::metrics::text(&registry);
-        let line =
-            text.lines().find(|line| line.starts_with("server_connections_cut_total{reason=\"unsent\"}"));
-        line.and_then(|line| line.rsplit_once(' ')?.1.parse::<usize>().ok()).unwrap_or(0)
+        let found = find(
+            &microservice_app::telemetry::metrics::text(&registry),
+            "server_connections_cut_total{reason=\"unsent\"}",
+        );
+        found.expect("cut connections are counted") as usize
     };
     wait_for("the old ones are cut", || async { (cuts() >= 3).then_some(()) }).await;
     assert!(cuts() <= old.len() && young.iter().all(|stream| stream.peer_addr().is_ok()));
@@ -314,4 +301,20 @@ async fn f34_above_the_limit_of_unsent_bytes_the_slowest_reader_makes_room() {
     begin.cancel();
     server.await.unwrap();
     assert_eq!(unsent.used(), 0, "what was cut holds nothing");
+}
+
+#[tokio::test]
+async fn the_longest_idle_connection_makes_room() {
+    let app = App::start_with(|settings| settings.http.max_connections = 2).await;
+    let mut held = Vec::new();
+    for _ in 0..5 {
+        let mut connection = Connection::open(app.gateway()).await.unwrap();
+        assert_eq!(connection.get("/api/topic/list").await.unwrap().status, 200);
+        held.push(connection);
+    }
+    // the two youngest are still open
+    for connection in held.iter_mut().rev().take(2) {
+        assert_eq!(connection.get("/api/topic/list").await.unwrap().status, 200);
+    }
+    assert!(held[0].get("/api/topic/list").await.is_err());
 }

@@ -56,6 +56,27 @@ fn failed(process: &mut Process) -> String {
     last.expect("a last word").to_owned()
 }
 
+/// Absence of a line proves something only while the program has that line.
+#[test]
+fn the_lines_that_say_trouble_are_the_programs() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/registry");
+    let mut code = String::new();
+    let mut dirs = vec![dir];
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(&dir).unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                dirs.push(path);
+            } else {
+                code.push_str(&fs::read_to_string(&path).unwrap());
+            }
+        }
+    }
+    for line in TROUBLE {
+        assert!(code.contains(&format!("\"{line}\"")), "{line:?} is not in src/registry");
+    }
+}
+
 fn no_trouble(process: &mut Process) {
     process.poll_logs();
     let seen: Vec<_> = process
@@ -71,15 +92,24 @@ fn no_failure(record: &Record, at_least: usize) {
     assert!(record.failed().is_empty(), "{}", record.failures());
 }
 
-/// Returns the keys below `/services/` that were deleted since the watch began.
-async fn deleted(watch: &mut WatchStream) -> BTreeSet<String> {
+/// Returns the keys below `/services/` that were deleted since the watch began. A key of our own, put and deleted
+/// now, shows that the watch has seen everything up to here.
+async fn deleted(watch: &mut WatchStream, client: &mut Client) -> BTreeSet<String> {
+    const PROBE: &str = "/services/probe";
+    client.put(PROBE, "x", None).await.unwrap();
+    client.delete(PROBE, None).await.unwrap();
     let mut keys = BTreeSet::new();
-    while let Ok(Ok(Some(message))) = timeout(Duration::from_millis(100), watch.message()).await {
+    loop {
+        let message = timeout(SOON, watch.message()).await.expect("the watch goes on").unwrap();
+        let message = message.expect("the watch goes on");
         for event in message.events().iter().filter(|event| event.event_type() == EventType::Delete) {
-            keys.insert(event.kv().and_then(|kv| kv.key_str().ok()).unwrap_or_default().to_owned());
+            let key = event.kv().expect("a key").key_str().unwrap();
+            if key == PROBE {
+                return keys;
+            }
+            keys.insert(key.to_owned());
         }
     }
-    keys
 }
 
 async fn watch(client: &mut Client) -> WatchStream {
@@ -188,7 +218,7 @@ async fn rotated_certificates_cost_no_call_and_no_registration() {
     no_failure(&load.finish().await, 100);
     assert_eq!(before.len(), 2);
     assert_eq!(secured.etcd.list("/services/").await, before);
-    assert_eq!(deleted(&mut events).await, BTreeSet::new());
+    assert_eq!(deleted(&mut events, &mut client).await, BTreeSet::new());
 }
 
 /// A new certificate that etcd does not take costs a warning, and is replaced like any other.
@@ -209,7 +239,7 @@ async fn a_bad_new_certificate_leaves_the_old_connection_alone() {
     wait_for_message(&mut topic.process, "credentials for etcd have changed, connected with the new ones")
         .await;
     no_trouble(&mut topic.process);
-    assert_eq!(deleted(&mut events).await, BTreeSet::new());
+    assert_eq!(deleted(&mut events, &mut client).await, BTreeSet::new());
 }
 
 #[tokio::test]
@@ -361,7 +391,7 @@ async fn outlive_tokens(guarded: Guarded, lives: Duration) {
         sleep(Duration::from_millis(500)).await;
     }
     no_failure(&load.finish().await, 100);
-    assert_eq!(deleted(&mut events).await, BTreeSet::new());
+    assert_eq!(deleted(&mut events, &mut guarded.root().await).await, BTreeSet::new());
     let now = guarded.keys().await;
     assert!(keys.iter().all(|key| now.contains(key)), "{keys:?} {now:?}");
     for role in [&mut gateway, &mut topic] {
@@ -462,7 +492,7 @@ async fn a_password_is_replaced_while_it_runs() {
     root.put("/services/topic/foreign", "x", None).await.unwrap();
     sleep(4 * TTL).await;
     no_failure(&load.finish().await, 100);
-    assert_eq!(deleted(&mut events).await, BTreeSet::new());
+    assert_eq!(deleted(&mut events, &mut root).await, BTreeSet::new());
     for role in [&mut gateway, &mut topic] {
         no_trouble(&mut role.process);
     }
@@ -543,6 +573,6 @@ async fn a_member_that_dies_is_left() {
     relays[used].reset();
     wait_for("it uses the other one", || async { (relays[1 - used].open() > 0).then_some(()) }).await;
     sleep(2 * TTL).await;
-    assert_eq!(deleted(&mut events).await, BTreeSet::new());
+    assert_eq!(deleted(&mut events, &mut etcd.client().await).await, BTreeSet::new());
     assert_eq!(topic.status().await["roles"][0]["registration"], "up");
 }

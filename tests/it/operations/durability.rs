@@ -72,7 +72,7 @@ async fn kill_9_right_after_an_acknowledged_put_loses_nothing() {
         let path = format!("/api/feed/get_feeds?user_id=7&size=1000{before}");
         let page = wait_for("feed answers", || async {
             // not an answer from before the kill
-            let fresh = |answer: &Answer| answer.status == 200 && answer.header("x-degraded").is_empty();
+            let fresh = |answer: &Answer| answer.status == 200 && answer.degraded().is_empty();
             Some(get(gateway, &path).await).filter(fresh)
         })
         .await

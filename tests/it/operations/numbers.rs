@@ -60,8 +60,8 @@ async fn an_idle_service_keeps_below_20_mb() {
         let mut process = Process::start(&args);
         let (_, admin) = process.wait_for_role(role);
         wait_for("it is registered", || async {
-            let body = get(admin, "/readyz").await.body;
-            (!body.contains("not registered")).then_some(())
+            let status = get(admin, "/status").await.json();
+            (status["roles"][0]["registration"] == "up").then_some(())
         })
         .await;
         let resident = process.resident();

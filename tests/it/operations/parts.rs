@@ -12,8 +12,8 @@ use crate::kit::http::{get, put};
 use crate::kit::parts::{Cadvisor, Cgroup, Elasticsearch, link_spans};
 use crate::kit::prometheus::Prometheus;
 use crate::kit::system::Role;
-use crate::kit::wait_long_for;
 use crate::kit::zipkin::Zipkin;
+use crate::kit::{skip, wait_long_for};
 
 /// Profiles that are asked for.
 const CALLS: usize = 20;
@@ -47,8 +47,7 @@ async fn the_dependencies_job_finds_who_calls_whom() {
         gateway.wait_for_certain(role, 1).await;
     }
     wait_long_for("profile calls feed", || async {
-        let up = profile.metric("client_endpoints{service=\"feed\",state=\"up\"}").await;
-        (up > 0.0).then_some(())
+        profile.metric_above("client_endpoints{service=\"feed\",state=\"up\"}", 0.0).await.then_some(())
     })
     .await;
 
@@ -59,7 +58,7 @@ async fn the_dependencies_job_finds_who_calls_whom() {
     assert_eq!(put(gateway.addr, "/api/profile/put_profile", ada).await.status, StatusCode::OK);
     for _ in 0..CALLS {
         let answer = get(gateway.addr, "/api/profile/get_profile?user_id=7").await;
-        assert_eq!((answer.status, answer.header("x-degraded")), (StatusCode::OK, ""));
+        assert_eq!((answer.status, answer.degraded()), (StatusCode::OK, ""));
     }
     // spans of a call: gateway, its client, profile, its client, feed
     let of = |spans: &[Value], name: &str| {
@@ -120,8 +119,7 @@ fn queries(panel: &Value, out: &mut Vec<String>) {
 #[ignore = "wants cAdvisor: make test-stack"]
 async fn cadvisor_answers_the_containers_dashboard() {
     if let Some(reason) = Cadvisor::missing() {
-        eprintln!("skipped: cAdvisor: {reason}");
-        return;
+        return skip("cAdvisor answers the containers dashboard", reason);
     }
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/monitoring/dashboards/containers.json");
     let dashboard: Value = serde_json::from_str(&std::fs::read_to_string(file).unwrap()).unwrap();
@@ -150,8 +148,7 @@ async fn cadvisor_answers_the_containers_dashboard() {
     let cgroup = match cgroup {
         Ok(cgroup) => cgroup,
         Err(reason) => {
-            eprintln!("skipped: a container of our own: {reason}");
-            return;
+            return skip("cAdvisor sees a busy container", &reason);
         }
     };
     // a process that does nothing but run is seen to run

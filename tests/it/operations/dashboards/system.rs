@@ -77,7 +77,7 @@ impl System {
             let mut hasty = request("GET", "/api/profile/get_profile?user_id=1", "");
             hasty.headers_mut().insert("x-request-timeout-ms", HeaderValue::from_static("1"));
             send(self.gateway.addr, hasty).await.expect("an answer");
-            (profile.metric(failed).await > 0.0).then_some(())
+            profile.metric_above(failed, 0.0).await.then_some(())
         })
         .await;
     }
