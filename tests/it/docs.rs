@@ -14,6 +14,7 @@ use microservice_app::config::{Role, Settings};
 use crate::kit::app::App;
 use crate::kit::http::{get, request, send};
 use crate::kit::process::{PROGRAM, Process, curl};
+use crate::kit::skip;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 /// The README fits on a few screens, and on the first one stands how to run and try the program.
@@ -62,7 +63,7 @@ fn pages() -> BTreeMap<String, String> {
 fn whole_repository() -> bool {
     let whole = ["nixos", "Makefile", "LICENSE"].iter().all(|name| Path::new(ROOT).join(name).exists());
     if !whole {
-        eprintln!("SKIPPED: this is a part of the repository, links and paths are not followed");
+        skip("links and paths of the pages", "this is a part of the repository");
     }
     whole
 }
@@ -279,7 +280,7 @@ async fn the_api_page_lists_every_error() {
         table("docs/api.md", "Status").iter().map(|row| (row[0].clone(), code(&row[1]).to_owned())).collect();
     let mut there: BTreeSet<_> =
         Code::ALL.iter().map(|code| (code.http().as_str().to_owned(), code.name().to_owned())).collect();
-    // edge.rs makes it happen
+    // limits/gateway.rs makes it happen
     there.insert(("503".to_owned(), "overloaded".to_owned()));
     let mut note = |status: u16, body: &str| {
         let body: serde_json::Value = serde_json::from_str(body).unwrap();
