@@ -132,6 +132,7 @@ in
     inherit checks;
     ZIPKIN_JAR = zipkinJar;
     packages = testTools ++ [
+      pkgs.cargo-deny
       pkgs.deadnix
       pkgs.jq
       pkgs.nixfmt

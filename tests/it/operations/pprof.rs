@@ -1,4 +1,5 @@
 //! Profiles of a real process under load.
+#![cfg(feature = "cpu-profile")]
 
 use std::io::Read as _;
 use std::net::SocketAddr;
