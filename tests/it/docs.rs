@@ -6,14 +6,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::LazyLock;
 
-use clap::CommandFactory as _;
 use microservice_app::api::error::Code;
-use microservice_app::cli::Cli;
 use microservice_app::config::{Role, Settings};
 
 use crate::kit::app::App;
 use crate::kit::http::{get, request, send};
-use crate::kit::process::{PROGRAM, Process, curl};
+use crate::kit::process::{PROGRAM, Process, curl, run};
 use crate::kit::skip;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
@@ -388,10 +386,23 @@ fn the_pages_name_every_flag() {
         .split(|letter: char| !(letter.is_ascii_lowercase() || letter == '-'))
         .filter(|word| word.starts_with("--"))
         .collect();
-    let command = Cli::command();
-    let flags = command.get_subcommands().flat_map(clap::Command::get_arguments);
-    let flags: BTreeSet<_> = flags.filter_map(|flag| Some(format!("--{}", flag.get_long()?))).collect();
-    assert!(flags.len() > 10, "{flags:?}");
+    let help = |args: &[&str]| run(&[args, &["--help"]].concat()).1;
+    let first = help(&[]);
+    let commands = first.lines().skip_while(|line| !line.starts_with("Commands:")).skip(1);
+    let commands =
+        commands.take_while(|line| !line.is_empty()).filter_map(|line| line.split_whitespace().next());
+    let commands: Vec<_> = commands.filter(|command| *command != "help").collect();
+    assert!(commands.contains(&"up") && commands.contains(&"check-config"), "{commands:?}");
+    let mut flags = BTreeSet::new();
+    for command in commands {
+        let text = help(&[command]);
+        // options are indented less than their descriptions
+        let options = text.lines().filter(|line| line.starts_with("  ") && !line.starts_with("       "));
+        let lines = options.filter_map(|line| line.split_whitespace().find(|word| word.starts_with("--")));
+        let shown = lines.map(|flag| flag.trim_end_matches([',', ':']).to_owned());
+        flags.extend(shown.filter(|flag| flag != "--help"));
+    }
+    assert!(flags.contains("--config") && flags.len() > 10, "{flags:?}");
     let missing: Vec<_> = flags.iter().filter(|flag| !named.contains(flag.as_str())).collect();
     assert!(missing.is_empty(), "no page names {missing:?}");
 }
