@@ -220,3 +220,6 @@ impl Client {
         Ok(Reply { message, headers: answer.headers, repeated: answer.earlier_executions > 0 })
     }
 }
+
+#[cfg(test)]
+mod tests;

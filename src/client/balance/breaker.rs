@@ -78,7 +78,7 @@ pub struct Breakers {
     created: Instant,
     ejection: Arc<EjectionLimit>,
     transitions: Arc<Transitions>,
-    breakers: PerRpc<Breaker>,
+    by_rpc: PerRpc<Breaker>,
 }
 
 /// The breaker of one rpc. The atomics can be read without the lock, and are changed only under it.
@@ -124,13 +124,13 @@ impl Breakers {
         ejection: Arc<EjectionLimit>,
         transitions: Arc<Transitions>,
     ) -> Self {
-        Self { settings, created: Instant::now(), ejection, transitions, breakers: PerRpc::default() }
+        Self { settings, created: Instant::now(), ejection, transitions, by_rpc: PerRpc::default() }
     }
 
     /// Returns what the breaker of an rpc does with the next call.
     #[must_use]
     pub fn state(&self, rpc: Rpc, now: Instant) -> BreakerState {
-        let breaker = &self.breakers[rpc];
+        let breaker = &self.by_rpc[rpc];
         match breaker.state.load(Acquire) {
             CLOSED => BreakerState::Closed,
             OPEN if breaker.probe_at.load(Acquire) <= self.since_created(now) => BreakerState::ProbeDue,
@@ -142,19 +142,19 @@ impl Breakers {
     /// Returns when the breaker of an rpc lets a probe through.
     #[must_use]
     pub fn probe_at(&self, rpc: Rpc) -> Instant {
-        self.created + Duration::from_nanos(self.breakers[rpc].probe_at.load(Acquire))
+        self.created + Duration::from_nanos(self.by_rpc[rpc].probe_at.load(Acquire))
     }
 
     /// Returns true if the breaker of an rpc was last opened by consecutive failures: only then may it keep
     /// calls from the only instance.
     #[must_use]
     pub fn opened_by_consecutive_failures(&self, rpc: Rpc) -> bool {
-        self.breakers[rpc].opened_by_consecutive_failures.load(Acquire)
+        self.by_rpc[rpc].opened_by_consecutive_failures.load(Acquire)
     }
 
     /// Brings the probe of an open breaker forward, because its instance is the only one.
     pub fn bring_probe_forward(&self, rpc: Rpc) {
-        let breaker = &self.breakers[rpc];
+        let breaker = &self.by_rpc[rpc];
         let history = breaker.lock();
         if let Some(opened) = history.opened_at {
             breaker.probe_at.fetch_min(self.since_created(opened + MAX_OPEN_SOLE_INSTANCE), AcqRel);
@@ -164,7 +164,7 @@ impl Breakers {
     /// Lets a call through or returns `None`. With `force` every call is let through; the outcome of one that
     /// the state alone would have refused does not count.
     pub fn admit(&self, rpc: Rpc, force: bool) -> Option<BreakerPermit> {
-        let breaker = &self.breakers[rpc];
+        let breaker = &self.by_rpc[rpc];
         let permit = |probe| BreakerPermit { rpc, generation: breaker.generation.load(Acquire), probe };
         let now = Instant::now();
         match self.state(rpc, now) {
@@ -186,7 +186,7 @@ impl Breakers {
     /// Records the outcome of a call. `broken_connection` is the number of the connection that broke under it.
     /// Returns true if this closed the breaker.
     pub fn record(&self, permit: &BreakerPermit, failed: bool, broken_connection: Option<u64>) -> bool {
-        let breaker = &self.breakers[permit.rpc];
+        let breaker = &self.by_rpc[permit.rpc];
         let mut history = breaker.lock();
         if breaker.generation.load(Acquire) != permit.generation {
             return false; // a straggler
@@ -213,7 +213,7 @@ impl Breakers {
 
     /// Records that a call says nothing about the instance: its caller gave it up, or it was never sent.
     pub fn release(&self, permit: &BreakerPermit) {
-        let breaker = &self.breakers[permit.rpc];
+        let breaker = &self.by_rpc[permit.rpc];
         let _history = breaker.lock();
         if permit.probe && breaker.generation.load(Acquire) == permit.generation {
             // the next call becomes the probe
@@ -224,7 +224,7 @@ impl Breakers {
 
     /// Closes every breaker: another process serves at the address now.
     pub fn reset(&self) {
-        for (rpc, breaker) in self.breakers.iter() {
+        for (rpc, breaker) in self.by_rpc.iter() {
             let mut history = breaker.lock();
             *history = History::default();
             if breaker.state.load(Acquire) != CLOSED {

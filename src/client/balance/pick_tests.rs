@@ -63,13 +63,13 @@ fn trip(endpoint: &Endpoint) {
 
 /// Returns how often each instance is picked.
 fn picks(picker: &Picker, call: &Call, usable: &[Arc<Endpoint>], count: usize) -> Vec<usize> {
-    let mut picked = BTreeMap::new();
+    let mut counts = BTreeMap::new();
     for _ in 0..count {
         let (endpoint, _) = picker.pick(call, usable).expect("one can be called");
         endpoint.load.note_call(Instant::now());
-        *picked.entry(endpoint.number).or_insert(0) += 1;
+        *counts.entry(endpoint.number).or_insert(0) += 1;
     }
-    usable.iter().map(|endpoint| picked.get(&endpoint.number).copied().unwrap_or(0)).collect()
+    usable.iter().map(|endpoint| counts.get(&endpoint.number).copied().unwrap_or(0)).collect()
 }
 
 #[tokio::test(start_paused = true)]
@@ -77,9 +77,9 @@ async fn equals_share_evenly() {
     for balancer in [Balancer::PeakEwma, Balancer::RoundRobin] {
         for count in [1, 2, 3, 10] {
             let usable = instances(count, |_| {});
-            let picked = picks(&balancer.into(), &call(), &usable, 10_000);
+            let counts = picks(&balancer.into(), &call(), &usable, 10_000);
             let fair = 10_000 / count;
-            assert!(picked.iter().all(|n| (fair * 8 / 10..=fair * 12 / 10).contains(n)), "{picked:?}");
+            assert!(counts.iter().all(|n| (fair * 8 / 10..=fair * 12 / 10).contains(n)), "{counts:?}");
         }
     }
 }
@@ -90,10 +90,10 @@ async fn calls_go_where_the_load_is_least() {
     usable[0].load.observe(RPC, 50 * MS, false);
     let held: Vec<_> = (0..3).map(|_| usable[1].hold()).collect();
     usable[2].load.observe(RPC, MS, true);
-    let picked = picks(&Picker::PeakEwma, &call(), &usable, 1000);
+    let counts = picks(&Picker::PeakEwma, &call(), &usable, 1000);
     // each of these is picked only in a pair with one that is worse still
-    assert_eq!(picked[2], 0, "the one that fails fast: {picked:?}");
-    assert!(picked[0] < 250 && picked[3] > 400, "{picked:?}");
+    assert_eq!(counts[2], 0, "the one that fails fast: {counts:?}");
+    assert!(counts[0] < 250 && counts[3] > 400, "{counts:?}");
     drop(held);
 }
 
@@ -106,8 +106,8 @@ async fn tried_instances_and_open_breakers_come_last() {
         let tried = Call { tried: vec![usable[1].number], ..call() };
         assert_eq!(picks(&picker, &tried, &usable, 50), [0, 0, 50]);
         let tried = Call { tried: vec![usable[1].number, usable[2].number], ..call() };
-        let picked = picks(&picker, &tried, &usable, 50);
-        assert_eq!(picked[0], 0, "an open one before one that was tried");
+        let counts = picks(&picker, &tried, &usable, 50);
+        assert_eq!(counts[0], 0, "an open one before one that was tried");
         // in one method only
         let other = testing::call(Rpc::GetTopic, Duration::from_secs(1));
         assert!(picks(&picker, &other, &usable, 100)[0] > 0);
@@ -116,9 +116,9 @@ async fn tried_instances_and_open_breakers_come_last() {
         pass(&usable, MS).await;
         trip(&usable[2]);
         let probe_times: Vec<_> = usable.iter().map(|e| e.breakers.probe_at(RPC)).collect();
-        let (picked, suitability) = picker.pick(&call(), &usable).unwrap();
+        let (chosen, suitability) = picker.pick(&call(), &usable).unwrap();
         assert_eq!(
-            (picked.breakers.probe_at(RPC), suitability),
+            (chosen.breakers.probe_at(RPC), suitability),
             (*probe_times.iter().min().unwrap(), Suitability::BreakerOpen)
         );
         // a probe is sent at once, although the load of its instance looks bad

@@ -362,7 +362,7 @@ async fn open_successor(connections: &Connections) -> WatchedConnection {
         match health::open(&connections.addr, &connections.dialer).await {
             Ok(opened) => return opened,
             Err(error) => {
-                tracing::debug!(addr = connections.addr, error, "a connection cannot be replaced yet")
+                tracing::debug!(addr = connections.addr, error, "a connection cannot be replaced yet");
             }
         }
         tokio::time::sleep(backoff.next_wait()).await;
