@@ -1,6 +1,6 @@
 //! The names of the headers that travel between a caller, the gateway and the services.
 
-use http::HeaderName;
+use http::{HeaderName, HeaderValue};
 
 /// Id of a request, chosen by the caller or else by the gateway.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -23,3 +23,10 @@ pub const REQUEST_TIMEOUT: HeaderName = HeaderName::from_static("x-request-timeo
 /// Set on a call that is refused for overload: ms after which another attempt makes sense; a negative number
 /// asks for none (gRPC proposal A6).
 pub const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
+
+/// Returns the value of [`SERVICE`] for a service whose keys in the registry begin with `prefix`.
+#[must_use]
+pub fn service_identity(prefix: &str, service: &str) -> HeaderValue {
+    // a prefix that no header can carry is the same as none, for callers and servers alike
+    HeaderValue::from_str(&format!("{prefix}{service}")).unwrap_or(HeaderValue::from_static("?"))
+}
