@@ -25,7 +25,7 @@ use tokio::time::Instant;
 
 use crate::api::error::{Code, Error};
 use crate::api::rpc::Rpc;
-use crate::api::validate::Check;
+use crate::api::validate::Validate;
 use crate::config;
 use crate::context::Context;
 use crate::registry::ViewHandle;
@@ -149,7 +149,7 @@ impl Client {
     /// broke; else what the service said.
     pub async fn call<Q, A>(&self, rpc: Rpc, request: &Q, context: &Context) -> Result<Reply<A>, Error>
     where
-        Q: prost::Message + Check,
+        Q: prost::Message + Validate,
         A: prost::Message + Default,
     {
         self.make(rpc, request, context, false).await
@@ -167,7 +167,7 @@ impl Client {
         context: &Context,
     ) -> Result<Reply<A>, Error>
     where
-        Q: prost::Message + Check,
+        Q: prost::Message + Validate,
         A: prost::Message + Default,
     {
         self.make(rpc, request, context, true).await
@@ -181,10 +181,10 @@ impl Client {
         optional: bool,
     ) -> Result<Reply<A>, Error>
     where
-        Q: prost::Message + Check,
+        Q: prost::Message + Validate,
         A: prost::Message + Default,
     {
-        request.check()?;
+        request.validate()?;
         let Some(service) = self.services.get(rpc.service()) else {
             return Err(Error::new(Code::Internal, format!("{} is not called here", rpc.service())));
         };
