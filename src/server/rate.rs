@@ -134,6 +134,7 @@ fn address(hop: &str) -> Option<IpAddr> {
 /// The buckets by client, in governor's representation; bounded.
 struct Clients {
     max: usize,
+    /// Not seeded by [`crate::random`], which callers might predict.
     hasher: RandomState,
     /// True if a clean-up is due.
     clean: AtomicBool,
