@@ -1,13 +1,9 @@
-//! How a trace travels in headers. Read in this order: `b3`, `x-b3-*`, `traceparent`; written as `x-b3-*` and
-//! `traceparent`. OpenTelemetry's propagators parse and print them.
+//! Trace headers: read in the order `b3`, `x-b3-*`, `traceparent`, written as `x-b3-*` and `traceparent`.
 //!
-//! This is the only file that uses `opentelemetry-zipkin`. That crate is deprecated because of its exporter; no other
-//! released crate has a propagator for B3.
+//! OpenTelemetry's propagators parse and format them. That of B3 is in `opentelemetry-zipkin`, which is deprecated: this
+//! is the only file that uses the crate, and its propagator is all that is used of it.
 
-#![expect(
-    deprecated,
-    reason = "only the exporter of opentelemetry-zipkin is obsolete, and it is not used here"
-)]
+#![expect(deprecated, reason = "the project requires opentelemetry-zipkin; no other released crate has B3")]
 
 use std::borrow::Cow;
 
