@@ -15,8 +15,5 @@ mod state;
 mod status;
 mod targets;
 
-use peer::Peer;
-use reply::{Refusal, text};
-
 pub use routes::Handler;
 pub use state::{Phase, Role, State};

@@ -22,7 +22,9 @@ use warp::Filter;
 use warp::filters::BoxedFilter;
 use warp::reply::Response;
 
-use super::{Peer, Refusal, profile, text};
+use super::peer::Peer;
+use super::profile;
+use super::reply::{Refusal, text};
 
 /// Samples a second of processor time. The kernel gives no more than 250 on many systems, and a number that
 /// others do not use is not in step with their timers.

@@ -1,5 +1,6 @@
 //! The gateway in a process: bind, build, serve, register, drain.
 
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use super::common::{self, Common, Serving};
@@ -81,7 +82,7 @@ pub fn start(common: &mut Common, listeners: Vec<Listener>, drain: &Drain) -> Ve
 
 /// Registers a gateway. Nobody balances over gateways, they register only to be seen; so a gateway serves even if no
 /// address can be advertised.
-fn register(common: &Common, bound: std::net::SocketAddr) -> (Option<Registration>, Vec<String>) {
+fn register(common: &Common, bound: SocketAddr) -> (Option<Registration>, Vec<String>) {
     match advertise::service(bound, None, &common.settings.registry) {
         Ok(addr) => {
             let name = Role::Apigateway.name();

@@ -1,5 +1,7 @@
 //! One instance of a service in a process: bind, build, serve, register, drain.
 
+use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderValue;
@@ -13,6 +15,7 @@ use super::role::{Member, ServiceKind};
 use crate::admin::Phase;
 use crate::client;
 use crate::config::{ListenAddr, StoreUrl};
+use crate::limit::Limit;
 use crate::registry::{Instance, Registration, advertise};
 use crate::server::listener::Listener;
 use crate::server::{Protocol, Stop, serve};
@@ -40,12 +43,14 @@ pub fn open(common: &mut Common, kind: ServiceKind, store: &StoreUrl) -> anyhow:
     Ok(service)
 }
 
-/// What is left of a started instance until its drain.
+/// A started instance, as its drain needs it.
 struct Running {
     handler: Handler,
     registration: Registration,
+    /// Begins the drain of the server.
     begin: CancellationToken,
     server: JoinHandle<()>,
+    /// How long `draining` stands in the registry before the entry is deleted.
     announce: Duration,
 }
 
@@ -101,13 +106,14 @@ impl Bound {
     }
 }
 
+/// Builds the handler of an instance. While `unsent`, that of its server, is full, calls are refused.
 async fn build(
     common: &Common,
     kind: ServiceKind,
     service: &Service,
     instance: &Instance,
-    bound: std::net::SocketAddr,
-    unsent: std::sync::Arc<crate::limit::Limit>,
+    bound: SocketAddr,
+    unsent: Arc<Limit>,
 ) -> anyhow::Result<Handler> {
     let identity = client::identity(&common.settings.registry.prefix, kind.name());
     let id = HeaderValue::from_str(&instance.id)?;
@@ -116,8 +122,8 @@ async fn build(
 }
 
 impl Running {
-    /// Leaves the registry step by step, then finishes the calls in flight. Returns the registration, which holds
-    /// nothing but its lease any more.
+    /// Leaves the registry step by step, then finishes the calls in flight. Returns the registration, of which only the
+    /// lease is left.
     async fn drain(mut self, name: &'static str) -> Registration {
         self.registration.drain().await;
         self.handler.set_serving(false).await;

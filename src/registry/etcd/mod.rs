@@ -93,3 +93,35 @@ impl Registry for Etcd {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::Mutex;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn every_connection_is_opened_by_the_dialer() {
+        let dialed = Arc::new(Mutex::new(Vec::new()));
+        let dial: Dial = {
+            let dialed = dialed.clone();
+            Arc::new(move |addr| {
+                dialed.lock().unwrap().push(addr.to_owned());
+                Box::pin(async { Err(io::ErrorKind::ConnectionRefused.into()) })
+            })
+        };
+        let settings =
+            config::Registry { endpoints: vec!["etcd.example:2379".to_owned()], ..Default::default() };
+        let probe: Probe = Arc::new(|_| Box::pin(std::future::pending()));
+        let etcd = Etcd::with_dial(settings, probe, dial).unwrap();
+        let _view = etcd.view();
+        let _registration = etcd.register(Instance::bare("feed", "192.0.2.1:8082"));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let dialed = dialed.lock().unwrap();
+        // both tasks try again and again
+        assert!(dialed.len() > 4, "{dialed:?}");
+        assert!(dialed.iter().all(|addr| addr == "etcd.example:2379"), "{dialed:?}");
+    }
+}
