@@ -1,5 +1,5 @@
-# What every role of a host shares: the package, where the registry is, settings for all, and the
-# firewall rules that the roles ask for.
+# What all roles of a host share: the package, the addresses of the registry, common settings, and the firewall rules
+# that the roles need.
 {
   config,
   lib,
@@ -42,8 +42,8 @@ in
         "192.168.50.11:2379"
       ];
       description = ''
-        Client addresses of etcd, `host:port`, or `https://host:port` with TLS. The roles of this host register
-        there and find each other there. Name all members of a cluster.
+        Client addresses of etcd: `host:port`, or `https://host:port` with TLS. The roles of this host register
+        there and look up the other services there. List all members of a cluster.
       '';
     };
 
@@ -60,7 +60,7 @@ in
       in
       {
         caFile = fileOption "ca.crt" ''
-          Certificates (PEM) of the authority that etcd's certificate comes from; needed with `https://`.
+          Certificates (PEM) of the authority that signed etcd's certificate; required with `https://`.
         '';
         certFile = fileOption "client.crt" "Certificate (PEM) that the roles of this host show to etcd.";
         keyFile = fileOption "client.key" "Key (PEM) of `certFile`.";
@@ -68,15 +68,15 @@ in
           type = types.nullOr types.str;
           default = null;
           example = "etcd.example.org";
-          description = "Name that etcd's certificate bears; null: the host of the endpoint.";
+          description = "Name in etcd's certificate; null: the host name of the endpoint.";
         };
         user = mkOption {
           type = types.nullOr types.str;
           default = null;
           example = "services";
           description = ''
-            etcd's user for the roles of this host. One role's own user goes into its
-            `settings.registry.user`, and its password into `credentials.etcd-password`.
+            The etcd user of the roles of this host. To give one role a user of its own, set its
+            `settings.registry.user` and its `credentials.etcd-password`.
           '';
         };
         passwordFile = fileOption "etcd-password" "File with the user's password.";
@@ -124,8 +124,8 @@ in
       if config.networking.nftables.enable then
         { extraInputRules = rules nftablesRule; }
       else
-        # appended to the chain of accepted packets, before the final refusal; NixOS makes the chain anew
-        # at each start or reload of the firewall, so there is nothing to undo
+        # appended to the chain nixos-fw, before the rule that refuses the rest; NixOS builds the chain anew
+        # at every start or reload of the firewall, so no rule has to be removed
         { extraCommands = rules iptablesRule; };
 
     assertions =
@@ -162,8 +162,8 @@ in
       ];
 
     warnings = lib.optional (cfg.firewallRules != [ ] && !config.networking.firewall.enable) ''
-      services.microservice-app: an `allowFrom` names the hosts that may connect, but
-      networking.firewall.enable is false, so that every host may.
+      services.microservice-app: an `allowFrom` lists the hosts that may connect, but every host can:
+      networking.firewall.enable is false.
     '';
   };
 }

@@ -7,7 +7,10 @@ mod loglevel;
 mod page;
 mod peer;
 mod pprof;
+#[cfg(feature = "cpu-profile")]
 pub mod profile;
+#[cfg(feature = "cpu-profile")]
+mod profiler;
 mod readyz;
 mod reply;
 mod routes;
