@@ -94,9 +94,9 @@ mod tests {
                 let (turn, takes, times) = (drain.join(*member), *takes, times.clone());
                 tokio::spawn(async move {
                     let _present = turn.begin().await;
-                    let began = begun.elapsed().as_secs();
+                    let start = begun.elapsed().as_secs();
                     tokio::time::sleep(Duration::from_secs(takes)).await;
-                    times.lock().unwrap()[index] = (began, begun.elapsed().as_secs());
+                    times.lock().unwrap()[index] = (start, begun.elapsed().as_secs());
                 })
             })
             .collect();
