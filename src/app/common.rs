@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use super::metrics::Metrics;
 use super::role::{Member, ServiceKind};
 use crate::admin::{Phase, Role};
-use crate::client::Client;
+use crate::client::{Client, Connector};
 use crate::config::Settings;
 use crate::limit::Limit;
 use crate::registry::{Registration, Registry};
@@ -26,6 +26,8 @@ pub struct Common {
     pub registry: Arc<dyn Registry>,
     /// The bound address of the admin listener.
     pub admin: SocketAddr,
+    /// Opens the connections to services.
+    pub connector: Connector,
     /// Every client that was made, for the admin listener.
     pub clients: Vec<Client>,
 }
@@ -40,6 +42,7 @@ impl Common {
             &self.settings.registry.prefix,
             &self.registry.view(),
             &self.metrics.client,
+            &self.connector,
         );
         self.clients.push(client.clone());
         client

@@ -15,7 +15,7 @@ use super::metrics::Metrics;
 use super::role::{Member, ServiceKind};
 use super::service::{self, Bound};
 use crate::admin;
-use crate::client;
+use crate::client::{self, Connector};
 use crate::config::{ListenAddr, Role, Settings, StoreUrl};
 use crate::registry::{Etcd, Local, Registry};
 use crate::server::listener::Listener;
@@ -64,13 +64,15 @@ impl Process {
     /// # Errors
     /// When the address is taken, or a file with credentials for etcd cannot be used.
     pub fn new(settings: Settings) -> anyhow::Result<Self> {
-        let registry = registry(&settings)?;
+        let connector = Connector::default();
+        let registry = registry(&settings, connector.clone())?;
         let metrics = Metrics::register()?;
         let admin = Listener::bind(settings.admin.addr.0)?;
         let common = Common {
             traces: Traces::start(&settings.trace, &metrics.trace),
             admin: admin.addr(),
             clients: Vec::new(),
+            connector,
             metrics,
             registry,
             settings,
@@ -157,11 +159,11 @@ impl Process {
     }
 }
 
-fn registry(settings: &Settings) -> anyhow::Result<Arc<dyn Registry>> {
+fn registry(settings: &Settings, connector: Connector) -> anyhow::Result<Arc<dyn Registry>> {
     if settings.registry.endpoints.is_empty() {
         return Ok(Arc::new(Local::default()));
     }
-    let probe = client::probe(settings.client.clone(), settings.registry.prefix.clone());
+    let probe = client::probe(settings.client.clone(), settings.registry.prefix.clone(), connector);
     Ok(Arc::new(Etcd::new(settings.registry.clone(), probe)?))
 }
 

@@ -13,7 +13,7 @@ use super::drain::Turn;
 use super::instance;
 use super::role::{Member, ServiceKind};
 use crate::admin::Phase;
-use crate::client;
+use crate::api::headers::service_identity;
 use crate::config::{ListenAddr, StoreUrl};
 use crate::limit::Limit;
 use crate::registry::{Instance, Registration, advertise};
@@ -115,7 +115,7 @@ async fn build(
     bound: SocketAddr,
     unsent: Arc<Limit>,
 ) -> anyhow::Result<Handler> {
-    let identity = client::identity(&common.settings.registry.prefix, kind.name());
+    let identity = service_identity(&common.settings.registry.prefix, kind.name());
     let id = HeaderValue::from_str(&instance.id)?;
     let tracer = common.traces.tracer(kind.name(), instance.addr.parse().unwrap_or(bound));
     Handler::new(service, identity, id, &common.metrics.server, tracer, &common.settings, unsent).await
