@@ -1,5 +1,5 @@
-# What every role of a host shares: the package, where the registry is, settings for all, and the
-# firewall rules that the roles ask for.
+# What all roles of a host share: the package, the addresses of the registry, common settings, and the firewall rules
+# that the roles need.
 {
   config,
   lib,
@@ -42,44 +42,41 @@ in
         "192.168.50.11:2379"
       ];
       description = ''
-        Client addresses of etcd, `host:port`, or `https://host:port` with TLS. The roles of this host register
-        there and find each other there. Name all members of a cluster.
+        ${ours.describe "registry.endpoints"} Name all members of a cluster.
       '';
     };
 
     registry.access =
       let
         fileOption =
-          name: description:
+          name: key:
           mkOption {
             type = types.nullOr types.externalPath;
             default = null;
             example = "/var/lib/secrets/${name}";
-            inherit description;
+            description = ours.describe key;
           };
       in
       {
-        caFile = fileOption "ca.crt" ''
-          Certificates (PEM) of the authority that etcd's certificate comes from; needed with `https://`.
-        '';
-        certFile = fileOption "client.crt" "Certificate (PEM) that the roles of this host show to etcd.";
-        keyFile = fileOption "client.key" "Key (PEM) of `certFile`.";
+        caFile = fileOption "ca.crt" "registry.ca_file";
+        certFile = fileOption "client.crt" "registry.cert_file";
+        keyFile = fileOption "client.key" "registry.key_file";
         serverName = mkOption {
           type = types.nullOr types.str;
           default = null;
           example = "etcd.example.org";
-          description = "Name that etcd's certificate bears; null: the host of the endpoint.";
+          description = ours.describe "registry.tls_server_name";
         };
         user = mkOption {
           type = types.nullOr types.str;
           default = null;
           example = "services";
           description = ''
-            etcd's user for the roles of this host. One role's own user goes into its
-            `settings.registry.user`, and its password into `credentials.etcd-password`.
+            ${ours.describe "registry.user"} One role's own user goes into its `settings.registry.user`, and
+            its password into `credentials.etcd-password`.
           '';
         };
-        passwordFile = fileOption "etcd-password" "File with the user's password.";
+        passwordFile = fileOption "etcd-password" "registry.password_file";
       };
 
     settings = mkOption {
@@ -92,8 +89,10 @@ in
         }
       '';
       description = ''
-        Settings of every role of this host, by section and key as `microservice-app check-config --show`
-        prints them. A role's own `settings` win over these.
+        Settings of every role of this host, by section and key. A role's own `settings` win over these.
+        Defaults and ranges are in docs/configuration.md. All keys:
+
+        ${ours.describeAll}
       '';
     };
 
@@ -124,8 +123,8 @@ in
       if config.networking.nftables.enable then
         { extraInputRules = rules nftablesRule; }
       else
-        # appended to the chain of accepted packets, before the final refusal; NixOS makes the chain anew
-        # at each start or reload of the firewall, so there is nothing to undo
+        # appended to the chain nixos-fw, before the rule that refuses the rest; NixOS builds the chain anew
+        # at every start or reload of the firewall, so no rule has to be removed
         { extraCommands = rules iptablesRule; };
 
     assertions =
@@ -162,8 +161,8 @@ in
       ];
 
     warnings = lib.optional (cfg.firewallRules != [ ] && !config.networking.firewall.enable) ''
-      services.microservice-app: an `allowFrom` names the hosts that may connect, but
-      networking.firewall.enable is false, so that every host may.
+      services.microservice-app: an `allowFrom` lists the hosts that may connect, but every host can:
+      networking.firewall.enable is false.
     '';
   };
 }

@@ -8,7 +8,10 @@
 
 mod loglevel;
 mod pprof;
+#[cfg(feature = "cpu-profile")]
 pub mod profile;
+#[cfg(feature = "cpu-profile")]
+mod profiler;
 mod targets;
 
 use std::net::IpAddr;

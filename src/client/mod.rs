@@ -38,7 +38,7 @@ use tokio::time::Instant;
 use crate::api::error::{Code, Error};
 use crate::api::headers::service_identity;
 use crate::api::rpc::Rpc;
-use crate::api::validate::Check;
+use crate::api::validate::Validate;
 use crate::config;
 use crate::context::Context;
 use crate::registry::ViewHandle;
@@ -167,7 +167,7 @@ impl Client {
     /// error that the service answered with.
     pub async fn call<Q, A>(&self, rpc: Rpc, request: &Q, context: &Context) -> Result<Reply<A>, Error>
     where
-        Q: prost::Message + Check,
+        Q: prost::Message + Validate,
         A: prost::Message + Default,
     {
         self.send(rpc, request, context, false).await
@@ -185,7 +185,7 @@ impl Client {
         context: &Context,
     ) -> Result<Reply<A>, Error>
     where
-        Q: prost::Message + Check,
+        Q: prost::Message + Validate,
         A: prost::Message + Default,
     {
         self.send(rpc, request, context, true).await
@@ -199,10 +199,10 @@ impl Client {
         best_effort: bool,
     ) -> Result<Reply<A>, Error>
     where
-        Q: prost::Message + Check,
+        Q: prost::Message + Validate,
         A: prost::Message + Default,
     {
-        request.check()?;
+        request.validate()?;
         let Some(service) = self.services.get(rpc.service()) else {
             return Err(Error::new(Code::Internal, format!("{} is not called here", rpc.service())));
         };
