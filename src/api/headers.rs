@@ -1,6 +1,6 @@
 //! The names of the headers that travel between a caller, the gateway and the services.
 
-use http::HeaderName;
+use http::{HeaderName, HeaderValue};
 
 /// The id of a request, from the caller or else from the gateway.
 pub const REQUEST_ID: HeaderName = HeaderName::from_static("x-request-id");
@@ -23,3 +23,10 @@ pub const REQUEST_TIMEOUT: HeaderName = HeaderName::from_static("x-request-timeo
 /// On a call that is refused for overload: the time after which it may be repeated, ms; a negative number forbids
 /// that (gRPC proposal A6).
 pub const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
+
+/// Returns the value of [`SERVICE`] for a service whose keys in the registry begin with `prefix`.
+#[must_use]
+pub fn service_identity(prefix: &str, service: &str) -> HeaderValue {
+    // a prefix that no header can carry is the same as none, for callers and servers alike
+    HeaderValue::from_str(&format!("{prefix}{service}")).unwrap_or(HeaderValue::from_static("?"))
+}

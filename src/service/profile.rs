@@ -80,7 +80,7 @@ impl Profile {
         // well below the third of the deadline after which the caller may try another instance
         let context = context.with_deadline(Instant::now() + context.remaining() / 5);
         let reply: Result<Reply<GetFeedsResponse>, Error> =
-            self.client.call_optional(Rpc::GetFeeds, &request, &context).await;
+            self.client.call_best_effort(Rpc::GetFeeds, &request, &context).await;
         let mut marks = HeaderMap::new();
         match reply {
             Ok(reply) => {
