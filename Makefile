@@ -1,6 +1,6 @@
 # `make` alone lists what there is. ARGS passes flags to the program: make up ARGS='--replicas feed=2'
 .DEFAULT_GOAL := help
-.PHONY: help up build test test-stack advisories deps fmt check-nix clean
+.PHONY: help up build test test-stack advisories deps fmt generate check-nix clean
 
 # tests/deps puts cargo-deny, deadnix and nixfmt there
 export PATH := $(CURDIR)/target/tools/bin:$(PATH)
@@ -48,6 +48,13 @@ deps: ## install what building and testing need, or say what is missing
 
 fmt: ## format the code
 	cargo fmt
+
+# a new definition in src/config/settings, or a new flag in src/cli/flags.rs, wants this
+generate: ## rewrite docs/configuration.md and nixos/modules/settings.json
+	cargo run --locked --quiet -- settings > target/configuration.md
+	cargo run --locked --quiet -- settings --format json > target/settings.json
+	mv target/configuration.md docs/configuration.md
+	mv target/settings.json nixos/modules/settings.json
 
 check-nix: deps ## check the .nix files
 	tests/check-nix

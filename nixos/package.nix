@@ -118,6 +118,7 @@ let
             (fileset.maybeMissing ../SECURITY.md)
             ../docs
             ../deploy
+            ./modules
           ]
         );
         nativeCheckInputs = testTools;

@@ -4,10 +4,9 @@ use std::io::Write as _;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use clap::{CommandFactory as _, Parser as _};
 use microservice_app::app::process::Process;
 use microservice_app::app::{shutdown, up};
-use microservice_app::cli::{CheckConfig, Cli, Command};
+use microservice_app::cli::{self, CheckConfig, Command, Format};
 use microservice_app::config::{self, Role, Settings, Source};
 use microservice_app::registry::advertise;
 use microservice_app::telemetry::log;
@@ -19,21 +18,29 @@ const ROUTE_LIMIT: Duration = Duration::from_secs(30);
 const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
-    let (role, source) = match Cli::parse().command {
-        Command::Apigateway(flags) => (Role::Apigateway, flags.source()),
-        Command::Feed(flags) => (Role::Feed, flags.source()),
-        Command::Profile(flags) => (Role::Profile, flags.source()),
-        Command::Topic(flags) => (Role::Topic, flags.source()),
-        Command::Up(flags) => (Role::Up, flags.source()),
+    let (command, source) = cli::parse();
+    let role = match command {
+        Command::Apigateway => Role::Apigateway,
+        Command::Feed => Role::Feed,
+        Command::Profile => Role::Profile,
+        Command::Topic => Role::Topic,
+        Command::Up => Role::Up,
         Command::CheckConfig(flags) => return check_config(&flags),
+        Command::Settings { format } => {
+            let page = match format {
+                Format::Markdown => cli::markdown(),
+                Format::Json => cli::json(),
+            };
+            return print(page.as_bytes());
+        }
         Command::Completions { shell } => {
             let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "microservice-app", &mut script);
+            clap_complete::generate(shell, &mut cli::command(), "microservice-app", &mut script);
             return print(&script);
         }
         Command::Man => {
             let mut page = Vec::new();
-            let rendered = clap_mangen::Man::new(Cli::command()).render(&mut page);
+            let rendered = clap_mangen::Man::new(cli::command()).render(&mut page);
             return rendered.map_or_else(|error| exit(Err(error.into())), |()| print(&page));
         }
     };
@@ -91,12 +98,13 @@ async fn run(role: Role, settings: Settings, level: log::Level) -> anyhow::Resul
 
 fn check_config(flags: &CheckConfig) -> ExitCode {
     let source = Source { file: flags.config.clone(), ..Source::default() };
-    match config::load(flags.role.into(), &source) {
+    match config::load(flags.role, &source) {
         Ok(settings) => {
-            let rows = config::rows(&settings).into_iter().filter(|_| flags.show);
-            let lines: Vec<_> =
-                rows.map(|(key, value)| [key, " = ".to_owned(), value, "\n".to_owned()]).collect();
-            print(lines.concat().concat().as_bytes())
+            let shown = config::settings::all().filter(|_| flags.show);
+            let mut lines: Vec<_> =
+                shown.map(|setting| format!("{} = {}\n", setting.key, setting.print(&settings))).collect();
+            lines.sort();
+            print(lines.concat().as_bytes())
         }
         Err(error) => refuse(&error),
     }

@@ -42,44 +42,41 @@ in
         "192.168.50.11:2379"
       ];
       description = ''
-        Client addresses of etcd: `host:port`, or `https://host:port` with TLS. The roles of this host register
-        there and look up the other services there. List all members of a cluster.
+        ${ours.describe "registry.endpoints"} Name all members of a cluster.
       '';
     };
 
     registry.access =
       let
         fileOption =
-          name: description:
+          name: key:
           mkOption {
             type = types.nullOr types.externalPath;
             default = null;
             example = "/var/lib/secrets/${name}";
-            inherit description;
+            description = ours.describe key;
           };
       in
       {
-        caFile = fileOption "ca.crt" ''
-          Certificates (PEM) of the authority that signed etcd's certificate; required with `https://`.
-        '';
-        certFile = fileOption "client.crt" "Certificate (PEM) that the roles of this host show to etcd.";
-        keyFile = fileOption "client.key" "Key (PEM) of `certFile`.";
+        caFile = fileOption "ca.crt" "registry.ca_file";
+        certFile = fileOption "client.crt" "registry.cert_file";
+        keyFile = fileOption "client.key" "registry.key_file";
         serverName = mkOption {
           type = types.nullOr types.str;
           default = null;
           example = "etcd.example.org";
-          description = "Name in etcd's certificate; null: the host name of the endpoint.";
+          description = ours.describe "registry.tls_server_name";
         };
         user = mkOption {
           type = types.nullOr types.str;
           default = null;
           example = "services";
           description = ''
-            The etcd user of the roles of this host. To give one role a user of its own, set its
-            `settings.registry.user` and its `credentials.etcd-password`.
+            ${ours.describe "registry.user"} One role's own user goes into its `settings.registry.user`, and
+            its password into `credentials.etcd-password`.
           '';
         };
-        passwordFile = fileOption "etcd-password" "File with the user's password.";
+        passwordFile = fileOption "etcd-password" "registry.password_file";
       };
 
     settings = mkOption {
@@ -92,8 +89,10 @@ in
         }
       '';
       description = ''
-        Settings of every role of this host, by section and key as `microservice-app check-config --show`
-        prints them. A role's own `settings` win over these.
+        Settings of every role of this host, by section and key. A role's own `settings` win over these.
+        Defaults and ranges are in docs/configuration.md. All keys:
+
+        ${ours.describeAll}
       '';
     };
 

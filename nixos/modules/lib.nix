@@ -51,11 +51,21 @@ let
       );
     };
 
+  # The program's own definitions of its settings, by key; `make generate` rewrites the file.
+  definitions = lib.importJSON ./settings.json;
+
   # The priority of derived values: the host's `settings` win over them, they win over the program's defaults.
   derived = lib.mkOverride 1200;
 in
 rec {
   inherit toml source ip;
+
+  # The description of an option that becomes the setting `key`.
+  describe = key: "Setting `${key}`: ${definitions.${key}.meaning}";
+  # Every setting, as a list of markdown.
+  describeAll = lib.concatMapStrings (key: "- `${key}`: ${definitions.${key}.meaning}\n") (
+    lib.attrNames definitions
+  );
 
   hostPort =
     address: port: "${if lib.hasInfix ":" address then "[${address}]" else address}:${toString port}";
@@ -109,7 +119,7 @@ rec {
           mkOption {
             type = types.port;
             example = if port == null then 8182 else port + 100;
-            description = "TCP port of ${what}.";
+            description = "TCP port of ${what}. ${describe "${listen}.addr"}";
           }
           // lib.optionalAttrs (port != null) { default = port; };
 
@@ -117,7 +127,7 @@ rec {
           type = types.str;
           default = "0.0.0.0";
           example = "192.168.50.11";
-          description = "Address that ${what} listens on; `0.0.0.0`: every interface.";
+          description = "IP address of ${what}; `0.0.0.0` is every interface. ${describe "${listen}.addr"}";
         };
 
         openFirewall = openFirewallOption "the port of ${what}";
@@ -129,14 +139,14 @@ rec {
             default = if adminPort == null then config.port - 2020 else adminPort;
             defaultText = literalMD (if adminPort == null then "`port` - 2020" else "`${toString adminPort}`");
             example = 9100;
-            description = "TCP port of the admin listener: `/metrics`, `/livez`, `/readyz`, `/status`.";
+            description = "TCP port of the admin listener. ${describe "admin.addr"}";
           };
           address = mkOption {
             type = types.str;
             default = if config.admin.allowFrom == [ ] then "127.0.0.1" else "0.0.0.0";
             defaultText = literalMD "loopback; every interface if `admin.allowFrom` is not empty";
             example = "192.168.50.11";
-            description = "Address of the admin listener.";
+            description = "IP address of the admin listener. ${describe "admin.addr"}";
           };
           allowFrom = allowFromOption "the admin port of ${what}";
         };
@@ -147,18 +157,15 @@ rec {
             options = {
               log.level = mkOption {
                 type = types.str;
-                default = "info";
+                inherit (definitions."log.level") default;
                 example = "info,microservice_app::client=debug";
-                description = "Level (`error`, `warn`, `info`, `debug`, `trace`) also for single modules.";
+                description = describe "log.level";
               };
               log.format = mkOption {
-                type = types.enum [
-                  "logfmt"
-                  "json"
-                ];
-                default = "logfmt";
+                type = types.enum definitions."log.format".names;
+                inherit (definitions."log.format") default;
                 example = "json";
-                description = "Form of the log lines, which go to the journal.";
+                description = "${describe "log.format"} On a NixOS host that is the journal.";
               };
             }
             // extraSettings;
@@ -171,8 +178,9 @@ rec {
             }
           '';
           description = ''
-            Settings of ${what}, by section and key as `microservice-app check-config --show` prints them.
-            They become a TOML file, which the build checks. No secrets here: see `credentials`.
+            Settings of ${what}, by section and key. `services.microservice-app.settings` lists all keys;
+            docs/configuration.md has their defaults and ranges too. The settings become a TOML file, which the
+            build checks. No secrets here: see `credentials`.
           '';
         };
 

@@ -31,7 +31,7 @@ let
       type = types.str;
       default = "sqlite:/var/lib/${ours.stateOf role}/${role}.db";
       example = "memory:";
-      description = "Where the records are kept: `sqlite:PATH`, or `memory:`, which forgets them at each stop.";
+      description = ours.describe "store.url";
     };
   };
 

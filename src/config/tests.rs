@@ -1,5 +1,7 @@
 //! The layers and every kind of error.
 
+use std::time::Duration;
+
 use super::*;
 
 fn with_file(text: &str) -> Result<Settings, String> {
@@ -41,12 +43,29 @@ fn an_error_names_key_and_origin() {
         ("[client]\ndeadline_ms = \"soon\"", "`client.deadline_ms` in app.toml: string \"soon\" is not"),
         ("[client]\ndeadline_ms = 1.5", "`client.deadline_ms` in app.toml: want a whole number"),
         ("[client]\ndeadline_ms = true", "`client.deadline_ms` in app.toml: want a whole number"),
-        ("[client]\ndeadline_ms = -1", "`client.deadline_ms` in app.toml: "),
+        (
+            "[client]\ndeadline_ms = -1",
+            "`client.deadline_ms` in app.toml: -1 is out of range, want 1 to 600000",
+        ),
+        ("[client]\ndeadline_ms = []", "`client.deadline_ms` in app.toml: want a whole number"),
+        (
+            "[client]\nattempts = \"yes\"",
+            "`client.attempts` in app.toml: string \"yes\" is not a whole number",
+        ),
+        (
+            "[client]\nattempts = 5000000000",
+            "`client.attempts` in app.toml: 5000000000 is out of range, want 1 to 5",
+        ),
+        ("[trace]\nsample_ratio = 1.5", "`trace.sample_ratio` in app.toml: 1.5 is out of range, want 0 to 1"),
+        ("[trace]\nsample_ratio = true", "`trace.sample_ratio` in app.toml: want a number"),
         (
             "[client]\ndeadline_ms = 0",
             "`client.deadline_ms` in app.toml: 0 is out of range, want 1 to 600000",
         ),
-        ("[client]\nbalancer = \"best\"", "`client.balancer` in app.toml: "),
+        (
+            "[client]\nbalancer = \"best\"",
+            "`client.balancer` in app.toml: `best` is none of peak_ewma, round_robin",
+        ),
         ("[grpc]\naddr = \"here\"", "`grpc.addr` in app.toml: `here` is not an address to listen on"),
         (
             "[grpc]\nadvertise_addr = \"a b:1\"",
@@ -181,9 +200,22 @@ fn proxies_come_as_a_list_from_every_layer() {
 #[test]
 fn every_role_has_valid_defaults() {
     let bare = Source { env: Some(Map::new()), ..Source::default() };
-    for role in [Role::Apigateway, Role::Feed, Role::Profile, Role::Topic, Role::Up] {
-        let rows = rows(&load(role, &bare).unwrap());
-        assert!(rows.contains(&("grpc.advertise_addr".to_owned(), String::new())));
+    for role in Role::ALL {
+        let settings = load(role, &bare).unwrap();
+        assert!(settings::all().all(|setting| setting.print(&settings) == setting.default(role)));
+    }
+}
+
+#[test]
+fn an_empty_list_is_a_value() {
+    for (text, env) in [("[registry]\nendpoints = []", None), ("", Some(""))] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("app.toml");
+        std::fs::write(&path, text).unwrap();
+        let env = env.map(|value| ("MSA__REGISTRY__ENDPOINTS".to_owned(), value.to_owned()));
+        let source = Source { file: Some(path), env: Some(env.into_iter().collect()), ..Source::default() };
+        let error = load(Role::Feed, &source).expect_err(text).to_string();
+        assert!(error.starts_with("`registry.endpoints` in ") && error.contains("is empty"), "{error}");
     }
 }
 

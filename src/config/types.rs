@@ -7,7 +7,8 @@ use std::str::FromStr;
 
 use http::Uri;
 use ipnet::IpNet;
-use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
+
+use super::value::by_text;
 
 /// An address to listen on: `IP:port`, `localhost:port`, or `:port` for every IPv4 interface. Port 0
 /// takes a free one.
@@ -15,6 +16,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de::Error as _};
 pub struct ListenAddr(pub SocketAddr);
 
 impl ListenAddr {
+    /// The form of its text.
+    pub const FORM: &str = "IP:port, localhost:port or :port";
+
     /// Returns the address of every IPv4 interface.
     #[must_use]
     pub const fn any(port: u16) -> Self {
@@ -37,9 +41,9 @@ impl FromStr for ListenAddr {
             None if text.starts_with(':') => format!("0.0.0.0{text}"),
             None => text.to_owned(),
         };
-        full.parse().map(Self).map_err(|_| {
-            format!("`{text}` is not an address to listen on: want IP:port, localhost:port or :port")
-        })
+        full.parse()
+            .map(Self)
+            .map_err(|_| format!("`{text}` is not an address to listen on: want {}", Self::FORM))
     }
 }
 
@@ -59,6 +63,9 @@ pub struct HostPort {
 }
 
 impl HostPort {
+    /// The form of its text.
+    pub const FORM: &str = "host:port";
+
     /// Returns this address with `port` in the place of port 0.
     #[must_use]
     pub fn with_port(&self, port: u16) -> String {
@@ -71,7 +78,7 @@ impl FromStr for HostPort {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("`{text}` is not an address to call: want host:port");
+        let wrong = || format!("`{text}` is not an address to call: want {}", Self::FORM);
         let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
         let port = port.parse().map_err(|_| wrong())?;
         let named =
@@ -94,6 +101,9 @@ impl fmt::Display for HostPort {
 pub struct Network(IpNet);
 
 impl Network {
+    /// The form of its text.
+    pub const FORM: &str = "an address or a network, such as 10.0.0.7, 10.1.0.0/16 or fd00::/8";
+
     /// Returns true if an address (not one of IPv4 mapped into IPv6) is in it.
     #[must_use]
     pub fn contains(&self, ip: IpAddr) -> bool {
@@ -108,11 +118,9 @@ impl FromStr for Network {
         if let Ok(ip) = text.parse::<IpAddr>() {
             return Ok(Self(ip.to_canonical().into()));
         }
-        let network: IpNet = text.parse().map_err(|_| {
-            format!(
-                "`{text}` is not an address or a network: want 10.0.0.7, 10.1.0.0/16, fd00::/8 or the like"
-            )
-        })?;
+        let network: IpNet = text
+            .parse()
+            .map_err(|_| format!("`{text}` is not an address or a network: want {}", Self::FORM))?;
         if network.trunc() != network {
             return Err(format!("`{text}` has bits behind its prefix: want {}", network.trunc()));
         }
@@ -138,6 +146,9 @@ pub struct Collector {
 }
 
 impl Collector {
+    /// The form of its text.
+    pub const FORM: &str = "http://host[:port][/path]";
+
     /// Returns where spans of version 2 go.
     #[must_use]
     pub const fn uri(&self) -> &Uri {
@@ -158,9 +169,8 @@ impl FromStr for Collector {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong =
-            |why: &str| format!("`{text}` is not a collector: {why}; want http://host:port/api/v2/spans");
-        let uri: Uri = text.parse().map_err(|_| wrong("it is no URL"))?;
+        let wrong = |why: &str| format!("`{text}` is not a collector: {why}; want {}", Self::FORM);
+        let uri: Uri = text.parse().map_err(|_| wrong("it is not a URL"))?;
         let host = uri.authority().filter(|authority| !authority.host().is_empty());
         match (uri.scheme_str(), host) {
             (Some("http"), Some(host)) if !host.as_str().contains('@') => {
@@ -171,12 +181,14 @@ impl FromStr for Collector {
                     None => uri.path().to_owned(),
                 };
                 let uri = Uri::builder().scheme("http").authority(host.clone()).path_and_query(path);
-                let uri = uri.build().map_err(|_| wrong("it is no URL"))?;
+                let uri = uri.build().map_err(|_| wrong("it is not a URL"))?;
                 Ok(Self { text: text.to_owned(), uri })
             }
-            (Some("http"), Some(_)) => Err(wrong("it may not hold a user or a password")),
-            (Some("https"), _) => Err(wrong("https is not spoken; a collector beside this process can be")),
-            _ => Err(wrong("it is no URL of http")),
+            (Some("http"), Some(_)) => Err(wrong("it must not contain a user or a password")),
+            (Some("https"), _) => {
+                Err(wrong("https is not supported; run a collector or a proxy on this host"))
+            }
+            _ => Err(wrong("it is not a URL of http")),
         }
     }
 }
@@ -196,6 +208,11 @@ pub enum StoreUrl {
     Sqlite(PathBuf),
 }
 
+impl StoreUrl {
+    /// The form of its text.
+    pub const FORM: &str = "memory: or sqlite:PATH";
+}
+
 impl FromStr for StoreUrl {
     type Err = String;
 
@@ -203,7 +220,7 @@ impl FromStr for StoreUrl {
         match text.split_once(':') {
             Some(("memory", "")) => Ok(Self::Memory),
             Some(("sqlite", path)) if !path.is_empty() => Ok(Self::Sqlite(PathBuf::from(path))),
-            _ => Err(format!("`{text}` is not a store: want memory: or sqlite:PATH")),
+            _ => Err(format!("`{text}` is not a store: want {}", Self::FORM)),
         }
     }
 }
@@ -217,74 +234,59 @@ impl fmt::Display for StoreUrl {
     }
 }
 
-/// Implements the string form of a setting by its `FromStr` and `Display`.
-macro_rules! as_string {
-    ($($type:ty),*) => {$(
-        impl Serialize for $type {
-            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.collect_str(self)
+by_text!(ListenAddr, HostPort, Network, Collector, StoreUrl, Balancer, LogFormat);
+
+/// Defines an enum whose variants have a name in files, variables and flags.
+macro_rules! choice {
+    (
+        $(#[doc = $about:literal])+
+        $choice:ident { $( $(#[doc = $doc:literal])+ $variant:ident = $name:literal, )+ }
+    ) => {
+        $(#[doc = $about])+
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub enum $choice { $( $(#[doc = $doc])+ $variant, )+ }
+
+        impl $choice {
+            /// The name of each.
+            pub const NAMES: &[&str] = &[$($name),+];
+        }
+
+        impl FromStr for $choice {
+            type Err = String;
+
+            fn from_str(text: &str) -> Result<Self, String> {
+                match text {
+                    $( $name => Ok(Self::$variant), )+
+                    _ => Err(format!("`{text}` is none of {}", Self::NAMES.join(", "))),
+                }
             }
         }
-        impl<'de> Deserialize<'de> for $type {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+
+        impl fmt::Display for $choice {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(match self { $( Self::$variant => $name, )+ })
             }
         }
-    )*};
-}
-as_string!(Collector, ListenAddr, HostPort, Network, StoreUrl);
-
-/// How the next instance is chosen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Balancer {
-    /// Of two usable instances at random the one with less load: recent latency and failures times calls
-    /// in flight.
-    PeakEwma,
-    /// Each usable instance in turn, by address.
-    RoundRobin,
+    };
 }
 
-/// The form of a log line.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
-#[serde(rename_all = "snake_case")]
-pub enum LogFormat {
-    /// `key=value` pairs: time, level, target, message, fields.
-    Logfmt,
-    /// One JSON object a line.
-    Json,
-}
-
-/// A `Duration` written as whole milliseconds.
-pub mod millis {
-    use std::time::Duration;
-
-    use serde::{Deserialize, Deserializer, Serializer};
-
-    #[allow(missing_docs, clippy::missing_errors_doc, clippy::cast_possible_truncation)]
-    pub fn serialize<S: Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_u64(value.as_millis() as u64)
-    }
-
-    #[allow(missing_docs, clippy::missing_errors_doc)]
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-        u64::deserialize(deserializer).map(Duration::from_millis)
+choice! {
+    /// How the next instance is chosen.
+    Balancer {
+        /// The less loaded of two usable instances that are picked at random. The load is the recent latency
+        /// and failures times the calls in flight.
+        PeakEwma = "peak_ewma",
+        /// Each usable instance in turn, in the order of the addresses.
+        RoundRobin = "round_robin",
     }
 }
 
-/// A `Duration` written as whole seconds.
-pub mod seconds {
-    use std::time::Duration;
-
-    use serde::{Deserialize, Deserializer, Serializer};
-
-    #[allow(missing_docs, clippy::missing_errors_doc)]
-    pub fn serialize<S: Serializer>(value: &Duration, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_u64(value.as_secs())
-    }
-
-    #[allow(missing_docs, clippy::missing_errors_doc)]
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Duration, D::Error> {
-        u64::deserialize(deserializer).map(Duration::from_secs)
+choice! {
+    /// The form of a log line.
+    LogFormat {
+        /// `key=value` pairs: time, level, target, message, fields.
+        Logfmt = "logfmt",
+        /// One JSON object a line.
+        Json = "json",
     }
 }

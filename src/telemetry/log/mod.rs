@@ -1,9 +1,8 @@
 //! Log lines: on standard error, as logfmt or JSON, at a level that can be changed while the process runs.
 //!
 //! No line holds what a user sent, at any level: ours name routes, codes and ids, and other crates' lines
-//! pass up to a level that [`filter`] knows.
+//! pass up to a level that [`log_filter`] knows.
 
-pub mod filter;
 mod logfmt;
 mod throttle;
 
@@ -13,7 +12,7 @@ use tracing_subscriber::filter::Targets;
 use tracing_subscriber::prelude::*;
 use tracing_subscriber::{Registry, fmt, reload};
 
-use crate::config::{Log, LogFormat};
+use crate::config::{Log, LogFormat, log_filter};
 
 pub use throttle::LogThrottle;
 
@@ -35,9 +34,9 @@ impl Level {
     /// Changes the level, and logs that.
     ///
     /// # Errors
-    /// When the text is no level; see [`filter::parse`].
+    /// When the text is no level; see [`log_filter::parse`].
     pub fn set(&self, new: &str) -> Result<(), String> {
-        let filter = filter::parse(new)?;
+        let filter = log_filter::parse(new)?;
         let mut text = self.text.lock().unwrap_or_else(PoisonError::into_inner);
         let from = std::mem::replace(&mut *text, new.to_owned());
         // said at whichever of the two levels lets it through, the earlier one first
@@ -58,7 +57,7 @@ impl Level {
 /// # Errors
 /// When the level cannot be parsed, or a subscriber is installed already.
 pub fn init(settings: &Log) -> anyhow::Result<Level> {
-    let filter = filter::parse(&settings.level).map_err(anyhow::Error::msg)?;
+    let filter = log_filter::parse(&settings.level).map_err(anyhow::Error::msg)?;
     let (filter, handle) = reload::Layer::new(filter);
     let registry = tracing_subscriber::registry().with(filter);
     let lines = fmt::layer().with_ansi(false).with_writer(std::io::stderr);

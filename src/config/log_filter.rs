@@ -1,12 +1,15 @@
-//! Which lines are written: a level, and levels of single modules.
+//! The value of `log.level`: a level for this program, and levels for single modules.
 //!
-//! `debug` speaks of this program; the crates below it stay at `info`, for their lines would bury ours. One
-//! that is named is heard up to `debug`: `info,h2=debug`. Not above that: what they print at `trace`, of what
-//! they carry, is not for us to promise.
+//! `debug` raises the level of this program only; other crates stay at `info`, because their lines would bury
+//! ours. A crate that is named is logged up to `debug`: `info,h2=debug`. It is not logged at `trace`, where it
+//! might print what users sent.
 
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
-/// The target of every line of ours begins so.
+/// The form of the text.
+pub const FORM: &str = "off, error, warn, info, debug, trace, or module=level,...";
+
+/// How the target of each of our lines begins.
 const OURS: &str = "microservice_app";
 const LEVELS: [(&str, LevelFilter); 6] = [
     ("off", LevelFilter::OFF),
@@ -16,16 +19,16 @@ const LEVELS: [(&str, LevelFilter); 6] = [
     ("debug", LevelFilter::DEBUG),
     ("trace", LevelFilter::TRACE),
 ];
-/// Most of other crates, unless they are named.
+/// Highest level of other crates that are not named.
 const OTHERS: LevelFilter = LevelFilter::INFO;
-/// Most of other crates that are named.
+/// Highest level of other crates that are named.
 const NAMED: LevelFilter = LevelFilter::DEBUG;
-/// Most parts; each is compared with every place in the code that logs.
+/// Most parts of a text. Each part is compared with every place in the code that logs.
 const MAX_PARTS: usize = 32;
 
 /// Reads a level (`off`, `error`, `warn`, `info`, `debug`, `trace`) and `target=level` for single modules,
-/// separated by commas: `info,microservice_app::client=debug`. Without a level of its own the rest is at
-/// `error`.
+/// separated by commas: `info,microservice_app::client=debug`. If no part is a level alone, everything else is
+/// at `error`.
 ///
 /// # Errors
 /// Which part is wrong, and what is wanted. Stricter than tracing-subscriber, which takes a misspelt level for
@@ -62,10 +65,7 @@ pub fn parse(text: &str) -> Result<Targets, String> {
 
 fn level(word: &str) -> Result<LevelFilter, String> {
     let known = LEVELS.iter().find(|(name, _)| name.eq_ignore_ascii_case(word));
-    known.map(|(_, level)| *level).ok_or_else(|| {
-        let names = LEVELS.map(|(name, _)| name).join(", ");
-        format!("{word:?} is not a level, want one of {names}, or module=level")
-    })
+    known.map(|(_, level)| *level).ok_or_else(|| format!("{word:?} is not a level, want {FORM}"))
 }
 
 fn is_target(text: &str) -> bool {

@@ -1,0 +1,157 @@
+//! The checks that one definition cannot express: forms of single texts, and keys that must fit together.
+//! No check opens a file or a socket.
+
+use std::path::PathBuf;
+
+use super::log_filter;
+use super::role::Role;
+use super::settings::{Registry, Settings};
+use super::types::HostPort;
+use super::value::out_of_range;
+
+const ENDPOINTS: &str = "registry.endpoints";
+/// How an endpoint with TLS begins.
+const HTTPS: &str = "https://";
+
+/// The key that is wrong, and why.
+type Wrong = (&'static str, String);
+
+/// Checks the settings of a role as a whole.
+pub(super) fn check(role: Role, settings: &Settings) -> Result<(), Wrong> {
+    log_level(settings)?;
+    keepalive_fits_ttl(&settings.registry)?;
+    prefix(&settings.registry)?;
+    access(&settings.registry)?;
+    role_has_a_registry(role, &settings.registry)?;
+    advertise_address(role, settings)
+}
+
+fn log_level(settings: &Settings) -> Result<(), Wrong> {
+    log_filter::parse(&settings.log.level).map(|_| ()).map_err(|reason| ("log.level", reason))
+}
+
+/// With at least two renewals in the life of a lease, one may be lost.
+fn keepalive_fits_ttl(registry: &Registry) -> Result<(), Wrong> {
+    if registry.keepalive <= registry.ttl / 2 {
+        return Ok(());
+    }
+    let max = u64::try_from((registry.ttl / 2).as_millis()).unwrap_or(u64::MAX);
+    Err(("registry.keepalive_ms", out_of_range(registry.keepalive.as_millis(), 100, max)))
+}
+
+fn prefix(registry: &Registry) -> Result<(), Wrong> {
+    let prefix = &registry.prefix;
+    if prefix.len() >= 2 && prefix.starts_with('/') && prefix.ends_with('/') {
+        return Ok(());
+    }
+    Err(("registry.prefix", format!("{prefix:?} must begin and end with `/`, with a name between")))
+}
+
+fn role_has_a_registry(role: Role, registry: &Registry) -> Result<(), Wrong> {
+    if role == Role::Up || !registry.endpoints.is_empty() {
+        return Ok(());
+    }
+    Err((ENDPOINTS, "is empty: a role on its own needs etcd to be found, and to find others".to_owned()))
+}
+
+fn advertise_address(role: Role, settings: &Settings) -> Result<(), Wrong> {
+    const KEY: &str = "grpc.advertise_addr";
+    let Some(addr) = &settings.grpc.advertise_addr else {
+        return Ok(());
+    };
+    if role == Role::Up && addr.port != 0 {
+        return Err((KEY, "every service of `up` would register the same port; leave it 0".to_owned()));
+    }
+    if !callable_from(&addr.host, settings.registry.is_remote()) {
+        return Err((KEY, format!("{addr} cannot be called from another host, and etcd is remote")));
+    }
+    Ok(())
+}
+
+/// Checks how etcd is reached.
+fn access(registry: &Registry) -> Result<(), Wrong> {
+    let mut https = None;
+    for endpoint in &registry.endpoints {
+        endpoint_host(endpoint).map_err(|reason| (ENDPOINTS, reason))?;
+        let this = endpoint.starts_with(HTTPS);
+        if *https.get_or_insert(this) != this {
+            let reason = "has endpoints with https and such without; want all with TLS or all without";
+            return Err((ENDPOINTS, reason.to_owned()));
+        }
+    }
+    let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.as_os_str().is_empty());
+    let text = |text: &Option<String>| text.as_ref().map(String::is_empty);
+    let ca = ("registry.ca_file", path(&registry.ca_file));
+    let cert = ("registry.cert_file", path(&registry.cert_file));
+    let key = ("registry.key_file", path(&registry.key_file));
+    let name = ("registry.tls_server_name", text(&registry.tls_server_name));
+    let user = ("registry.user", text(&registry.user));
+    let password = ("registry.password_file", path(&registry.password_file));
+    for (key, is_empty) in [ca, cert, key, name, user, password] {
+        if is_empty == Some(true) {
+            return Err((key, "is empty; leave it out to have none".to_owned()));
+        }
+    }
+    for (one, other) in [(cert, key), (user, password)] {
+        for (there, missing) in [(one, other), (other, one)] {
+            if there.1.is_some() && missing.1.is_none() {
+                return Err((missing.0, format!("is missing, and {} is set: both or none", there.0)));
+            }
+        }
+    }
+    if let Some(server_name) = &registry.tls_server_name
+        && format!("{server_name}:1").parse::<HostPort>().is_err()
+    {
+        return Err((name.0, format!("{server_name:?} is not a name")));
+    }
+    match https {
+        Some(true) if registry.ca_file.is_none() => {
+            let reason = "is missing, and etcd is reached by https: name a file with the certificate of \
+                          the authority that etcd's certificate comes from";
+            Err((ca.0, reason.to_owned()))
+        }
+        Some(false) => match [ca, cert, key, name].into_iter().find(|(_, set)| set.is_some()) {
+            Some((key, _)) => {
+                Err((key, format!("is for TLS, but {ENDPOINTS} has no https://; say https://host:port")))
+            }
+            None => Ok(()),
+        },
+        _ => Ok(()),
+    }
+}
+
+impl Registry {
+    /// Returns true if an endpoint of etcd is on another host.
+    #[must_use]
+    pub fn is_remote(&self) -> bool {
+        self.endpoints.iter().filter_map(|e| endpoint_host(e).ok()).any(|host| !is_loopback(&host))
+    }
+}
+
+/// Returns the `host:port` of an endpoint of etcd.
+#[must_use]
+pub fn bare_endpoint(endpoint: &str) -> &str {
+    let bare = endpoint.strip_prefix(HTTPS).or_else(|| endpoint.strip_prefix("http://"));
+    bare.unwrap_or(endpoint).trim_end_matches('/')
+}
+
+/// Returns the host of etcd's `https://host:port`, `http://host:port` or `host:port`.
+fn endpoint_host(endpoint: &str) -> Result<String, String> {
+    let parsed: Result<HostPort, String> = bare_endpoint(endpoint).parse();
+    match parsed {
+        Ok(addr) if addr.port != 0 => Ok(addr.host),
+        _ => Err(format!("{endpoint:?} is not an etcd address, want host:port or https://host:port")),
+    }
+}
+
+fn is_loopback(host: &str) -> bool {
+    let bare = host.trim_matches(['[', ']']);
+    bare == "localhost" || bare.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_loopback())
+}
+
+/// Returns false for an address that callers elsewhere can certainly not reach.
+fn callable_from(host: &str, remote: bool) -> bool {
+    let bare = host.trim_matches(['[', ']']);
+    let unspecified = bare.parse().is_ok_and(|ip: std::net::IpAddr| ip.is_unspecified());
+    !(unspecified || remote && is_loopback(host))
+}
