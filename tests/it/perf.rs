@@ -18,7 +18,7 @@ use crate::kit::{etcd, free_addr, wait_for};
 const CALLERS: usize = 32;
 /// Feeds in an answer, and the length of each one's content: an answer has about 3 kB.
 const FEEDS: usize = 20;
-const CONTENT: usize = 90;
+const CONTENT: usize = 55;
 const PATH: &str = "/api/feed/get_feeds?user_id=7&size=20";
 
 /// A program. Killed when dropped.
