@@ -18,7 +18,7 @@ use crate::kit::{etcd, free_addr, wait_for};
 const CALLERS: usize = 32;
 /// Feeds in an answer, and the length of each one's content: an answer has about 3 kB.
 const FEEDS: usize = 20;
-const CONTENT: usize = 90;
+const CONTENT: usize = 55;
 const PATH: &str = "/api/feed/get_feeds?user_id=7&size=20";
 
 /// A program. Killed when dropped.
@@ -178,5 +178,6 @@ async fn compare() {
         let Comparison { median, low, high, .. } = compared;
         println!("{name:<26} {before:>9.1} {after:>9.1} {median:>7.3}  {low:.3} to {high:.3}");
     }
-    println!("\nother processes took {:.0} % of the cores", others * 100.0);
+    let void = if others > 0.2 { ": a void comparison, take it again on a quiet machine" } else { "" };
+    println!("\nother processes took {:.0} % of the cores{void}", others * 100.0);
 }
