@@ -80,6 +80,8 @@ async fn callers_that_hang_up_in_bursts_break_nobody_else() {
 /// such calls after 50 of them and ends the connection after 1024 answers that it cannot place.
 #[tokio::test]
 async fn late_answers_to_callers_that_hung_up_break_nobody_else() {
+    // fewer than one connection carries at a time: none waits for an answer of another
+    const RUDE: usize = 190;
     let fake = Fake::start().await;
     let relay = Relay::start(fake.addr, 1).await;
     let app = App::launch(|settings| {
@@ -95,10 +97,10 @@ async fn late_answers_to_callers_that_hung_up_break_nobody_else() {
     let delay = Duration::from_secs(1);
     relay.set(Faults { down: Direction { delay, ..Direction::default() }, ..Faults::default() });
     let mut innocent = Connection::open(app.gateway()).await.unwrap();
-    for round in 0..6 {
-        let answered = fake.calls() + 256;
+    for round in 0..10 {
+        let answered = fake.calls() + RUDE;
         let mut rude = Vec::new();
-        for _ in 0..256 {
+        for _ in 0..RUDE {
             let mut stream = TcpStream::connect(app.gateway()).await.unwrap();
             stream.write_all(format!("GET {LIST} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes()).await.unwrap();
             rude.push(stream);
