@@ -1,4 +1,4 @@
-//! The second listener of every process, for operators. Its paths are in [`routes`].
+//! The second listener of every process, for operators. Its paths are in `routes.rs`.
 //!
 //! It takes no part in requests of users. What changes the process or slows it down is for callers on this host only,
 //! whatever address the listener is bound to.
