@@ -21,14 +21,17 @@ section! {
 
     /// Time a client has to send the head of a request, and time a kept-alive connection may stay idle. Then the
     /// connection is closed.
-    "http.header_timeout_ms" => header_timeout: Duration = Duration::from_secs(10), Kind::milliseconds(100, 600_000);
+    "http.header_timeout_ms" => header_timeout: Duration =
+        Duration::from_secs(10), Kind::milliseconds(100, 600_000);
 
     /// Time a client has to send the whole body of a request. Then the answer is 408.
-    "http.body_timeout_ms" => body_timeout: Duration = Duration::from_secs(10), Kind::milliseconds(100, 600_000);
+    "http.body_timeout_ms" => body_timeout: Duration =
+        Duration::from_secs(10), Kind::milliseconds(100, 600_000);
 
     /// Time in which a client must accept some bytes of an answer. Then the connection is closed. (The kernel needs
     /// 200 ms to repeat a lost packet.)
-    "http.write_timeout_ms" => write_timeout: Duration = Duration::from_secs(10), Kind::milliseconds(1000, 600_000);
+    "http.write_timeout_ms" => write_timeout: Duration =
+        Duration::from_secs(10), Kind::milliseconds(1000, 600_000);
 
     /// Most requests in progress. Further requests are answered 503 at once. A request counts from the end of its
     /// body to the end of its answer; in the worst case each holds about 6 MiB. The default keeps the wait short:
@@ -77,7 +80,8 @@ section! {
     "grpc.max_in_flight" => max_in_flight: usize = 512, Kind::number(1, 1_000_000);
 
     /// Time in which a client must accept some bytes of its answers. Then the connection is closed.
-    "grpc.write_timeout_ms" => write_timeout: Duration = Duration::from_secs(10), Kind::milliseconds(1000, 600_000);
+    "grpc.write_timeout_ms" => write_timeout: Duration =
+        Duration::from_secs(10), Kind::milliseconds(1000, 600_000);
 }
 
 section! {
