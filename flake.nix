@@ -3,7 +3,7 @@
 
   inputs = {
     nixpkgs.url = "github:NixOS/nixpkgs/nixos-26.05";
-    # has no inputs of its own, so nothing to follow
+    # has no inputs, so no `follows`
     crane.url = "github:ipetkov/crane";
   };
 
@@ -27,7 +27,7 @@
         };
       pkgsOf = eachSystem (system: nixpkgs.legacyPackages.${system});
       buildOf = eachSystem (system: build pkgsOf.${system});
-      # everything below nixos/ that needs packages is called with these
+      # imports a file of nixos/ with the arguments that all of them take
       call =
         system: file:
         import file {
@@ -42,7 +42,7 @@
         default = buildOf.${system}.package;
         oci-image = call system ./nixos/image.nix;
         options = (call system ./nixos/options.nix).page;
-        # zipkin-server: comes with the tracing module
+        # zipkin-server will come with the tracing module
       });
 
       apps = eachSystem (system: {
@@ -62,7 +62,7 @@
           options = (call system ./nixos/options.nix).check;
           nix = call system ./nixos/lint.nix;
           app = call system ./nixos/tests/app.nix;
-          # monitoring, tracing, ha and upgrade: VM tests beside app.nix
+          # add the VM tests monitoring, tracing, ha and upgrade here
         }
       );
 

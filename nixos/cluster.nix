@@ -1,5 +1,5 @@
-# `nix run .#cluster`: the five hosts as VMs on this machine, the gateway at http://localhost:8080, and a
-# Python prompt that reaches into them (`node_1.shell_interact()`); the end of the prompt ends the VMs.
+# `nix run .#cluster`: runs the five hosts as VMs on this machine, with the gateway at http://localhost:8080 and a Python
+# prompt (`node_1.shell_interact()` opens a shell). The VMs end with the prompt.
 {
   self,
   lib,
@@ -7,12 +7,12 @@
 }:
 let
   ours = import ./tests/lib.nix { inherit self lib pkgs; };
-  # host port -> node and its port; 9090, 3000 (monitor) and 9411 (tracer) come here
+  # the ports of this machine that lead to a node; add 9090 and 3000 (monitor) and 9411 (tracer) here
   forwarded = {
     node-4 = [
       {
         from = "host";
-        # QEMU would listen on every interface
+        # by default QEMU listens on every interface
         host.address = "127.0.0.1";
         host.port = 8080;
         guest.port = 8080;
@@ -25,9 +25,9 @@ let
       imports = [ (ours.node name) ];
       virtualisation.forwardPorts = forwarded.${name} or [ ];
     }) ours.site.nodes;
-    # a week: it runs until the prompt is left
+    # a week: the prompt decides when it ends
     globalTimeout = 7 * 24 * 3600;
-    # the prompt is not a part of the framework's types
+    # the framework's type check does not know the prompt
     skipTypeCheck = true;
     testScript = ''
       import ptpython.repl

@@ -1,5 +1,5 @@
-# The OCI image: the program, what its health check needs, and a folder for data. Any role runs in it;
-# without arguments all of them do, in one process.
+# The OCI image: the program, what its health check needs, and a directory for data. The arguments choose the role;
+# without arguments one process runs all roles.
 #   nix build .#oci-image && ./result | podman load
 {
   self,
@@ -8,13 +8,13 @@
 }:
 let
   package = self.packages.${pkgs.stdenv.hostPlatform.system}.default;
-  # a user of no host: nothing in the image belongs to it but /data
+  # a user that no host has; only /data belongs to it
   user = "65532:65532";
 in
 pkgs.dockerTools.streamLayeredImage {
   name = "microservice-app";
   tag = package.version;
-  # /etc/nsswitch.conf, so that the names of other containers are looked up
+  # brings /etc/nsswitch.conf, without which the names of other containers are not found
   contents = [ pkgs.dockerTools.fakeNss ];
   fakeRootCommands = ''
     mkdir data
@@ -36,7 +36,7 @@ pkgs.dockerTools.streamLayeredImage {
       "8083/tcp" = { };
       "8084/tcp" = { };
     };
-    # one admin port for every role, so that one health check fits all; inside the container only
+    # the same admin port for every role, so that one health check works for all; reachable in the container only
     Env = [ "MSA__ADMIN__ADDR=127.0.0.1:6060" ];
     Healthcheck = {
       Test = [

@@ -1,4 +1,4 @@
-# The page of all options, and the check that each of them is documented.
+# The page with all options, and the check that each option is documented.
 {
   self,
   lib,
@@ -10,19 +10,19 @@ let
     modules = [
       self.nixosModules.default
       {
-        # the options of NixOS itself are not part of this page
+        # without NixOS' own options, which the modules set
         _module.check = false;
         _module.args = { inherit pkgs; };
       }
     ];
   };
-  # `_module` aside
+  # without `_module`
   options = { inherit (evaluated.options) services; };
 
   shown = lib.filter (option: option.visible && !option.internal) (
     lib.optionAttrSetToDocList options
   );
-  # what only the user can know
+  # options without a default: only the user knows the value
   required = [
     "services.microservice-app.feed.instances.<name>.port"
     "services.microservice-app.profile.instances.<name>.port"
@@ -49,7 +49,7 @@ let
 in
 {
   inherit page;
-  # fails when evaluated, and so before anything is built
+  # fails already when it is evaluated
   check =
     if undocumented == [ ] then
       pkgs.runCommand "options-documented" { inherit page; } "ln -s $page $out"

@@ -1,19 +1,19 @@
-# The Rust package and its checks, by crane. Dependencies are one derivation, shared by all others, and
-# rebuilt only when Cargo.lock or Cargo.toml changes.
+# The Rust package and its checks, built by crane. The dependencies are one derivation that all others share;
+# it is rebuilt only when Cargo.lock or Cargo.toml changes.
 { pkgs, craneLib }:
 let
   inherit (pkgs) lib stdenv;
   inherit (lib) fileset;
 
-  # What cargo needs to build the crate, and nothing else: editing a NixOS module or a page rebuilds no
-  # Rust. (crane's own filter would drop the .proto files.)
+  # What cargo needs to build the crate, and nothing else, so that a change to a NixOS module or a page rebuilds
+  # no Rust. (crane's own filter would drop the .proto files.)
   crate = fileset.unions [
     ../Cargo.lock
     ../Cargo.toml
     ../proto
     ../src
   ];
-  # the checks also see the tests, but not the scripts beside them
+  # The sources of the checks: the tests as well, without the scripts beside them.
   crateAndTests = fileset.unions [
     crate
     (fileset.difference (fileset.maybeMissing ../tests) (
@@ -39,7 +39,7 @@ let
   common = {
     src = sourceOf crateAndTests;
     strictDeps = true;
-    # etcd-client compiles etcd's own protos, and so wants protoc and the well-known types
+    # etcd-client compiles etcd's .proto files: it needs protoc and the well-known types.
     nativeBuildInputs = [ pkgs.protobuf ];
   };
   cargoArtifacts = craneLib.buildDepsOnly common;
@@ -52,12 +52,13 @@ let
     // {
       inherit src;
       nativeBuildInputs = common.nativeBuildInputs ++ [ pkgs.installShellFiles ];
-      # `--version` names the sources by hash, not the commit: with the commit in it, every commit, even
-      # one to a module, would rebuild the crate. Hosts name theirs: `nixos-version --configuration-revision`.
+      # `--version` shows a hash of the sources instead of the commit: otherwise every commit, even one that
+      # changes only a NixOS module, would rebuild the crate. A host shows its commit with
+      # `nixos-version --configuration-revision`.
       env.MSA_COMMIT = "src-${
         builtins.substring 0 12 (builtins.unsafeDiscardStringContext (baseNameOf src.outPath))
       }";
-      # the tests are the check `tests`, so that a host waits for none of them
+      # The tests are a check of their own, `tests`: installing a host does not wait for them.
       doCheck = false;
       postInstall = lib.optionalString (stdenv.buildPlatform.canExecute stdenv.hostPlatform) ''
         app=$out/bin/microservice-app
@@ -75,7 +76,7 @@ let
     }
   );
 
-  # Programs that the tests start. Two go by Debian's names there.
+  # Programs that the tests start. The tests call two of them by the names that Debian gives them.
   debianNames = pkgs.runCommand "debian-names" { } ''
     mkdir -p $out/bin
     ln -s ${lib.getExe' pkgs.prometheus-alertmanager "alertmanager"} $out/bin/prometheus-alertmanager
@@ -90,9 +91,9 @@ let
     pkgs.prometheus
     pkgs.prometheus-alertmanager # amtool
     pkgs.prometheus.cli # promtool
-    pkgs.util-linux # tests/stack: flock, setsid
+    pkgs.util-linux # deploy/stack: flock, setsid
   ];
-  # the file that tests/deps fetches where ZIPKIN_JAR names none
+  # The file that tests/deps fetches when ZIPKIN_JAR is not set.
   zipkinJar = pkgs.fetchurl {
     url = "mirror://maven/io/zipkin/zipkin-server/3.6.1/zipkin-server-3.6.1-exec.jar";
     hash = "sha256-2DJuDtT0OFXbqBIo9ohVRwblJXinx4LZqQtz+GgGVKE=";
@@ -107,14 +108,17 @@ let
     tests = craneLib.cargoTest (
       withDeps
       // {
-        # some compare pages with the program, some run its rules and dashboards
+        # Some tests compare the pages with the program, others run the rules, the dashboards and the stack.
         src = sourceOf (
           fileset.unions [
             crateAndTests
             ../README.md
+            (fileset.maybeMissing ../CHANGELOG.md)
+            (fileset.maybeMissing ../CONTRIBUTING.md)
+            (fileset.maybeMissing ../SECURITY.md)
             ../docs
+            ../deploy
             ./modules
-            ./monitoring
           ]
         );
         nativeCheckInputs = testTools;
@@ -129,6 +133,7 @@ in
     inherit checks;
     ZIPKIN_JAR = zipkinJar;
     packages = testTools ++ [
+      pkgs.cargo-deny
       pkgs.deadnix
       pkgs.jq
       pkgs.nixfmt

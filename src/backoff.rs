@@ -23,7 +23,7 @@ impl Backoff {
     pub fn next_wait(&mut self) -> Duration {
         let step = self.step.min(self.cap);
         self.step = step.saturating_mul(2).min(self.cap);
-        step.mul_f64(rand::random_range(0.5..=1.0))
+        step.mul_f64(crate::random::range(0.5..=1.0))
     }
 
     /// Starts over, after a success.

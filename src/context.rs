@@ -128,7 +128,7 @@ fn is_request_id(value: &HeaderValue) -> bool {
 
 /// Returns a new request id.
 fn fresh() -> HeaderValue {
-    let text = format!("{:016x}", rand::random::<u64>());
+    let text = format!("{:016x}", crate::random::id());
     HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static("0000000000000001"))
 }
 

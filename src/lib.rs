@@ -22,6 +22,7 @@ pub mod config;
 pub mod context;
 pub mod gateway;
 pub mod limit;
+pub mod random;
 pub mod registry;
 pub mod server;
 pub mod service;

@@ -16,7 +16,7 @@ const PUSHBACK_RANGE: std::ops::RangeInclusive<u16> = 50..=150;
 /// Returns a value for [`PUSHBACK`](crate::api::headers::PUSHBACK), jittered.
 #[must_use]
 pub fn pushback() -> HeaderValue {
-    HeaderValue::from(rand::random_range(PUSHBACK_RANGE))
+    HeaderValue::from(crate::random::range(PUSHBACK_RANGE))
 }
 
 /// A fixed number of permits: calls, or bytes.

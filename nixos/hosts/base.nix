@@ -1,5 +1,5 @@
-# What every host has, whatever its role: a fixed address, ssh for the administrator, time, the tools of
-# the trade. The VM tests leave this file out, since the test framework has its own of each.
+# What every host has, whatever its role: a fixed address, ssh for the administrator, garbage collection, tools. The VM
+# tests leave this file out: the test framework has its own network and its own access.
 {
   config,
   lib,
@@ -16,7 +16,7 @@ in
       type = types.listOf (types.strMatching "(ssh-|ecdsa-|sk-)[^\n]+");
       default = [ ];
       example = [ "ssh-ed25519 AAAAC3... you@example.org" ];
-      description = "Public SSH keys that may log in as root. Must be set: there is no other way in.";
+      description = "Public SSH keys that may log in as root. Required: there is no other way to log in.";
     };
     address = mkOption {
       type = types.str;
@@ -63,7 +63,7 @@ in
         message = "site.administratorKeys is empty: nobody could log in to ${config.networking.hostName}. Put your public SSH key into nixos/hosts/site.nix.";
       }
     ];
-    # the placeholder evaluates, so that the hosts can be checked as they are, but is never deployed
+    # with the placeholder the hosts evaluate, so that they can be checked, but they do not build
     system.checks = lib.optional (lib.any (lib.hasInfix "REPLACE-ME") cfg.administratorKeys) (
       pkgs.runCommand "administrator-key" { } ''
         echo "Put your public SSH key into nixos/hosts/site.nix: the placeholder would lock you out." >&2
@@ -98,7 +98,7 @@ in
       "nix-command"
       "flakes"
     ];
-    # generations to roll back to for a month, and no full disk after a year
+    # keeps a month of generations to roll back to, and the disk from filling up
     nix.gc = {
       automatic = true;
       dates = "weekly";

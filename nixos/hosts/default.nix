@@ -1,5 +1,5 @@
-# nixosConfigurations: the five hosts of the plan in site.nix. A host is its role (node-N.nix), what all
-# hosts have (base.nix) and its hardware.
+# nixosConfigurations: the five hosts that site.nix lists. A host consists of its role (node-N.nix), of what all hosts
+# have (base.nix) and of its hardware.
 { self, nixpkgs }:
 let
   inherit (nixpkgs) lib;
@@ -25,12 +25,12 @@ let
               prefixLength
               ;
           };
-          # which commit runs here: `nixos-version --configuration-revision`
+          # `nixos-version --configuration-revision` prints the commit
           system.configurationRevision = self.rev or self.dirtyRev or null;
         }
       ];
     };
-  # what `nixos-generate-config --show-hardware-config` prints on the machine, once it is there
+  # hardware/NAME.nix holds what `nixos-generate-config --show-hardware-config` prints on the machine
   hardwareOf =
     name:
     let

@@ -1,4 +1,4 @@
-# node-0: the registry. The shared database comes here too.
+# node-0: the registry. The shared database will run here too.
 let
   site = import ./site.nix;
 in
@@ -6,7 +6,7 @@ in
   services.microservice-app.registry.server = {
     enable = true;
     address = site.nodes.node-0;
-    # whoever registers or looks up
+    # the hosts that register or look up services
     allowFrom = [
       site.nodes.node-1
       site.nodes.node-2

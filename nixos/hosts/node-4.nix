@@ -1,4 +1,4 @@
-# node-4: the gateway, open to all who reach this host.
+# node-4: the gateway, open to everybody who can reach this host.
 let
   site = import ./site.nix;
 in

@@ -1,25 +1,25 @@
-# What differs from one site to the next: edit this file first. A plain value, so that the VM tests read
-# the same addresses as the hosts.
+# What differs from one site to another: edit this file first. It is a plain value, so that the hosts and the VM tests
+# use the same addresses.
 {
-  # Your public SSH keys, the only way into the hosts. As long as this is the placeholder, the hosts
-  # evaluate but refuse to be built, so that nobody locks himself out.
+  # Your public SSH keys, the only way to log in to the hosts. With the placeholder the hosts evaluate, but they do not
+  # build: otherwise you would lock yourself out.
   administratorKeys = [ "ssh-ed25519 REPLACE-ME administrator@example.org" ];
 
-  # The network of the hosts. Any other plan works; nothing else repeats these addresses.
+  # The addresses of the hosts. Choose any others; no other file repeats them.
   nodes = {
     node-0 = "192.168.50.10"; # registry
     node-1 = "192.168.50.11"; # feed
     node-2 = "192.168.50.12"; # profile
     node-3 = "192.168.50.13"; # topic
     node-4 = "192.168.50.14"; # apigateway
-    # monitor and tracer: their addresses come here
+    # add the addresses of monitor and tracer here
   };
   prefixLength = 24;
   gateway = "192.168.50.1";
   nameservers = [ "192.168.50.1" ];
-  # name of the network card; on a host with several of them name the one, or each gets this address
+  # name of the network card; on a host with several of them give the exact name, otherwise each gets this address
   interface = "en*";
 
-  # Who may read the admin ports (metrics): the address of the monitor, once there is one.
+  # The hosts that may read the admin ports (metrics): the monitor, once there is one.
   monitors = [ ];
 }

@@ -1,5 +1,5 @@
-# What every role of a host shares: the package, where the registry is, settings for all, and the
-# firewall rules that the roles ask for.
+# What all roles of a host share: the package, the addresses of the registry, common settings, and the firewall rules
+# that the roles need.
 {
   config,
   lib,
@@ -72,8 +72,8 @@ in
           default = null;
           example = "services";
           description = ''
-            ${ours.describe "registry.user"} One role's own user goes into its `settings.registry.user`, and
-            its password into `credentials.etcd-password`.
+            ${ours.describe "registry.user"} To give one role a user of its own, set its
+            `settings.registry.user` and its `credentials.etcd-password`.
           '';
         };
         passwordFile = fileOption "etcd-password" "registry.password_file";
@@ -123,8 +123,8 @@ in
       if config.networking.nftables.enable then
         { extraInputRules = rules nftablesRule; }
       else
-        # appended to the chain of accepted packets, before the final refusal; NixOS makes the chain anew
-        # at each start or reload of the firewall, so there is nothing to undo
+        # appended to the chain nixos-fw, before the rule that refuses the rest; NixOS builds the chain anew
+        # at every start or reload of the firewall, so no rule has to be removed
         { extraCommands = rules iptablesRule; };
 
     assertions =
@@ -161,8 +161,8 @@ in
       ];
 
     warnings = lib.optional (cfg.firewallRules != [ ] && !config.networking.firewall.enable) ''
-      services.microservice-app: an `allowFrom` names the hosts that may connect, but
-      networking.firewall.enable is false, so that every host may.
+      services.microservice-app: an `allowFrom` lists the hosts that may connect, but every host can:
+      networking.firewall.enable is false.
     '';
   };
 }

@@ -1,8 +1,7 @@
-# The flake's nixosModules: one a role, to be used alone or together, and `default` with all of them.
+# The flake's nixosModules: one for each role, usable alone or together, and `default` with all of them.
 self:
 let
-  # the flake's own package, unless the host says otherwise; the key keeps it one module when several
-  # roles are imported
+  # The flake's package is the default. The key makes this one module even if several roles import it.
   package = {
     key = "microservice-app-package";
     _file = ./default.nix;
@@ -29,7 +28,7 @@ in
     self.nixosModules.registry
     self.nixosModules.service
     self.nixosModules.gateway
-    # monitoring, tracing and database: modules beside these, listed here
+    # add the modules for monitoring, tracing and the database here
   ];
   registry = role ./registry.nix;
   service = role ./service.nix;

@@ -1,4 +1,4 @@
-# The HTTP gateway. systemd holds its port, so that a restart refuses no connection.
+# The HTTP gateway. systemd holds the listening socket, so connections are accepted while the gateway restarts.
 {
   config,
   lib,
@@ -18,8 +18,8 @@ in
     default = { };
     example = lib.literalExpression "{ enable = true; openFirewall = true; }";
     description = ''
-      The HTTP gateway. A changed `port` or `address` takes effect with `systemctl restart ${name}.socket`:
-      a switch to a new generation leaves a socket in use as it is.
+      The HTTP gateway. After a change of `port` or `address`, run `systemctl restart ${name}.socket`:
+      a switch to a new generation does not restart a socket that is in use.
     '';
     type = lib.types.submodule {
       imports = [
@@ -44,7 +44,7 @@ in
         systemd.sockets.${name} = {
           description = "microservice-app: port of the HTTP gateway";
           wantedBy = [ "sockets.target" ];
-          # a bare port is every interface, by IPv6 as well where the host has it
+          # a port without an address listens on every interface, also with IPv6 if the host has it
           listenStreams = [
             (
               if gateway.address == "0.0.0.0" then
@@ -55,9 +55,9 @@ in
           ];
           socketConfig = {
             NoDelay = true;
-            # connections that wait while the gateway restarts
+            # how many connections can wait while the gateway restarts
             Backlog = 4096;
-            # the address may come up after the socket
+            # the socket may be opened before the interface has its address
             FreeBind = true;
           };
         };

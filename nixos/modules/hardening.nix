@@ -1,4 +1,4 @@
-# Sandbox of every unit: a network service that reads its settings and writes its state directory.
+# The sandbox of every unit, for a network service that reads its settings and writes to its state directory.
 {
   UMask = "0077";
   ProtectSystem = "strict";
@@ -26,7 +26,7 @@
   RestrictRealtime = true;
   RestrictSUIDSGID = true;
 
-  # AF_UNIX for readiness, watchdog and name service
+  # AF_UNIX: readiness, watchdog, name lookup
   RestrictAddressFamilies = [
     "AF_INET"
     "AF_INET6"

@@ -1,5 +1,5 @@
-# What the roles have in common: options of one process, its checked settings file, its unit. Plain
-# functions; a module of NixOS is made of them in service.nix and gateway.nix.
+# Functions from which service.nix and gateway.nix build their modules: the options of a process, its checked settings
+# file, its unit.
 {
   config,
   lib,
@@ -15,15 +15,15 @@ let
   cfg = config.services.microservice-app;
   toml = pkgs.formats.toml { };
 
-  # An IP address, a network: strict, since they become part of firewall rules, and NixOS' firewall script
-  # ends at the first rule that iptables refuses, with every port still open.
+  # Types of an IP address and of a network. They are strict because the values become firewall rules: NixOS' firewall
+  # script ends at the first rule that iptables refuses, and then every port is open.
   octet = "(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])";
   v4 = "${octet}(\\.${octet}){3}";
   v6 = "[0-9a-fA-F]*:[0-9a-fA-F:]*";
   ip = types.strMatching "(${v4}|${v6})";
   source = types.strMatching "(${v4}(/(3[0-2]|[12]?[0-9]))?|${v6}(/(12[0-8]|1[01][0-9]|[1-9]?[0-9]))?)";
 
-  # What the settings say of the way to etcd, and the files that they name.
+  # The settings for the access to etcd, and the credentials with the files that they name.
   access =
     let
       given = lib.filterAttrs (_: value: value != null) cfg.registry.access;
@@ -54,7 +54,7 @@ let
   # The program's own definitions of its settings, by key; `make generate` rewrites the file.
   definitions = lib.importJSON ./settings.json;
 
-  # The priority of values that we derive: below the host's `settings`, above the binary's defaults.
+  # The priority of derived values: the host's `settings` win over them, they win over the program's defaults.
   derived = lib.mkOverride 1200;
 in
 rec {
@@ -88,16 +88,20 @@ rec {
         "10.1.0.0/16"
       ];
       description = ''
-        Addresses and networks for which ${what} is opened in the firewall. Works with iptables and nftables.
+        Addresses and networks for which the firewall opens ${what}. Works with iptables and nftables.
       '';
     };
 
-  # Name of the user, and of the directory below /var/lib, of a role's processes.
+  # The user of a role's processes, and the name of their directory in /var/lib.
   stateOf = role: "microservice-app-${role}";
 
-  # A submodule with the options of one process of `role`; `what` it is called in descriptions. `port` and
-  # `adminPort` are its defaults, null where the user has to choose; `listen` is the settings section of the
-  # address to listen on; `inherited` are settings that its own win over.
+  # A submodule with the options of one process.
+  #   role             the command of the program
+  #   what             its name in descriptions
+  #   port, adminPort  default ports; null: there is none
+  #   listen           section of the settings that has the address to listen on
+  #   inherited        settings of lower priority than its own
+  #   extraSettings    further options of its settings
   process =
     {
       role,
@@ -140,7 +144,7 @@ rec {
           address = mkOption {
             type = types.str;
             default = if config.admin.allowFrom == [ ] then "127.0.0.1" else "0.0.0.0";
-            defaultText = literalMD "loopback; every interface if `admin.allowFrom` names a host";
+            defaultText = literalMD "loopback; every interface if `admin.allowFrom` is not empty";
             example = "192.168.50.11";
             description = "IP address of the admin listener. ${describe "admin.addr"}";
           };
@@ -185,8 +189,8 @@ rec {
           default = { };
           example = literalExpression ''{ etcd-password = "/var/lib/secrets/etcd-password"; }'';
           description = ''
-            Secret files, read by systemd as root when the unit starts. A setting `..._file` that is a bare
-            name, such as `etcd-password`, finds the file of that name here.
+            Secret files, which systemd reads as root when the unit starts. If a setting `..._file` is a name
+            without a slash, such as `etcd-password`, it means the file of that name here.
           '';
         };
       };
@@ -197,15 +201,15 @@ rec {
           ${listen}.addr = derived (hostPort config.address config.port);
           admin.addr = derived (hostPort config.admin.address config.admin.port);
           registry.endpoints = derived cfg.registry.endpoints;
-          # a process that restarts while etcd is away still knows the others
+          # a process that restarts while etcd is away still knows the other instances
           registry.snapshot_file = derived "/var/lib/${stateOf role}/${name}.view";
         }
-        # bare names: systemd hands each unit the files, see `unit`
+        # names without a slash: systemd passes the files to each unit, see `unit`
         { registry = lib.mapAttrs (_: derived) access.settings; }
       ];
     };
 
-  # What the host's firewall opens for processes.
+  # The configuration of the firewall for a list of processes.
   firewallOf = processes: {
     networking.firewall.allowedTCPPorts = lib.concatMap (
       process: lib.optional process.openFirewall process.port
@@ -222,8 +226,8 @@ rec {
     ]) processes;
   };
 
-  # The settings file, as the binary accepts it: a wrong key or value fails the build of the system, and
-  # the running unit keeps its old file.
+  # The settings file, checked by the program: a wrong key or value fails the build of the system, and the running unit
+  # keeps its old file.
   settingsFile =
     {
       name,
@@ -233,7 +237,7 @@ rec {
     let
       file = toml.generate "${name}.toml" settings;
     in
-    # a program of another platform cannot check it here; it does when it starts
+    # a program for another platform cannot run here; it checks the file when it starts
     if pkgs.stdenv.buildPlatform.canExecute cfg.package.stdenv.hostPlatform then
       pkgs.runCommand "${name}.toml" { } ''
         ${lib.getExe cfg.package} check-config --role ${role} --config ${file}
@@ -254,26 +258,26 @@ rec {
     {
       inherit description;
       wantedBy = [ "multi-user.target" ];
-      # the address to advertise is that of the route to the registry; etcd itself is not waited for
+      # the address to advertise is found by the route to the registry; the unit does not wait for etcd itself
       wants = [ "network-online.target" ];
       after = [ "network-online.target" ];
-      # with the default, a switch to a new generation would stop every changed unit before the activation
-      # and start it after, and take the gateway's socket down with it
+      # by default, a switch to a new generation stops every changed unit before the activation and starts it after
+      # it; that would also stop the gateway's socket
       stopIfChanged = false;
-      # try for ever: a host that was cut off long enough must not stay down
+      # no limit of restarts: the unit must come back after an outage of any length
       startLimitIntervalSec = 0;
       serviceConfig = import ./hardening.nix // {
-        # ready: settings valid, listeners bound, registration begun
+        # ready means: settings valid, listeners bound, registration started
         Type = "notify";
         ExecStart = "${lib.getExe cfg.package} ${role} --config ${
           settingsFile { inherit name role settings; }
         }";
         Restart = "always";
         RestartSec = 0;
-        # settings that were refused will be refused again
+        # status 2: the settings are wrong, and a restart does not change them
         RestartPreventExitStatus = 2;
         WatchdogSec = 30;
-        # the process ends its calls by itself within its grace period
+        # the process itself ends its calls within its grace period
         TimeoutStopSec = (settings.shutdown.grace_ms or 10000) / 1000 + 10;
         LimitNOFILE = 65536;
 
@@ -285,7 +289,7 @@ rec {
       };
     };
 
-  # Fails with a clear message where a role has no registry to register in.
+  # The assertion that a role knows a registry.
   registryKnown = role: {
     assertion = cfg.registry.endpoints != [ ];
     message = "services.microservice-app.${role} needs to know etcd: set services.microservice-app.registry.endpoints = [ \"host:2379\" ];";

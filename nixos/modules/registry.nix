@@ -1,4 +1,4 @@
-# The registry: etcd, alone or as a member of a cluster, by NixOS' own module with a sandbox around it.
+# The registry: etcd, alone or as a member of a cluster. Uses NixOS' module, and adds a sandbox.
 {
   config,
   lib,
@@ -35,7 +35,7 @@ let
           caFile = "/var/lib/secrets/ca.crt";
         }
       '';
-      description = "TLS for ${who}; null is none. The files may belong to root alone.";
+      description = "TLS for ${who}; null: no TLS. Only root has to be able to read the files.";
       type = types.nullOr (
         types.submodule {
           options = {
@@ -55,20 +55,20 @@ let
               type = types.externalPath;
               default = "/var/lib/secrets/ca.crt";
               example = "/run/secrets/ca.crt";
-              description = "Certificates (PEM) of the authority that signed those of the others.";
+              description = "Certificates (PEM) of the authority that signed the other side's certificates.";
             };
             clientCertAuth = mkOption {
               type = types.bool;
               default = true;
               example = false;
-              description = "Whether the other side has to show a certificate too.";
+              description = "Whether the other side has to present a certificate.";
             };
           };
         }
       );
     };
 
-  # etcd's own user cannot read root's files: systemd hands it copies
+  # etcd's user cannot read root's files: systemd gives it copies
   credential = kind: "/run/credentials/etcd.service/${kind}";
   credentialsOf =
     prefix: tls:
@@ -108,9 +108,9 @@ in
         node-6 = "192.168.50.16";
       };
       description = ''
-        All members of the cluster with their IP addresses, this one too; the same on each of them. Empty:
-        a single etcd. The peer port is opened in the firewall for the other members.
-        A new cluster starts when a majority of its members has. To replace a member see
+        All members of the cluster with their IP addresses, including this one; the same value on each of them.
+        Empty: a single etcd. The firewall opens the peer port for the other members.
+        A new cluster works as soon as a majority of its members has started. To replace a member see
         `services.etcd.initialClusterState`.
       '';
     };
@@ -118,8 +118,8 @@ in
     openFirewall = ours.openFirewallOption "etcd's client port (${toString clientPort})";
     allowFrom = ours.allowFromOption "etcd's client port (${toString clientPort})";
 
-    tls = tlsOption "etcd's clients; the roles of this package need `registry.access` then";
-    peerTls = tlsOption "what the members say to each other";
+    tls = tlsOption "etcd's clients, for which the roles need `registry.access`";
+    peerTls = tlsOption "the connections between the members";
   };
 
   config = lib.mkIf server.enable {
@@ -141,7 +141,7 @@ in
       }
       {
         assertion = server.members != { } -> server.address == server.members.${server.name} or null;
-        message = "services.microservice-app.registry.server.address is not what `members` says of `${server.name}`.";
+        message = "services.microservice-app.registry.server.address differs from the address of `${server.name}` in `members`.";
       }
     ];
 
@@ -177,7 +177,7 @@ in
       listenPeerUrls = mkDefault [ (peerUrl address) ];
       initialAdvertisePeerUrls = mkDefault [ (peerUrl address) ];
       initialCluster = mkDefault (lib.mapAttrsToList (name: member: "${name}=${peerUrl member}") members);
-      # the registry keeps no history: an hour of revisions is for looking into what happened
+      # the program needs no old revisions; those of an hour help to find out what happened
       extraConf = {
         AUTO_COMPACTION_MODE = mkDefault "periodic";
         AUTO_COMPACTION_RETENTION = mkDefault "1h";
@@ -198,11 +198,11 @@ in
 
     systemd.services.etcd = {
       startLimitIntervalSec = 0;
-      # by default, so that what NixOS' module may come to say itself wins
+      # mkDefault: values that NixOS' module sets itself win
       serviceConfig = lib.mapAttrs (_: mkDefault) (import ./hardening.nix) // {
         ReadWritePaths = [ config.services.etcd.dataDir ];
         LoadCredential = credentialsOf "client" server.tls ++ credentialsOf "peer" server.peerTls;
-        # NixOS' module waits for 30 s, and every lease runs out meanwhile
+        # NixOS' module waits for 30 s before a restart, and every lease expires in that time
         RestartSec = lib.mkOverride 75 "1s";
       };
     };

@@ -1,5 +1,5 @@
-# The services: feed, profile and topic, by one function. Each keeps its records in SQLite in its state
-# directory, which the instances of a host share.
+# The services feed, profile and topic, all made by one function. Each keeps its records in an SQLite file in its state
+# directory; the instances of a service on one host share the file.
 {
   config,
   lib,
@@ -64,26 +64,26 @@ let
                   port = null;
                   adminPort = null;
                   listen = "grpc";
-                  inherited = ownAside cfg.${role}.settings;
+                  inherited = sharedOf cfg.${role}.settings;
                 }
               )
             );
             default = { };
             example = lib.literalExpression "{ second.port = ${toString (ports.port + 100)}; }";
             description = ''
-              Further instances on this host, by name. Each is a unit `${ours.stateOf role}-NAME`, takes the
-              settings and credentials of the first instance, except for its addresses, and shares its store.
+              Further instances on this host, by name. Each is a unit `${ours.stateOf role}-NAME`. It has the
+              settings and credentials of the first instance, except for the addresses, and shares its store.
             '';
           };
         };
       };
     };
 
-  # An instance has its own of these.
-  ownAside =
+  # Settings without those that each instance has for itself.
+  sharedOf =
     settings:
     let
-      addressesAside =
+      withoutAddresses =
         section:
         removeAttrs section [
           "addr"
@@ -92,13 +92,13 @@ let
     in
     settings
     // {
-      grpc = addressesAside settings.grpc;
-      admin = addressesAside settings.admin;
+      grpc = withoutAddresses settings.grpc;
+      admin = withoutAddresses settings.admin;
       registry = removeAttrs settings.registry [ "snapshot_file" ];
     };
 
   enabled = lib.filterAttrs (role: _: cfg.${role}.enable) services;
-  # name of unit -> process
+  # the processes by the names of their units
   processes = lib.concatMapAttrs (
     role: _:
     let

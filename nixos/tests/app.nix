@@ -1,5 +1,5 @@
-# The five hosts and an outsider: the original's walkthrough, scaling by hand, and the faults that one
-# instance, one host or the registry can have.
+# VM test of the five hosts and a client outside: the original's walkthrough, scaling by hand, and faults of an
+# instance, of a host and of the registry.
 {
   self,
   lib,
@@ -14,17 +14,17 @@ ours.test {
   nodes = {
     client = outsider "192.168.50.100";
     node-0 = node "node-0";
-    # node-1 has the other firewall, and like node-3 an admin port that the gateway's host may read
+    # node-1 uses nftables, the other hosts use iptables. As on node-3, the gateway's host may read the admin port
     node-1 = {
       imports = [ (node "node-1") ];
       networking.nftables = {
         enable = true;
-        # its simulated kernel would be one more thing to build; the machine's own kernel is the judge here
+        # the check would build a kernel in user space; here the kernel of the machine checks the rules
         checkRuleset = false;
       };
       services.microservice-app.feed.admin.allowFrom = [ site.nodes.node-4 ];
     };
-    # an instance of feed is started by hand here
+    # the test starts an instance of feed by hand here
     node-2 = {
       imports = [ (node "node-2") ];
       networking.firewall.allowedTCPPorts = [ 8082 ];
@@ -33,7 +33,7 @@ ours.test {
       imports = [ (node "node-3") ];
       services.microservice-app.topic = {
         admin.allowFrom = [ site.nodes.node-4 ];
-        # two instances, one store
+        # a second instance with the same store
         instances.second = {
           port = 8184;
           allowFrom = [ site.nodes.node-4 ];

@@ -1,10 +1,10 @@
-# Test script of app.nix; prelude.py comes before it.
+# The test script of app.nix; prelude.py comes before it.
 
 FEEDS = "/api/feed/get_feeds?user_id=123&size=2"
 PROFILE = "/api/profile/get_profile?user_id=123"
 TOPIC = "/api/topic/view?topic_id=1"
 BY_HAND = "microservice-app-feed-by-hand"
-# as the original's README shows it
+# as in the original's README
 TWO_FEEDS = """{
     "feeds": [
         {
@@ -29,20 +29,20 @@ REGISTERED = {
 
 
 def put(path: str, record: dict[str, object]) -> None:
-    """PUTs a record; the answer is an empty object."""
+    """PUTs a record; fails unless the answer is an empty object."""
     answer = curl(f"-XPUT {GATEWAY}{path} -d '{json.dumps(record)}'")
     assert answer == "{}", answer
 
 
 def start_feed_by_hand() -> None:
-    """Starts a second feed instance on node-2, with a store of its own, and waits until it is known."""
+    """Starts a second feed instance on node-2, with its own store, and waits until it is called."""
     node_2.succeed(
         f"systemd-run --quiet --collect --unit={BY_HAND} --property=Type=notify"
         f" --setenv=MSA__REGISTRY__TTL_S={TTL} --setenv=MSA__REGISTRY__KEEPALIVE_MS={TTL * 1000 // 3}"
         f" microservice-app feed --addr :8082 --etcd-addr {ADDRESSES['node-0']}:2379"
     )
     wait_for_keys("feed", [FEED_1, FEED_2], timeout=SETTLE)
-    # an instance is called once the gateway has seen it and connected
+    # the gateway calls an instance as soon as it has seen it and connected to it
     before = feed_calls("node-2", "GetFeeds")
 
     def called(_: bool) -> bool:
@@ -53,7 +53,7 @@ def start_feed_by_hand() -> None:
 
 
 def answered(node: str, port: int, service: str, method: str) -> float:
-    """How many calls an instance has answered, by its own count: with a record or without."""
+    """Returns the number of calls that an instance has answered, by its own metric, with a record or without."""
     return sum(
         metric(node, port, "grpc_server_handling_seconds_count", service=service, method=method, code=code)
         for code in ["OK", "NOT_FOUND"]
@@ -61,21 +61,21 @@ def answered(node: str, port: int, service: str, method: str) -> float:
 
 
 def feed_calls(node: str, method: str) -> float:
-    """The same for the feed instance of a host."""
+    """Returns the same for the feed instance of a host."""
     return answered(node, 6062, "feed.Feed", method)
 
 
-# three machines at a time: without KVM six that boot at once starve each other
+# three machines at a time: without KVM, six that boot at once are too slow
 for group in [[node_0, node_1, node_4], [node_2, node_3, client]]:
     for machine in group:
         machine.start()
     for machine in group:
         machine.wait_for_unit("multi-user.target", timeout=BOOT)
 
-with subtest("every role becomes ready, and registers at the address that others reach it at"):
+with subtest("every role becomes ready, and registers the address at which others reach it"):
     wait_for_app(REGISTERED)
 
-with subtest("the original's three curls print what its README shows, byte for byte"):
+with subtest("the three curls of the original's README print what it shows, byte for byte"):
     wait_for_answers(TOPIC.replace("view?topic_id=1", "list"), timeout=SETTLE)
     out = client.succeed(
         f"curl -s -XPUT {GATEWAY}/api/feed/create_feed -d '"
@@ -116,8 +116,8 @@ with subtest("a user without feeds is 404, an unknown route too, a bad id 400"):
     assert status("/api/nothing") == "404"
     assert status("/api/feed/get_feeds?user_id=none&size=2") == "400"
 
-with subtest("ports are open for the hosts that are named, and shut for all others"):
-    # nftables on node-1, iptables elsewhere
+with subtest("ports are open for the listed hosts, and closed for all others"):
+    # nftables on node-1, iptables on the others
     for source, target, port, expected in [
         ("node-4", "node-1", 8082, "open"),
         ("node-3", "node-1", 8082, "dropped"),
@@ -136,7 +136,7 @@ with subtest("ports are open for the hosts that are named, and shut for all othe
         found = reach(source, target, port)
         assert found == expected, f"{source} to {target}:{port}: {found}, want {expected}"
 
-with subtest("the units are confined: systemd's own score is at most 2.0"):
+with subtest("the units are sandboxed: systemd's security score is at most 2.0"):
     for machine in NODES.values():
         for unit in machine.succeed(
             "systemctl list-units --plain --no-legend --type=service 'microservice-app-*' etcd.service"
@@ -158,18 +158,18 @@ with subtest("a second feed instance started by hand on node-2 gets its share of
 
 with subtest("the two instances differ until they share a database"):
     answers = {curl(f"'{GATEWAY}/api/feed/get_feeds?user_id=7&size=100'") for _ in range(4)}
-    # becomes 1 with the database on node-0
+    # will be 1 with the database on node-0
     assert len(answers) == 2, f"{len(answers)} different answers"
 
 with subtest("scaling in fails no call"):
-    # profile asks feed too: two clients see the instance leave
+    # profile calls feed too: two clients see the instance leave
     put("/api/profile/put_profile", {"user_id": 7, "name": "x", "company": "x", "title": "x"})
     with steady_calls("/api/feed/get_feeds?user_id=7", "/api/profile/get_profile?user_id=7"):
         node_2.succeed(f"systemctl stop {BY_HAND}")
         wait_for_keys("feed", [FEED_1], timeout=SETTLE)
 
 with subtest("a restart of the gateway refuses no connection"):
-    # the new process begins with the view that the old one left on disk
+    # the new process starts with the view that the old one saved
     with steady_calls(FEEDS, TOPIC):
         for _ in range(3):
             node_4.succeed("systemctl restart microservice-app-apigateway.service")
@@ -187,7 +187,7 @@ with subtest("after the outage the gateway sees changes again"):
     start_feed_by_hand()
 
 with subtest("a crashed service node costs no call"):
-    # one write for each feed instance in turn: then either may answer
+    # one write to each feed instance in turn: then either can answer
     for record in [1, 2]:
         put("/api/feed/create_feed", {"id": record, "user_id": 8, "content": "x"})
     with steady_calls("/api/feed/get_feeds?user_id=8&size=1", "/api/topic/list"):
@@ -210,7 +210,7 @@ with subtest("no unit of ours failed or logged an error"):
     for name, machine in NODES.items():
         failed = machine.succeed("systemctl list-units --failed --plain --no-legend 'microservice-app-*' etcd.service")
         assert failed == "", f"{name}: {failed}"
-        # by priority, which systemd's own complaints about a unit have, and by the level in the line
+        # systemd's own messages have a priority, the lines of the program have a level
         logged = machine.succeed(
             "journalctl --quiet --no-pager --output=cat --priority=err -u 'microservice-app-*' -u etcd.service;"
             " journalctl --quiet --no-pager --output=cat -u 'microservice-app-*' | grep -w ERROR || true"

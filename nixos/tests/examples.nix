@@ -1,18 +1,18 @@
-# Hosts as the documentation shows them: that they evaluate, and what comes of them.
+# Checks that hosts as in the documentation evaluate, and that their configuration is the expected one.
 {
   self,
   lib,
   pkgs,
 }:
 let
-  # the configuration of a host with these options
+  # evaluates a host with these options of services.microservice-app
   evaluated =
     services:
     (lib.nixosSystem {
       modules = [
         self.nixosModules.default
         { services.microservice-app = services; }
-        # what every NixOS host has to say
+        # what every NixOS host has to set
         {
           boot.isContainer = true;
           nixpkgs.hostPlatform = pkgs.stdenv.hostPlatform.system;
@@ -22,7 +22,7 @@ let
     }).config;
   wrongWith =
     config: map (a: a.message) (lib.filter (a: !a.assertion) config.assertions) ++ config.warnings;
-  # the same, once nothing is wrong with it
+  # the same; fails if an assertion fails or there is a warning
   host =
     services:
     let
@@ -30,10 +30,10 @@ let
       wrong = wrongWith config;
     in
     if wrong == [ ] then config else throw (lib.concatLines wrong);
-  # whether a host is refused, and that for this reason
+  # whether a host is refused with a message that contains `reason`
   refused = reason: services: lib.any (lib.hasInfix reason) (wrongWith (evaluated services));
 
-  # a text that is there to be read, and that fails to evaluate if something is not as it should be
+  # the text of a unit; fails to evaluate if one of `truths` is false
   check =
     name: config: unit: truths:
     let
@@ -49,7 +49,7 @@ let
     registry.endpoints = [ "192.168.50.10:2379" ];
   };
 
-  # the same on each of its members
+  # one member of a cluster
   member = host {
     registry.server = {
       enable = true;
@@ -81,7 +81,7 @@ let
   };
   inherit (several.services.microservice-app) feed;
 
-  # etcd with TLS and users; the gateway has a user of its own
+  # etcd with TLS and users; the gateway has its own user
   secured = host {
     registry = {
       endpoints = [
@@ -110,7 +110,7 @@ let
   second = feed.instances.second.settings;
 in
 {
-  # that such a host runs, node-4 of the test `app` shows
+  # node-4 of the VM test `app` shows that such a host runs
   two-line-host = check "two-line-host" gateway "microservice-app-apigateway.service" {
     nothingIsOpened = gateway.networking.firewall.allowedTCPPorts == [ ];
     adminOnLoopback =

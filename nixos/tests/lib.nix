@@ -1,5 +1,5 @@
-# What the VM tests share: nodes made of the hosts' own role modules at the hosts' own addresses, the
-# timings, and the first lines of a script.
+# What the VM tests share: nodes with the role modules and the addresses of the hosts, the timings, and the beginning of
+# the test script.
 {
   self,
   lib,
@@ -8,8 +8,8 @@
 let
   site = import ../hosts/site.nix;
 
-  # Seconds, for nodes and script alike. VMs share the builder's cores, and without KVM they are ten times
-  # slower: a test asserts order and final state, never how fast.
+  # In seconds, used by the nodes and by the script. VMs share the cores of the builder, and without KVM they are ten
+  # times slower: a test asserts order and final state, never speed.
   timings = {
     ttl = 15;
     # longest wait for a machine to boot and its units to be ready
@@ -32,7 +32,7 @@ let
         }
       ];
       networking.interfaces.eth1.ipv6.addresses = lib.mkOverride 0 [ ];
-      # what the machines' /etc/hosts are made of
+      # the test framework writes /etc/hosts from these
       networking.primaryIPAddress = lib.mkForce address;
       networking.primaryIPv6Address = lib.mkForce "";
     };
@@ -40,7 +40,7 @@ in
 {
   inherit site timings;
 
-  # A host of the plan in site.nix, as a machine of a test.
+  # A host of site.nix as a machine of a test.
   node =
     name:
     { config, ... }:
@@ -50,7 +50,7 @@ in
         (../hosts + "/${name}.nix")
         (machine site.nodes.${name})
       ];
-      # base.nix, which a test leaves out, has it too
+      # as in base.nix, which a test leaves out
       environment.systemPackages = [ config.services.microservice-app.package ];
       services.microservice-app.settings = {
         registry = {
@@ -60,7 +60,7 @@ in
           watch_silence_ms = timings.ttl * 1000;
         };
         client = {
-          # the original's promise, whose shares a test can count
+          # equal shares, as in the original: the test counts them
           balancer = "round_robin";
           deadline_ms = timings.call * 500;
           connect_timeout_ms = 5000;
@@ -69,8 +69,8 @@ in
       };
     };
 
-  # A machine that has nothing of ours. `steady-calls URL...` GETs until /tmp/enough exists, and writes
-  # status, curl's exit code and what a degraded answer lacks, of each call, to /tmp/calls.
+  # A machine without any role. `steady-calls URL...` sends GETs until /tmp/enough exists. For each call it appends a
+  # line to /tmp/calls: the status, curl's exit code, and the header x-degraded.
   outsider = address: {
     imports = [ (machine address) ];
     environment.systemPackages = [
@@ -86,7 +86,7 @@ in
     ];
   };
 
-  # Makes the test; `script` comes after the timings and helpers that all scripts use.
+  # Builds a test. `script` follows the timings and the helpers that all scripts use.
   test =
     {
       name,

@@ -1,4 +1,4 @@
-# Helpers of every test script. Before them stand the timings of lib.nix, in seconds, and the ADDRESSES.
+# Helpers of all test scripts. lib.nix puts the timings, in seconds, and ADDRESSES before them.
 import json
 from contextlib import contextmanager
 from typing import Iterator
@@ -15,38 +15,38 @@ NODES = {
 
 
 def curl(arguments: str) -> str:
-    """The body of the answer to a call by the client, which must be a success."""
+    """Returns the body of the answer to a call by the client; fails unless the call succeeds."""
     return client.succeed(f"curl --silent --show-error --fail --max-time {CALL} {arguments}")
 
 
 def status(path: str) -> str:
-    """The status of the answer to a GET by the client."""
+    """Returns the status of the answer to a GET by the client."""
     return client.succeed(
         f"curl --silent --output /dev/null --write-out '%{{http_code}}' --max-time {CALL} '{GATEWAY}{path}'"
     )
 
 
 def wait_for_answers(path: str, timeout: int, count: int = 1) -> None:
-    """Waits until so many GETs in a row succeed: with several instances, one is luck."""
+    """Waits until `count` GETs in a row succeed: with several instances, a single success may be luck."""
     call = f"curl --silent --fail --output /dev/null --max-time {CALL} '{GATEWAY}{path}'"
     client.wait_until_succeeds(" && ".join([call] * count), timeout=timeout)
 
 
 def reach(source: str, target: str, port: int) -> str:
-    """What a host meets at a port of another: `open`, `refused` or `dropped`."""
+    """Returns the state of a port, seen from another host: `open`, `refused` or `dropped`."""
     code, _ = NODES[source].execute(f"timeout 5 bash -c '</dev/tcp/{target}/{port}' 2> /dev/null")
     return {0: "open", 1: "refused", 124: "dropped"}[code]
 
 
 def keys(service: str) -> list[str]:
-    """The addresses that are registered for a service, by etcd's own client."""
+    """Returns the registered addresses of a service, read with etcdctl."""
     prefix = f"/services/{service}/"
     out = node_0.succeed(f"etcdctl get --prefix --keys-only {prefix}")
     return sorted(key.removeprefix(prefix) for key in out.split())
 
 
 def wait_for_keys(service: str, addresses: list[str], timeout: int) -> None:
-    """Waits until just these addresses are registered for a service."""
+    """Waits until exactly these addresses are registered for a service."""
 
     def registered(last: bool) -> bool:
         found = keys(service)
@@ -69,13 +69,13 @@ def metric(node: str, port: int, name: str, **labels: str) -> float:
 
 @contextmanager
 def steady_calls(*paths: str) -> Iterator[None]:
-    """Has the client GET these paths over and over meanwhile; every call must be answered by 200, whole."""
+    """Lets the client GET these paths until the block ends; each answer must be a complete 200."""
     urls = " ".join(f"'{GATEWAY}{path}'" for path in paths)
     client.succeed("rm -f /tmp/calls /tmp/enough")
     client.succeed(f"systemd-run --quiet --collect --unit=steady-calls steady-calls {urls}")
     client.wait_until_succeeds("[ -s /tmp/calls ]", timeout=SETTLE)
     yield
-    # slow machines call slowly: a few calls before and many after the fault
+    # the machines are slow: waits until there are enough calls after the fault
     client.wait_until_succeeds("[ $(wc -l < /tmp/calls) -ge 30 ]", timeout=SETTLE)
     client.succeed("touch /tmp/enough")
     client.wait_until_fails("systemctl is-active --quiet steady-calls", timeout=SETTLE)
@@ -86,7 +86,7 @@ def steady_calls(*paths: str) -> Iterator[None]:
 
 
 def wait_for_app(addresses: dict[str, list[str]]) -> None:
-    """Waits until every role of the five hosts is ready, and each service registered at its addresses."""
+    """Waits until all roles of the five hosts are ready, and each service is registered at its addresses."""
     for unit, machine in [
         ("etcd", node_0),
         ("microservice-app-feed", node_1),

@@ -8,7 +8,10 @@
 
 mod loglevel;
 mod pprof;
+#[cfg(feature = "cpu-profile")]
 pub mod profile;
+#[cfg(feature = "cpu-profile")]
+mod profiler;
 mod targets;
 
 use std::net::IpAddr;
@@ -27,10 +30,11 @@ use warp::filters::BoxedFilter;
 use warp::reply::Response;
 
 use crate::client::Client;
+use crate::registry::metrics::Metrics as ViewMetrics;
 use crate::registry::{Registered, ViewHandle};
 use crate::service::Service;
 use crate::telemetry::log;
-use crate::telemetry::metrics::Metrics;
+use crate::telemetry::metrics;
 
 /// Longest time a store may take to show that it can be read.
 const STORE_LIMIT: Duration = Duration::from_secs(1);
@@ -81,7 +85,8 @@ struct Inner {
     clients: Vec<Client>,
     /// None in a process that calls nobody.
     view: Option<ViewHandle>,
-    metrics: Metrics,
+    metrics: prometheus::Registry,
+    view_metrics: ViewMetrics,
     /// The last page of metrics, and when it was begun; held while one is made.
     page: Arc<tokio::sync::Mutex<Option<(Instant, Bytes)>>>,
     /// None where something else than [`log::init`] decides what is logged.
@@ -118,11 +123,12 @@ impl Admin {
         roles: Vec<Role>,
         clients: Vec<Client>,
         view: Option<ViewHandle>,
-        metrics: Metrics,
+        metrics: prometheus::Registry,
+        view_metrics: ViewMetrics,
         level: Option<log::Level>,
     ) -> Self {
         let page = Arc::default();
-        Self(Arc::new(Inner { roles, clients, view, metrics, page, level }))
+        Self(Arc::new(Inner { roles, clients, view, metrics, view_metrics, page, level }))
     }
 
     /// Returns what answers requests.
@@ -187,15 +193,15 @@ impl Admin {
     fn page(&self) -> String {
         let inner = &self.0;
         if let Some(view) = &inner.view {
-            inner.metrics.view(view);
+            inner.view_metrics.set_view(view);
         }
-        Client::measure(&inner.clients);
+        Client::update_gauges(&inner.clients);
         let registrations = inner.roles.iter().filter_map(|role| {
             let state = *role.registration.as_ref()?.borrow();
             Some((role.name, state))
         });
-        inner.metrics.registrations(registrations);
-        inner.metrics.text()
+        inner.view_metrics.set_registrations(registrations);
+        metrics::text(&inner.metrics)
     }
 
     async fn ready(&self) -> Response {
@@ -244,7 +250,7 @@ impl Admin {
             "roles": roles.collect::<Vec<_>>(),
             "registry": self.0.view.as_ref().map(registry),
             "clients": self.0.clients.iter().map(Client::status).collect::<Vec<_>>(),
-            "spared": self.0.clients.iter().map(Client::spared).collect::<Vec<_>>(),
+            "best_effort": self.0.clients.iter().map(Client::best_effort).collect::<Vec<_>>(),
         });
         json(&body)
     }

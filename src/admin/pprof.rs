@@ -1,39 +1,40 @@
-//! `/debug/pprof/profile?seconds=N`: where the process spends its processor time, in the format that
-//! `go tool pprof` and its relatives read.
+//! `/debug/pprof/profile?seconds=N`: one CPU profile of the process at a time, for callers on this host.
 //!
-//! The profiler is a crate's: a timer on processor time, and a signal handler that walks the stack by its
-//! unwind tables, which every build has. Between profiles it costs nothing but the memory it took at the
-//! first (some 25 MB). All work is done on a thread of its own.
+//! The profile is taken by `profiler`, on a thread of its own. A program that was built without the feature
+//! `cpu-profile` has no profiler and answers 501.
 
-use std::collections::HashMap;
-use std::hash::Hash;
-use std::io::Write as _;
 use std::sync::Arc;
 use std::sync::mpsc::{RecvTimeoutError, channel};
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
-use flate2::Compression;
-use flate2::write::GzEncoder;
 use http::{HeaderValue, StatusCode, header};
-use prost::Message as _;
-use rpprof::{ProfilerGuardBuilder, Report, Symbol};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Semaphore;
 use warp::Filter;
 use warp::filters::BoxedFilter;
 use warp::reply::Response;
 
-use super::{Peer, Refusal, profile, text};
+#[cfg(feature = "cpu-profile")]
+use super::profiler;
+use super::{Peer, Refusal, text};
 
-/// Samples a second of processor time. The kernel gives no more than 250 on many systems, and a number that
-/// others do not use is not in step with their timers.
-const HERTZ: i32 = 99;
+/// Takes a profile until its argument returns, and returns the profile as a file. Its argument blocks, and returns
+/// false when nobody wants the profile any more.
+type Profiler = fn(&dyn Fn() -> bool) -> Result<Vec<u8>, String>;
+
+/// The profiler of this program, if it has one.
+#[cfg(feature = "cpu-profile")]
+const PROFILER: Option<Profiler> = Some(profiler::take);
+#[cfg(not(feature = "cpu-profile"))]
+const PROFILER: Option<Profiler> = None;
+
 /// Range of `seconds`.
 const SECONDS: std::ops::RangeInclusive<u64> = 1..=60;
-/// What it is by default.
+/// Default of `seconds`.
 const DEFAULT_SECONDS: u64 = 10;
 
+const NO_CPU: &str = "CPU profiles are not in this program: it was built without the feature cpu-profile";
 const NO_HEAP: &str = "\
-heap profiles are not built in: they would cost every allocation. Attach heaptrack to the process instead
+heap profiles are not in this program: they would slow down every allocation. Attach heaptrack to the process
 (Debian and nixpkgs: heaptrack), wait, press Ctrl-C, then look at what it wrote:
 
   heaptrack --pid PID
@@ -42,33 +43,46 @@ heap profiles are not built in: they would cost every allocation. Attach heaptra
 
 /// Returns the routes below `/debug/pprof`.
 pub fn routes() -> BoxedFilter<(Response,)> {
+    routes_with(PROFILER)
+}
+
+fn routes_with(profiler: Option<Profiler>) -> BoxedFilter<(Response,)> {
     let one = Arc::new(Semaphore::new(1));
     let profile = warp::path!("debug" / "pprof" / "profile")
         .and(warp::ext::get::<Peer>())
         .and(warp::query::raw().or(warp::any().map(String::new)).unify())
         .then(move |peer, query: String| {
             let one = one.clone();
-            async move { cpu(peer, &query, one).await.unwrap_or_else(Response::from) }
+            async move { cpu(profiler, peer, &query, one).await.unwrap_or_else(Response::from) }
         });
     let heap =
         warp::path!("debug" / "pprof" / "heap").map(|| text(StatusCode::NOT_IMPLEMENTED, NO_HEAP.to_owned()));
     profile.or(heap).unify().boxed()
 }
 
-/// *Cancellation*: a caller that hangs up ends the profile.
-async fn cpu(peer: Peer, query: &str, one: Arc<Semaphore>) -> Result<Response, Refusal> {
+/// Answers a request for a CPU profile.
+///
+/// *Cancellation*: ends the profile; the next caller can have one.
+async fn cpu(
+    profiler: Option<Profiler>,
+    peer: Peer,
+    query: &str,
+    one: Arc<Semaphore>,
+) -> Result<Response, Refusal> {
     peer.local()?;
+    let take = profiler.ok_or_else(|| Refusal(StatusCode::NOT_IMPLEMENTED, NO_CPU.to_owned()))?;
     let time = seconds(query).map_err(|reason| Refusal(StatusCode::BAD_REQUEST, reason))?;
     let busy = |_| Refusal(StatusCode::CONFLICT, "another profile is being taken".to_owned());
-    let turn = one.try_acquire_owned().map_err(busy)?;
+    let permit = one.try_acquire_owned().map_err(busy)?;
     let (caller, gone) = channel::<()>();
     let taken = tokio::task::spawn_blocking(move || {
-        let wait = || gone.recv_timeout(time) == Err(RecvTimeoutError::Timeout);
-        take(turn, wait)
+        let profile = take(&|| gone.recv_timeout(time) == Err(RecvTimeoutError::Timeout));
+        drop(permit); // after the profiler has stopped
+        profile
     });
     let failed = |reason: String| Refusal(StatusCode::SERVICE_UNAVAILABLE, format!("no profile: {reason}"));
     let taken = taken.await.map_err(|error| failed(error.to_string()))?.map_err(failed)?;
-    drop(caller); // held until here
+    drop(caller); // held until here: its end tells the thread that the caller has gone
     let mut response = Response::new(taken.into());
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
@@ -100,121 +114,12 @@ fn seconds(query: &str) -> Result<Duration, String> {
     }
 }
 
-/// Takes a profile for as long as `wait` does. Blocks; the turn ends after everything else.
-fn take(_turn: OwnedSemaphorePermit, wait: impl FnOnce() -> bool) -> Result<Vec<u8>, String> {
-    let guard = ProfilerGuardBuilder::default().frequency(HERTZ).build().map_err(|e| e.to_string())?;
-    if !wait() {
-        return Err("the caller has gone".to_owned());
-    }
-    let report = guard.report().build().map_err(|e| e.to_string())?;
-    drop(guard);
-    // what it read of the program's symbols: more than all the rest of the process
-    backtrace::clear_symbol_cache();
-    let samples = report.data.values().sum::<isize>();
-    tracing::info!(samples, missed = report.missed_samples, "profile taken");
-    let mut out = GzEncoder::new(Vec::new(), Compression::default());
-    let written = out.write_all(&encode(&report).encode_to_vec()).and_then(|()| out.finish());
-    written.map_err(|e| e.to_string())
-}
-
-/// Numbers things from 1, equal ones once.
-struct Numbers<K>(HashMap<K, u64>);
-
-impl<K: Hash + Eq> Numbers<K> {
-    /// Returns a thing's number, and whether it is new.
-    fn of(&mut self, key: K) -> (u64, bool) {
-        let next = self.0.len() as u64 + 1;
-        let number = *self.0.entry(key).or_insert(next);
-        (number, number == next)
-    }
-}
-
-/// Builds the message; strings, functions and locations are written once.
-struct Encoder {
-    out: profile::Profile,
-    strings: HashMap<String, i64>,
-    /// By name and file.
-    functions: Numbers<(i64, i64)>,
-    /// By the functions and lines that are inlined into each other there.
-    locations: Numbers<Vec<(u64, i64)>>,
-}
-
-impl Encoder {
-    fn string(&mut self, text: String) -> i64 {
-        let next = self.out.string_table.len();
-        let table = &mut self.out.string_table;
-        *self.strings.entry(text).or_insert_with_key(|text| {
-            table.push(text.clone());
-            i64::try_from(next).unwrap_or_default()
-        })
-    }
-
-    fn value(&mut self, kind: &str, unit: &str) -> profile::ValueType {
-        profile::ValueType { r#type: self.string(kind.to_owned()), unit: self.string(unit.to_owned()) }
-    }
-
-    fn location(&mut self, symbols: &[Symbol]) -> u64 {
-        let lines: Vec<_> = symbols
-            .iter()
-            .map(|symbol| {
-                let name = self.string(symbol.name());
-                let system_name = self.string(symbol.sys_name().into_owned());
-                let filename = self.string(symbol.filename().into_owned());
-                let (id, new) = self.functions.of((system_name, filename));
-                if new {
-                    self.out.function.push(profile::Function {
-                        id,
-                        name,
-                        system_name,
-                        filename,
-                        start_line: 0,
-                    });
-                }
-                (id, i64::from(symbol.lineno()))
-            })
-            .collect();
-        let (id, new) = self.locations.of(lines.clone());
-        if new {
-            let line = lines.into_iter().map(|(function_id, line)| profile::Line { function_id, line });
-            self.out.location.push(profile::Location { id, line: line.collect() });
-        }
-        id
-    }
-}
-
-fn encode(report: &Report) -> profile::Profile {
-    let nanos = |time: Duration| i64::try_from(time.as_nanos()).unwrap_or(i64::MAX);
-    let period = 1_000_000_000 / i64::from(HERTZ);
-    let mut encoder = Encoder {
-        out: profile::Profile::default(),
-        strings: HashMap::new(),
-        functions: Numbers(HashMap::new()),
-        locations: Numbers(HashMap::new()),
-    };
-    encoder.string(String::new()); // number 0 is the empty text
-    let cpu = encoder.value("cpu", "nanoseconds");
-    encoder.out.sample_type = vec![encoder.value("samples", "count"), cpu.clone()];
-    encoder.out.period_type = Some(cpu);
-    encoder.out.period = period;
-    let begun = report.timing.start_time.duration_since(UNIX_EPOCH);
-    encoder.out.time_nanos = begun.map(nanos).unwrap_or_default();
-    encoder.out.duration_nanos = nanos(report.timing.duration);
-    let thread = encoder.string("thread".to_owned());
-    for (frames, count) in &report.data {
-        let count = i64::try_from(*count).unwrap_or_default();
-        let name = encoder.string(frames.thread_name_or_id());
-        let sample = profile::Sample {
-            location_id: frames.frames.iter().map(|symbols| encoder.location(symbols)).collect(),
-            value: vec![count, count.saturating_mul(period)],
-            label: vec![profile::Label { key: thread, str: name }],
-        };
-        encoder.out.sample.push(sample);
-    }
-    encoder.out
-}
-
 #[cfg(test)]
 mod tests {
+    use bytes::Bytes;
+    use http_body_util::{BodyExt as _, Empty};
+    use tower::Service as _;
+
     use super::*;
 
     #[test]
@@ -228,5 +133,30 @@ mod tests {
         }
         assert!(seconds("seconds=1&seconds=2").unwrap_err().starts_with("seconds: "));
         assert!(seconds("hz=5").unwrap_err().contains("\"hz\""));
+    }
+
+    /// Returns the status and the text of an answer to a caller on this host.
+    async fn get(routes: BoxedFilter<(Response,)>, path: &str) -> (StatusCode, String) {
+        let mut request = http::Request::get(path).body(Empty::<Bytes>::new()).unwrap();
+        request.extensions_mut().insert(Peer([127, 0, 0, 1].into()));
+        let response = warp::service(routes).call(request).await.unwrap();
+        let status = response.status();
+        let body = response.into_body().collect().await.unwrap().to_bytes();
+        (status, String::from_utf8(body.to_vec()).unwrap())
+    }
+
+    #[tokio::test]
+    async fn a_program_without_a_profiler_says_so() {
+        let routes = routes_with(None);
+        let answer = get(routes, "/debug/pprof/profile?seconds=1").await;
+        assert_eq!(answer, (StatusCode::NOT_IMPLEMENTED, format!("{NO_CPU}\n")));
+        let routes = routes_with(Some(|wait| Ok(format!("waited: {}", wait()).into_bytes())));
+        let answer = get(routes, "/debug/pprof/profile?seconds=1").await;
+        assert_eq!(answer, (StatusCode::OK, "waited: true".to_owned()));
+    }
+
+    #[test]
+    fn the_feature_decides_whether_there_is_a_profiler() {
+        assert_eq!(PROFILER.is_some(), cfg!(feature = "cpu-profile"));
     }
 }

@@ -1,13 +1,13 @@
-//! A profile as pprof's `profile.proto` writes it: what we need of it. Texts, functions and locations are
-//! named by their numbers.
+//! The messages of pprof's `profile.proto`, with the fields that a CPU profile needs. A text is named by its index in
+//! `string_table`, a function or a location by its `id`.
 
-/// Samples and what they refer to.
+/// A profile: samples, and what they refer to.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Profile {
-    /// What the values of a sample are.
+    /// The meaning of each value of a sample.
     #[prost(message, repeated, tag = "1")]
     pub sample_type: Vec<ValueType>,
-    /// The samples, equal stacks once.
+    /// The samples, one for each distinct stack.
     #[prost(message, repeated, tag = "2")]
     pub sample: Vec<Sample>,
     /// Places in the code.
@@ -16,19 +16,19 @@ pub struct Profile {
     /// Functions.
     #[prost(message, repeated, tag = "5")]
     pub function: Vec<Function>,
-    /// Texts; the first is empty.
+    /// The texts; the first is empty.
     #[prost(string, repeated, tag = "6")]
     pub string_table: Vec<String>,
-    /// When it was begun, ns since 1970.
+    /// When it was started, in ns since 1970.
     #[prost(int64, tag = "9")]
     pub time_nanos: i64,
-    /// How long it took, ns.
+    /// How long it took, in ns.
     #[prost(int64, tag = "10")]
     pub duration_nanos: i64,
-    /// What lies between two samples.
+    /// The meaning of `period`.
     #[prost(message, optional, tag = "11")]
     pub period_type: Option<ValueType>,
-    /// How much of it.
+    /// The distance between two samples.
     #[prost(int64, tag = "12")]
     pub period: i64,
 }
@@ -47,18 +47,18 @@ pub struct ValueType {
 /// One stack.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Sample {
-    /// From the innermost place outwards.
+    /// The locations, from the innermost function outwards.
     #[prost(uint64, repeated, tag = "1")]
     pub location_id: Vec<u64>,
-    /// One for each type.
+    /// One value for each type of the profile.
     #[prost(int64, repeated, tag = "2")]
     pub value: Vec<i64>,
-    /// The thread.
+    /// The name of the thread.
     #[prost(message, repeated, tag = "3")]
     pub label: Vec<Label>,
 }
 
-/// What else is known of a sample.
+/// A further property of a sample.
 #[derive(Clone, PartialEq, prost::Message)]
 pub struct Label {
     /// Its name.
@@ -75,7 +75,7 @@ pub struct Location {
     /// Its number, from 1.
     #[prost(uint64, tag = "1")]
     pub id: u64,
-    /// The functions that are inlined there, each into the next.
+    /// The functions at this place: each was inlined into the next.
     #[prost(message, repeated, tag = "4")]
     pub line: Vec<Line>,
 }
@@ -100,13 +100,13 @@ pub struct Function {
     /// Its name.
     #[prost(int64, tag = "2")]
     pub name: i64,
-    /// Its name as the linker knows it.
+    /// Its name in the symbol table.
     #[prost(int64, tag = "3")]
     pub system_name: i64,
     /// Its file.
     #[prost(int64, tag = "4")]
     pub filename: i64,
-    /// Where it begins in its file; 0 for unknown.
+    /// The line on which it begins; 0 if unknown.
     #[prost(int64, tag = "5")]
     pub start_line: i64,
 }

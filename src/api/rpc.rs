@@ -2,6 +2,7 @@
 //!
 //! Every rpc of ours is idempotent: writes are upserts or deletes by key, so a repeat is harmless.
 
+use std::ops::Index;
 use std::time::Duration;
 
 use crate::api::error::Code;
@@ -52,82 +53,189 @@ impl Policy {
     }
 }
 
-/// One rpc.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Rpc {
-    /// Its place in [`ALL`].
-    pub index: usize,
-    /// The registry's name of the service, `feed`.
-    pub service: &'static str,
-    /// The gRPC name of the service, `feed.Feed`; a metric label.
-    pub grpc_service: &'static str,
-    /// The method, `GetFeeds`; a metric label.
-    pub method: &'static str,
-    /// The HTTP/2 path, `/feed.Feed/GetFeeds`.
-    pub path: &'static str,
-    /// True if the call has one request and one answer and so falls under the default deadline.
-    pub unary: bool,
-    /// How it may be called.
-    pub policy: Policy,
+/// Every rpc that a server of ours answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Rpc {
+    /// feed.Feed/GetFeeds
+    GetFeeds,
+    /// feed.Feed/CreateFeed
+    CreateFeed,
+    /// feed.Feed/DeleteFeed
+    DeleteFeed,
+    /// profile.Profile/GetProfile
+    GetProfile,
+    /// profile.Profile/PutProfile
+    PutProfile,
+    /// topic.Topic/GetTopic
+    GetTopic,
+    /// topic.Topic/PutTopic
+    PutTopic,
+    /// topic.Topic/ListTopics
+    ListTopics,
+    /// grpc.health.v1.Health/Check
+    HealthCheck,
+    /// grpc.health.v1.Health/Watch
+    HealthWatch,
+    /// grpc.reflection.v1.ServerReflection/ServerReflectionInfo
+    Reflection,
+    /// Every path that is none of these.
+    Unknown,
 }
 
-macro_rules! rpc {
-    ($index:literal, $service:literal, $grpc:literal, $method:literal, $unary:literal, $policy:ident) => {
-        Rpc {
-            index: $index,
+/// What is known of one rpc.
+#[derive(Debug, PartialEq, Eq)]
+struct Description {
+    service: &'static str,
+    grpc_service: &'static str,
+    method: &'static str,
+    path: &'static str,
+    unary: bool,
+    policy: Policy,
+}
+
+macro_rules! description {
+    ($service:literal, $grpc:literal, $method:literal, $kind:ident, $policy:ident) => {
+        Description {
             service: $service,
             grpc_service: $grpc,
             method: $method,
             path: concat!("/", $grpc, "/", $method),
-            unary: $unary,
+            unary: description!($kind),
             policy: Policy::$policy,
         }
     };
+    (unary) => {
+        true
+    };
+    (stream) => {
+        false
+    };
 }
 
-/// feed.Feed/GetFeeds.
-pub const GET_FEEDS: &Rpc = &ALL[0];
-/// feed.Feed/CreateFeed.
-pub const CREATE_FEED: &Rpc = &ALL[1];
-/// feed.Feed/DeleteFeed.
-pub const DELETE_FEED: &Rpc = &ALL[2];
-/// profile.Profile/GetProfile.
-pub const GET_PROFILE: &Rpc = &ALL[3];
-/// profile.Profile/PutProfile.
-pub const PUT_PROFILE: &Rpc = &ALL[4];
-/// topic.Topic/GetTopic.
-pub const GET_TOPIC: &Rpc = &ALL[5];
-/// topic.Topic/PutTopic.
-pub const PUT_TOPIC: &Rpc = &ALL[6];
-/// topic.Topic/ListTopics.
-pub const LIST_TOPICS: &Rpc = &ALL[7];
+impl Rpc {
+    /// How many rpcs there are.
+    pub const COUNT: usize = Self::ALL.len();
 
-/// Every rpc that a server of ours answers; the last one stands for all that it does not know.
-pub static ALL: [Rpc; 12] = [
-    rpc!(0, "feed", "feed.Feed", "GetFeeds", true, READ),
-    rpc!(1, "feed", "feed.Feed", "CreateFeed", true, WRITE),
-    rpc!(2, "feed", "feed.Feed", "DeleteFeed", true, WRITE),
-    rpc!(3, "profile", "profile.Profile", "GetProfile", true, READ),
-    rpc!(4, "profile", "profile.Profile", "PutProfile", true, WRITE),
-    rpc!(5, "topic", "topic.Topic", "GetTopic", true, READ),
-    rpc!(6, "topic", "topic.Topic", "PutTopic", true, WRITE),
-    rpc!(7, "topic", "topic.Topic", "ListTopics", true, READ),
-    rpc!(8, "", "grpc.health.v1.Health", "Check", true, ONCE),
-    rpc!(9, "", "grpc.health.v1.Health", "Watch", false, ONCE),
-    rpc!(10, "", "grpc.reflection.v1.ServerReflection", "ServerReflectionInfo", false, ONCE),
-    rpc!(11, "", "unknown", "unknown", true, ONCE),
-];
+    /// Every rpc, in the order of the enum.
+    pub const ALL: [Self; 12] = [
+        Self::GetFeeds,
+        Self::CreateFeed,
+        Self::DeleteFeed,
+        Self::GetProfile,
+        Self::PutProfile,
+        Self::GetTopic,
+        Self::PutTopic,
+        Self::ListTopics,
+        Self::HealthCheck,
+        Self::HealthWatch,
+        Self::Reflection,
+        Self::Unknown,
+    ];
 
-/// Returns the rpc of a request path, or the one that stands for unknown ones.
-#[must_use]
-pub fn by_path(path: &str) -> &'static Rpc {
-    let known = ALL.iter().find(|rpc| rpc.path == path);
-    known.unwrap_or(&ALL[ALL.len() - 1])
+    /// The table of rpcs.
+    const fn describe(self) -> &'static Description {
+        match self {
+            Self::GetFeeds => &description!("feed", "feed.Feed", "GetFeeds", unary, READ),
+            Self::CreateFeed => &description!("feed", "feed.Feed", "CreateFeed", unary, WRITE),
+            Self::DeleteFeed => &description!("feed", "feed.Feed", "DeleteFeed", unary, WRITE),
+            Self::GetProfile => &description!("profile", "profile.Profile", "GetProfile", unary, READ),
+            Self::PutProfile => &description!("profile", "profile.Profile", "PutProfile", unary, WRITE),
+            Self::GetTopic => &description!("topic", "topic.Topic", "GetTopic", unary, READ),
+            Self::PutTopic => &description!("topic", "topic.Topic", "PutTopic", unary, WRITE),
+            Self::ListTopics => &description!("topic", "topic.Topic", "ListTopics", unary, READ),
+            Self::HealthCheck => &description!("", "grpc.health.v1.Health", "Check", unary, ONCE),
+            Self::HealthWatch => &description!("", "grpc.health.v1.Health", "Watch", stream, ONCE),
+            Self::Reflection => {
+                &description!("", "grpc.reflection.v1.ServerReflection", "ServerReflectionInfo", stream, ONCE)
+            }
+            Self::Unknown => &description!("", "unknown", "unknown", unary, ONCE),
+        }
+    }
+
+    /// Returns the registry's name of the service, `feed`; empty for health, reflection and unknown rpcs.
+    #[must_use]
+    pub const fn service(self) -> &'static str {
+        self.describe().service
+    }
+
+    /// Returns the gRPC name of the service, `feed.Feed`; a metric label.
+    #[must_use]
+    pub const fn grpc_service(self) -> &'static str {
+        self.describe().grpc_service
+    }
+
+    /// Returns the method, `GetFeeds`; a metric label.
+    #[must_use]
+    pub const fn method(self) -> &'static str {
+        self.describe().method
+    }
+
+    /// Returns the HTTP/2 path, `/feed.Feed/GetFeeds`.
+    #[must_use]
+    pub const fn path(self) -> &'static str {
+        self.describe().path
+    }
+
+    /// Returns true if a call has one request and one answer. Such a call falls under the default deadline.
+    #[must_use]
+    pub const fn is_unary(self) -> bool {
+        self.describe().unary
+    }
+
+    /// Returns true for the rpcs of feed, profile and topic; false for health, reflection and unknown ones.
+    #[must_use]
+    pub const fn is_ours(self) -> bool {
+        !self.service().is_empty()
+    }
+
+    /// Returns how the rpc may be called.
+    #[must_use]
+    pub const fn policy(self) -> Policy {
+        self.describe().policy
+    }
+
+    /// Returns the rpc of an HTTP/2 path, [`Rpc::Unknown`] if there is none.
+    #[must_use]
+    pub fn of_path(path: &str) -> Self {
+        let known = Self::ALL.into_iter().find(|rpc| rpc.path() == path);
+        known.unwrap_or(Self::Unknown)
+    }
+
+    /// Returns the rpcs of one of our services, by its registry name.
+    pub fn of_service(service: &str) -> impl Iterator<Item = Self> {
+        Self::ALL.into_iter().filter(move |rpc| rpc.is_ours() && rpc.service() == service)
+    }
 }
 
-/// Returns the rpcs of one of our services, by its registry name.
-pub fn of_service(service: &str) -> impl Iterator<Item = &'static Rpc> {
-    ALL.iter().filter(move |rpc| rpc.service == service)
+/// One value for each rpc.
+#[derive(Clone, Debug)]
+pub struct PerRpc<T>([T; Rpc::COUNT]);
+
+impl<T> PerRpc<T> {
+    /// Returns the values that `value` gives.
+    pub fn from_fn(value: impl FnMut(Rpc) -> T) -> Self {
+        Self(Rpc::ALL.map(value))
+    }
+
+    /// Returns each rpc with its value.
+    pub fn iter(&self) -> impl Iterator<Item = (Rpc, &T)> {
+        Rpc::ALL.into_iter().zip(&self.0)
+    }
+}
+
+impl<T: Default> Default for PerRpc<T> {
+    fn default() -> Self {
+        Self::from_fn(|_| T::default())
+    }
+}
+
+impl<T> Index<Rpc> for PerRpc<T> {
+    type Output = T;
+
+    fn index(&self, rpc: Rpc) -> &T {
+        // the enum's numbers begin at 0 and end below COUNT: a test compares both lists
+        &self.0[rpc as usize]
+    }
 }
 
 #[cfg(test)]
@@ -136,28 +244,31 @@ mod tests {
 
     #[test]
     fn the_table_is_consistent() {
-        for (index, rpc) in ALL.iter().enumerate() {
-            assert_eq!(rpc.index, index);
-            assert_eq!(by_path(rpc.path), rpc);
+        let numbers = PerRpc::from_fn(|rpc| rpc as usize);
+        for (index, rpc) in Rpc::ALL.into_iter().enumerate() {
+            assert_eq!((rpc as usize, numbers[rpc]), (index, index));
+            assert_eq!(Rpc::of_path(rpc.path()), rpc);
         }
-        assert_eq!(by_path("/feed.Feed/Nothing").method, "unknown");
-        assert_eq!((GET_FEEDS.path, LIST_TOPICS.path), ("/feed.Feed/GetFeeds", "/topic.Topic/ListTopics"));
+        assert_eq!(Rpc::of_path("/feed.Feed/Nothing"), Rpc::Unknown);
+        assert_eq!(Rpc::ListTopics.path(), "/topic.Topic/ListTopics");
+        assert_eq!(Rpc::of_service("feed").count(), 3);
+        assert_eq!(Rpc::of_service("").count(), 0);
     }
 
     #[test]
     fn the_policy_of_each_rpc_is_what_its_kind_allows() {
-        for rpc in &ALL {
-            let policy = rpc.policy;
-            let reads = rpc.method.starts_with("Get") || rpc.method.starts_with("List");
-            let ours = !rpc.service.is_empty();
-            assert_eq!(policy.idempotent, ours, "{}", rpc.path);
-            assert_eq!(policy.retries(Code::Unavailable), ours, "{}", rpc.path);
+        for rpc in Rpc::ALL {
+            let policy = rpc.policy();
+            let reads = rpc.method().starts_with("Get") || rpc.method().starts_with("List");
+            let ours = rpc.is_ours();
+            assert_eq!(policy.idempotent, ours, "{}", rpc.path());
+            assert_eq!(policy.retries(Code::Unavailable), ours, "{}", rpc.path());
             // a late attempt would double nothing, but a fallback or a second try in time is for reads
-            assert_eq!(policy.retries(Code::Timeout), reads, "{}", rpc.path);
-            assert_eq!((policy.attempt_timeout, policy.fallback), (reads, reads), "{}", rpc.path);
+            assert_eq!(policy.retries(Code::Timeout), reads, "{}", rpc.path());
+            assert_eq!((policy.attempt_timeout, policy.fallback), (reads, reads), "{}", rpc.path());
             // the peer's own word that it failed, or that the caller did
             for code in [Code::Internal, Code::BadRequest, Code::NotFound] {
-                assert!(!policy.retries(code), "{} {code:?}", rpc.path);
+                assert!(!policy.retries(code), "{} {code:?}", rpc.path());
             }
         }
         let careless = Policy { idempotent: false, ..Policy::READ };

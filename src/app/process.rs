@@ -10,6 +10,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::metrics::Metrics;
 use crate::admin::{self, Admin, Phase};
 use crate::build_info;
 use crate::client::{self, Client};
@@ -21,7 +22,6 @@ use crate::server::listener::Listener;
 use crate::server::{Limits, MAX_UNSENT, Protocol, Stop, serve};
 use crate::service::{Handler, Service};
 use crate::telemetry::log;
-use crate::telemetry::metrics::Metrics;
 use crate::telemetry::trace::Traces;
 
 /// What a gateway's drain may take beyond its longest deadline.
@@ -105,10 +105,10 @@ impl Process {
             let probe = client::probe(settings.client.clone(), settings.registry.prefix.clone());
             Arc::new(Etcd::new(settings.registry.clone(), probe)?)
         };
-        let metrics = Metrics::new()?;
+        let metrics = Metrics::register()?;
         Ok(Self {
             admin: Listener::bind(settings.admin.addr.0)?,
-            traces: Traces::start(&settings.trace, &metrics),
+            traces: Traces::start(&settings.trace, &metrics.trace),
             metrics,
             registry,
             services: Vec::new(),
@@ -128,10 +128,10 @@ impl Process {
         let service = match role {
             Role::Profile => {
                 let client = self.client(&["feed"]);
-                Service::profile(store, &self.metrics, client)?
+                Service::profile(store, &self.metrics.store, client)?
             }
-            Role::Topic => Service::topic(store, &self.metrics)?,
-            _ => Service::feed(store, &self.metrics)?,
+            Role::Topic => Service::topic(store, &self.metrics.store)?,
+            _ => Service::feed(store, &self.metrics.store)?,
         };
         self.add_instance(service, addr)
     }
@@ -181,7 +181,7 @@ impl Process {
             &self.settings.client,
             &self.settings.registry.prefix,
             &self.registry.view(),
-            &self.metrics,
+            &self.metrics.client,
         );
         self.clients.push(client.clone());
         client
@@ -232,8 +232,10 @@ impl Process {
         drop((edge, profiles));
         // who calls nobody does not follow the registry
         let view = (!self.clients.is_empty()).then(|| self.registry.view());
-        let metrics = self.metrics.clone();
-        let admin = Admin::new(self.roles, self.clients, view, self.metrics, self.level).handler();
+        let metrics = self.metrics.server.clone();
+        let admin =
+            Admin::new(self.roles, self.clients, view, self.metrics.registry, self.metrics.view, self.level)
+                .handler();
         let end = CancellationToken::new();
         let stop_admin = Stop { begin: end.clone(), grace: Duration::from_millis(100) };
         let limits = limits(self.settings.admin.max_connections, ADMIN_WRITES);
@@ -291,13 +293,14 @@ impl Process {
         let unsent = limits.unsent.clone();
         let bound = listener.addr();
         let tracer = self.traces.tracer(name, instance.addr.parse().unwrap_or(bound));
-        let handler = Handler::new(&service, identity, id, &self.metrics, tracer, &self.settings, unsent);
+        let handler =
+            Handler::new(&service, identity, id, &self.metrics.server, tracer, &self.settings, unsent);
         let mut handler = handler.await?;
         let begin = CancellationToken::new();
         let stop_server = Stop { begin: begin.clone(), grace: self.settings.shutdown.grace };
         let protocol = Protocol::Http2 { max_concurrent_streams: grpc.max_concurrent_streams };
         let server = tokio::spawn({
-            let (handler, metrics) = (handler.clone(), self.metrics.clone());
+            let (handler, metrics) = (handler.clone(), self.metrics.server.clone());
             let answer = move |request, peer| handler.clone().call(request, peer);
             async move { serve(listener, protocol, limits, &metrics, answer, stop_server).await }
         });
@@ -347,7 +350,8 @@ impl Process {
         let limits = limits(http.max_connections, http.write_timeout);
         let addr = listeners.first().map_or(http.addr.0, Listener::addr);
         let tracer = self.traces.tracer(name, addr);
-        let gateway = Gateway::new(client, &self.metrics, tracer, &self.settings, limits.unsent.clone());
+        let gateway =
+            Gateway::new(client, &self.metrics.server, tracer, &self.settings, limits.unsent.clone());
         let grace = self.settings.shutdown.grace.min(self.settings.client.deadline + GATEWAY_MARGIN);
         for listener in listeners {
             let bound = listener.addr();
@@ -355,7 +359,8 @@ impl Process {
             let protocol = Protocol::Http1 { header_timeout: self.settings.http.header_timeout };
             let stop_server = Stop { begin: stop.clone(), grace };
             let server = tokio::spawn({
-                let (gateway, limits, metrics) = (gateway.clone(), limits.clone(), self.metrics.clone());
+                let (gateway, limits, metrics) =
+                    (gateway.clone(), limits.clone(), self.metrics.server.clone());
                 let answer = move |request, peer| gateway.clone().call(request, peer);
                 async move { serve(listener, protocol, limits, &metrics, answer, stop_server).await }
             });
@@ -425,7 +430,7 @@ impl Process {
         let instance = Instance {
             service: service.to_owned(),
             addr,
-            id: format!("{:016x}", rand::random::<u64>()),
+            id: format!("{:016x}", crate::random::id()),
             version: build_info::VERSION.to_owned(),
             zone: registry.zone.clone(),
             weight: registry.weight,

@@ -18,7 +18,7 @@ use crate::context::Context;
 #[derive(Clone, Debug)]
 pub struct Call {
     /// Which rpc.
-    pub rpc: &'static Rpc,
+    pub rpc: Rpc,
     /// The request as it goes over the wire, with its length prefix.
     pub framed: Bytes,
     /// Deadline and ids. `previous_attempts` counts those of this call too.
@@ -42,7 +42,7 @@ pub struct Call {
 impl Call {
     /// Returns a call at its start.
     #[must_use]
-    pub fn new(rpc: &'static Rpc, framed: Bytes, context: Context) -> Self {
+    pub fn new(rpc: Rpc, framed: Bytes, context: Context) -> Self {
         Self {
             rpc,
             framed,
@@ -115,10 +115,10 @@ impl Failure {
 
     /// Returns the failure of a call whose time is over.
     #[must_use]
-    pub fn timeout(rpc: &Rpc) -> Self {
+    pub fn timeout(rpc: Rpc) -> Self {
         Self::new(
             Reach::Unknown,
-            Error::new(Code::Timeout, format!("{} did not answer in time", rpc.service)),
+            Error::new(Code::Timeout, format!("{} did not answer in time", rpc.service())),
         )
     }
 
@@ -242,7 +242,7 @@ pub mod testing {
         Failure::new(Reach::Answered, Error::new(code, "scripted"))
     }
 
-    pub fn call(rpc: &'static Rpc, limit: Duration) -> Call {
+    pub fn call(rpc: Rpc, limit: Duration) -> Call {
         Call::new(rpc, Bytes::from_static(b"request"), Context::new(Instant::now() + limit))
     }
 }

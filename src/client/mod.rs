@@ -10,7 +10,9 @@
 
 mod balance;
 mod call;
+pub mod metrics;
 pub mod policy;
+mod scrape;
 mod status;
 mod transport;
 
@@ -22,18 +24,18 @@ use http::HeaderMap;
 use tokio::time::Instant;
 
 use crate::api::error::{Code, Error};
-use crate::api::rpc::{self, Rpc};
+use crate::api::rpc::Rpc;
 use crate::api::validate::Check;
 use crate::config;
 use crate::context::Context;
 use crate::registry::ViewHandle;
-use crate::telemetry::metrics::{ClientMeters, Metrics};
 
 use balance::Balanced;
 use balance::breaker::{self, Breakers};
 use balance::discover::{self, Snapshot};
 use balance::ejection::Ejection;
 use call::{Call, Path as _};
+use metrics::{Metrics, ServiceMetrics};
 use policy::best_effort::Optional;
 use policy::cache::{Cache, Key};
 use policy::deadline::Deadline;
@@ -75,8 +77,8 @@ struct Service {
     set: discover::Set,
     path: Path,
     /// For calls that their callers can do without, see [`optional`].
-    spared: Arc<Breakers>,
-    meters: Arc<ClientMeters>,
+    best_effort: Arc<Breakers>,
+    meters: Arc<ServiceMetrics>,
 }
 
 impl Service {
@@ -88,7 +90,7 @@ impl Service {
         view: &ViewHandle,
         metrics: &Metrics,
     ) -> Self {
-        let meters = Arc::new(metrics.client(name));
+        let meters = Arc::new(metrics.service(name));
         let identity = identity(prefix, name);
         let set = discover::Set::follow(name, identity, settings.clone(), view.clone(), meters.clone());
         let instances = {
@@ -100,12 +102,13 @@ impl Service {
         let retry = Retry::new(balance, Arc::new(budget));
         let numbers = breaker::Settings::from(&**settings).capped(OPTIONAL_BACKOFF);
         let ejection = Ejection::unbounded(meters.breaker_refused.clone());
-        let spared = Arc::new(Breakers::new(numbers, Arc::new(ejection), meters.spared_transitions.clone()));
-        let optional = Optional::new(retry, spared.clone());
+        let best_effort =
+            Arc::new(Breakers::new(numbers, Arc::new(ejection), meters.best_effort_transitions.clone()));
+        let optional = Optional::new(retry, best_effort.clone());
         let ended = Deadline::new(optional, meters.deadline_exceeded.clone());
         let fallback = Fallback::new(ended, cache, meters.fallback.clone());
         let path = Deadline::new(fallback, meters.deadline_exceeded.clone());
-        Self { set, path, spared, meters }
+        Self { set, path, best_effort, meters }
     }
 }
 
@@ -136,35 +139,6 @@ impl Client {
         each.map(|(name, service)| (*name, service.set.now())).collect()
     }
 
-    /// Sets the gauges that are not kept up all the time, for all clients of a process together.
-    pub fn measure(clients: &[Self]) {
-        let now = Instant::now();
-        let services =
-            |name: &'static str| clients.iter().filter_map(move |client| client.services.get(name));
-        // the meters of all clients of a service are the same ones
-        for (name, meters) in clients.iter().flat_map(|client| {
-            let each = client.services.iter();
-            each.map(|(name, service)| (*name, &service.meters))
-        }) {
-            let snapshots: Vec<_> = services(name).map(|service| service.set.now()).collect();
-            // each instance counts once, as the caller sees it that has the most trouble with it
-            let mut states = BTreeMap::<&str, State>::new();
-            for endpoint in snapshots.iter().flat_map(|snapshot| &snapshot.all) {
-                let state = states.entry(&endpoint.instance.addr).or_insert(State::Up);
-                *state = state.worse(endpoint.state());
-            }
-            for state in State::ALL {
-                meters.endpoints(state, states.values().filter(|known| **known == state).count());
-            }
-            for rpc in rpc::of_service(name) {
-                let all = snapshots.iter().flat_map(|snapshot| &snapshot.all);
-                meters.breakers(rpc, all.map(|endpoint| endpoint.breakers.state(rpc.index, now)));
-                let spared = services(name).map(|service| service.spared.state(rpc.index, now));
-                meters.spared(rpc, spared);
-            }
-        }
-    }
-
     /// Makes one call: checks the request, sends it down the path, decodes the answer.
     ///
     /// *Cancellation*: dropping the future cancels the handler at the other end.
@@ -173,12 +147,7 @@ impl Client {
     /// [`Code::BadRequest`] for a request over its limits (nothing is sent), [`Code::Timeout`] at the
     /// context's deadline, [`Code::Unavailable`] if no instance can be called or those that were called
     /// broke; else what the service said.
-    pub async fn call<Q, A>(
-        &self,
-        rpc: &'static Rpc,
-        request: &Q,
-        context: &Context,
-    ) -> Result<Reply<A>, Error>
+    pub async fn call<Q, A>(&self, rpc: Rpc, request: &Q, context: &Context) -> Result<Reply<A>, Error>
     where
         Q: prost::Message + Check,
         A: prost::Message + Default,
@@ -193,7 +162,7 @@ impl Client {
     /// As [`Self::call`].
     pub async fn call_optional<Q, A>(
         &self,
-        rpc: &'static Rpc,
+        rpc: Rpc,
         request: &Q,
         context: &Context,
     ) -> Result<Reply<A>, Error>
@@ -206,7 +175,7 @@ impl Client {
 
     async fn make<Q, A>(
         &self,
-        rpc: &'static Rpc,
+        rpc: Rpc,
         request: &Q,
         context: &Context,
         optional: bool,
@@ -216,19 +185,19 @@ impl Client {
         A: prost::Message + Default,
     {
         request.check()?;
-        let Some(service) = self.services.get(rpc.service) else {
-            return Err(Error::new(Code::Internal, format!("{} is not called here", rpc.service)));
+        let Some(service) = self.services.get(rpc.service()) else {
+            return Err(Error::new(Code::Internal, format!("{} is not called here", rpc.service())));
         };
-        let longest = rpc.policy.deadline.unwrap_or(self.default_deadline);
+        let longest = rpc.policy().deadline.unwrap_or(self.default_deadline);
         let context = context.with_deadline(Instant::now() + longest);
         let call = Call { optional, ..Call::new(rpc, exchange::frame(request)?, context) };
         let key = Key::from(&call);
         let answer = service.path.send(call).await.map_err(|failure| failure.error)?;
         let message = A::decode(answer.message).map_err(|error| {
-            tracing::error!(%error, rpc = rpc.path, "answer cannot be decoded");
+            tracing::error!(%error, rpc = rpc.path(), "answer cannot be decoded");
             // it would be given again
             self.cache.forget(&key);
-            Error::unavailable(format!("{} gave a garbled answer", rpc.service))
+            Error::unavailable(format!("{} gave a garbled answer", rpc.service()))
         })?;
         Ok(Reply { message, headers: answer.headers, repeated: answer.earlier > 0 })
     }

@@ -8,19 +8,19 @@ use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
 use super::{Breaker, Client};
-use crate::api::rpc;
+use crate::api::rpc::Rpc;
 use crate::client::balance::discover::Snapshot;
 use crate::client::balance::endpoint::Endpoint;
 
 impl Client {
-    /// Returns which calls that can be done without are being spared, `{service: {method: "open"|"half_open"}}`.
+    /// Returns which calls that can be done without are made, `{service: {method: "open"|"half_open"}}`.
     #[must_use]
-    pub fn spared(&self) -> Value {
+    pub fn best_effort(&self) -> Value {
         let now = Instant::now();
         let services = self.services.iter().filter_map(|(name, service)| {
-            let methods = rpc::of_service(name).filter_map(|rpc| {
-                let state = service.spared.state(rpc.index, now);
-                (state != Breaker::Closed).then(|| (rpc.method.to_owned(), json!(state.name())))
+            let methods = Rpc::of_service(name).filter_map(|rpc| {
+                let state = service.best_effort.state(rpc, now);
+                (state != Breaker::Closed).then(|| (rpc.method().to_owned(), json!(state.name())))
             });
             let methods: Map<_, _> = methods.collect();
             (!methods.is_empty()).then(|| ((*name).to_owned(), Value::Object(methods)))
@@ -43,16 +43,16 @@ fn service(name: &str, snapshot: &Snapshot) -> Value {
 fn instance(service: &str, endpoint: &Endpoint, snapshot: &Snapshot) -> Value {
     let others = snapshot.usable.iter().any(|other| other.number != endpoint.number && other.serves());
     let (mut latencies, mut failures) = (Map::new(), Map::new());
-    for rpc in rpc::of_service(service) {
-        if let Some(latency) = endpoint.load.latency(rpc.index) {
-            latencies.insert(rpc.method.to_owned(), json!(round(latency.as_secs_f64() * 1000.0)));
+    for rpc in Rpc::of_service(service) {
+        if let Some(latency) = endpoint.load.latency(rpc) {
+            latencies.insert(rpc.method().to_owned(), json!(round(latency.as_secs_f64() * 1000.0)));
         }
-        let share = round(endpoint.load.failures(rpc.index));
+        let share = round(endpoint.load.failures(rpc));
         if share > 0.0 {
-            failures.insert(rpc.method.to_owned(), json!(share));
+            failures.insert(rpc.method().to_owned(), json!(share));
         }
     }
-    let breakers = endpoint.tripped().map(|(rpc, state)| (rpc.method.to_owned(), json!(state.name())));
+    let breakers = endpoint.tripped().map(|(rpc, state)| (rpc.method().to_owned(), json!(state.name())));
     json!({
         "addr": endpoint.instance.addr,
         "state": endpoint.state().name(),

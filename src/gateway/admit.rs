@@ -11,8 +11,8 @@ use super::rate::Rate;
 use super::reply::Problem;
 use crate::config;
 use crate::limit::{Limit, Permit};
+use crate::server::metrics::{Metrics, Refusals, Refused};
 use crate::telemetry::log::LogThrottle;
-use crate::telemetry::metrics::{Metrics, Refusals, Refused};
 
 /// Most that the bodies which are being received hold together, bytes: 256 of the largest.
 const MAX_BODIES: usize = 64 * 1024 * 1024;
@@ -145,7 +145,14 @@ mod tests {
     fn admission(max_in_flight: usize) -> (Arc<Admission>, Arc<Limit>) {
         let settings = config::Http { max_in_flight, ..config::Http::default() };
         let unsent = Limit::new(10, None);
-        (Admission::new(&settings, unsent.clone(), &Metrics::new().unwrap()), unsent)
+        (
+            Admission::new(
+                &settings,
+                unsent.clone(),
+                &Metrics::register(&prometheus::Registry::new()).unwrap(),
+            ),
+            unsent,
+        )
     }
 
     fn admit(admission: &Arc<Admission>, method: &Method, has_body: bool) -> Option<Place> {

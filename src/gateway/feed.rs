@@ -13,7 +13,7 @@ use crate::api::error::Error;
 use crate::api::proto::feed::{
     DeleteFeedRequest, DeleteFeedResponse, FeedRecord, GetFeedsRequest, GetFeedsResponse, OkResponse,
 };
-use crate::api::rpc;
+use crate::api::rpc::Rpc;
 use crate::api::validate::DEFAULT_SIZE;
 use crate::client::Reply;
 
@@ -51,7 +51,7 @@ pub async fn create(app: Arc<App>, request: Request) -> Result<Response, Problem
         content: body.text("content")?,
     };
     body.finish()?;
-    let reply: Reply<OkResponse> = app.client.call(rpc::CREATE_FEED, &feed, &context).await?;
+    let reply: Reply<OkResponse> = app.client.call(Rpc::CreateFeed, &feed, &context).await?;
     Ok(reply::mark(reply::empty(), &reply.headers))
 }
 
@@ -66,7 +66,7 @@ pub async fn get(app: Arc<App>, request: Request) -> Result<Response, Problem> {
         return Err(Error::bad("before", "must be an integer from 1 to 9223372036854775807").into());
     }
     let page = GetFeedsRequest { user_id, size, before: before.unwrap_or(0) };
-    let reply: Reply<GetFeedsResponse> = app.client.call(rpc::GET_FEEDS, &page, &request.context).await?;
+    let reply: Reply<GetFeedsResponse> = app.client.call(Rpc::GetFeeds, &page, &request.context).await?;
     let shortened = reply.message.shortened;
     let feeds: Vec<Feed> = reply.message.feeds.into_iter().map(Feed::from).collect();
     let next = feeds.first().filter(|_| shortened).map(|first| first.id);
@@ -84,7 +84,7 @@ pub async fn delete(app: Arc<App>, request: Request) -> Result<Response, Problem
     let mut query = request.query()?;
     let feed = DeleteFeedRequest { user_id: query.integer("user_id")?, id: query.integer("id")? };
     query.finish()?;
-    let reply: Reply<DeleteFeedResponse> = app.client.call(rpc::DELETE_FEED, &feed, &request.context).await?;
+    let reply: Reply<DeleteFeedResponse> = app.client.call(Rpc::DeleteFeed, &feed, &request.context).await?;
     // an earlier attempt may have deleted it
     if !reply.message.deleted && !reply.repeated {
         let detail = format!("user {} has no feed {}", feed.user_id, feed.id);

@@ -29,7 +29,7 @@ use crate::api::headers::{DEGRADED, REQUEST_TIMEOUT};
 use crate::client::Client;
 use crate::config::Settings;
 use crate::context::Context;
-use crate::telemetry::metrics::{Metrics, Requests, Target};
+use crate::server::metrics::{Metrics, Requests, Target};
 use crate::telemetry::trace::Tracer;
 use crate::unanswered::Unanswered;
 use admit::Admission;

@@ -12,7 +12,7 @@ use super::reply::{self, Problem};
 use super::request::Request;
 use crate::api::proto::feed::FeedRecord;
 use crate::api::proto::profile::{GetProfileRequest, GetProfileResponse, OkResponse, PutProfileRequest};
-use crate::api::rpc;
+use crate::api::rpc::Rpc;
 use crate::client::Reply;
 
 /// PUT `{"user_id","name","company","title"}`: `{}`.
@@ -38,7 +38,7 @@ pub async fn put(app: Arc<App>, request: Request) -> Result<Response, Problem> {
         title: body.text("title")?,
     };
     body.finish()?;
-    let reply: Reply<OkResponse> = app.client.call(rpc::PUT_PROFILE, &profile, &context).await?;
+    let reply: Reply<OkResponse> = app.client.call(Rpc::PutProfile, &profile, &context).await?;
     Ok(reply::mark(reply::empty(), &reply.headers))
 }
 
@@ -47,8 +47,7 @@ pub async fn get(app: Arc<App>, request: Request) -> Result<Response, Problem> {
     let user_id = query.integer("user_id")?;
     query.finish()?;
     let asked = GetProfileRequest { user_id };
-    let reply: Reply<GetProfileResponse> =
-        app.client.call(rpc::GET_PROFILE, &asked, &request.context).await?;
+    let reply: Reply<GetProfileResponse> = app.client.call(Rpc::GetProfile, &asked, &request.context).await?;
     let profile = reply.message;
     let feeds = profile.feeds.iter().map(|feed| FeedRecord::decode(feed.as_slice()).map(Feed::from));
     let body = Profile {

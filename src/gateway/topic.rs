@@ -11,7 +11,7 @@ use super::request::Request;
 use crate::api::proto::topic::{
     GetTopicRequest, GetTopicResponse, ListTopicsRequest, ListTopicsResponse, OkResponse, PutTopicRequest,
 };
-use crate::api::rpc;
+use crate::api::rpc::Rpc;
 use crate::api::validate::DEFAULT_SIZE;
 use crate::client::Reply;
 
@@ -50,7 +50,7 @@ pub async fn put(app: Arc<App>, request: Request) -> Result<Response, Problem> {
         content: body.text("content")?,
     };
     body.finish()?;
-    let reply: Reply<OkResponse> = app.client.call(rpc::PUT_TOPIC, &topic, &context).await?;
+    let reply: Reply<OkResponse> = app.client.call(Rpc::PutTopic, &topic, &context).await?;
     Ok(reply::mark(reply::empty(), &reply.headers))
 }
 
@@ -59,7 +59,7 @@ pub async fn view(app: Arc<App>, request: Request) -> Result<Response, Problem> 
     let topic_id = query.integer("topic_id")?;
     query.finish()?;
     let asked = GetTopicRequest { topic_id };
-    let reply: Reply<GetTopicResponse> = app.client.call(rpc::GET_TOPIC, &asked, &request.context).await?;
+    let reply: Reply<GetTopicResponse> = app.client.call(Rpc::GetTopic, &asked, &request.context).await?;
     let body = Topic {
         topic_id: reply.message.topic_id,
         subject: reply.message.subject,
@@ -75,7 +75,7 @@ pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Problem> 
         size: query.optional_integer("size")?.unwrap_or(DEFAULT_SIZE),
     };
     query.finish()?;
-    let reply: Reply<ListTopicsResponse> = app.client.call(rpc::LIST_TOPICS, &page, &request.context).await?;
+    let reply: Reply<ListTopicsResponse> = app.client.call(Rpc::ListTopics, &page, &request.context).await?;
     let topics = reply
         .message
         .topics

@@ -8,6 +8,7 @@
 pub mod advertise;
 mod etcd;
 mod local;
+pub mod metrics;
 mod value;
 mod vanished;
 

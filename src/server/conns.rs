@@ -12,8 +12,8 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::Limits;
+use super::metrics::{Cut, Metrics};
 use super::output::{Output, Unsent};
-use crate::telemetry::metrics::{Cut, Metrics};
 
 /// How long an answer must have waited before its connection can be cut to make room for others: short
 /// enough that readers who stop cannot hold all the room, long enough for everyone who reads.

@@ -8,6 +8,7 @@
 mod conns;
 mod flood;
 pub mod listener;
+pub mod metrics;
 mod output;
 
 use std::convert::Infallible;
@@ -27,11 +28,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
+use self::metrics::{Cut, Metrics};
 use crate::api::error::chain;
 use crate::limit::Limit;
 use crate::server::listener::Listener;
 use crate::telemetry::log::LogThrottle;
-use crate::telemetry::metrics::{Cut, Metrics};
 use conns::{Busy, Conn, Conns};
 use output::Stream;
 

@@ -15,8 +15,8 @@ use hyper::body::Incoming;
 use crate::api::error::{Code, Error, chain};
 use crate::config;
 use crate::limit::{Limit, Permit};
+use crate::server::metrics::{Metrics, Refusals, Refused};
 use crate::telemetry::log::LogThrottle;
-use crate::telemetry::metrics::{Metrics, Refusals, Refused};
 
 /// Largest request, bytes: a content of 32 KiB and its keys, several times over.
 const MAX_REQUEST: usize = 256 * 1024;

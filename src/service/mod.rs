@@ -27,14 +27,15 @@ use tower::ServiceExt as _;
 use crate::api::error::code_name;
 use crate::api::error::{Code, Error};
 use crate::api::headers::{INSTANCE, PUSHBACK, SERVICE, WRONG_SERVICE};
-use crate::api::rpc::{self, Rpc};
+use crate::api::rpc::Rpc;
 use crate::client::Client;
 use crate::config::{Settings, StoreUrl};
 use crate::context::{Context, grpc_timeout};
 use crate::limit::{Limit, pushback};
+use crate::server::metrics::Metrics;
 use crate::store::{self, StoreError};
 use crate::telemetry::log::LogThrottle;
-use crate::telemetry::metrics::{Calls, Metrics};
+use crate::telemetry::metrics::RpcDurations;
 use crate::telemetry::trace::Tracer;
 use crate::unanswered::Unanswered;
 use admit::Admission;
@@ -55,7 +56,7 @@ impl Service {
     ///
     /// # Errors
     /// [`StoreError::Open`].
-    pub fn feed(url: &StoreUrl, metrics: &Metrics) -> Result<Self, StoreError> {
+    pub fn feed(url: &StoreUrl, metrics: &store::metrics::Metrics) -> Result<Self, StoreError> {
         Ok(Self::Feed(store::feed(url, metrics)?))
     }
 
@@ -63,7 +64,11 @@ impl Service {
     ///
     /// # Errors
     /// [`StoreError::Open`].
-    pub fn profile(url: &StoreUrl, metrics: &Metrics, client: Client) -> Result<Self, StoreError> {
+    pub fn profile(
+        url: &StoreUrl,
+        metrics: &store::metrics::Metrics,
+        client: Client,
+    ) -> Result<Self, StoreError> {
         Ok(Self::Profile(store::profile(url, metrics)?, client))
     }
 
@@ -71,7 +76,7 @@ impl Service {
     ///
     /// # Errors
     /// [`StoreError::Open`].
-    pub fn topic(url: &StoreUrl, metrics: &Metrics) -> Result<Self, StoreError> {
+    pub fn topic(url: &StoreUrl, metrics: &store::metrics::Metrics) -> Result<Self, StoreError> {
         Ok(Self::Topic(store::topic(url, metrics)?))
     }
 
@@ -117,7 +122,7 @@ pub struct Handler {
     /// This instance's id, told in every answer.
     instance: HeaderValue,
     admission: Arc<Admission>,
-    handled: Arc<Calls>,
+    handled: Arc<RpcDurations>,
     tracer: Tracer,
     default_deadline: Duration,
     slow: Duration,
@@ -192,13 +197,13 @@ impl Handler {
             refusal.headers_mut().insert(WRONG_SERVICE, self.identity);
             return refusal;
         }
-        let rpc = rpc::by_path(request.uri().path());
+        let rpc = Rpc::of_path(request.uri().path());
         let limit = grpc_timeout(request.headers());
         let limit = limit.map_or(self.default_deadline, |limit| limit.min(MAX_DEADLINE));
         let mut context = Context::from_grpc(request.headers(), begun + limit, &self.tracer);
         // health checks and reflection are nobody's request
-        let mut span = (!rpc.service.is_empty()).then(|| {
-            let mut span = context.trace.serve(|| rpc.path.trim_start_matches('/').into(), begun, peer);
+        let mut span = (rpc.is_ours()).then(|| {
+            let mut span = context.trace.serve(|| rpc.path().trim_start_matches('/').into(), begun, peer);
             span.tag("instance", &self.instance);
             span.tag("attempt", u64::from(context.previous_attempts) + 1);
             span.tag("deadline_ms", limit);
@@ -222,7 +227,7 @@ impl Handler {
             }
             Err(_) => {
                 let (request_id, trace_id) = context.ids();
-                tracing::error!(rpc = rpc.path, request_id, %trace_id, "handler panicked");
+                tracing::error!(rpc = rpc.path(), request_id, %trace_id, "handler panicked");
                 (refusal(Error::new(Code::Internal, "the handler failed")), false)
             }
         };
@@ -244,11 +249,11 @@ impl Handler {
     /// Answers a call, or says why it was not begun or not ended.
     async fn answer(
         &self,
-        rpc: &'static Rpc,
+        rpc: Rpc,
         request: Request<Incoming>,
         context: &Context,
     ) -> Result<Response<Body>, Error> {
-        if !rpc.unary {
+        if !rpc.is_unary() {
             // a stream lives as long as its caller
             let permit = self.admission.stream()?;
             let response = self.handle(request.map(Body::new), context).await;
@@ -265,7 +270,7 @@ impl Handler {
             return Err(late()); // nobody waits for it
         }
         let answer = async {
-            if rpc.service.is_empty() {
+            if !rpc.is_ours() {
                 return Ok(self.handle(request.map(Body::new), context).await);
             }
             let (head, body) = request.into_parts();
@@ -302,17 +307,17 @@ fn status_of(response: &Response<Body>) -> tonic::Code {
 }
 
 /// Refusals for overload are counted, and told of together.
-fn log(rpc: &Rpc, context: &Context, code: tonic::Code, took: Duration, overload: bool, slow: Duration) {
+fn log(rpc: Rpc, context: &Context, code: tonic::Code, took: Duration, overload: bool, slow: Duration) {
     let (name, (request_id, trace_id)) = (code_name(code), context.ids());
     let ms = took.as_millis();
     // a stream may take as long as it likes
-    let slow = rpc.unary && took >= slow;
+    let slow = rpc.is_unary() && took >= slow;
     if is_failure(code) && !overload {
-        tracing::info!(rpc = rpc.path, code = name, duration_ms = ms, request_id, %trace_id, "call failed");
+        tracing::info!(rpc = rpc.path(), code = name, duration_ms = ms, request_id, %trace_id, "call failed");
     } else if slow {
-        tracing::info!(rpc = rpc.path, code = name, duration_ms = ms, request_id, %trace_id, "slow call");
+        tracing::info!(rpc = rpc.path(), code = name, duration_ms = ms, request_id, %trace_id, "slow call");
     } else {
-        tracing::debug!(rpc = rpc.path, code = name, duration_ms = ms, request_id, %trace_id, "call");
+        tracing::debug!(rpc = rpc.path(), code = name, duration_ms = ms, request_id, %trace_id, "call");
     }
 }
 

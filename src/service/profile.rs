@@ -15,7 +15,7 @@ use crate::api::proto::feed::{GetFeedsRequest, GetFeedsResponse};
 use crate::api::proto::profile::{
     GetProfileRequest, GetProfileResponse, OkResponse, PutProfileRequest, profile_server,
 };
-use crate::api::rpc;
+use crate::api::rpc::Rpc;
 use crate::api::validate::Check as _;
 use crate::client::{Client, Reply};
 use crate::context::Context;
@@ -82,7 +82,7 @@ impl Profile {
         // well below the third of a call after which its caller may try another instance
         let context = context.with_deadline(Instant::now() + context.remaining() / 5);
         let reply: Result<Reply<GetFeedsResponse>, Error> =
-            self.client.call_optional(rpc::GET_FEEDS, &request, &context).await;
+            self.client.call_optional(Rpc::GetFeeds, &request, &context).await;
         let mut marks = HeaderMap::new();
         match reply {
             Ok(reply) => {

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use tonic::async_trait;
 
+use super::metrics::{Metrics, StoreOperation};
 use super::{FeedPage, FeedStore, Health, ProfileStore, StoreError, TopicPage, TopicStore};
 use crate::api::proto::feed::FeedRecord;
 use crate::api::proto::profile::PutProfileRequest;
 use crate::api::proto::topic::PutTopicRequest;
-use crate::telemetry::metrics::{Metrics, StoreOperation};
 
 /// A measured [`FeedStore`].
 pub struct Feeds {
@@ -22,7 +22,7 @@ pub struct Feeds {
 impl Feeds {
     /// Measures a store.
     pub fn new(store: Arc<dyn FeedStore>, metrics: &Metrics) -> Self {
-        let operation = |name| metrics.store("feed", name);
+        let operation = |name| metrics.operation("feed", name);
         Self { store, create: operation("create"), newest: operation("newest"), delete: operation("delete") }
     }
 }
@@ -52,7 +52,7 @@ pub struct Profiles {
 impl Profiles {
     /// Measures a store.
     pub fn new(store: Arc<dyn ProfileStore>, metrics: &Metrics) -> Self {
-        Self { store, put: metrics.store("profile", "put"), get: metrics.store("profile", "get") }
+        Self { store, put: metrics.operation("profile", "put"), get: metrics.operation("profile", "get") }
     }
 }
 
@@ -78,7 +78,7 @@ pub struct Topics {
 impl Topics {
     /// Measures a store.
     pub fn new(store: Arc<dyn TopicStore>, metrics: &Metrics) -> Self {
-        let operation = |name| metrics.store("topic", name);
+        let operation = |name| metrics.operation("topic", name);
         Self { store, put: operation("put"), get: operation("get"), list: operation("list") }
     }
 }

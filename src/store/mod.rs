@@ -9,6 +9,7 @@
 
 mod measured;
 mod memory;
+pub mod metrics;
 mod sqlite;
 
 use std::path::Path;
@@ -21,7 +22,7 @@ use crate::api::proto::feed::FeedRecord;
 use crate::api::proto::profile::PutProfileRequest;
 use crate::api::proto::topic::{PutTopicRequest, TopicSummary};
 use crate::config::StoreUrl;
-use crate::telemetry::metrics::Metrics;
+use metrics::Metrics;
 
 /// A store could not be opened or used. The text says which and why; it is for the log.
 #[derive(Clone, Debug, thiserror::Error)]

@@ -11,7 +11,7 @@ fn urls() -> (tempfile::TempDir, [StoreUrl; 2]) {
 }
 
 fn metrics() -> Metrics {
-    Metrics::new().unwrap()
+    Metrics::register(&prometheus::Registry::new()).unwrap()
 }
 
 fn record(user_id: i64, id: i64, content: &str) -> FeedRecord {
@@ -160,13 +160,14 @@ async fn concurrent_writes_are_all_kept() {
 
 #[tokio::test]
 async fn every_operation_is_measured_by_how_it_ends() {
-    let metrics = metrics();
+    let registry = prometheus::Registry::new();
+    let metrics = Metrics::register(&registry).unwrap();
     let store = topic(&StoreUrl::Memory, &metrics).unwrap();
     store.get(1).await.unwrap();
     store.get(2).await.unwrap();
-    let failing = metrics.store("topic", "get");
+    let failing = metrics.operation("topic", "get");
     failing.time(async { Err::<(), _>(StoreError::Closed) }).await.unwrap_err();
-    let text = metrics.text();
+    let text = crate::telemetry::metrics::text(&registry);
     for (operation, outcome, count) in
         [("get", "ok", 2), ("get", "error", 1), ("put", "ok", 0), ("list", "error", 0)]
     {

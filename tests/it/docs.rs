@@ -1,63 +1,586 @@
-//! The README against the program: what its tables list is what there is.
+//! The pages against the program: what their tables list is what there is, what they show is what it prints, and
+//! their links and paths lead somewhere.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::LazyLock;
 
-use microservice_app::telemetry::metrics::Metrics;
+use microservice_app::api::error::Code;
+use microservice_app::cli;
+use microservice_app::config::{Role, Settings};
 
-/// Read when it is wanted: so an edited page rebuilds nothing, and a source tree without it builds.
-static README: LazyLock<String> = LazyLock::new(|| {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
-    std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{path}: {error}"))
-});
-const METRICS: &str = include_str!("../../src/telemetry/metrics/mod.rs");
+use crate::kit::app::App;
+use crate::kit::http::{get, request, send};
+use crate::kit::process::{PROGRAM, Process, curl};
 
-/// Returns the rows of the README's table whose first column has this title, cell by cell.
-fn table(title: &str) -> Vec<Vec<&'static str>> {
-    let head = format!("| {title} |");
-    let lines = README.lines().skip_while(|line| !line.starts_with(&head));
+const ROOT: &str = env!("CARGO_MANIFEST_DIR");
+/// The README fits on a few screens, and on the first one stands how to run and try the program.
+const README_LINES: usize = 130;
+const FIRST_SCREEN: usize = 45;
+
+/// Returns the text of a page. Read when it is wanted: so an edited page rebuilds nothing, and a source tree
+/// without it builds.
+fn page(name: &str) -> String {
+    let path = Path::new(ROOT).join(name);
+    std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+/// Returns the paths of all files below a directory, those of hidden and built directories aside.
+fn files(below: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(below).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        if path.is_symlink()
+            || (path.is_dir() && (name.starts_with('.') || name == "target" || name == "shared"))
+        {
+            continue;
+        }
+        if path.is_dir() { found.extend(files(&path)) } else { found.push(path) }
+    }
+    found
+}
+
+/// Returns every page, by its path from the root.
+fn pages() -> BTreeMap<String, String> {
+    let all = files(Path::new(ROOT)).into_iter();
+    let pages = all.filter(|path| path.extension().is_some_and(|extension| extension == "md"));
+    let named = pages.map(|path| {
+        let name = path.strip_prefix(ROOT).unwrap().display().to_string();
+        let text = page(&name);
+        (name, text)
+    });
+    let pages: BTreeMap<_, _> = named.collect();
+    assert!(pages.len() >= 10, "only {:?}", pages.keys());
+    pages
+}
+
+/// Returns true if the whole repository is here. Nix builds the tests from a part of it, which lacks nixos/ and the
+/// Makefile: links and paths are then checked elsewhere, by `make test`.
+fn whole_repository() -> bool {
+    let whole = ["nixos", "Makefile", "LICENSE"].iter().all(|name| Path::new(ROOT).join(name).exists());
+    if !whole {
+        eprintln!("SKIPPED: this is a part of the repository, links and paths are not followed");
+    }
+    whole
+}
+
+/// Returns the rows of the table of a page whose first column has this title, cell by cell.
+fn table(page_name: &str, title: &str) -> Vec<Vec<String>> {
+    let (text, head) = (page(page_name), format!("| {title} |"));
+    let lines = text.lines().skip_while(|line| !line.starts_with(&head));
     let rows = lines.skip(2).take_while(|line| line.starts_with('|'));
-    let cells = |row: &'static str| row.trim_matches('|').split(" | ").map(str::trim).collect();
+    let cells = |row: &str| row.trim_matches('|').split(" | ").map(|cell| cell.trim().to_owned()).collect();
     let rows: Vec<Vec<_>> = rows.map(cells).collect();
-    assert!(!rows.is_empty(), "the README has no table that begins with {head}");
+    assert!(!rows.is_empty(), "{page_name} has no table that begins with {head}");
     rows
 }
 
-/// Returns the text between backticks.
+/// Returns the text between backticks, the whole cell if it has none.
 fn code(cell: &str) -> &str {
-    cell.strip_prefix('`').and_then(|rest| rest.strip_suffix('`')).unwrap_or(cell)
+    cell.strip_prefix('`').and_then(|rest| rest.split_once('`')).map_or(cell, |(code, _)| code)
+}
+
+/// Returns the first column of a table as a set; no row may stand there twice.
+fn first_column(page_name: &str, title: &str) -> BTreeSet<String> {
+    let rows = table(page_name, title);
+    let set: BTreeSet<_> = rows.iter().map(|row| code(&row[0]).to_owned()).collect();
+    assert_eq!(set.len(), rows.len(), "{page_name}, table {title}: a row stands there twice");
+    set
+}
+
+/// A running `up` with free ports.
+struct Up {
+    _process: Process,
+    gateway: std::net::SocketAddr,
+    admin: std::net::SocketAddr,
+    _data: tempfile::TempDir,
+}
+
+impl Up {
+    fn start() -> Self {
+        let data = tempfile::tempdir().unwrap();
+        let dir = data.path().display().to_string();
+        let mut process = Process::start(&["up", "--free-ports", "--data-dir", &dir]);
+        let gateway = process.wait_for_roles()["apigateway"];
+        let (_, admin) = process.wait_for_role("apigateway");
+        Self { _process: process, gateway, admin, _data: data }
+    }
+
+    /// Returns a shown command with the usual ports replaced by those of this process.
+    fn here(&self, text: &str) -> String {
+        let gateway = text.replace("localhost:8080", &self.gateway.to_string());
+        gateway.replace("localhost:6060", &self.admin.to_string())
+    }
+}
+
+#[test]
+fn the_readme_fits_on_a_few_screens() {
+    let readme = page("README.md");
+    let lines: Vec<_> = readme.lines().collect();
+    assert!(lines.len() <= README_LINES, "the README has {} lines", lines.len());
+    let first = lines.iter().take(FIRST_SCREEN).copied().collect::<Vec<_>>().join("\n");
+    for shown in ["make up", "make test", "apigateway :8080", "create_feed", "get_feeds?user_id=123&&size=2"]
+    {
+        assert!(first.contains(shown), "{shown} is not within the first {FIRST_SCREEN} lines");
+    }
+    assert!(!readme.contains("| Key |"), "settings are listed in docs/configuration.md");
+}
+
+/// Returns the commands that a page shows after `$ `, each with the lines that it shows below it.
+fn shown(page_name: &str) -> Vec<(String, String)> {
+    let text = page(page_name);
+    let mut commands: Vec<(String, Vec<&str>)> = Vec::new();
+    let mut inside = false;
+    for line in text.lines() {
+        match line.strip_prefix("    ") {
+            Some(block) if block.starts_with("$ ") => {
+                inside = true;
+                commands.push((block[2..].to_owned(), Vec::new()));
+            }
+            Some(block) if inside => commands.last_mut().unwrap().1.push(block),
+            _ => inside = false,
+        }
+    }
+    commands.into_iter().map(|(command, output)| (command, output.join("\n"))).collect()
+}
+
+/// Returns the words of a command line: quotes hold words together.
+fn words(command: &str) -> Vec<String> {
+    let (mut words, mut word, mut quote) = (Vec::new(), String::new(), None);
+    for letter in command.chars() {
+        match (quote, letter) {
+            (None, '\'' | '"') => quote = Some(letter),
+            (Some(open), _) if open == letter => quote = None,
+            (None, ' ') => words.push(std::mem::take(&mut word)),
+            _ => word.push(letter),
+        }
+    }
+    words.push(word);
+    words.retain(|word| !word.is_empty());
+    words
+}
+
+/// Replaces the value of a trace id, which is another one each time.
+fn without_trace_id(text: &str) -> String {
+    match text.split_once("\"trace_id\": \"") {
+        Some((before, rest)) => {
+            let (id, after) = rest.split_once('"').unwrap();
+            assert!(id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit()), "{id}");
+            format!("{before}\"trace_id\": \"ID\"{after}")
+        }
+        None => text.to_owned(),
+    }
+}
+
+#[test]
+fn the_shown_curls_print_what_is_shown() {
+    let up = Up::start();
+    for (name, least) in [("README.md", 3), ("docs/api.md", 1)] {
+        let curls = shown(name).into_iter().filter(|(command, _)| command.starts_with("curl "));
+        let mut ran = 0;
+        for (command, output) in curls {
+            let words = words(&up.here(&command));
+            let words: Vec<_> = words.iter().skip(1).map(String::as_str).collect();
+            assert_eq!(without_trace_id(&curl(&words)), without_trace_id(&output), "{name}: {command}");
+            ran += 1;
+        }
+        assert!(ran >= least, "{name} shows {ran} curls");
+    }
+}
+
+/// What `up` prints to try is what the README shows.
+#[test]
+fn the_readme_shows_the_curls_that_up_prints() {
+    use std::io::Read as _;
+    let addr = "127.0.0.1:8080".parse().unwrap();
+    let addresses =
+        microservice_app::app::process::Addresses { roles: vec![("apigateway", addr)], admin: addr };
+    let mut printed = Vec::new();
+    microservice_app::app::up::greet(&addresses, &mut printed).unwrap();
+    let mut text = String::new();
+    printed.as_slice().read_to_string(&mut text).unwrap();
+    let printed: Vec<_> = text.lines().map(str::trim).filter(|line| line.starts_with("curl ")).collect();
+    let shown = shown("README.md").into_iter().map(|(command, _)| command.replace("localhost", "127.0.0.1"));
+    assert_eq!(shown.collect::<Vec<_>>(), printed);
+}
+
+#[test]
+fn the_shown_check_of_settings_says_what_is_shown() {
+    let all = shown("docs/configuration.md").into_iter();
+    let refused = all.filter(|(command, output)| command.contains("check-config") && !output.is_empty());
+    let refused: Vec<_> = refused.collect();
+    assert_eq!(refused.len(), 1, "{refused:?}");
+    for (command, output) in refused {
+        let words = words(&command);
+        let (variables, rest) =
+            words.split_at(words.iter().position(|word| word == "microservice-app").unwrap());
+        let variables = variables.iter().map(|variable| variable.split_once('=').unwrap());
+        let ended = Command::new(PROGRAM).args(&rest[1..]).envs(variables).output().unwrap();
+        assert_eq!(ended.status.code(), Some(2));
+        assert_eq!(String::from_utf8(ended.stderr).unwrap().trim_end(), output);
+    }
+}
+
+/// Returns the method and path of a row of routes.
+fn route(row: &[String]) -> (String, String) {
+    let (method, path) = row[0].split_once(' ').unwrap();
+    (method.to_owned(), path.to_owned())
+}
+
+#[tokio::test]
+async fn the_api_page_lists_every_route() {
+    let app = App::start().await;
+    let rows = table("docs/api.md", "Route");
+    let documented: BTreeSet<_> = rows.iter().map(|row| route(row)).collect();
+    assert_eq!(documented.len(), rows.len(), "a route stands there twice");
+    let text = get(app.addresses.admin, "/metrics").await.body;
+    let label = |line: &str, name: &str| {
+        let (_, rest) = line.split_once(&format!("{name}=\""))?;
+        Some(rest.split_once('"')?.0.to_owned())
+    };
+    let lines = text.lines().filter(|line| line.starts_with("http_server_request_duration_seconds_count{"));
+    let there = lines.filter_map(|line| Some((label(line, "method")?, label(line, "route")?)));
+    let there: BTreeSet<_> = there.filter(|(_, route)| route.starts_with('/')).collect();
+    assert_eq!(documented, there);
+    // what a row says of its request is what the route takes
+    for row in &rows {
+        let (method, path) = route(row);
+        let shown = &row[1];
+        let answer = if method == "PUT" {
+            send(app.gateway(), request(&method, &path, code(shown))).await.unwrap()
+        } else {
+            let names = shown.split(", ").map(|name| format!("{}=1", code(name)));
+            let path = format!("{path}?{}", names.collect::<Vec<_>>().join("&"));
+            send(app.gateway(), request(&method, &path, "")).await.unwrap()
+        };
+        let found = answer.status == 200 || answer.body.contains("problem:not_found");
+        assert!(found, "{method} {path} {shown}: {} {}", answer.status, answer.body);
+        if method == "PUT" {
+            assert_eq!((answer.status.as_u16(), answer.body.as_str()), (200, "{}"), "{path}");
+        }
+        let wrong = send(app.gateway(), request("POST", &path, "")).await.unwrap();
+        assert_eq!(wrong.status, 405, "{path}");
+        assert!(wrong.header("allow").split(", ").any(|allowed| allowed == method), "{path}");
+    }
+}
+
+#[tokio::test]
+async fn the_api_page_lists_every_error() {
+    let app =
+        App::start_with(|settings| settings.http.body_timeout = std::time::Duration::from_millis(100)).await;
+    let limited = App::start_with(|settings| {
+        (settings.http.rate_limit, settings.http.rate_burst) = (1, 1);
+    })
+    .await;
+    let documented: BTreeSet<_> =
+        table("docs/api.md", "Status").iter().map(|row| (row[0].clone(), code(&row[1]).to_owned())).collect();
+    let mut there: BTreeSet<_> =
+        Code::ALL.iter().map(|code| (code.http().as_str().to_owned(), code.name().to_owned())).collect();
+    // edge.rs makes it happen
+    there.insert(("503".to_owned(), "overloaded".to_owned()));
+    let mut note = |status: u16, body: &str| {
+        let body: serde_json::Value = serde_json::from_str(body).unwrap();
+        let kind = body["type"].as_str().unwrap().rsplit(':').next().unwrap().to_owned();
+        there.insert((status.to_string(), kind));
+    };
+    let long = format!("/api/topic/list?{}", "x".repeat(9000));
+    for (method, path, body) in [
+        ("GET", "/nothing", String::new()),
+        ("POST", "/api/topic/list", String::new()),
+        ("GET", long.as_str(), String::new()),
+        ("PUT", "/api/topic/put_topic", "x".repeat(300 * 1024)),
+    ] {
+        let answer = send(app.gateway(), request(method, path, &body)).await.unwrap();
+        note(answer.status.as_u16(), &answer.body);
+    }
+    let slow = "PUT /api/topic/put_topic HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{";
+    let (status, _, body) =
+        crate::kit::http::parse(&crate::kit::http::raw(app.gateway(), slow.as_bytes()).await);
+    note(status, &body);
+    let mut last = get(limited.gateway(), "/api/topic/list").await;
+    for _ in 0..3 {
+        last = get(limited.gateway(), "/api/topic/list").await;
+    }
+    note(last.status.as_u16(), &last.body);
+    assert_eq!(documented, there);
+}
+
+#[test]
+fn the_api_page_lists_every_rpc() {
+    let mut there = BTreeSet::new();
+    for name in ["feed", "profile", "topic"] {
+        let text = page(&format!("proto/{name}.proto"));
+        let mut service = "";
+        for line in text.lines().map(str::trim) {
+            let first =
+                |rest: &'static str| line.strip_prefix(rest).and_then(|rest| rest.split([' ', '(']).next());
+            if let Some(begun) = first("service ") {
+                service = begun;
+            }
+            if let Some(rpc) = first("rpc ") {
+                there.insert(format!("{name}.{service}/{rpc}"));
+            }
+        }
+        assert!(!service.is_empty(), "{name}.proto has no service");
+    }
+    assert_eq!(first_column("docs/api.md", "Rpc"), there);
+    for row in table("docs/api.md", "Rpc") {
+        // the policy of each kind is pinned in src/api/rpc.rs
+        let (_, method) = code(&row[0]).split_once('/').unwrap();
+        let reads = method.starts_with("Get") || method.starts_with("List");
+        let (kind, retried) =
+            if reads { ("read", "UNAVAILABLE, DEADLINE_EXCEEDED") } else { ("write", "UNAVAILABLE") };
+        assert_eq!((row[1].as_str(), row[2].as_str()), (kind, retried), "{method}");
+    }
+}
+
+#[tokio::test]
+async fn the_operations_page_lists_the_admin_port() {
+    let app = App::start().await;
+    let admin = app.addresses.admin;
+    let documented = first_column("docs/operations.md", "Path");
+    for path in &documented {
+        let seconds = if path.ends_with("/profile") { "?seconds=0" } else { "" };
+        let answer = get(admin, &format!("{path}{seconds}")).await;
+        assert_ne!(answer.status, 404, "{path}");
+    }
+    let unknown = get(admin, "/nothing").await;
+    assert_eq!(unknown.status, 404);
+    let listed = unknown.body.split([' ', ',', '\n']).filter(|word| word.starts_with('/'));
+    let listed: BTreeSet<_> = listed.map(str::to_owned).collect();
+    assert!(listed.len() >= 7, "{listed:?}");
+    let missing: Vec<_> = listed.difference(&documented).collect();
+    assert!(missing.is_empty(), "docs/operations.md lacks {missing:?}");
+    let status = get(admin, "/status").await.json();
+    let members: BTreeSet<_> = status.as_object().unwrap().keys().cloned().collect();
+    assert_eq!(first_column("docs/operations.md", "Member"), members);
+}
+
+#[test]
+fn the_operations_page_lists_every_role_with_its_ports() {
+    let roles = [Role::Apigateway, Role::Feed, Role::Profile, Role::Topic, Role::Up];
+    let documented: BTreeMap<_, _> = table("docs/operations.md", "Role")
+        .into_iter()
+        .map(|row| (code(&row[0]).to_owned(), (row[2].clone(), row[3].clone())))
+        .collect();
+    let there = roles.map(|role| {
+        let settings = Settings::for_role(role);
+        let (http, grpc) = (settings.http.addr.0.port(), settings.grpc.addr.0.port());
+        let first_and_last = (settings.up.feed_addr.0.port(), settings.up.topic_addr.0.port());
+        let ports = match role {
+            Role::Apigateway => http.to_string(),
+            Role::Up => format!("{http}, {} to {}", first_and_last.0, first_and_last.1),
+            Role::Feed | Role::Profile | Role::Topic => grpc.to_string(),
+        };
+        (role.name().to_owned(), (ports, settings.admin.addr.0.port().to_string()))
+    });
+    assert_eq!(documented, there.into());
+}
+
+#[test]
+fn the_pages_name_every_flag() {
+    let text: String = pages().into_values().collect();
+    let named: BTreeSet<_> = text
+        .split(|letter: char| !(letter.is_ascii_lowercase() || letter == '-'))
+        .filter(|word| word.starts_with("--"))
+        .collect();
+    let command = cli::command();
+    let flags = command.get_subcommands().flat_map(clap::Command::get_arguments);
+    let flags: BTreeSet<_> = flags.filter_map(|flag| Some(format!("--{}", flag.get_long()?))).collect();
+    assert!(flags.len() > 10, "{flags:?}");
+    let missing: Vec<_> = flags.iter().filter(|flag| !named.contains(flag.as_str())).collect();
+    assert!(missing.is_empty(), "no page names {missing:?}");
 }
 
 /// Returns the name of every metric of the program.
 pub fn metrics() -> BTreeSet<String> {
-    let is_name = |text: &&str| {
-        let families = ["build_", "client_", "grpc_", "http_", "registry_", "server_", "store_", "trace_"];
-        families.iter().any(|family| text.starts_with(family))
-            && text.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')
-    };
-    // the names as the code has them: a family without a child yet is not in its text
-    let (code_only, _) = METRICS.split_once("#[cfg(test)]").unwrap();
-    let names = code_only.split('"').skip(1).step_by(2).filter(is_name);
-    let mut there: BTreeSet<_> = names.map(str::to_owned).collect();
-    let text = Metrics::new().unwrap().text();
-    let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
-    there.extend(types.map(str::to_owned));
-    assert!(there.len() > 5, "{there:?}");
-    there
+    static NAMES: LazyLock<BTreeSet<String>> = LazyLock::new(|| {
+        let is_name = |text: &&str| {
+            let families =
+                ["build_", "client_", "grpc_", "http_", "registry_", "server_", "store_", "trace_"];
+            families.iter().any(|family| text.starts_with(family))
+                && text.bytes().all(|b| b.is_ascii_lowercase() || b == b'_')
+        };
+        let mut there = BTreeSet::new();
+        // the names as the code has them: a family without a child yet is not on the page of metrics
+        for path in files(&Path::new(ROOT).join("src")) {
+            let name = path.strip_prefix(ROOT).unwrap().display().to_string();
+            if name.ends_with("/metrics.rs") || name.contains("/metrics/") {
+                let source = page(&name);
+                let code_only = source.split("#[cfg(test)]").next().unwrap();
+                let literals = code_only.split('"').skip(1).step_by(2);
+                there.extend(literals.filter(is_name).map(str::to_owned));
+            }
+        }
+        assert!(there.len() > 20, "{there:?}");
+        let up = Up::start();
+        let text = curl(&[&format!("http://{}/metrics", up.admin)]);
+        let types = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
+        let types: Vec<_> = types.map(str::to_owned).collect();
+        assert!(types.len() > 20, "{types:?}");
+        there.extend(types);
+        there
+    });
+    NAMES.clone()
 }
 
 #[test]
-fn the_readme_lists_every_metric() {
+fn the_telemetry_page_lists_every_metric() {
     let there = metrics();
-    let documented: BTreeSet<_> = table("Metric").into_iter().map(|row| code(row[0])).collect();
+    let documented = first_column("docs/telemetry.md", "Metric");
     let covers = |line: &str, name: &str| match line.strip_suffix('*') {
         Some(family) => name.starts_with(family),
         None => name == line,
     };
     let missing: Vec<_> =
         there.iter().filter(|name| !documented.iter().any(|line| covers(line, name))).collect();
-    assert!(missing.is_empty(), "the README lacks {missing:?}");
+    assert!(missing.is_empty(), "docs/telemetry.md lacks {missing:?}");
     let invented: Vec<_> =
         documented.iter().filter(|line| !there.iter().any(|name| covers(line, name))).collect();
-    assert!(invented.is_empty(), "the README has {invented:?}, the program has not");
+    assert!(invented.is_empty(), "docs/telemetry.md has {invented:?}, the program has not");
+}
+
+/// Returns a page without its code blocks.
+fn prose(text: &str) -> String {
+    let mut fenced = false;
+    let lines = text.lines().filter(|line| {
+        let fence = line.trim_start().starts_with("```");
+        fenced ^= fence;
+        !fenced && !fence && !line.starts_with("    ")
+    });
+    lines.map(|line| format!("{line}\n")).collect()
+}
+
+/// Returns the anchors of a page's headings, as GitHub makes them.
+fn anchors(text: &str) -> BTreeSet<String> {
+    let mut seen = BTreeMap::<String, usize>::new();
+    let prose = prose(text);
+    let headings = prose.lines().filter_map(|line| {
+        let title = line.trim_start_matches('#');
+        (title.len() < line.len()).then(|| title.strip_prefix(' ')).flatten()
+    });
+    let anchors = headings.map(|title| {
+        let kept = title.trim().to_lowercase();
+        let kept = kept.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
+        let anchor = kept.collect::<String>().replace(' ', "-");
+        let count = seen.entry(anchor.clone()).or_default();
+        *count += 1;
+        if *count == 1 { anchor } else { format!("{anchor}-{}", *count - 1) }
+    });
+    anchors.collect()
+}
+
+/// Returns the targets of a page's links and pictures.
+fn links(text: &str) -> Vec<String> {
+    let prose = prose(text);
+    // what stands between backticks is no link
+    let plain: String = prose.split('`').step_by(2).collect::<Vec<_>>().join("x");
+    let targets = plain.split("](").skip(1).filter_map(|rest| Some(rest.split_once(')')?.0.to_owned()));
+    targets.collect()
+}
+
+#[test]
+fn every_link_of_a_page_leads_somewhere() {
+    if !whole_repository() {
+        return;
+    }
+    let (pages, mut wrong, mut followed) = (pages(), Vec::new(), 0);
+    for (name, text) in &pages {
+        for link in links(text).iter().filter(|link| !link.contains("://")) {
+            followed += 1;
+            let (path, anchor) = link.split_once('#').unwrap_or((link, ""));
+            let beside = Path::new(ROOT).join(name).parent().unwrap().to_path_buf();
+            let target = if path.is_empty() { Path::new(ROOT).join(name) } else { beside.join(path) };
+            if !target.exists() {
+                wrong.push(format!("{name}: {link} is not there"));
+            } else if !anchor.is_empty() {
+                let text = std::fs::read_to_string(&target).unwrap_or_default();
+                if !anchors(&text).contains(anchor) {
+                    wrong.push(format!("{name}: {link} has no such heading"));
+                }
+            }
+        }
+    }
+    assert!(followed > 50, "only {followed} links found");
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// Returns true if a path matches one with words in capitals, each of which stands for any part of a name.
+fn matches(path: &str, pattern: &str) -> bool {
+    let (path, pattern): (Vec<_>, Vec<_>) = (path.split('/').collect(), pattern.split('/').collect());
+    path.len() == pattern.len()
+        && path.iter().zip(pattern).all(|(part, wanted)| {
+            let (stem, end) = wanted.split_once('.').unwrap_or((wanted, ""));
+            let any = !stem.is_empty() && stem.bytes().all(|b| b.is_ascii_uppercase());
+            if any { part.ends_with(end) && part.len() > end.len() } else { *part == wanted }
+        })
+}
+
+/// A recipe or a description that names a file which is no longer there helps nobody.
+#[test]
+fn every_path_that_a_page_names_is_there() {
+    /// Written by whoever installs a host.
+    const OWN: [&str; 1] = ["nixos/hosts/hardware/node-1.nix"];
+    if !whole_repository() {
+        return;
+    }
+    let root = Path::new(ROOT);
+    let all: Vec<_> =
+        files(root).iter().map(|path| path.strip_prefix(root).unwrap().display().to_string()).collect();
+    let (mut wrong, mut seen) = (Vec::new(), 0);
+    // the changelog speaks of what was
+    for (name, text) in pages().into_iter().filter(|(name, _)| name != "CHANGELOG.md") {
+        let prose = prose(&text);
+        for span in prose.split('`').skip(1).step_by(2) {
+            let tops = ["src/", "tests/", "docs/", "nixos/", "deploy/", "proto/", ".ci/"];
+            let is_path = |span: &str| !span.contains([' ', '*', '<', ':', '(', '#']);
+            if !is_path(span) || OWN.contains(&span) {
+                continue;
+            }
+            let there = if tops.iter().any(|top| span.starts_with(top)) {
+                let wanted = span.trim_end_matches('/');
+                root.join(wanted).exists() || all.iter().any(|path| matches(path, wanted))
+            } else if Path::new(span).extension().is_some_and(|extension| extension == "rs") {
+                all.iter().any(|path| path.ends_with(&format!("/{span}")))
+            } else {
+                continue;
+            };
+            seen += 1;
+            if !there {
+                wrong.push(format!("{name}: {span}"));
+            }
+        }
+    }
+    assert!(seen > 50, "only {seen} paths found");
+    assert!(wrong.is_empty(), "{wrong:#?}");
+}
+
+/// A page that shows a command of this repository shows one that is there.
+#[test]
+fn every_command_that_a_page_shows_is_there() {
+    if !whole_repository() {
+        return;
+    }
+    let makefile = page("Makefile");
+    let (mut wrong, mut seen) = (Vec::new(), 0);
+    for (name, text) in pages() {
+        for line in text.lines().filter_map(|line| line.strip_prefix("    ")) {
+            let mut words = line.split_whitespace().skip_while(|word| *word == "$" || word.contains('='));
+            let there = match (words.next(), words.next()) {
+                (Some("make"), Some(target)) => makefile.contains(&format!("\n{target}:")),
+                (Some(program), _) if program.starts_with("tests/") || program.starts_with("deploy/") => {
+                    Path::new(ROOT).join(program).exists()
+                }
+                _ => continue,
+            };
+            seen += 1;
+            if !there {
+                wrong.push(format!("{name}: {line}"));
+            }
+        }
+    }
+    assert!(seen >= 10, "only {seen} commands found");
+    assert!(wrong.is_empty(), "{wrong:#?}");
 }

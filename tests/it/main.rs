@@ -13,30 +13,14 @@
     reason = "a test fails by panicking, and its helpers are read here only"
 )]
 
-mod alerts;
-mod bad_requests;
+mod api;
 mod callpath;
-mod dashboards;
-mod discovery;
 mod docs;
-mod durability;
-mod edge;
-mod edge_grpc;
-mod etcd_access;
 mod faults;
-mod gateway;
-mod grpc;
 mod kit;
-mod lifecycle;
-mod logs;
-mod metrics;
-mod numbers;
-mod parts;
-mod pprof;
-mod registry_edge;
-mod resilience;
+mod limits;
+mod operations;
+mod perf;
+mod registry;
 mod settings;
-mod stack;
-mod targets;
-mod traces;
-mod walkthrough;
+mod structure;

@@ -1,7 +1,7 @@
-# Hardware of a host that has no file of its own yet: an EFI machine, virtual or not, with a partition
-# labelled `nixos` and an ESP labelled `ESP`. This is the layout of the images that NixOS builds
-# (`nixos-rebuild build-image --image-variant raw-efi`). For any other machine put the output of
-# `nixos-generate-config --show-hardware-config` into node-N.nix beside this file, with the boot loader.
+# Hardware of a host without a file of its own: an EFI machine, virtual or not, with a partition labelled `nixos` and
+# an ESP labelled `ESP`, as on the images that `nixos-rebuild build-image --image-variant raw-efi` builds. For any
+# other machine write the output of `nixos-generate-config --show-hardware-config` and the boot loader into node-N.nix
+# in this directory.
 { lib, modulesPath, ... }:
 {
   imports = [ "${modulesPath}/profiles/qemu-guest.nix" ];
@@ -18,6 +18,6 @@
     fsType = "vfat";
     options = [ "umask=0077" ];
   };
-  # the image is small, the disk is not
+  # the image is smaller than the disk
   boot.growPartition = true;
 }

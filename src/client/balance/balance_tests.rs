@@ -10,17 +10,17 @@ use super::*;
 use crate::client::balance::ejection::Ejection;
 use crate::client::balance::endpoint::Common;
 use crate::client::call::testing;
+use crate::client::metrics::Metrics;
 use crate::config;
 use crate::registry::Instance;
-use crate::telemetry::metrics::Metrics;
 
-const RPC: &rpc::Rpc = rpc::LIST_TOPICS;
+const RPC: Rpc = Rpc::ListTopics;
 const MS: Duration = Duration::from_millis(1);
 
 fn instances(count: usize, change: impl FnOnce(&mut config::Client)) -> Vec<Arc<Endpoint>> {
     let mut settings = config::Client::default();
     change(&mut settings);
-    let meters = Arc::new(Metrics::new().unwrap().client("topic"));
+    let meters = Arc::new(Metrics::register(&prometheus::Registry::new()).unwrap().service("topic"));
     let common = Common {
         service: "topic",
         identity: HeaderValue::from_static("/services/topic"),
@@ -51,7 +51,7 @@ fn call() -> Call {
 }
 
 fn trip(endpoint: &Endpoint) {
-    while let Some(permit) = endpoint.breakers.admit(RPC.index, false) {
+    while let Some(permit) = endpoint.breakers.admit(RPC, false) {
         endpoint.breakers.record(&permit, true, None);
     }
 }
@@ -82,9 +82,9 @@ async fn equals_share_evenly() {
 #[tokio::test(start_paused = true)]
 async fn load_goes_where_it_is_least() {
     let usable = instances(4, |_| {});
-    usable[0].load.observe(RPC.index, 50 * MS, false);
+    usable[0].load.observe(RPC, 50 * MS, false);
     let held: Vec<_> = (0..3).map(|_| usable[1].hold()).collect();
-    usable[2].load.observe(RPC.index, MS, true);
+    usable[2].load.observe(RPC, MS, true);
     let picked = picks(&Balance::PeakEwma, &call(), &usable, 1000);
     // only its rival in a pair that is worse still loses against each of these
     assert_eq!(picked[2], 0, "the one that fails fast: {picked:?}");
@@ -104,18 +104,18 @@ async fn who_was_tried_or_is_open_comes_last() {
         let picked = picks(&balance, &tried, &usable, 50);
         assert_eq!(picked[0], 0, "an open one before one that was tried");
         // in one method only
-        let other = testing::call(rpc::GET_TOPIC, Duration::from_secs(1));
+        let other = testing::call(Rpc::GetTopic, Duration::from_secs(1));
         assert!(picks(&balance, &other, &usable, 100)[0] > 0);
         // panic: the one that is due first
         trip(&usable[1]);
         pass(&usable, MS).await;
         trip(&usable[2]);
-        let dues: Vec<_> = usable.iter().map(|e| e.breakers.due(RPC.index)).collect();
+        let dues: Vec<_> = usable.iter().map(|e| e.breakers.due(RPC)).collect();
         let (picked, fit) = balance.pick(&call(), &usable).unwrap();
-        assert_eq!((picked.breakers.due(RPC.index), fit), (*dues.iter().min().unwrap(), Fit::Open));
+        assert_eq!((picked.breakers.due(RPC), fit), (*dues.iter().min().unwrap(), Fit::Open));
         // a probe is sent at once, though its instance looks bad
         pass(&usable, Duration::from_secs(2)).await;
-        usable[0].load.observe(RPC.index, 900 * MS, true);
+        usable[0].load.observe(RPC, 900 * MS, true);
         let (_, fit) = balance.pick(&call(), &usable).unwrap();
         assert_eq!(fit, Fit::Probe);
     }
@@ -164,7 +164,7 @@ async fn a_pick_among_a_thousand_is_quick() {
         let balance = Balance::PeakEwma;
         let call = Call { framed: Bytes::new(), ..call() };
         for endpoint in &usable {
-            endpoint.load.observe(RPC.index, MS, false);
+            endpoint.load.observe(RPC, MS, false);
         }
         let mut best = Duration::MAX;
         for _ in 0..20 {

@@ -20,12 +20,12 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use prometheus::IntCounter;
 use tokio::time::Instant;
 
-use crate::api::rpc;
+use crate::api::rpc::{PerRpc, Rpc};
 use crate::client::balance::ejection::{Ejection, Verdict};
 use crate::config;
-use crate::telemetry::metrics::Transitions;
 
 /// Time over which the share of good answers is taken.
 const WINDOW_SECONDS: usize = 10;
@@ -101,7 +101,7 @@ pub struct Breakers {
     born: Instant,
     ejection: Arc<Ejection>,
     transitions: Arc<Transitions>,
-    methods: [Breaker; rpc::ALL.len()],
+    methods: PerRpc<Breaker>,
 }
 
 /// One method's. The atomics are for those who only look; they change under the lock.
@@ -135,7 +135,7 @@ struct Inner {
 /// Leave to make one call. Its outcome must be told by [`Breakers::record`] or [`Breakers::release`].
 #[derive(Debug)]
 pub struct Permit {
-    rpc: usize,
+    rpc: Rpc,
     generation: u64,
     probe: bool,
 }
@@ -144,15 +144,13 @@ impl Breakers {
     /// Returns closed breakers.
     #[must_use]
     pub fn new(settings: Settings, ejection: Arc<Ejection>, transitions: Arc<Transitions>) -> Self {
-        Self { settings, born: Instant::now(), ejection, transitions, methods: Default::default() }
+        Self { settings, born: Instant::now(), ejection, transitions, methods: PerRpc::default() }
     }
 
     /// Returns what the breaker of an rpc does with the next call.
     #[must_use]
-    pub fn state(&self, rpc: usize, now: Instant) -> State {
-        let Some(breaker) = self.methods.get(rpc) else {
-            return State::Closed;
-        };
+    pub fn state(&self, rpc: Rpc, now: Instant) -> State {
+        let breaker = &self.methods[rpc];
         match breaker.state.load(Acquire) {
             CLOSED => State::Closed,
             OPEN if breaker.due.load(Acquire) <= self.since_born(now) => State::Due,
@@ -163,31 +161,29 @@ impl Breakers {
 
     /// Returns when the breaker of an rpc lets a probe through; the earlier the less bad.
     #[must_use]
-    pub fn due(&self, rpc: usize) -> Instant {
-        let due = self.methods.get(rpc).map_or(0, |breaker| breaker.due.load(Acquire));
-        self.born + Duration::from_nanos(due)
+    pub fn due(&self, rpc: Rpc) -> Instant {
+        self.born + Duration::from_nanos(self.methods[rpc].due.load(Acquire))
     }
 
     /// Returns true if an open breaker was opened by a run of failures, which is what even the only instance
     /// is spared for.
     #[must_use]
-    pub fn opened_by_run(&self, rpc: usize) -> bool {
-        self.methods.get(rpc).is_some_and(|breaker| breaker.run.load(Acquire))
+    pub fn opened_by_run(&self, rpc: Rpc) -> bool {
+        self.methods[rpc].run.load(Acquire)
     }
 
     /// Brings the probe of an open breaker forward: its instance is the only one.
-    pub fn hasten(&self, rpc: usize) {
-        if let Some(breaker) = self.methods.get(rpc) {
-            let inner = breaker.lock();
-            if let Some(opened) = inner.opened_at {
-                breaker.due.fetch_min(self.since_born(opened + ALONE), AcqRel);
-            }
+    pub fn hasten(&self, rpc: Rpc) {
+        let breaker = &self.methods[rpc];
+        let inner = breaker.lock();
+        if let Some(opened) = inner.opened_at {
+            breaker.due.fetch_min(self.since_born(opened + ALONE), AcqRel);
         }
     }
 
     /// Asks for leave to make a call. `forced` gets it in any state, but does not count.
-    pub fn admit(&self, rpc: usize, forced: bool) -> Option<Permit> {
-        let breaker = self.methods.get(rpc)?;
+    pub fn admit(&self, rpc: Rpc, forced: bool) -> Option<Permit> {
+        let breaker = &self.methods[rpc];
         let permit = |probe| Permit { rpc, generation: breaker.generation.load(Acquire), probe };
         let now = Instant::now();
         match self.state(rpc, now) {
@@ -209,9 +205,7 @@ impl Breakers {
     /// Takes note of a call's outcome. `broken` is the number of the connection that broke under it.
     /// Returns true if this closed the breaker.
     pub fn record(&self, permit: &Permit, failed: bool, broken: Option<u64>) -> bool {
-        let Some(breaker) = self.methods.get(permit.rpc) else {
-            return false;
-        };
+        let breaker = &self.methods[permit.rpc];
         let mut inner = breaker.lock();
         if breaker.generation.load(Acquire) != permit.generation {
             return false; // a straggler
@@ -238,9 +232,7 @@ impl Breakers {
 
     /// Takes note of a call that says nothing of the instance: given up by the caller, or never sent.
     pub fn release(&self, permit: &Permit) {
-        let Some(breaker) = self.methods.get(permit.rpc) else {
-            return;
-        };
+        let breaker = &self.methods[permit.rpc];
         let _inner = breaker.lock();
         if permit.probe && breaker.generation.load(Acquire) == permit.generation {
             // the next call is the probe
@@ -251,7 +243,7 @@ impl Breakers {
 
     /// Closes every breaker: there is another process now.
     pub fn reset(&self) {
-        for (rpc, breaker) in self.methods.iter().enumerate() {
+        for (rpc, breaker) in self.methods.iter() {
             let mut inner = breaker.lock();
             *inner = Inner::default();
             if breaker.state.load(Acquire) != CLOSED {
@@ -261,7 +253,7 @@ impl Breakers {
         }
     }
 
-    fn count(&self, rpc: usize, breaker: &Breaker, inner: &mut Inner, failed: bool, broken: Option<u64>) {
+    fn count(&self, rpc: Rpc, breaker: &Breaker, inner: &mut Inner, failed: bool, broken: Option<u64>) {
         if let Some(connection) = broken {
             if inner.broken == connection {
                 return;
@@ -297,7 +289,7 @@ impl Breakers {
     }
 
     /// Opens a breaker whose lock is held.
-    fn open(&self, rpc: usize, breaker: &Breaker, wait: Duration) {
+    fn open(&self, rpc: Rpc, breaker: &Breaker, wait: Duration) {
         let due = self.since_born(Instant::now() + wait);
         breaker.due.store(due, Release);
         breaker.change(OPEN);
@@ -307,7 +299,7 @@ impl Breakers {
     /// Returns how long it stays open for the `level`-th time: with 1 s, 60 s: 1-1.5 s, 2-3 s, ... 60 s.
     fn wait(&self, level: u32) -> Duration {
         let step = self.settings.backoff.saturating_mul(2_u32.saturating_pow(level.min(16)));
-        step.mul_f64(rand::random_range(1.0..=1.5)).min(self.settings.cap)
+        step.mul_f64(crate::random::range(1.0..=1.5)).min(self.settings.cap)
     }
 
     fn since_born(&self, now: Instant) -> u64 {
@@ -324,6 +316,58 @@ impl Breaker {
     fn change(&self, state: u8) {
         self.generation.fetch_add(1, AcqRel);
         self.state.store(state, Release);
+    }
+}
+
+/// One value for each state that is reported: [`State::Due`] is reported as open.
+#[derive(Clone, Debug, Default)]
+pub struct PerState<T> {
+    closed: T,
+    open: T,
+    half_open: T,
+}
+
+impl<T> PerState<T> {
+    /// Returns the values that `value` gives.
+    pub fn from_fn(mut value: impl FnMut(State) -> T) -> Self {
+        Self { closed: value(State::Closed), open: value(State::Open), half_open: value(State::HalfOpen) }
+    }
+
+    /// Returns the value of a state.
+    pub const fn of(&self, state: State) -> &T {
+        match state {
+            State::Closed => &self.closed,
+            State::Open | State::Due => &self.open,
+            State::HalfOpen => &self.half_open,
+        }
+    }
+
+    /// Returns the value of a state, to be changed.
+    pub const fn of_mut(&mut self, state: State) -> &mut T {
+        match state {
+            State::Closed => &mut self.closed,
+            State::Open | State::Due => &mut self.open,
+            State::HalfOpen => &mut self.half_open,
+        }
+    }
+}
+
+/// `client_breaker_transitions_total` of one service. An rpc of another service has no counters.
+#[derive(Debug, Default)]
+pub struct Transitions(PerRpc<Option<PerState<IntCounter>>>);
+
+impl Transitions {
+    /// Returns these counters.
+    #[must_use]
+    pub const fn new(counters: PerRpc<Option<PerState<IntCounter>>>) -> Self {
+        Self(counters)
+    }
+
+    /// Counts a change to a state.
+    fn note(&self, rpc: Rpc, to: State) {
+        if let Some(counters) = &self.0[rpc] {
+            counters.of(to).inc();
+        }
     }
 }
 

@@ -5,8 +5,8 @@ use tokio::time::advance;
 
 use super::*;
 
-const GET: usize = 0;
-const PUT: usize = 1;
+const GET: Rpc = Rpc::GetFeeds;
+const PUT: Rpc = Rpc::CreateFeed;
 const MS: Duration = Duration::from_millis(1);
 
 /// Breakers in a service of `all` instances, of which `open` others are open.
@@ -17,7 +17,7 @@ fn breakers(all: usize, open: usize) -> Breakers {
     Breakers::new(settings, Arc::new(ejection), Arc::default())
 }
 
-fn tell(breakers: &Breakers, rpc: usize, failed: bool) {
+fn tell(breakers: &Breakers, rpc: Rpc, failed: bool) {
     let permit = breakers.admit(rpc, false).expect("it is let through");
     breakers.record(&permit, failed, None);
 }

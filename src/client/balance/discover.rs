@@ -11,13 +11,14 @@ use http::HeaderValue;
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
+use crate::api::rpc::Rpc;
 use crate::client::balance::breaker;
 use crate::client::balance::ejection::Ejection;
 use crate::client::balance::endpoint::{Common, Endpoint};
+use crate::client::metrics::ServiceMetrics;
 use crate::client::transport::pool::State;
 use crate::config;
 use crate::registry::{Instances, View, ViewHandle, pace};
-use crate::telemetry::metrics::ClientMeters;
 
 /// The instances of one service at one moment, sorted by address.
 #[derive(Clone, Debug, Default)]
@@ -46,7 +47,7 @@ impl Set {
         identity: HeaderValue,
         settings: Arc<config::Client>,
         view: ViewHandle,
-        meters: Arc<ClientMeters>,
+        meters: Arc<ServiceMetrics>,
     ) -> Self {
         let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
         let (publish, version) = watch::channel(0);
@@ -91,7 +92,7 @@ impl Snapshot {
 
     /// Counts the instances that can be called right now, and how many of them have a breaker that is not
     /// closed for an rpc.
-    fn count(&self, rpc: usize) -> (usize, usize) {
+    fn count(&self, rpc: Rpc) -> (usize, usize) {
         let now = Instant::now();
         let usable = || self.all.iter().filter(|e| e.serves());
         let open = usable().filter(|e| e.breakers.state(rpc, now) != breaker::State::Closed);

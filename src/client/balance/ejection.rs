@@ -9,6 +9,8 @@ use std::sync::{Mutex, PoisonError};
 
 use prometheus::IntCounter;
 
+use crate::api::rpc::Rpc;
+
 /// Whether a breaker may open.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
@@ -21,7 +23,7 @@ pub enum Verdict {
 }
 
 /// Counts the instances of a service that can be called, and how many of them are not closed for an rpc.
-pub type Count = dyn Fn(usize) -> (usize, usize) + Send + Sync;
+pub type Count = dyn Fn(Rpc) -> (usize, usize) + Send + Sync;
 
 /// The bound of one service.
 pub struct Ejection {
@@ -51,7 +53,7 @@ impl Ejection {
     }
 
     /// Returns the verdict, after `act` has followed it: before anyone else asks.
-    pub fn ask(&self, rpc: usize, act: impl FnOnce(Verdict)) -> Verdict {
+    pub fn ask(&self, rpc: Rpc, act: impl FnOnce(Verdict)) -> Verdict {
         let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         let (all, open) = (self.count)(rpc);
         let verdict = match all {

@@ -9,18 +9,18 @@ use http::HeaderValue;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::api::rpc;
+use crate::api::rpc::Rpc;
 use crate::client::balance::breaker::{self, Breakers};
 use crate::client::balance::ejection::Ejection;
 use crate::client::balance::guard::Guard;
 use crate::client::balance::in_flight::{InFlight, Limit};
 use crate::client::balance::load::{Load, Measure};
 use crate::client::call::{Call, Outcome, Path as _};
+use crate::client::metrics::ServiceMetrics;
 use crate::client::transport::exchange::Exchange;
 use crate::client::transport::pool::{Pool, State, Told};
 use crate::config;
 use crate::registry::Instance;
-use crate::telemetry::metrics::ClientMeters;
 
 /// What all instances of a service share.
 pub struct Common {
@@ -33,7 +33,7 @@ pub struct Common {
     /// How many breakers may be open.
     pub ejection: Arc<Ejection>,
     /// What is counted.
-    pub meters: Arc<ClientMeters>,
+    pub meters: Arc<ServiceMetrics>,
     /// Notified by an instance whose state changed.
     pub changed: Arc<Notify>,
 }
@@ -176,9 +176,9 @@ impl Endpoint {
     }
 
     /// Returns the rpcs whose breaker is not closed.
-    pub fn tripped(&self) -> impl Iterator<Item = (&'static rpc::Rpc, breaker::State)> {
+    pub fn tripped(&self) -> impl Iterator<Item = (Rpc, breaker::State)> {
         let now = Instant::now();
-        let states = rpc::of_service(self.service).map(move |rpc| (rpc, self.breakers.state(rpc.index, now)));
+        let states = Rpc::of_service(self.service).map(move |rpc| (rpc, self.breakers.state(rpc, now)));
         states.filter(|(_, state)| *state != breaker::State::Closed)
     }
 
@@ -192,14 +192,14 @@ impl Endpoint {
 
     /// Returns true if so many of its recent answers to an rpc were failures that it gets hardly any calls.
     fn fails(&self) -> bool {
-        rpc::of_service(self.service).any(|rpc| self.load.failures(rpc.index) > 0.1)
+        Rpc::of_service(self.service).any(|rpc| self.load.failures(rpc) > 0.1)
     }
 
     /// Returns why it gets no calls, or fewer than others; `None` if it gets its share. `others` is true if
     /// another instance serves.
     #[must_use]
     pub fn why_spared(&self, others: bool) -> Option<String> {
-        let tripped: Vec<_> = self.tripped().map(|(rpc, _)| rpc.method).collect();
+        let tripped: Vec<_> = self.tripped().map(|(rpc, _)| rpc.method()).collect();
         Some(match self.state() {
             State::Connecting => "the first connection is being opened".to_owned(),
             State::Down => "it cannot be connected to".to_owned(),

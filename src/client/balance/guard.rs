@@ -27,7 +27,7 @@ impl<S: Path> Guard<S> {
     async fn run(&self, call: Call) -> Outcome {
         let rpc = call.rpc;
         let Some(held) = Held::admit(&self.breakers, &call) else {
-            let error = Error::unavailable(format!("{} is being spared", rpc.service));
+            let error = Error::unavailable(format!("{} is being spared", rpc.service()));
             return Err(Failure::new(Reach::Kept, error));
         };
         let outcome = self.inner.send(call).await;
@@ -39,7 +39,7 @@ impl<S: Path> Guard<S> {
             Err(failure) => held.record(failure.is_instances_fault(took), failure.broken),
         };
         if closed {
-            self.load.forgive(rpc.index);
+            self.load.forgive(rpc);
         }
         outcome
     }
@@ -58,7 +58,7 @@ pub(in crate::client) struct Held {
 impl Held {
     /// Asks the breakers for leave.
     pub(in crate::client) fn admit(breakers: &Arc<Breakers>, call: &Call) -> Option<Self> {
-        let permit = breakers.admit(call.rpc.index, call.forced)?;
+        let permit = breakers.admit(call.rpc, call.forced)?;
         let breakers = breakers.clone();
         Some(Self { breakers, permit: Some(permit), begun: Instant::now(), patience: call.patience })
     }

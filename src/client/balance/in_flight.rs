@@ -64,7 +64,7 @@ impl<S: Path> Limit<S> {
     async fn run(&self, call: Call) -> Outcome {
         let Some(_held) = self.in_flight.clone().try_begin(self.most) else {
             self.refused.inc();
-            let error = Error::unavailable(format!("{} is busy", call.rpc.service));
+            let error = Error::unavailable(format!("{} is busy", call.rpc.service()));
             return Err(Failure::new(Reach::Kept, error));
         };
         self.inner.send(call).await
@@ -80,7 +80,7 @@ mod tests {
     use tower::Service as _;
 
     use super::*;
-    use crate::api::rpc;
+    use crate::api::rpc::Rpc;
     use crate::client::call::Answer;
     use crate::client::call::testing::{End, call};
 
@@ -92,7 +92,7 @@ mod tests {
         });
         let (in_flight, refused) = (Arc::<InFlight>::default(), IntCounter::new("x", "x").unwrap());
         let mut layer = Limit::new(end, in_flight.clone(), 2, refused.clone());
-        let mut ask = || layer.call(call(rpc::GET_FEEDS, Duration::from_secs(1)));
+        let mut ask = || layer.call(call(Rpc::GetFeeds, Duration::from_secs(1)));
         let mut held = [ask(), ask()];
         assert!(held.iter_mut().all(|pending| pending.now_or_never().is_none()));
         let failure = ask().await.unwrap_err();

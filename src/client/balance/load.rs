@@ -13,11 +13,11 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::api::rpc;
+use crate::api::rpc::{PerRpc, Rpc};
 use crate::client::balance::in_flight::InFlight;
 use crate::client::call::{Call, FAIR, Outcome, Path, Reach, layer};
 use crate::config;
-use crate::telemetry::metrics::Calls;
+use crate::telemetry::metrics::RpcDurations;
 
 /// Differences below this are noise; calls in flight and chance decide then.
 const FLOOR: f64 = 1_000_000.0;
@@ -34,7 +34,7 @@ pub struct Load {
     slow_start: Duration,
     born: Instant,
     in_flight: Arc<InFlight>,
-    methods: [Method; rpc::ALL.len()],
+    methods: PerRpc<Method>,
     /// When the first call came since the instance is there, ns from `born`; 0 for not yet.
     first: AtomicU64,
 }
@@ -60,14 +60,14 @@ impl Load {
             slow_start: settings.slow_start,
             born: Instant::now(),
             in_flight,
-            methods: Default::default(),
+            methods: PerRpc::default(),
             first: AtomicU64::new(0),
         }
     }
 
     /// Returns what another call of this rpc would cost here, in ns; the smaller the better.
     #[must_use]
-    pub fn cost(&self, rpc: usize, now: Instant) -> f64 {
+    pub fn cost(&self, rpc: Rpc, now: Instant) -> f64 {
         #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
         let calls = (self.in_flight.now() + 1) as f64;
         let (latency, failures) = self.averages(rpc, now);
@@ -76,22 +76,20 @@ impl Load {
 
     /// Returns the latency that is expected of an rpc, without penalty; `None` if nothing is known.
     #[must_use]
-    pub fn latency(&self, rpc: usize) -> Option<Duration> {
-        let known = self.methods.get(rpc)?.at.load(Relaxed) > 0;
+    pub fn latency(&self, rpc: Rpc) -> Option<Duration> {
+        let known = self.methods[rpc].at.load(Relaxed) > 0;
         let (latency, _) = self.averages(rpc, Instant::now());
         known.then(|| Duration::from_secs_f64((latency / 1e9).clamp(0.0, 1e6)))
     }
 
     /// Returns the share of recent answers to an rpc that were failures or pushback.
     #[must_use]
-    pub fn failures(&self, rpc: usize) -> f64 {
+    pub fn failures(&self, rpc: Rpc) -> f64 {
         self.averages(rpc, Instant::now()).1
     }
 
-    fn averages(&self, rpc: usize, now: Instant) -> (f64, f64) {
-        let Some(method) = self.methods.get(rpc) else {
-            return (0.0, 0.0);
-        };
+    fn averages(&self, rpc: Rpc, now: Instant) -> (f64, f64) {
+        let method = &self.methods[rpc];
         let weight = self.weight(method, self.since_born(now));
         let latency = f64::from_bits(method.latency.load(Relaxed));
         let failures = f64::from_bits(method.failures.load(Relaxed));
@@ -110,10 +108,8 @@ impl Load {
     }
 
     /// Takes note of an answer.
-    pub fn observe(&self, rpc: usize, took: Duration, failed: bool) {
-        let Some(method) = self.methods.get(rpc) else {
-            return;
-        };
+    pub fn observe(&self, rpc: Rpc, took: Duration, failed: bool) {
+        let method = &self.methods[rpc];
         let now = self.since_born(Instant::now()).max(1);
         let weight = self.weight(method, now);
         let (took, latency) = (nanos(took), f64::from_bits(method.latency.load(Relaxed)));
@@ -133,7 +129,7 @@ impl Load {
     }
 
     /// Takes note of a call that was given up: its answer would have taken at least so long.
-    fn observe_at_least(&self, rpc: usize, took: Duration) {
+    fn observe_at_least(&self, rpc: Rpc, took: Duration) {
         let (latency, _) = self.averages(rpc, Instant::now());
         if nanos(took) > latency.max(FLOOR) {
             self.observe(rpc, took, false);
@@ -141,17 +137,18 @@ impl Load {
     }
 
     /// Forgets what was observed of one rpc.
-    pub fn forgive(&self, rpc: usize) {
-        if let Some(method) = self.methods.get(rpc) {
-            method.at.store(0, Relaxed);
-            method.latency.store(0, Relaxed);
-            method.failures.store(0, Relaxed);
-        }
+    pub fn forgive(&self, rpc: Rpc) {
+        let method = &self.methods[rpc];
+        method.at.store(0, Relaxed);
+        method.latency.store(0, Relaxed);
+        method.failures.store(0, Relaxed);
     }
 
     /// Starts over: the instance is new, or has returned.
     pub fn reset(&self) {
-        (0..self.methods.len()).for_each(|rpc| self.forgive(rpc));
+        for rpc in Rpc::ALL {
+            self.forgive(rpc);
+        }
         self.first.store(0, Relaxed);
     }
 
@@ -197,12 +194,12 @@ fn nanos(duration: Duration) -> f64 {
 pub struct Measure<S> {
     inner: S,
     load: Arc<Load>,
-    attempts: Arc<Calls>,
+    attempts: Arc<RpcDurations>,
 }
 
 impl<S: Path> Measure<S> {
     /// Measures `inner`.
-    pub const fn new(inner: S, load: Arc<Load>, attempts: Arc<Calls>) -> Self {
+    pub const fn new(inner: S, load: Arc<Load>, attempts: Arc<RpcDurations>) -> Self {
         Self { inner, load, attempts }
     }
 
@@ -227,7 +224,7 @@ impl<S: Path> Measure<S> {
                 (failure.error.code.grpc(), failed)
             }
         };
-        watch.load.observe(watch.rpc.index, took, failed);
+        watch.load.observe(watch.rpc, took, failed);
         watch.attempts.observe(watch.rpc, code, took);
         outcome
     }
@@ -237,8 +234,8 @@ layer!(Measure<S>);
 /// An attempt under way.
 struct Watch {
     load: Arc<Load>,
-    attempts: Arc<Calls>,
-    rpc: &'static rpc::Rpc,
+    attempts: Arc<RpcDurations>,
+    rpc: Rpc,
     begun: Instant,
     patience: Instant,
     ended: bool,
@@ -252,10 +249,10 @@ impl Drop for Watch {
         let (now, rpc) = (Instant::now(), self.rpc);
         let took = now.saturating_duration_since(self.begun);
         let code = if now >= self.patience && took >= FAIR {
-            self.load.observe(rpc.index, took, true);
+            self.load.observe(rpc, took, true);
             tonic::Code::DeadlineExceeded
         } else {
-            self.load.observe_at_least(rpc.index, took);
+            self.load.observe_at_least(rpc, took);
             if now >= self.patience { tonic::Code::DeadlineExceeded } else { tonic::Code::Cancelled }
         };
         self.attempts.observe(rpc, code, took);
@@ -273,20 +270,20 @@ mod tests {
     }
 
     fn cost_ms(load: &Load) -> f64 {
-        load.cost(0, Instant::now()) / 1e6
+        load.cost(Rpc::GetFeeds, Instant::now()) / 1e6
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_peak_counts_at_once_and_fades() {
         let load = load();
         tokio::time::advance(MS).await;
-        load.observe(0, 2 * MS, false);
-        load.observe(0, 400 * MS, false);
+        load.observe(Rpc::GetFeeds, 2 * MS, false);
+        load.observe(Rpc::GetFeeds, 400 * MS, false);
         assert!((cost_ms(&load) - 400.0).abs() < 1.0);
         // fast answers bring it down bit by bit
         for _ in 0..100 {
             tokio::time::advance(10 * MS).await;
-            load.observe(0, 2 * MS, false);
+            load.observe(Rpc::GetFeeds, 2 * MS, false);
         }
         let after = cost_ms(&load);
         assert!((140.0..160.0).contains(&after), "{after} after 1 s, want 400/e");
@@ -295,8 +292,8 @@ mod tests {
         assert!((cost_ms(&load) - 1.0).abs() < 0.001);
         tokio::time::advance(Duration::from_secs(1_000_000)).await;
         assert!((cost_ms(&load) - 1.0).abs() < 0.001);
-        assert!(load.latency(0).unwrap() < MS);
-        assert_eq!(load.latency(1), None);
+        assert!(load.latency(Rpc::GetFeeds).unwrap() < MS);
+        assert_eq!(load.latency(Rpc::CreateFeed), None);
     }
 
     #[tokio::test(start_paused = true)]
@@ -305,18 +302,18 @@ mod tests {
         // one in two fails within 1 ms
         for n in 0..2000 {
             tokio::time::advance(5 * MS).await;
-            load.observe(0, MS, n % 2 == 0);
+            load.observe(Rpc::GetFeeds, MS, n % 2 == 0);
         }
         let half = cost_ms(&load);
         assert!((2300.0..2700.0).contains(&half), "{half}, want half of 5 s");
         // other methods are as good as ever
-        assert!((load.cost(1, Instant::now()) / 1e6 - 1.0).abs() < 0.001);
+        assert!((load.cost(Rpc::CreateFeed, Instant::now()) / 1e6 - 1.0).abs() < 0.001);
         tokio::time::advance(Duration::from_secs(9)).await;
         assert!((cost_ms(&load) - 1.0).abs() < 0.5);
         // one in a thousand is hardly seen
         for n in 0..20_000 {
             tokio::time::advance(5 * MS).await;
-            load.observe(0, MS, n % 1000 == 0);
+            load.observe(Rpc::GetFeeds, MS, n % 1000 == 0);
         }
         let rare = cost_ms(&load);
         assert!(rare < 30.0, "{rare}");
@@ -352,10 +349,9 @@ mod tests {
     async fn observations_stay_finite() {
         let load = load();
         for took in [Duration::ZERO, Duration::MAX, Duration::ZERO] {
-            load.observe(0, took, true);
-            load.observe(99, took, true);
-            assert!(load.cost(0, Instant::now()).is_finite());
-            assert!(load.latency(0).is_some());
+            load.observe(Rpc::GetFeeds, took, true);
+            assert!(load.cost(Rpc::GetFeeds, Instant::now()).is_finite());
+            assert!(load.latency(Rpc::GetFeeds).is_some());
         }
     }
 }

@@ -23,12 +23,13 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::api::error::Error;
-use crate::api::rpc;
+use crate::api::rpc::{PerRpc, Rpc};
 use crate::client::balance::discover::Set;
 use crate::client::balance::endpoint::Endpoint;
 use crate::client::call::{Call, Failure, Outcome, Reach, layer};
 use crate::client::transport::pool::State;
 use crate::config::Balancer;
+use crate::random;
 
 /// How long after its start a client waits for the registry's first word before it says that nobody is
 /// there.
@@ -51,7 +52,7 @@ enum Fit {
 pub enum Balance {
     /// Each in turn, the original's promise. Each rpc has turns of its own: a caller that writes and reads
     /// in step would else send every write to the same one of two instances.
-    RoundRobin([AtomicUsize; rpc::ALL.len()]),
+    RoundRobin(PerRpc<AtomicUsize>),
     /// Of two at random the one with the smaller [`crate::client::balance::load::Load::cost`] (power of two choices).
     PeakEwma,
 }
@@ -59,7 +60,7 @@ pub enum Balance {
 impl From<Balancer> for Balance {
     fn from(kind: Balancer) -> Self {
         match kind {
-            Balancer::RoundRobin => Self::RoundRobin(Default::default()),
+            Balancer::RoundRobin => Self::RoundRobin(PerRpc::default()),
             Balancer::PeakEwma => Self::PeakEwma,
         }
     }
@@ -76,14 +77,14 @@ impl Balance {
         };
         match self {
             Self::RoundRobin(turns) => {
-                let turn = turns.get(call.rpc.index).map_or(0, |turns| turns.fetch_add(1, Relaxed));
+                let turn = turns[call.rpc].fetch_add(1, Relaxed);
                 let from = turn.checked_rem(usable.len())?;
                 (from..usable.len()).chain(0..from).find_map(good)
             }
             Self::PeakEwma => (0..DRAWS).find_map(|_| {
                 let (one, other) = draw(usable.len())?;
                 match (good(one), good(other)) {
-                    (Some(one), Some(other)) => Some(better(one, other, call.rpc.index, now)),
+                    (Some(one), Some(other)) => Some(better(one, other, call.rpc, now)),
                     (one, other) => one.or(other),
                 }
             }),
@@ -99,7 +100,7 @@ fn fit(endpoint: &Endpoint, call: &Call, now: Instant) -> Option<Fit> {
         return None;
     }
     let tried = call.tried.contains(&endpoint.number);
-    Some(match endpoint.breakers.state(call.rpc.index, now) {
+    Some(match endpoint.breakers.state(call.rpc, now) {
         breaker::State::Closed if tried => Fit::Tried,
         breaker::State::Closed => Fit::Fresh,
         breaker::State::Due if !tried => Fit::Probe,
@@ -112,15 +113,15 @@ fn draw(length: usize) -> Option<(usize, usize)> {
     if length < 2 {
         return (length == 1).then_some((0, 0));
     }
-    let one = rand::random_range(0..length);
-    let other = (one + rand::random_range(1..length)) % length;
+    let one = random::range(0..length);
+    let other = (one + random::range(1..length)) % length;
     Some((one, other))
 }
 
 type Candidate<'a> = (&'a Arc<Endpoint>, Fit);
 
 /// Returns the better of two good ones. They come in random order, so that the first wins a tie.
-fn better<'a>(one: Candidate<'a>, other: Candidate<'a>, rpc: usize, now: Instant) -> Candidate<'a> {
+fn better<'a>(one: Candidate<'a>, other: Candidate<'a>, rpc: Rpc, now: Instant) -> Candidate<'a> {
     if one.1 != other.1 {
         // a probe has to be sent by someone, though its instance looks bad
         return if one.1 < other.1 { one } else { other };
@@ -129,16 +130,16 @@ fn better<'a>(one: Candidate<'a>, other: Candidate<'a>, rpc: usize, now: Instant
         if one.0.load.cost(rpc, now) <= other.0.load.cost(rpc, now) { (one, other) } else { (other, one) };
     match winner.0.load.ramp(now) {
         // a newcomer's calls grow to its full share, if there is somebody who is none
-        Some(share) if rand::random::<f64>() >= share && loser.0.load.is_settled(now) => loser,
+        Some(share) if random::fraction() >= share && loser.0.load.is_settled(now) => loser,
         _ => winner,
     }
 }
 
 /// Looks at everyone.
 fn least_bad<'a>(call: &Call, usable: &'a [Arc<Endpoint>], now: Instant) -> Option<Candidate<'a>> {
-    let rpc = call.rpc.index;
+    let rpc = call.rpc;
     // from a random place, so that equals share
-    let from = rand::random_range(0..usable.len().max(1));
+    let from = random::range(0..usable.len().max(1));
     let turned = usable.iter().cycle().skip(from).take(usable.len());
     let fitting = turned.filter_map(|endpoint| Some((endpoint, fit(endpoint, call, now)?)));
     fitting.min_by(|(a, fit_a), (b, fit_b)| {
@@ -206,8 +207,8 @@ impl Shared {
         };
         call.forced = false;
         if fit == Fit::Open {
-            if among == 1 && endpoint.breakers.opened_by_run(call.rpc.index) {
-                endpoint.breakers.hasten(call.rpc.index);
+            if among == 1 && endpoint.breakers.opened_by_run(call.rpc) {
+                endpoint.breakers.hasten(call.rpc);
                 return Some(Err(nobody(call)));
             }
             call.forced = true;
@@ -236,7 +237,7 @@ impl Shared {
 }
 
 fn nobody(call: &Call) -> Failure {
-    let error = Error::unavailable(format!("no instance of {} can be called", call.rpc.service));
+    let error = Error::unavailable(format!("no instance of {} can be called", call.rpc.service()));
     Failure::new(Reach::Nobody, error)
 }
 

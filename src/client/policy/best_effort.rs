@@ -31,7 +31,7 @@ impl<S: Path> Optional<S> {
         }
         let rpc = call.rpc;
         let Some(held) = Held::admit(&self.breakers, &call) else {
-            let error = Error::unavailable(format!("{} is being spared", rpc.service));
+            let error = Error::unavailable(format!("{} is being spared", rpc.service()));
             return Err(Failure::new(Reach::Nobody, error));
         };
         let outcome = self.inner.send(call).await;
@@ -51,7 +51,7 @@ mod tests {
 
     use super::*;
     use crate::api::error::Code;
-    use crate::api::rpc;
+    use crate::api::rpc::Rpc;
     use crate::client::balance::breaker::Settings;
     use crate::client::balance::ejection::Ejection;
     use crate::client::call::testing::{End, call, failure};
@@ -68,7 +68,7 @@ mod tests {
         let breakers = Breakers::new(settings, Arc::new(ejection), Arc::default());
         let mut layer = Optional::new(end.clone(), Arc::new(breakers));
         let mut ask = async |optional| {
-            let call = call(rpc::GET_FEEDS, Duration::from_secs(2));
+            let call = call(Rpc::GetFeeds, Duration::from_secs(2));
             layer.call(Call { optional, ..call }).await.unwrap_err().error.code
         };
         for _ in 0..5 {

@@ -7,6 +7,7 @@ use bytes::Bytes;
 use lru::LruCache;
 use tokio::time::Instant;
 
+use crate::api::rpc::Rpc;
 use crate::client::call::{Answer, Call};
 
 /// What an entry needs beside its bytes: key, times, table and list (rounded up from a measurement of the
@@ -16,13 +17,13 @@ const OVERHEAD: usize = 256;
 /// A read: the rpc and the whole request.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Key {
-    rpc: usize,
+    rpc: Rpc,
     request: Bytes,
 }
 
 impl From<&Call> for Key {
     fn from(call: &Call) -> Self {
-        Self { rpc: call.rpc.index, request: call.framed.clone() }
+        Self { rpc: call.rpc, request: call.framed.clone() }
     }
 }
 
@@ -122,12 +123,12 @@ fn size(key: &Key, entry: &Entry) -> usize {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::rpc;
+    use crate::api::rpc::Rpc;
     use crate::client::call::testing;
 
     fn call(request: usize) -> Key {
         let framed = Bytes::from(request.to_string());
-        Key::from(&Call { framed, ..testing::call(rpc::GET_FEEDS, Duration::from_secs(1)) })
+        Key::from(&Call { framed, ..testing::call(Rpc::GetFeeds, Duration::from_secs(1)) })
     }
 
     fn answer(length: usize) -> Answer {
@@ -172,7 +173,7 @@ mod tests {
         assert_eq!(cache.lock().size, 0);
         // another rpc with the same bytes is another read
         cache.keep(&call(1), &answer(3));
-        let other = Key { rpc: rpc::GET_TOPIC.index, ..call(1) };
+        let other = Key { rpc: Rpc::GetTopic, ..call(1) };
         assert!(cache.last(&other).is_none());
     }
 

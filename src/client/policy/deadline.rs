@@ -46,7 +46,7 @@ mod tests {
 
     use super::*;
     use crate::api::error::Code;
-    use crate::api::rpc;
+    use crate::api::rpc::Rpc;
     use crate::client::call::testing::{End, call};
 
     #[tokio::test(start_paused = true)]
@@ -56,7 +56,7 @@ mod tests {
         let mut layer = Deadline::new(end.clone(), exceeded.clone());
         let begun = Instant::now();
         let limit = Duration::from_millis(200);
-        let failure = layer.call(call(rpc::GET_FEEDS, limit)).await.unwrap_err();
+        let failure = layer.call(call(Rpc::GetFeeds, limit)).await.unwrap_err();
         assert_eq!(failure.error.code, Code::Timeout);
         assert!(
             (limit..limit + Duration::from_millis(10)).contains(&begun.elapsed()),
@@ -64,7 +64,7 @@ mod tests {
             begun.elapsed()
         );
         // one whose time is over is not sent at all
-        layer.call(call(rpc::GET_FEEDS, Duration::ZERO)).await.unwrap_err();
+        layer.call(call(Rpc::GetFeeds, Duration::ZERO)).await.unwrap_err();
         assert_eq!((end.calls(), exceeded.get()), (1, 2));
     }
 }

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use crate::api::error::Code;
 use crate::api::headers::DEGRADED;
-use crate::api::rpc;
+use crate::api::rpc::PerRpc;
 use crate::client::call::{Answer, Call, Outcome, Path, layer};
 use crate::client::policy::cache::{Cache, Key};
 
@@ -25,7 +25,7 @@ const STALE: HeaderValue = HeaderValue::from_static("stale");
 const RESERVE: Duration = Duration::from_millis(10);
 
 /// `client_fallback_total` by rpc; one that has no fallback has no counter.
-pub type Served = [Option<IntCounter>; rpc::ALL.len()];
+pub type Served = PerRpc<Option<IntCounter>>;
 
 /// Stands in with the last good answer.
 #[derive(Clone)]
@@ -42,7 +42,7 @@ impl<S: Path> Fallback<S> {
     }
 
     async fn run(&self, call: Call) -> Outcome {
-        if !call.rpc.policy.fallback {
+        if !call.rpc.policy().fallback {
             return self.inner.send(call).await;
         }
         let reserve = (call.context.remaining() / 20).min(RESERVE);
@@ -59,7 +59,7 @@ impl<S: Path> Fallback<S> {
             }
             Err(failure) if matches!(failure.error.code, Code::Unavailable | Code::Timeout) => {
                 let (answer, age) = self.cache.last(&key).ok_or(failure)?;
-                if let Some(served) = self.served.get(rpc.index).and_then(Option::as_ref) {
+                if let Some(served) = &self.served[rpc] {
                     served.inc();
                 }
                 Ok(mark(answer, age))
@@ -87,6 +87,7 @@ mod tests {
     use tower::Service as _;
 
     use super::*;
+    use crate::api::rpc::Rpc;
     use crate::client::call::testing::{End, call, failure};
     use crate::client::policy::deadline::Deadline;
 
@@ -94,7 +95,7 @@ mod tests {
 
     fn layer(end: &End) -> (Fallback<End>, IntCounter) {
         let counter = IntCounter::new("x", "x").unwrap();
-        let served = std::array::from_fn(|_| Some(counter.clone()));
+        let served = PerRpc::from_fn(|_| Some(counter.clone()));
         let cache = Arc::new(Cache::new(1024 * 1024, Duration::from_mins(1)));
         (Fallback::new(end.clone(), cache, Arc::new(served)), counter)
     }
@@ -112,10 +113,10 @@ mod tests {
     async fn the_last_good_answer_stands_in_and_says_so() {
         for code in [Code::Unavailable, Code::Timeout] {
             let (mut layer, served) = layer(&then(code));
-            let first = layer.call(call(rpc::GET_FEEDS, LIMIT)).await.unwrap();
+            let first = layer.call(call(Rpc::GetFeeds, LIMIT)).await.unwrap();
             assert!(first.headers.is_empty());
             tokio::time::advance(Duration::from_millis(2900)).await;
-            let stale = layer.call(call(rpc::GET_FEEDS, LIMIT)).await.unwrap();
+            let stale = layer.call(call(Rpc::GetFeeds, LIMIT)).await.unwrap();
             assert_eq!(stale.message, first.message);
             assert_eq!(
                 (&stale.headers[DEGRADED], &stale.headers[header::AGE]),
@@ -123,7 +124,7 @@ mod tests {
             );
             assert_eq!(served.get(), 1);
             // another request has had no answer
-            let other = Call { framed: Bytes::from_static(b"other"), ..call(rpc::GET_FEEDS, LIMIT) };
+            let other = Call { framed: Bytes::from_static(b"other"), ..call(Rpc::GetFeeds, LIMIT) };
             assert_eq!(layer.call(other).await.unwrap_err().error.code, code);
         }
     }
@@ -132,8 +133,8 @@ mod tests {
     async fn a_service_that_answers_is_believed() {
         for code in [Code::NotFound, Code::BadRequest, Code::Internal, Code::TooManyRequests] {
             let (mut layer, served) = layer(&then(code));
-            layer.call(call(rpc::GET_FEEDS, LIMIT)).await.unwrap();
-            let failure = layer.call(call(rpc::GET_FEEDS, LIMIT)).await.unwrap_err();
+            layer.call(call(Rpc::GetFeeds, LIMIT)).await.unwrap();
+            let failure = layer.call(call(Rpc::GetFeeds, LIMIT)).await.unwrap_err();
             assert_eq!((failure.error.code, served.get()), (code, 0));
         }
         // what it says is gone does not come back later
@@ -141,9 +142,9 @@ mod tests {
         let end =
             End::new(move |n, _| async move { if n == 0 { Ok(good()) } else { Err(failure(codes[n - 1])) } });
         let (mut layer, _) = layer(&end);
-        layer.call(call(rpc::GET_FEEDS, LIMIT)).await.unwrap();
+        layer.call(call(Rpc::GetFeeds, LIMIT)).await.unwrap();
         for code in codes {
-            let failure = layer.call(call(rpc::GET_FEEDS, LIMIT)).await.unwrap_err();
+            let failure = layer.call(call(Rpc::GetFeeds, LIMIT)).await.unwrap_err();
             assert_eq!(failure.error.code, code);
         }
     }
@@ -151,8 +152,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn writes_and_degraded_answers_are_not_kept() {
         let (mut layer, _) = layer(&then(Code::Unavailable));
-        layer.call(call(rpc::CREATE_FEED, LIMIT)).await.unwrap();
-        layer.call(call(rpc::CREATE_FEED, LIMIT)).await.unwrap_err();
+        layer.call(call(Rpc::CreateFeed, LIMIT)).await.unwrap();
+        layer.call(call(Rpc::CreateFeed, LIMIT)).await.unwrap_err();
 
         let end = End::new(|n, _| async move {
             match n {
@@ -161,8 +162,8 @@ mod tests {
             }
         });
         let (mut layer, _) = self::layer(&end);
-        layer.call(call(rpc::GET_PROFILE, LIMIT)).await.unwrap();
-        layer.call(call(rpc::GET_PROFILE, LIMIT)).await.unwrap_err();
+        layer.call(call(Rpc::GetProfile, LIMIT)).await.unwrap();
+        layer.call(call(Rpc::GetProfile, LIMIT)).await.unwrap_err();
     }
 
     #[tokio::test(start_paused = true)]
@@ -174,12 +175,12 @@ mod tests {
             Ok(good())
         });
         let counter = IntCounter::new("x", "x").unwrap();
-        let served: Served = std::array::from_fn(|_| Some(counter.clone()));
+        let served: Served = PerRpc::from_fn(|_| Some(counter.clone()));
         let cache = Arc::new(Cache::new(1024 * 1024, Duration::from_mins(1)));
         let inner = Deadline::new(end, IntCounter::new("x", "x").unwrap());
         let (mut layer, served) = (Fallback::new(inner, cache, Arc::new(served)), counter);
-        layer.call(call(rpc::GET_FEEDS, LIMIT)).await.unwrap();
-        let slow = call(rpc::GET_FEEDS, LIMIT);
+        layer.call(call(Rpc::GetFeeds, LIMIT)).await.unwrap();
+        let slow = call(Rpc::GetFeeds, LIMIT);
         let deadline = slow.context.deadline;
         layer.call(slow).await.unwrap();
         assert!(Instant::now() < deadline);

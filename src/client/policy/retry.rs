@@ -170,8 +170,11 @@ impl<S: Path> Retry<S> {
         let mut made = Attempts { sent: 0, kept: 0, seen: 0, above, backoff };
         loop {
             call.context.previous_attempts = above.saturating_add(made.sent);
-            call.patience =
-                if call.rpc.policy.attempt_timeout { deadline.min(Instant::now() + slice) } else { deadline };
+            call.patience = if call.rpc.policy().attempt_timeout {
+                deadline.min(Instant::now() + slice)
+            } else {
+                deadline
+            };
             call.picked.store(0, Relaxed);
             let outcome = {
                 let mut attempt = std::pin::pin!(self.inner.send(call.clone()));
@@ -224,7 +227,7 @@ impl Shared {
 
     /// Returns how long to wait before the next attempt; `None` if the failure is the caller's to see.
     fn judge(&self, call: &Call, failure: &Failure, made: &mut Attempts) -> Option<Duration> {
-        let policy = call.rpc.policy;
+        let policy = call.rpc.policy();
         if failure.reach == Reach::Kept {
             // the set of instances is bounded, and so is this
             made.kept += 1;

@@ -4,7 +4,7 @@ use tower::Service as _;
 
 use super::*;
 use crate::api::error::Error;
-use crate::api::rpc::{self, Rpc};
+use crate::api::rpc::Rpc;
 use crate::client::call::Answer;
 use crate::client::call::testing::{End, call, failure};
 
@@ -44,8 +44,8 @@ fn pushed(code: Code, pushback: Pushback) -> Failure {
 
 #[tokio::test(start_paused = true)]
 async fn each_failure_is_repeated_as_the_table_says() {
-    const READ: &Rpc = rpc::GET_FEEDS;
-    const WRITE: &Rpc = rpc::CREATE_FEED;
+    const READ: Rpc = Rpc::GetFeeds;
+    const WRITE: Rpc = Rpc::CreateFeed;
     let after = |ms| Pushback::After(Duration::from_millis(ms));
     // rpc, what fails, attempts altogether
     for (rpc, failure, attempts) in [
@@ -67,7 +67,7 @@ async fn each_failure_is_repeated_as_the_table_says() {
     ] {
         let end = failing(vec![failure.clone(); 9]);
         layer(&end).0.call(call(rpc, LIMIT)).await.unwrap_err();
-        assert_eq!(end.calls(), attempts, "{} {failure:?}", rpc.method);
+        assert_eq!(end.calls(), attempts, "{} {failure:?}", rpc.method());
     }
 }
 
@@ -81,7 +81,7 @@ async fn an_answer_tells_how_many_attempts_may_have_had_an_effect() {
         (vec![failure(Code::Unavailable), reached(Reach::Unknown)], 2),
     ] {
         let end = failing(failures);
-        let answer = layer(&end).0.call(call(rpc::DELETE_FEED, LIMIT)).await.unwrap();
+        let answer = layer(&end).0.call(call(Rpc::DeleteFeed, LIMIT)).await.unwrap();
         assert_eq!(answer.earlier, earlier);
     }
 }
@@ -90,7 +90,7 @@ async fn an_answer_tells_how_many_attempts_may_have_had_an_effect() {
 async fn what_never_left_is_free_but_bounded() {
     let end = failing(vec![reached(Reach::Kept); 99]);
     let (mut layer, meters) = layer_with(&end, 3, |settings| settings.retry_budget_per_second = 0);
-    layer.call(call(rpc::CREATE_FEED, LIMIT)).await.unwrap_err();
+    layer.call(call(Rpc::CreateFeed, LIMIT)).await.unwrap_err();
     assert_eq!((end.calls(), meters.refused[Refusal::Budget as usize].get()), (4, 0));
 }
 
@@ -102,7 +102,7 @@ async fn attempts_avoid_what_was_tried_and_say_how_many_there_were() {
         call.picked.store(n as u64 + 1, Relaxed);
         Err(failure(Code::Unavailable))
     });
-    layer(&end).0.call(call(rpc::GET_FEEDS, LIMIT)).await.unwrap_err();
+    layer(&end).0.call(call(Rpc::GetFeeds, LIMIT)).await.unwrap_err();
     assert_eq!(end.calls(), 3);
 }
 
@@ -112,7 +112,7 @@ async fn a_repeated_call_is_not_repeated_further_down() {
         [(failure(Code::Unavailable), 1), (reached(Reach::Kept), 4), (reached(Reach::Unprocessed), 2)]
     {
         let end = failing(vec![failure; 9]);
-        let mut call = call(rpc::GET_FEEDS, LIMIT);
+        let mut call = call(Rpc::GetFeeds, LIMIT);
         call.context.previous_attempts = 1;
         layer(&end).0.call(call).await.unwrap_err();
         assert_eq!(end.calls(), attempts);
@@ -129,7 +129,7 @@ async fn in_a_full_outage_the_budget_bounds_the_attempts() {
         let mut last = 0;
         for second in 1..=30 {
             for _ in 0..200 {
-                let _ = layer.clone().call(call(rpc::GET_FEEDS, LIMIT)).await;
+                let _ = layer.clone().call(call(Rpc::GetFeeds, LIMIT)).await;
             }
             if second % 10 == 0 {
                 let attempts = end.calls() - last;
@@ -147,7 +147,7 @@ async fn in_a_full_outage_the_budget_bounds_the_attempts() {
 async fn waits_are_short_jittered_and_the_servers_if_it_has_one() {
     let waited = |failures: Vec<Failure>| async move {
         let begun = Instant::now();
-        layer(&failing(failures)).0.call(call(rpc::GET_FEEDS, LIMIT)).await.unwrap();
+        layer(&failing(failures)).0.call(call(Rpc::GetFeeds, LIMIT)).await.unwrap();
         begun.elapsed().as_millis()
     };
     assert!((5..=12).contains(&waited(vec![failure(Code::Unavailable)]).await));
@@ -162,7 +162,7 @@ async fn no_attempt_begins_after_the_deadline() {
     let end = failing(vec![pushed(Code::Unavailable, Pushback::After(LIMIT)); 9]);
     let (mut layer, meters) = layer(&end);
     let begun = Instant::now();
-    layer.call(call(rpc::GET_FEEDS, LIMIT)).await.unwrap_err();
+    layer.call(call(Rpc::GetFeeds, LIMIT)).await.unwrap_err();
     assert_eq!((end.calls(), begun.elapsed()), (1, Duration::ZERO), "it does not wait in vain");
     assert_eq!(meters.refused[Refusal::Deadline as usize].get(), 1);
 }
@@ -183,14 +183,14 @@ async fn a_slow_attempt_of_a_read_is_given_up_for_another() {
         (end.calls(), answer.earlier, begun.elapsed().as_millis() / 10)
     };
     // a third of 3 s
-    assert_eq!(took(rpc::GET_FEEDS, 3, &[5000, 20]).await, (2, 1, 102));
-    assert_eq!(took(rpc::GET_FEEDS, 3, &[5000, 5000, 20]).await, (3, 2, 202));
+    assert_eq!(took(Rpc::GetFeeds, 3, &[5000, 20]).await, (2, 1, 102));
+    assert_eq!(took(Rpc::GetFeeds, 3, &[5000, 5000, 20]).await, (3, 2, 202));
     // with nobody else, and for a write, it is waited for
-    assert_eq!(took(rpc::GET_FEEDS, 1, &[2500]).await, (1, 0, 250));
-    assert_eq!(took(rpc::CREATE_FEED, 3, &[2500]).await, (1, 0, 250));
+    assert_eq!(took(Rpc::GetFeeds, 1, &[2500]).await, (1, 0, 250));
+    assert_eq!(took(Rpc::CreateFeed, 3, &[2500]).await, (1, 0, 250));
     // at least 100 ms
     let end = slow(&[90]);
-    layer(&end).0.call(call(rpc::GET_FEEDS, Duration::from_millis(150))).await.unwrap();
+    layer(&end).0.call(call(Rpc::GetFeeds, Duration::from_millis(150))).await.unwrap();
     assert_eq!(end.calls(), 1);
 }
 
@@ -199,7 +199,7 @@ async fn without_budget_a_slow_attempt_goes_on() {
     let end = slow(&[2500]);
     let (mut layer, meters) = layer_with(&end, 3, |settings| settings.retry_budget_per_second = 0);
     let begun = Instant::now();
-    layer.call(call(rpc::GET_FEEDS, LIMIT)).await.unwrap();
+    layer.call(call(Rpc::GetFeeds, LIMIT)).await.unwrap();
     assert_eq!((end.calls(), begun.elapsed().as_millis() / 10), (1, 250));
     assert_eq!(meters.refused[Refusal::Budget as usize].get(), 1);
 }

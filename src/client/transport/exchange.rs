@@ -68,10 +68,10 @@ impl Exchange {
         on.ended();
         if !matches!(ended, Ended::Answered(_)) {
             let (_, trace_id) = call.context.ids();
-            tracing::debug!(addr = self.pool.shared.addr, rpc = call.rpc.path, %ended, %trace_id, "attempt failed");
+            tracing::debug!(addr = self.pool.shared.addr, rpc = call.rpc.path(), %ended, %trace_id, "attempt failed");
         }
         let breaks = matches!(&ended, Ended::Failed(e) | Ended::BrokenOff(e) if !outcome::is_reset(e));
-        let reason = format!("{}: {ended}", call.rpc.method);
+        let reason = format!("{}: {ended}", call.rpc.method());
         let mut folded = fold(self.service, ended);
         if let Err(failure) = &mut folded {
             failure.broken = breaks.then_some(on.live.number);
@@ -89,7 +89,7 @@ impl Exchange {
 
     async fn exchange(&self, mut sender: SendRequest<Full<Bytes>>, call: &Call, trace: &Trace) -> Ended {
         let Shared { addr, identity, .. } = &*self.pool.shared;
-        let mut request = match request(addr, identity, call.rpc.path, call.framed.clone()) {
+        let mut request = match request(addr, identity, call.rpc.path(), call.framed.clone()) {
             Ok(request) => request,
             Err(reason) => return Ended::Kept(reason),
         };

@@ -20,6 +20,7 @@ use bytes::Bytes;
 use http::HeaderValue;
 use http_body_util::Full;
 use hyper::client::conn::http2::SendRequest;
+use prometheus::IntCounter;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::{CancellationToken, DropGuard};
@@ -28,7 +29,6 @@ use crate::api::error::chain;
 use crate::backoff::Backoff;
 use crate::client::transport::connection::{Opened, open};
 use crate::config;
-use crate::telemetry::metrics::Connections;
 
 /// The first wait before connecting again.
 const FIRST_WAIT: Duration = Duration::from_millis(50);
@@ -121,6 +121,17 @@ pub struct Told {
     pub arrived: Box<Arrived>,
     /// What is counted.
     pub meters: Connections,
+}
+
+/// `client_connections_total` of one service.
+#[derive(Clone, Debug)]
+pub struct Connections {
+    /// Opened.
+    pub opened: IntCounter,
+    /// Lost: broken, or closed by the peer.
+    pub lost: IntCounter,
+    /// Replaced because of their age.
+    pub replaced: IntCounter,
 }
 
 /// The connections to one instance. Their tasks end when it is dropped; calls in flight still finish.
@@ -356,7 +367,7 @@ async fn live(
         }
     }
     let replacement = async {
-        let age = settings.connection_age.mul_f64(rand::random_range(0.8..=1.2));
+        let age = settings.connection_age.mul_f64(crate::random::range(0.8..=1.2));
         tokio::select! {
             () = tokio::time::sleep(age) => {}
             () = silent(shared, &live) => tracing::info!(shared.addr, "a connection is silent, opening another"),

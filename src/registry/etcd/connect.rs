@@ -90,7 +90,7 @@ impl Access {
         Ok(Self {
             begun: Instant::now(),
             // each process its own, so that members share the load
-            preferred: AtomicUsize::new(rand::random_range(0..settings.endpoints.len().max(1))),
+            preferred: AtomicUsize::new(crate::random::range(0..settings.endpoints.len().max(1))),
             accepted: AtomicBool::new(false),
             refusal: Mutex::default(),
             refused: watch::Sender::default(),

@@ -1,7 +1,9 @@
-//! How a trace travels. Read in this order: `b3`, `x-b3-*`, `traceparent`; written as `x-b3-*` and
-//! `traceparent`. The forms are read and written by OpenTelemetry's propagators.
+//! Trace headers: read in the order `b3`, `x-b3-*`, `traceparent`, written as `x-b3-*` and `traceparent`.
+//!
+//! OpenTelemetry's propagators parse and format them. That of B3 is in `opentelemetry-zipkin`, which is deprecated: this
+//! is the only file that uses the crate, and its propagator is all that is used of it.
 
-#![expect(deprecated, reason = "its exporter is, which is not used; B3 is in no other released crate yet")]
+#![expect(deprecated, reason = "the project requires opentelemetry-zipkin; no other released crate has B3")]
 
 use std::borrow::Cow;
 

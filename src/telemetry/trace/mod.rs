@@ -7,6 +7,7 @@
 
 mod export;
 mod headers;
+pub mod metrics;
 mod queue;
 mod zipkin;
 
@@ -18,14 +19,14 @@ use std::time::{Duration, SystemTime};
 
 use http::{HeaderMap, HeaderValue};
 use opentelemetry::trace::{SpanContext, SpanId, TraceId};
-use opentelemetry_sdk::trace::{IdGenerator as _, RandomIdGenerator};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::api::rpc::Rpc;
 use crate::config;
-use crate::telemetry::metrics::Metrics;
+use crate::random;
+use metrics::Metrics;
 use queue::Queue;
 
 /// The traces of a process: its tracers, and the task that sends what they record.
@@ -49,7 +50,7 @@ impl Traces {
         if collector.was_v1() {
             tracing::warn!(%collector, "the collector is spoken to in version 2 of Zipkin's format");
         }
-        let queue = Arc::new(Queue::new(settings.queue, metrics.trace()));
+        let queue = Arc::new(Queue::new(settings.queue, metrics.clone()));
         let task = tokio::spawn(export::run(queue.clone(), collector.uri().clone(), stop.clone()));
         Self { queue: Some(queue), below: bound(settings.sample_ratio), stop, task: Some(task) }
     }
@@ -74,6 +75,11 @@ impl Traces {
             tracing::error!(%error, "the task that sends spans failed");
         }
     }
+}
+
+/// Returns a new trace id of 128 bits.
+fn new_trace_id() -> TraceId {
+    TraceId::from(u128::from(random::id()) << 64 | u128::from(random::id()))
 }
 
 /// Returns the trace ids that a ratio takes: those whose low 63 bits are below this. The same at every hop
@@ -108,7 +114,7 @@ impl Tracer {
     #[must_use]
     pub fn join(&self, headers: &HeaderMap) -> Trace {
         let joined = headers::read(headers);
-        let trace_id = joined.trace_id.unwrap_or_else(|| RandomIdGenerator::default().new_trace_id());
+        let trace_id = joined.trace_id.unwrap_or_else(new_trace_id);
         let followed = joined.sampled.or_else(|| {
             let low = u64::try_from(u128::from_be_bytes(trace_id.to_bytes()) & u128::from(u64::MAX >> 1));
             self.0.as_ref().map(|recorder| low.is_ok_and(|low| low < recorder.below))
@@ -168,7 +174,7 @@ impl Trace {
 
     /// Begins the span of an attempt to call `rpc` at the instance at `addr`, `host:port`. Returns what the
     /// attempt passes on, and the span.
-    pub fn attempt(&self, rpc: &'static Rpc, addr: &str) -> (Self, Span) {
+    pub fn attempt(&self, rpc: Rpc, addr: &str) -> (Self, Span) {
         let mut child = self.clone();
         let Some(recorder) = child.recorder.clone() else {
             return (child, Span(None));
@@ -176,8 +182,8 @@ impl Trace {
         let parent = child.enter();
         let addr = addr.parse::<SocketAddr>().ok();
         let remote =
-            Endpoint { service: rpc.service, ip: addr.map(|a| a.ip()), port: addr.map(|a| a.port()) };
-        let name = Cow::Borrowed(rpc.path.trim_start_matches('/'));
+            Endpoint { service: rpc.service(), ip: addr.map(|a| a.ip()), port: addr.map(|a| a.port()) };
+        let name = Cow::Borrowed(rpc.path().trim_start_matches('/'));
         let span = child.span(recorder, parent, Kind::Client, name, Instant::now(), remote);
         (child, span)
     }
@@ -192,7 +198,7 @@ impl Trace {
         let parent = self.context.span_id();
         self.context = SpanContext::new(
             self.context.trace_id(),
-            RandomIdGenerator::default().new_span_id(),
+            SpanId::from_bytes(random::id().to_be_bytes()),
             self.context.trace_flags(),
             false,
             self.context.trace_state().clone(),
@@ -386,8 +392,8 @@ mod tests {
     }
 
     fn tracer(ratio: f64) -> (Tracer, Arc<Queue>) {
-        let metrics = Metrics::new().unwrap();
-        let queue = Arc::new(Queue::new(100_000, metrics.trace()));
+        let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
+        let queue = Arc::new(Queue::new(100_000, metrics.clone()));
         let endpoint = Arc::new(Endpoint { service: "feed", ip: None, port: None });
         let recorder = Recorder { endpoint, queue: queue.clone(), below: bound(ratio) };
         (Tracer(Some(Arc::new(recorder))), queue)
@@ -442,7 +448,7 @@ mod tests {
         let mut trace = tracer.join(&headers("463ac35c9f6413ad-e457b5a2e4d86bd1-1"));
         let serving = trace.serve(|| "GET /x".into(), Instant::now(), PEER);
         let attempts = [1, 2].map(|port| {
-            let (passed, span) = trace.attempt(crate::api::rpc::GET_FEEDS, &format!("192.0.2.1:{port}"));
+            let (passed, span) = trace.attempt(crate::api::rpc::Rpc::GetFeeds, &format!("192.0.2.1:{port}"));
             let mut headers = HeaderMap::new();
             passed.write(&mut headers);
             span.end();
@@ -468,7 +474,7 @@ mod tests {
         {
             let mut trace = trace;
             trace.serve(|| unreachable!("nobody reads it"), Instant::now(), PEER).end();
-            let (passed, span) = trace.attempt(crate::api::rpc::GET_FEEDS, "h:1");
+            let (passed, span) = trace.attempt(crate::api::rpc::Rpc::GetFeeds, "h:1");
             assert!(span.0.is_none());
             let mut headers = HeaderMap::new();
             passed.write(&mut headers);

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::Notify;
 
 use super::Record;
-use crate::telemetry::metrics::TraceMeters;
+use super::metrics::Metrics;
 
 /// Most spans in a batch, about 300 kB of JSON.
 pub const BATCH: usize = 500;
@@ -22,12 +22,12 @@ pub struct Queue {
     /// Notified at the first span, and when there are enough for a batch.
     filled: Notify,
     /// What is counted.
-    pub meters: TraceMeters,
+    pub meters: Metrics,
 }
 
 impl Queue {
     /// Returns an empty one that holds at most `capacity` spans.
-    pub fn new(capacity: usize, meters: TraceMeters) -> Self {
+    pub fn new(capacity: usize, meters: Metrics) -> Self {
         Self { spans: Mutex::default(), capacity, filled: Notify::new(), meters }
     }
 
@@ -79,12 +79,11 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::telemetry::metrics::Metrics;
     use crate::telemetry::trace::tests::record;
     use tokio::time::{Instant, timeout};
 
     fn queue(capacity: usize) -> Queue {
-        Queue::new(capacity, Metrics::new().unwrap().trace())
+        Queue::new(capacity, Metrics::register(&prometheus::Registry::new()).unwrap())
     }
 
     #[test]

@@ -13,11 +13,10 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
 use super::{Bound, Findings, SECOND, rows};
-use crate::edge::{fill, small};
 use crate::kit::cpu::Meter;
 use crate::kit::etcd::Etcd;
 use crate::kit::frames::{Flood, flood};
-use crate::kit::http::{get, raw, request, send};
+use crate::kit::http::{fill, get, raw, request, send, small};
 use crate::kit::load::{Load, Outcome, Record};
 use crate::kit::process::{PROGRAM, Process};
 use crate::kit::system::Role;
@@ -65,9 +64,9 @@ impl Whole {
         Self { process, gateway, topic, admin, _data: data }
     }
 
-    /// Returns the sum of the metric lines that begin so.
+    /// Returns the sum of the series that begin so; panics if there is none.
     async fn metric(&self, begin: &str) -> f64 {
-        crate::kit::http::metric(self.admin, begin).await
+        crate::kit::metrics::metric(self.admin, begin).await
     }
 
     /// Waits until a call is answered well.
@@ -214,11 +213,10 @@ fn there(program: &str) -> bool {
 }
 
 async fn no_descriptors(time: Duration) -> Findings {
-    let mut findings = Findings::default();
     if !there("prlimit") {
-        findings.tell("skipped: prlimit is not there", 0.0, "");
-        return findings;
+        return Findings::skipped("prlimit is not there");
     }
+    let mut findings = Findings::default();
     let mut app = Whole::start(&["prlimit", "--nofile=64:64"], &[]).await;
     // idle ones give theirs back
     let mut idle = Vec::new();
@@ -228,7 +226,7 @@ async fn no_descriptors(time: Duration) -> Findings {
         findings.count("calls that failed beside idle connections", usize::from(status != 200), 0);
         idle.push(connection);
     }
-    findings.0.dedup_by(|a, b| a.what == b.what && a.holds() && b.holds());
+    findings.numbers.dedup_by(|a, b| a.what == b.what && a.holds() && b.holds());
     drop(idle);
     // those with a request under way keep theirs
     let mut held = Vec::new();
@@ -406,11 +404,10 @@ impl Clock {
 }
 
 async fn clock_jumps(time: Duration) -> Findings {
-    let mut findings = Findings::default();
     let Some(library) = faketime() else {
-        findings.tell("skipped: libfaketime is not there", 0.0, "");
-        return findings;
+        return Findings::skipped("libfaketime is not there");
     };
+    let mut findings = Findings::default();
     let clock = Clock::new(&library);
     // every request is a line in the log, with the time that the gateway believes in
     let env = [clock.env().as_slice(), &[("MSA__LOG__SLOW_MS", "0")]].concat();

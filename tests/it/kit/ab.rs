@@ -43,11 +43,19 @@ pub async fn compare(
         };
         ratios.push(b / a);
     }
-    let (low, high) = interval(&ratios);
-    Comparison { median: median(&mut ratios.clone()), low, high, others: others.share(), ratios }
+    Comparison::of(ratios, others.share())
 }
 
-fn median(values: &mut [f64]) -> f64 {
+impl Comparison {
+    /// Returns what the ratios of the rounds say; panics if there are none.
+    pub fn of(ratios: Vec<f64>, others: f64) -> Self {
+        let (low, high) = interval(&ratios);
+        Self { median: median(&mut ratios.clone()), low, high, others, ratios }
+    }
+}
+
+/// Returns the median; panics if there are no values.
+pub fn median(values: &mut [f64]) -> f64 {
     values.sort_by(f64::total_cmp);
     let half = values.len() / 2;
     if values.len() % 2 == 1 { values[half] } else { f64::midpoint(values[half - 1], values[half]) }

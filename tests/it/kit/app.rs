@@ -9,7 +9,7 @@ use microservice_app::config::{ListenAddr, Role, Settings};
 use microservice_app::registry::{Instance, Registration, Registry};
 use tokio_util::sync::CancellationToken;
 
-use super::{http, wait_for};
+use super::{http, metrics, wait_for};
 
 /// Every role, with SQLite stores in a directory that ends with it. It stops when dropped.
 pub struct App {
@@ -60,11 +60,14 @@ impl App {
         self.registry.register(Instance { id: "00000000000000ff".to_owned(), ..bare })
     }
 
-    /// Returns the value of a metric line, 0 if it is not there.
-    pub async fn metric(&self, line: &str) -> f64 {
-        let text = http::get(self.addresses.admin, "/metrics").await.body;
-        let value = text.lines().find_map(|l| l.strip_prefix(line)?.strip_prefix(' ')?.parse().ok());
-        value.unwrap_or(0.0)
+    /// Returns the sum of the series that begin so; panics if there is none, see [`metrics::metric`].
+    pub async fn metric(&self, series: &str) -> f64 {
+        metrics::metric(self.addresses.admin, series).await
+    }
+
+    /// Returns true if such a series is there and above `least`: a condition to wait for.
+    pub async fn metric_above(&self, series: &str, least: f64) -> bool {
+        metrics::metric_above(self.addresses.admin, series, least).await
     }
 
     pub fn gateway(&self) -> SocketAddr {

@@ -17,13 +17,22 @@ pub struct Meter {
 
 impl Meter {
     pub fn start(process: u32) -> Self {
-        Self { process, begun: Instant::now(), before: stat(process).map_or(0.0, |stat| stat.own) }
+        Self { process, begun: Instant::now(), before: Self::ticks(process) }
     }
 
     /// Returns the share of one core that the process has used since.
     pub fn share(&self) -> f64 {
-        let now = stat(self.process).map_or(0.0, |stat| stat.own);
-        (now - self.before) / HERTZ / self.begun.elapsed().as_secs_f64()
+        self.seconds() / self.begun.elapsed().as_secs_f64()
+    }
+
+    /// Returns the processor time that the process has used since, seconds.
+    pub fn seconds(&self) -> f64 {
+        (Self::ticks(self.process) - self.before) / HERTZ
+    }
+
+    /// Panics if the process is gone: its share would be below any bound.
+    fn ticks(process: u32) -> f64 {
+        stat(process).unwrap_or_else(|| panic!("process {process} is gone")).own
     }
 }
 
@@ -45,7 +54,7 @@ fn stat(process: u32) -> Option<Stat> {
 
 /// Returns the ticks of this process and all below it, and those of the whole machine.
 fn ticks() -> (f64, f64) {
-    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let processes = std::fs::read_dir("/proc").expect("/proc").flatten();
     let all: BTreeMap<u32, Stat> = processes
         .filter_map(|entry| entry.file_name().to_str()?.parse().ok())
         .filter_map(|process| Some((process, stat(process)?)))
@@ -61,7 +70,7 @@ fn ticks() -> (f64, f64) {
         false
     };
     let own = all.iter().filter(|(process, _)| ours(**process)).map(|(_, stat)| stat.own + stat.ended).sum();
-    let text = std::fs::read_to_string("/proc/stat").unwrap_or_default();
+    let text = std::fs::read_to_string("/proc/stat").expect("/proc/stat");
     let line = text.lines().next().unwrap_or_default();
     let fields: Vec<f64> = line.split_whitespace().skip(1).filter_map(|n| n.parse().ok()).collect();
     // user, nice, system, (idle, iowait), irq, softirq, steal

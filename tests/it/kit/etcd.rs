@@ -53,10 +53,9 @@ impl Etcd {
     /// Returns every key below a prefix with its value.
     pub async fn list(&self, prefix: &str) -> Vec<(String, String)> {
         let options = etcd_client::GetOptions::new().with_prefix();
-        let answer = self.client().await.get(prefix, Some(options)).await;
+        let answer = self.client().await.get(prefix, Some(options)).await.expect("etcd answers");
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        let kvs = answer.map(|answer| answer.kvs().to_vec()).unwrap_or_default();
-        kvs.iter().map(|kv| (text(kv.key()), text(kv.value()))).collect()
+        answer.kvs().iter().map(|kv| (text(kv.key()), text(kv.value()))).collect()
     }
 
     /// Kills it; its data stays.

@@ -1,6 +1,6 @@
 //! The guarantees of the design, each as one validator over what a run recorded. Every kind of test uses
-//! these and no test words a guarantee its own way. Each returns what broke it; the tests below show
-//! that each can fail.
+//! these and no test words a guarantee its own way. Each returns what broke it; a record in which nothing
+//! happened proves nothing and breaks it too. The tests below show that each can fail.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -12,9 +12,14 @@ use super::load::{Call, Outcome, Record};
 /// What broke a guarantee, the first few of them.
 pub type Verdict = Result<(), String>;
 
-fn verdict<T: std::fmt::Debug>(guarantee: &str, broken: &[T]) -> Verdict {
+/// Judges what was found among `seen` observations.
+fn verdict<T: std::fmt::Debug>(guarantee: &str, seen: usize, broken: &[T]) -> Verdict {
     let first = &broken[..broken.len().min(3)];
-    if broken.is_empty() { Ok(()) } else { Err(format!("{guarantee}: {} times, {first:?}", broken.len())) }
+    match (seen, broken) {
+        (0, _) => Err(format!("{guarantee}: nothing was observed")),
+        (_, []) => Ok(()),
+        _ => Err(format!("{guarantee}: {} times, {first:?}", broken.len())),
+    }
 }
 
 /// G1, no ghost: no call is answered by an instance that was sent later than `allowed` after that
@@ -22,7 +27,9 @@ fn verdict<T: std::fmt::Debug>(guarantee: &str, broken: &[T]) -> Verdict {
 /// Measured from the caller: what was sent so late cannot have been routed by an old view.
 pub fn no_ghost(record: &Record, ended: &BTreeMap<String, Instant>, allowed: Duration) -> Verdict {
     let late = |call: &&Call| ended.get(&call.instance).is_some_and(|at| call.sent > *at + allowed);
-    verdict("G1 ghost", &record.calls.iter().filter(late).collect::<Vec<_>>())
+    // a call that does not say who answered it cannot be judged
+    let told = record.calls.iter().filter(|call| !call.instance.is_empty()).count();
+    verdict("G1 ghost", told, &record.calls.iter().filter(late).collect::<Vec<_>>())
 }
 
 /// What a process showed of its view at one moment.
@@ -42,13 +49,13 @@ pub fn no_premature_death(samples: &[Sample], alive: &BTreeSet<(String, String)>
         let gone: Vec<_> = alive.difference(&sample.instances).collect();
         (!gone.is_empty()).then(|| format!("{gone:?} missing at revision {}", sample.revision))
     });
-    verdict("G2 premature death", &missing.collect::<Vec<_>>())
+    verdict("G2 premature death", samples.len().min(alive.len()), &missing.collect::<Vec<_>>())
 }
 
 /// G3, no stop loss: a planned stop fails no call. Calls that were sent again because their connection
 /// was closed before any byte of an answer are no failures; [`Record::again`] counts them.
 pub fn no_stop_loss(record: &Record) -> Verdict {
-    verdict("G3 stop loss", &record.failed())
+    verdict("G3 stop loss", record.calls.len(), &record.failed())
 }
 
 /// Counters of one client for one service at one moment.
@@ -72,7 +79,8 @@ pub fn bounded_amplification(samples: &[Amplification]) -> Verdict {
             }
         }
     }
-    verdict("G4 amplification", &broken)
+    // a window has two ends
+    verdict("G4 amplification", samples.len().saturating_sub(1), &broken)
 }
 
 /// One write of a record by its only writer.
@@ -100,7 +108,7 @@ pub fn no_double_effect(writes: &[Write], found: &BTreeMap<i64, u64>) -> Verdict
         let fits = (*acknowledged..=*tried).contains(&read);
         (!fits).then(|| format!("key {key} reads {read}, want {acknowledged} to {tried}"))
     });
-    verdict("G5 double effect", &wrong.collect::<Vec<_>>())
+    verdict("G5 double effect", writes.len(), &wrong.collect::<Vec<_>>())
 }
 
 /// G6, bounded wait: 99.9 % of calls end by their time limit + 10 ms, all by + 100 ms. The driver's own
@@ -109,7 +117,9 @@ pub fn bounded_wait(record: &Record) -> Verdict {
     let mut over: Vec<_> =
         record.calls.iter().map(|call| (call.ended - call.sent).saturating_sub(record.limit)).collect();
     over.sort_unstable();
-    let worst = over.last().copied().unwrap_or_default();
+    let Some(worst) = over.last().copied() else {
+        return Err("G6 wait: nothing was observed".to_owned());
+    };
     let quantile = super::quantile(&mut over, 0.999);
     if quantile > Duration::from_millis(10) || worst > Duration::from_millis(100) {
         return Err(format!("G6 wait: p99.9 is {quantile:?} over the limit, the longest {worst:?}"));
@@ -129,7 +139,7 @@ pub fn monotone_view(samples: &[Sample]) -> Verdict {
             b.epoch < a.epoch || known && same && (b.cluster_id != a.cluster_id || b.revision < a.revision);
         wrong.then(|| format!("{}/{} then {}/{}", a.epoch, a.revision, b.epoch, b.revision))
     });
-    verdict("G7 view went back", &back.collect::<Vec<_>>())
+    verdict("G7 view went back", samples.len().saturating_sub(1), &back.collect::<Vec<_>>())
 }
 
 /// G8, honest health: while a process says that it is ready, a call that needs nothing but this process
@@ -138,12 +148,13 @@ pub fn honest_health(asked: &[(bool, Outcome)]) -> Verdict {
     let lies = asked.iter().filter(|(ready, outcome)| {
         *ready && !matches!(outcome, Outcome::Status(status) if status.as_u16() < 500)
     });
-    verdict("G8 dishonest health", &lies.collect::<Vec<_>>())
+    let ready = asked.iter().filter(|(ready, _)| *ready).count();
+    verdict("G8 dishonest health", ready, &lies.collect::<Vec<_>>())
 }
 
 /// G9, telemetry is free to fail: with the collector in trouble no call fails that did not without.
 pub fn telemetry_is_free_to_fail(with_trouble: &Record) -> Verdict {
-    verdict("G9 telemetry fails calls", &with_trouble.failed())
+    verdict("G9 telemetry fails calls", with_trouble.calls.len(), &with_trouble.failed())
 }
 
 /// G10, restart equals continue: no connection is refused over a restart, and every write that was
@@ -154,8 +165,9 @@ pub fn restart_equals_continue(
     found: &BTreeSet<i64>,
 ) -> Verdict {
     let refused = record.calls.iter().filter(|call| matches!(call.outcome, Outcome::Refused(_)));
-    verdict("G10 refused", &refused.collect::<Vec<_>>())?;
-    verdict("G10 lost", &acknowledged.difference(found).collect::<Vec<_>>())
+    let calls = record.calls.len();
+    verdict("G10 refused", calls, &refused.collect::<Vec<_>>())?;
+    verdict("G10 lost", calls, &acknowledged.difference(found).collect::<Vec<_>>())
 }
 
 #[cfg(test)]
@@ -184,6 +196,31 @@ mod tests {
 
     fn status(code: u16) -> Outcome {
         Outcome::Status(http::StatusCode::from_u16(code).unwrap())
+    }
+
+    #[test]
+    fn a_record_of_nothing_proves_nothing() {
+        let (empty, none) = (record(Vec::new()), BTreeSet::new());
+        let now = Instant::now();
+        let anonymous = record(vec![call(now, MS, status(200), "")]);
+        let alive = BTreeSet::from([("feed".to_owned(), "a".to_owned())]);
+        let one = [sample(7, 0, 5, &["a"])];
+        let amplification = [Amplification { at: now, requests: 0.0, attempts: 0.0 }];
+        for (guarantee, verdict) in [
+            ("G1", no_ghost(&anonymous, &BTreeMap::new(), MS)),
+            ("G2", no_premature_death(&[], &alive)),
+            ("G2, nobody is alive", no_premature_death(&one, &BTreeSet::new())),
+            ("G3", no_stop_loss(&empty)),
+            ("G4", bounded_amplification(&amplification)),
+            ("G5", no_double_effect(&[], &BTreeMap::new())),
+            ("G6", bounded_wait(&empty)),
+            ("G7", monotone_view(&one)),
+            ("G8", honest_health(&[(false, status(200))])),
+            ("G9", telemetry_is_free_to_fail(&empty)),
+            ("G10", restart_equals_continue(&empty, &none, &none)),
+        ] {
+            assert!(verdict.is_err_and(|why| why.ends_with("nothing was observed")), "{guarantee}");
+        }
     }
 
     #[test]

@@ -9,7 +9,7 @@ use http_body_util::{BodyExt as _, Full};
 use hyper::client::conn::http1::{SendRequest, handshake};
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 
 /// What came back.
 #[derive(Clone, Debug)]
@@ -25,9 +25,15 @@ impl Answer {
         serde_json::from_str(&self.body).unwrap_or_else(|e| panic!("{e}: {self:?}"))
     }
 
-    /// Returns a header's text, empty if it is not there.
+    /// Returns a header's text; panics if it is not there.
     pub fn header(&self, name: &str) -> &str {
-        self.headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or_default()
+        let value = self.headers.get(name).unwrap_or_else(|| panic!("no {name} in {self:?}"));
+        value.to_str().expect("a header of text")
+    }
+
+    /// Returns what a degraded answer says that it is, empty for a whole one.
+    pub fn degraded(&self) -> &str {
+        if self.headers.contains_key("x-degraded") { self.header("x-degraded") } else { "" }
     }
 }
 
@@ -88,14 +94,6 @@ pub async fn put(addr: SocketAddr, path: &str, body: &str) -> Answer {
     send(addr, request("PUT", path, body)).await.unwrap_or_else(|e| panic!("PUT {path}: {e}"))
 }
 
-/// Returns the sum of the metric lines of an admin listener that begin so, 0 if there is none.
-pub async fn metric(admin: SocketAddr, begin: &str) -> f64 {
-    let text = get(admin, "/metrics").await.body;
-    let lines = text.lines().filter(|line| line.starts_with(begin));
-    // the sum of nothing is -0
-    lines.filter_map(|line| line.rsplit_once(' ')?.1.parse::<f64>().ok()).sum::<f64>() + 0.0
-}
-
 /// Sends bytes and returns everything that comes back until the other side closes.
 pub async fn raw(addr: SocketAddr, bytes: &[u8]) -> String {
     let mut stream = TcpStream::connect(addr).await.expect("it listens");
@@ -118,4 +116,20 @@ pub fn parse(raw: &str) -> (u16, HeaderMap, String) {
         headers.append(name, value.trim().parse().expect("a header value"));
     }
     (status.unwrap_or(0), headers, body.to_owned())
+}
+
+/// Opens a connection with a small receive buffer.
+pub async fn small(addr: SocketAddr) -> TcpStream {
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.set_recv_buffer_size(4096).unwrap();
+    socket.connect(addr).await.unwrap()
+}
+
+/// Stores so much content that an answer fills every buffer on its way.
+pub async fn fill(gateway: SocketAddr, user: i64) {
+    let content = "x".repeat(32 * 1024);
+    for id in 1..=60 {
+        let body = format!(r#"{{"id":{id},"user_id":{user},"content":"{content}"}}"#);
+        assert_eq!(put(gateway, "/api/feed/create_feed", &body).await.status, 200);
+    }
 }

@@ -117,9 +117,10 @@ impl Record {
         self.calls.iter().filter(|call| call.again).count()
     }
 
-    /// Returns the share of calls that were answered well, 0 to 1.
+    /// Returns the share of calls that were answered well, 0 to 1; panics if there were none.
     pub fn ok_share(&self) -> f64 {
-        1.0 - self.failed().len() as f64 / self.calls.len().max(1) as f64
+        assert!(!self.calls.is_empty(), "no call was made");
+        1.0 - self.failed().len() as f64 / self.calls.len() as f64
     }
 
     /// Returns the calls that were due in a span of time.
@@ -128,7 +129,7 @@ impl Record {
         Self { calls, unsent: self.unsent, limit: self.limit }
     }
 
-    /// Returns a quantile of the latency, 0 to 1, of the calls that were answered.
+    /// Returns a quantile of the latency, 0 to 1, of the calls that were answered; panics if there are none.
     pub fn latency(&self, quantile: f64) -> Duration {
         let mut all: Vec<_> = self.calls.iter().filter(|call| call.answered()).map(Call::latency).collect();
         super::quantile(&mut all, quantile)

@@ -35,9 +35,9 @@ pub struct Target {
     pub error: String,
 }
 
-/// Returns the path of a file in `nixos/monitoring`.
+/// Returns the path of a file in `deploy/monitoring`.
 pub fn shipped(name: &str) -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("nixos/monitoring").join(name)
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy/monitoring").join(name)
 }
 
 /// Returns a text in which each `${NAME}` has its value; panics if one has none.

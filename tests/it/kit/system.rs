@@ -15,7 +15,7 @@ use tokio_util::sync::CancellationToken;
 use super::guarantees::Sample;
 use super::http::{self, get};
 use super::process::{PROGRAM, Process};
-use super::wait_for;
+use super::{metrics, wait_for};
 
 /// Life of every lease here: the shortest, so that a test takes seconds.
 pub const TTL: Duration = Duration::from_secs(1);
@@ -85,9 +85,14 @@ impl Role {
         get(self.admin, "/status").await.json()
     }
 
-    /// Returns the sum of the metric lines that begin so, 0 if there is none.
-    pub async fn metric(&self, begin: &str) -> f64 {
-        http::metric(self.admin, begin).await
+    /// Returns the sum of the series that begin so; panics if there is none, see [`metrics::metric`].
+    pub async fn metric(&self, series: &str) -> f64 {
+        metrics::metric(self.admin, series).await
+    }
+
+    /// Returns true if such a series is there and above `least`: a condition to wait for.
+    pub async fn metric_above(&self, series: &str, least: f64) -> bool {
+        metrics::metric_above(self.admin, series, least).await
     }
 
     /// Waits until this gateway's list of a service's instances satisfies a condition and each of them
@@ -116,7 +121,8 @@ impl Role {
         let status = self.status().await;
         let listed = status["registry"]["services"][service].as_array().cloned().unwrap_or_default();
         let found = listed.iter().find(|instance| instance["addr"] == addr.to_string());
-        found.and_then(|instance| instance["id"].as_str()).unwrap_or_default().to_owned()
+        let id = found.and_then(|instance| instance["id"].as_str());
+        id.unwrap_or_else(|| panic!("{addr} has no id in {listed:#?}")).to_owned()
     }
 
     /// Returns what this gateway says of an instance that it calls.
@@ -160,17 +166,17 @@ impl Sampler {
 
 fn sample(status: &Value) -> Sample {
     let registry = &status["registry"];
-    let number = |name: &str| registry[name].as_u64().unwrap_or_default();
+    let number = |name: &str| registry[name].as_u64().unwrap_or_else(|| panic!("no {name} in {status:#}"));
     let mut instances = BTreeSet::new();
-    for (service, listed) in registry["services"].as_object().into_iter().flatten() {
-        for instance in listed.as_array().into_iter().flatten() {
-            instances.insert((service.clone(), instance["addr"].as_str().unwrap_or_default().to_owned()));
+    for (service, listed) in registry["services"].as_object().expect("services") {
+        for instance in listed.as_array().expect("a list of instances") {
+            instances.insert((service.clone(), instance["addr"].as_str().expect("an address").to_owned()));
         }
     }
     Sample {
         at: Instant::now(),
         cluster_id: number("cluster_id"),
-        revision: registry["revision"].as_i64().unwrap_or_default(),
+        revision: registry["revision"].as_i64().expect("a revision"),
         epoch: number("epoch"),
         instances,
     }

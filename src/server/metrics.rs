@@ -1,0 +1,343 @@
+//! What the listeners count. Handles are resolved once, for a request must not look up labels.
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use http::{Method, StatusCode};
+use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
+
+use crate::telemetry::metrics::{
+    HOP_SECONDS, REQUEST_SECONDS, RpcDurations, counters, gauge, gauges, histograms,
+};
+
+/// The metrics of the servers of a process.
+#[derive(Clone, Debug)]
+pub struct Metrics {
+    http: HistogramVec,
+    grpc: HistogramVec,
+    http_in_flight: IntGauge,
+    grpc_in_flight: IntGaugeVec,
+    http_refused: IntCounterVec,
+    grpc_refused: IntCounterVec,
+    cut: Cuts,
+}
+
+impl Metrics {
+    /// Registers the metrics.
+    ///
+    /// # Errors
+    /// When a name is taken.
+    pub fn register(r: &Registry) -> prometheus::Result<Self> {
+        Ok(Self {
+            http: histograms(
+                r,
+                "http_server_request_duration_seconds",
+                "Time from a request's head to its answer, by route template.",
+                &["route", "method", "code"],
+                &REQUEST_SECONDS,
+            )?,
+            grpc: histograms(
+                r,
+                "grpc_server_handling_seconds",
+                "Time from a call's head to its answer.",
+                &["service", "method", "code"],
+                &HOP_SECONDS,
+            )?,
+            http_in_flight: gauge(
+                r,
+                "http_server_in_flight",
+                "Requests in progress, which the limit counts.",
+            )?,
+            grpc_in_flight: gauges(
+                r,
+                "grpc_server_in_flight",
+                "Calls in progress, which the limit counts.",
+                &["service"],
+            )?,
+            http_refused: counters(
+                r,
+                "http_server_refused_total",
+                "Requests refused without work, by the limit that they met.",
+                &["reason"],
+            )?,
+            grpc_refused: counters(
+                r,
+                "grpc_server_refused_total",
+                "Calls refused without work, by the limit that they met.",
+                &["service", "reason"],
+            )?,
+            cut: Cuts::new(&counters(
+                r,
+                "server_connections_cut_total",
+                "Connections ended because of what their peer does.",
+                &["reason"],
+            )?),
+        })
+    }
+
+    /// Returns the histogram of requests. `routes` are the templates, each with its method.
+    #[must_use]
+    pub fn requests(&self, routes: &'static [(&'static str, Method)]) -> Requests {
+        Requests::new(self.http.clone(), routes)
+    }
+
+    /// Returns the histogram of calls to a service, by its registry name.
+    #[must_use]
+    pub fn handled(&self, service: &str) -> Arc<RpcDurations> {
+        use tonic::Code;
+        let usual = [
+            Code::Ok,
+            Code::NotFound,
+            Code::Unavailable,
+            Code::DeadlineExceeded,
+            Code::Internal,
+            Code::Unknown,
+        ];
+        Arc::new(RpcDurations::new(self.grpc.clone(), service, &usual))
+    }
+
+    /// Returns the gauge of requests in progress.
+    #[must_use]
+    pub fn http_in_flight(&self) -> IntGauge {
+        self.http_in_flight.clone()
+    }
+
+    /// Returns the gauge of a service's calls in progress.
+    #[must_use]
+    pub fn grpc_in_flight(&self, service: &str) -> IntGauge {
+        self.grpc_in_flight.with_label_values(&[service])
+    }
+
+    /// Returns the counts of requests that are refused without work.
+    #[must_use]
+    pub fn http_refused(&self) -> Refusals {
+        let reasons = [Refused::InFlight, Refused::Memory, Refused::Rate];
+        Refusals::new(&self.http_refused, &[], reasons)
+    }
+
+    /// Returns the counts of a service's calls that are refused without work.
+    #[must_use]
+    pub fn grpc_refused(&self, service: &str) -> Refusals {
+        let reasons = [Refused::InFlight, Refused::Memory, Refused::Deadline];
+        Refusals::new(&self.grpc_refused, &[service], reasons)
+    }
+
+    /// Counts a connection that was ended because of its peer.
+    pub fn cut(&self, reason: Cut) {
+        self.cut.note(reason);
+    }
+}
+
+/// Methods are the caller's to invent; labels are not.
+const METHODS: [&str; 8] = ["GET", "HEAD", "PUT", "POST", "DELETE", "OPTIONS", "PATCH", "other"];
+/// What stands for the status of a request whose caller hung up before there was one, as nginx has it.
+const HUNG_UP: u16 = 499;
+/// The statuses that the gateway gives, as the README lists them; any other one would be `other`.
+const CODES: [(u16, &str); 13] = [
+    (200, "200"),
+    (400, "400"),
+    (404, "404"),
+    (405, "405"),
+    (408, "408"),
+    (413, "413"),
+    (414, "414"),
+    (429, "429"),
+    (HUNG_UP, "499"),
+    (500, "500"),
+    (503, "503"),
+    (504, "504"),
+    (0, "other"),
+];
+/// The statuses of a route and its method that are there from the start.
+/// Of failures all of them: the first one would else be no increase.
+const USUAL: [u16; 4] = [200, 500, 503, 504];
+/// The route of what has none.
+const UNKNOWN: &str = "unknown";
+
+/// A route and a method, as labels. Cheap to copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// The template, or `unknown`.
+    pub route: &'static str,
+    /// The method, or `other`.
+    pub method: &'static str,
+    /// Its place among all pairs.
+    index: usize,
+}
+
+/// `http_server_request_duration_seconds`.
+#[derive(Clone, Debug)]
+pub struct Requests(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    family: HistogramVec,
+    routes: &'static [(&'static str, Method)],
+    /// By target and code. Resolved when it first happens: most never do.
+    cells: Box<[[OnceLock<Histogram>; CODES.len()]]>,
+}
+
+impl Requests {
+    /// Returns the cells for these routes; the usual statuses of each, with its own method, are there from the
+    /// start.
+    fn new(family: HistogramVec, routes: &'static [(&'static str, Method)]) -> Self {
+        let cells = std::iter::repeat_with(Default::default).take((routes.len() + 1) * METHODS.len());
+        let requests = Self(Arc::new(Inner { family, routes, cells: cells.collect() }));
+        for (route, method) in routes {
+            for status in USUAL {
+                requests.cell(requests.target(method, route), status);
+            }
+        }
+        requests
+    }
+
+    /// Returns the labels of a request.
+    #[must_use]
+    pub fn target(&self, method: &Method, path: &str) -> Target {
+        let routes = self.0.routes;
+        let route = routes.iter().position(|(known, _)| *known == path).unwrap_or(routes.len());
+        let known = METHODS.iter().position(|known| *known == method.as_str()).unwrap_or(METHODS.len() - 1);
+        Target {
+            route: routes.get(route).map_or(UNKNOWN, |(known, _)| known),
+            method: METHODS.get(known).copied().unwrap_or_default(),
+            index: route * METHODS.len() + known,
+        }
+    }
+
+    /// Notes an answered request.
+    pub fn observe(&self, target: Target, status: StatusCode, took: Duration) {
+        self.note(target, status.as_u16(), took);
+    }
+
+    /// Notes a request whose caller did not wait for the answer.
+    pub fn hung_up(&self, target: Target, took: Duration) {
+        self.note(target, HUNG_UP, took);
+    }
+
+    fn note(&self, target: Target, status: u16, took: Duration) {
+        if let Some(cell) = self.cell(target, status) {
+            cell.observe(took.as_secs_f64());
+        }
+    }
+
+    fn cell(&self, target: Target, status: u16) -> Option<&Histogram> {
+        let known = CODES.iter().position(|(code, _)| *code == status).unwrap_or(CODES.len() - 1);
+        let (_, code) = CODES.get(known)?;
+        let cell = self.0.cells.get(target.index)?.get(known)?;
+        let resolve = || self.0.family.with_label_values(&[target.route, target.method, code]);
+        Some(cell.get_or_init(resolve))
+    }
+}
+
+/// Why a request or call is refused without work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// Too many are in progress.
+    InFlight,
+    /// Too many bytes are waiting to be sent, or to be complete.
+    Memory,
+    /// This client sends too many.
+    Rate,
+    /// Nobody waits for the answer any more.
+    Deadline,
+}
+
+impl Refused {
+    const fn name(self) -> &'static str {
+        match self {
+            Self::InFlight => "in_flight",
+            Self::Memory => "memory",
+            Self::Rate => "rate",
+            Self::Deadline => "deadline",
+        }
+    }
+}
+
+/// Counts of refusals, each at 0 from the start.
+#[derive(Clone, Debug)]
+pub struct Refusals([(Refused, IntCounter); 3]);
+
+impl Refusals {
+    /// Returns the counters of a family for these reasons; `labels` go before the reason.
+    fn new(family: &IntCounterVec, labels: &[&str], reasons: [Refused; 3]) -> Self {
+        Self(reasons.map(|reason| {
+            let labels = [labels, &[reason.name()]].concat();
+            (reason, family.with_label_values(&labels))
+        }))
+    }
+
+    /// Notes a refusal without work.
+    pub fn note(&self, reason: Refused) {
+        if let Some((_, counter)) = self.0.iter().find(|(known, _)| *known == reason) {
+            counter.inc();
+        }
+    }
+}
+
+/// Why a connection is ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// Its peer stopped reading.
+    WriteTimeout,
+    /// Its peer reads too slowly while memory is short.
+    Unsent,
+    /// Its peer floods it with frames.
+    Flood,
+}
+
+impl Cut {
+    const ALL: [Self; 3] = [Self::WriteTimeout, Self::Unsent, Self::Flood];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::WriteTimeout => "write_timeout",
+            Self::Unsent => "unsent",
+            Self::Flood => "flood",
+        }
+    }
+}
+
+/// `server_connections_cut_total`, each reason at 0 from the start.
+#[derive(Clone, Debug)]
+struct Cuts([(Cut, IntCounter); 3]);
+
+impl Cuts {
+    fn new(family: &IntCounterVec) -> Self {
+        Self(Cut::ALL.map(|reason| (reason, family.with_label_values(&[reason.name()]))))
+    }
+
+    fn note(&self, reason: Cut) {
+        if let Some((_, counter)) = self.0.iter().find(|(known, _)| *known == reason) {
+            counter.inc();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::rpc::Rpc;
+    use crate::telemetry::metrics::text;
+
+    static ROUTES: [(&str, Method); 1] = [("/api/x", Method::GET)];
+
+    /// A request finds its cell: no label is looked up once it has happened.
+    #[test]
+    fn a_cell_is_resolved_once() {
+        let registry = Registry::new();
+        let metrics = Metrics::register(&registry).unwrap();
+        let (requests, calls) = (metrics.requests(&ROUTES), metrics.handled("feed"));
+        let note = || {
+            let target = requests.target(&Method::GET, "/api/x");
+            requests.observe(target, StatusCode::NOT_FOUND, Duration::ZERO);
+            calls.observe(Rpc::GetFeeds, tonic::Code::Internal, Duration::ZERO);
+        };
+        note();
+        assert!(text(&registry).contains("_seconds_count"));
+        // a second look-up by label would make new ones
+        metrics.http.reset();
+        metrics.grpc.reset();
+        note();
+        assert!(!text(&registry).contains("_seconds_count"), "{}", text(&registry));
+    }
+}

@@ -1,0 +1,47 @@
+//! A histogram of rpcs by code: what a server answered, or what attempts came to.
+
+use std::sync::OnceLock;
+use std::time::Duration;
+
+use prometheus::{Histogram, HistogramVec};
+
+use crate::api::error::code_name;
+use crate::api::rpc::{PerRpc, Rpc};
+
+/// gRPC codes, 0 to 16.
+const CODES: usize = 17;
+
+/// The calls of one service, or of a server.
+#[derive(Debug)]
+pub struct RpcDurations {
+    family: HistogramVec,
+    /// By rpc and code. Resolved when it first happens: not every code does for every rpc.
+    cells: Box<PerRpc<[OnceLock<Histogram>; CODES]>>,
+}
+
+impl RpcDurations {
+    /// Returns the cells of a family with the labels service, method and code. The `usual` codes of the rpcs of
+    /// `service`, by its registry name, are there from the start.
+    pub fn new(family: HistogramVec, service: &str, usual: &[tonic::Code]) -> Self {
+        let calls = Self { family, cells: Box::default() };
+        for rpc in Rpc::of_service(service) {
+            for code in usual {
+                calls.cell(rpc, *code);
+            }
+        }
+        calls
+    }
+
+    /// Notes one call and its outcome.
+    pub fn observe(&self, rpc: Rpc, code: tonic::Code, took: Duration) {
+        if let Some(cell) = self.cell(rpc, code) {
+            cell.observe(took.as_secs_f64());
+        }
+    }
+
+    fn cell(&self, rpc: Rpc, code: tonic::Code) -> Option<&Histogram> {
+        let cell = self.cells[rpc].get(code as usize)?;
+        let resolve = || self.family.with_label_values(&[rpc.grpc_service(), rpc.method(), code_name(code)]);
+        Some(cell.get_or_init(resolve))
+    }
+}

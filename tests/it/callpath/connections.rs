@@ -1,0 +1,189 @@
+//! Connections to instances: how many, how old, and that one caller does not break them for others.
+
+use std::process::Command;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use serde_json::Value;
+use tokio::io::AsyncWriteExt as _;
+use tokio::net::TcpStream;
+use tokio::time::Instant;
+
+use super::{LIST, app_with, calls, failed, topic, topics};
+use crate::kit::app::App;
+use crate::kit::etcd::Etcd;
+use crate::kit::fake::{Behaviour, Fake};
+use crate::kit::http::{Answer, Connection, get, put};
+use crate::kit::process::{PROGRAM, Process};
+use crate::kit::{measured, member, peer, wait_for};
+
+/// Callers that hang up in a burst make the gateway reset their calls. h2 ends a connection after 20
+/// resets of calls that the server has not yet begun; everyone else on it would fail.
+#[tokio::test]
+async fn callers_that_hang_up_in_bursts_break_nobody_else() {
+    let etcd = Etcd::start().await;
+    let addr = etcd.addr.to_string();
+    let common = ["--debug-addr", "127.0.0.1:0", "--etcd-addr", &addr];
+    // a slow machine must not turn the freeze into a deadline, or into a lease that ran out
+    let mut command = Command::new(PROGRAM);
+    command.args(["apigateway", "--http-addr", "127.0.0.1:0"]).args(common);
+    command.env("MSA__CLIENT__DEADLINE_MS", "30000").env("MSA__CLIENT__KEEPALIVE_TIMEOUT_MS", "30000");
+    let mut gateway = Process::spawn(command);
+    let gateway_addrs = gateway.wait_for_role("apigateway");
+    let mut command = Command::new(PROGRAM);
+    command.args(["feed", "--addr", "127.0.0.1:0"]).args(common).env("MSA__REGISTRY__TTL_S", "60");
+    let mut feed = Process::spawn(command);
+    feed.wait_for_role("feed");
+    let body = r#"{"id":1,"user_id":7,"content":"x"}"#;
+    wait_for("feed is found", || async {
+        (put(gateway_addrs.0, "/api/feed/create_feed", body).await.status == 200).then_some(())
+    })
+    .await;
+
+    let path = "/api/feed/get_feeds?user_id=7";
+    for round in 0..3 {
+        // while feed is frozen calls and their resets pile up, and it reads them all at once
+        feed.signal(Signal::STOP);
+        let mut innocent = tokio::task::JoinSet::new();
+        for _ in 0..20 {
+            innocent.spawn(get(gateway_addrs.0, path));
+        }
+        let mut rude = Vec::new();
+        for _ in 0..256 {
+            let mut stream = TcpStream::connect(gateway_addrs.0).await.unwrap();
+            stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes()).await.unwrap();
+            rude.push(stream);
+        }
+        wait_for("every call is on its way", || async {
+            let status = get(gateway_addrs.1, "/status").await.json();
+            let in_flight = status["clients"][0]["feed"][0]["in_flight"].as_u64();
+            (in_flight >= Some(276)).then_some(())
+        })
+        .await;
+        drop(rude);
+        wait_for("the rude ones are gone", || async {
+            let status = get(gateway_addrs.1, "/status").await.json();
+            let in_flight = status["clients"][0]["feed"][0]["in_flight"].as_u64();
+            (in_flight <= Some(20)).then_some(())
+        })
+        .await;
+        feed.signal(Signal::CONT);
+        let answers = innocent.join_all().await;
+        let good = |answer: &&Answer| answer.status == 200 && answer.degraded().is_empty();
+        let failed = answers.len() - answers.iter().filter(good).count();
+        assert_eq!(failed, 0, "round {round}: {failed} of 20 innocent calls failed: {:?}", answers[0]);
+    }
+}
+
+/// Late answers to calls that the gateway has given up count against the connection as well: h2 forgets
+/// such calls after 50 of them and ends the connection after 1024 answers that it cannot place.
+#[tokio::test]
+async fn late_answers_to_callers_that_hung_up_break_nobody_else() {
+    let app = App::start().await;
+    let body = r#"{"id":1,"user_id":7,"content":"x"}"#;
+    assert_eq!(put(app.gateway(), "/api/feed/create_feed", body).await.status, 200);
+    let path = "/api/feed/get_feeds?user_id=7";
+    let mut innocent = Connection::open(app.gateway()).await.unwrap();
+    for round in 0..16 {
+        let mut rude = Vec::new();
+        for _ in 0..256 {
+            let mut stream = TcpStream::connect(app.gateway()).await.unwrap();
+            stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes()).await.unwrap();
+            rude.push(stream);
+        }
+        drop(rude);
+        let answer = innocent.get(path).await.unwrap();
+        assert_eq!((answer.status.as_u16(), answer.degraded()), (200, ""), "round {round}: {answer:?}");
+    }
+    let status = get(app.addresses.admin, "/status").await.json();
+    let clients = status["clients"].as_array().unwrap();
+    let errors: Vec<_> = clients.iter().map(|client| member(&client["feed"][0], "last_error")).collect();
+    // the gateway's and the profile service's
+    assert_eq!(errors, [&Value::Null; 2], "the connection broke");
+}
+
+/// Without TCP_NODELAY a small message waits for the other side's delayed ack, 40 ms.
+#[tokio::test]
+async fn no_hop_waits_for_a_delayed_ack() {
+    let app = App::start().await;
+    let gateway = app.gateway();
+    measured("median of small calls below 20 ms", || async move {
+        let mut connection = Connection::open(gateway).await.unwrap();
+        let mut times = Vec::new();
+        for _ in 0..40 {
+            let begun = Instant::now();
+            let answer = connection.get("/api/topic/list").await.unwrap();
+            assert_eq!(answer.status, 200);
+            times.push(begun.elapsed());
+        }
+        times.sort();
+        let median = times[times.len() / 2];
+        if median < Duration::from_millis(20) { Ok(()) } else { Err(median) }
+    })
+    .await;
+}
+
+/// A second connection is opened when the first one is crowded, and no third.
+#[tokio::test]
+async fn a_crowded_instance_gets_one_more_connection() {
+    let fake = Fake::start().await;
+    let app = App::launch(|settings| settings.up.topic_replicas = 0);
+    let _registered = app.register("topic", fake.addr);
+    wait_for("it is up", || async { (topic(&app, fake.addr).await["state"] == "up").then_some(()) }).await;
+    for _ in 0..20 {
+        assert_eq!(get(app.gateway(), LIST).await.status, 200);
+    }
+    assert_eq!(topic(&app, fake.addr).await["connections"], 1, "one call at a time needs no more");
+    fake.behave(Behaviour { delay: Duration::from_millis(100), ..Behaviour::default() });
+    let mut tasks = tokio::task::JoinSet::new();
+    for _ in 0..40 {
+        let gateway = app.gateway();
+        tasks.spawn(async move {
+            for _ in 0..5 {
+                assert_eq!(get(gateway, LIST).await.status, 200);
+            }
+        });
+    }
+    wait_for("there are two", || async { (topic(&app, fake.addr).await["connections"] == 2).then_some(()) })
+        .await;
+    tasks.join_all().await;
+    assert_eq!(topic(&app, fake.addr).await["connections"], 2);
+}
+
+/// An old connection is replaced before it goes; no call notices.
+#[tokio::test]
+async fn connections_are_replaced_in_time() {
+    let app = App::start_with(|settings| {
+        settings.client.connection_age = Duration::from_millis(100);
+    })
+    .await;
+    let replaced = "client_connections_total{event=\"replaced\",service=\"topic\"}";
+    wait_for("ten were replaced", || async {
+        assert_eq!(failed(&calls(&app, LIST, 20).await), 0);
+        app.metric_above(replaced, 9.0).await.then_some(())
+    })
+    .await;
+    let lost = app.metric("client_connections_total{event=\"lost\",service=\"topic\"}").await;
+    assert!(lost < 1.0, "{lost} were lost");
+    assert_eq!(topics(&app).await[0]["connections"], 1);
+}
+
+/// F24: a connection on which a ping stays unanswered is replaced.
+#[tokio::test]
+async fn a_half_open_connection_is_given_up() {
+    let frozen = peer::breaking(peer::Break::Freeze).await;
+    let app = app_with(&[&frozen], |settings| {
+        settings.client.keepalive = Duration::from_millis(100);
+        settings.client.keepalive_timeout = Duration::from_millis(100);
+    })
+    .await;
+    let begun = Instant::now();
+    let answer = get(app.gateway(), LIST).await;
+    assert_eq!(answer.status, 503, "the connection fails before the call's 2 s are over: {answer:?}");
+    assert!(begun.elapsed() < Duration::from_millis(1500), "{:?}", begun.elapsed());
+    wait_for("there is a new one", || async {
+        let opened = "client_connections_total{event=\"opened\",service=\"topic\"}";
+        (app.metric_above(opened, 1.0).await && topic(&app, frozen.addr).await["state"] == "up").then_some(())
+    })
+    .await;
+}

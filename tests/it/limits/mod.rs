@@ -1,0 +1,4 @@
+//! The limits of the listeners: what is refused, how, and that other callers are served meanwhile.
+
+mod gateway;
+mod services;

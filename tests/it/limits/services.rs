@@ -1,0 +1,228 @@
+//! The limits of the services: what they refuse, how, and that others are served meanwhile. What they
+//! hold under attack, and its numbers, is in `faults::edge`.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use http::Request as HttpRequest;
+use microservice_app::api::proto::{feed, profile, topic};
+use microservice_app::config::Role;
+use microservice_app::registry::Registration;
+use tokio::net::TcpStream;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use tonic::client::Grpc;
+use tonic::codegen::http::uri::PathAndQuery;
+use tonic::transport::{Channel, Endpoint};
+use tonic::{Code, Request, Status};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_client::HealthClient;
+
+use crate::kit::app::App;
+use crate::kit::http::{fill, small};
+use crate::kit::{measured, peer, wait_for};
+
+const LIST: &str = "/topic.Topic/ListTopics";
+const MS: Duration = Duration::from_millis(1);
+
+async fn channel(addr: SocketAddr) -> Channel {
+    Endpoint::from_shared(format!("http://{addr}")).unwrap().connect().await.unwrap()
+}
+
+async fn call<Q, A>(channel: &Channel, path: &'static str, request: Request<Q>) -> Result<A, Status>
+where
+    Q: prost::Message + Send + Sync + 'static,
+    A: prost::Message + Default + Send + Sync + 'static,
+{
+    let mut grpc = Grpc::new(channel.clone());
+    grpc.ready().await.map_err(|error| Status::unknown(error.to_string()))?;
+    let codec = tonic_prost::ProstCodec::default();
+    Ok(grpc.unary(request, PathAndQuery::from_static(path), codec).await?.into_inner())
+}
+
+async fn get_profile(channel: Channel) -> Result<profile::GetProfileResponse, Status> {
+    let mut asked = Request::new(profile::GetProfileRequest { user_id: 7 });
+    asked.metadata_mut().insert("grpc-timeout", "30S".parse().unwrap());
+    call(&channel, "/profile.Profile/GetProfile", asked).await
+}
+
+async fn list(channel: &Channel) -> Result<topic::ListTopicsResponse, Status> {
+    call(channel, LIST, Request::new(topic::ListTopicsRequest { after: 0, size: 1 })).await
+}
+
+/// An application whose profile service waits for a feed service that says nothing.
+struct Waiting {
+    app: App,
+    profile: Channel,
+    _feed: peer::Peer,
+    _registered: Registration,
+}
+
+impl Waiting {
+    async fn start(max_in_flight: usize) -> Self {
+        let app = App::launch(|settings| {
+            settings.up.feed_replicas = 0;
+            settings.grpc.max_in_flight = max_in_flight;
+            settings.client.keepalive_timeout = Duration::from_secs(30);
+        });
+        let feed = peer::silent().await;
+        let registered = app.register("feed", feed.addr);
+        let profile = channel(app.addresses.of(Role::Profile).unwrap()).await;
+        let ada = profile::PutProfileRequest { user_id: 7, ..Default::default() };
+        let _: profile::OkResponse =
+            call(&profile, "/profile.Profile/PutProfile", Request::new(ada)).await.unwrap();
+        Self { app, profile, _feed: feed, _registered: registered }
+    }
+
+    /// Makes calls that stay in progress.
+    async fn hold(&self, count: usize) -> Vec<JoinHandle<Result<profile::GetProfileResponse, Status>>> {
+        let calls = (0..count).map(|_| tokio::spawn(get_profile(self.profile.clone()))).collect();
+        self.in_flight(count).await;
+        calls
+    }
+
+    async fn in_flight(&self, count: usize) {
+        wait_for("the calls are in progress", || async {
+            let gauge = self.app.metric("grpc_server_in_flight{service=\"profile.Profile\"}").await;
+            (gauge as usize == count).then_some(())
+        })
+        .await;
+    }
+}
+
+#[tokio::test]
+async fn above_the_limit_calls_are_refused_with_pushback_and_health_is_not() {
+    let waiting = Waiting::start(2).await;
+    let held = waiting.hold(2).await;
+    for _ in 0..3 {
+        let refused = get_profile(waiting.profile.clone()).await.unwrap_err();
+        assert_eq!(refused.code(), Code::Unavailable, "{refused:?}");
+        let pushback = refused.metadata().get("grpc-retry-pushback-ms").expect("pushback");
+        let ms: u32 = pushback.to_str().unwrap().parse().unwrap();
+        assert!((50..=150).contains(&ms), "{ms}");
+    }
+    let count = "grpc_server_refused_total{reason=\"in_flight\",service=\"profile.Profile\"}";
+    assert!(waiting.app.metric(count).await >= 3.0);
+    let mut health = HealthClient::new(waiting.profile.clone());
+    let asked = HealthCheckRequest { service: "profile.Profile".to_owned() };
+    health.check(asked.clone()).await.unwrap();
+    let mut watch = health.watch(asked).await.unwrap().into_inner();
+    watch.message().await.unwrap().unwrap();
+    // watches hold no place, and other services of the process have their own
+    waiting.in_flight(2).await;
+    list(&channel(waiting.app.addresses.of(Role::Topic).unwrap()).await).await.unwrap();
+    for call in held {
+        call.abort();
+    }
+    waiting.in_flight(0).await;
+    assert!(waiting.hold(2).await.len() == 2, "the places are free again");
+}
+
+#[tokio::test]
+async fn a_hang_up_cancels_the_handler_within_50_ms() {
+    let waiting = Waiting::start(100).await;
+    measured("from hang-up to the end of the handler", || async {
+        let call = waiting.hold(1).await.pop().unwrap();
+        let begun = Instant::now();
+        call.abort();
+        waiting.in_flight(0).await;
+        let took = begun.elapsed();
+        if took < 50 * MS { Ok(()) } else { Err(took) }
+    })
+    .await;
+}
+
+/// Sends a call as it stands, without a client's own timers, and returns its status.
+async fn bare(addr: SocketAddr, path: &str, timeout: &str, message: &impl prost::Message) -> Status {
+    let stream = TcpStream::connect(addr).await.unwrap();
+    let (sender, connection) = h2::client::handshake(stream).await.unwrap();
+    tokio::spawn(connection);
+    let request = HttpRequest::post(format!("http://{addr}{path}")).header("grpc-timeout", timeout);
+    let request = request.header("content-type", "application/grpc").body(()).unwrap();
+    let (answer, mut body) = sender.ready().await.unwrap().send_request(request, false).unwrap();
+    let message = message.encode_to_vec();
+    let length = u8::try_from(message.len()).unwrap();
+    let _ = body.send_data([&[0, 0, 0, 0, length], message.as_slice()].concat().into(), true);
+    let answer = tokio::time::timeout(Duration::from_secs(10), answer).await.unwrap().unwrap();
+    Status::from_header_map(answer.headers()).unwrap_or_else(|| Status::ok(""))
+}
+
+#[tokio::test]
+async fn a_call_that_nobody_waits_for_is_not_begun() {
+    let app = App::start().await;
+    let addr = app.addresses.of(Role::Feed).unwrap();
+    let record = feed::FeedRecord { id: 1, user_id: 7, content: "x".to_owned() };
+    for spent in ["0m", "0n", "0S"] {
+        let refused = bare(addr, "/feed.Feed/CreateFeed", spent, &record).await;
+        assert_eq!(refused.code(), Code::DeadlineExceeded);
+    }
+    assert!(app.metric("grpc_server_refused_total{reason=\"deadline\",service=\"feed.Feed\"}").await >= 3.0);
+    let asked = feed::GetFeedsRequest { user_id: 7, size: 1, before: 0 };
+    let found = bare(addr, "/feed.Feed/GetFeeds", "5S", &asked).await;
+    assert_eq!(found.code(), Code::NotFound, "nothing was written");
+}
+
+#[tokio::test]
+async fn a_request_that_never_comes_takes_no_place_and_ends_at_its_deadline() {
+    let app = App::start_with(|settings| {
+        settings.grpc.max_in_flight = 2;
+        settings.client.deadline = 1500 * MS;
+    })
+    .await;
+    let addr = app.addresses.of(Role::Topic).unwrap();
+    let stream = TcpStream::connect(addr).await.unwrap();
+    let (mut sender, connection) = h2::client::handshake(stream).await.unwrap();
+    tokio::spawn(connection);
+    let mut answers = Vec::new();
+    for _ in 0..20 {
+        let request = HttpRequest::post(format!("http://{addr}{LIST}"));
+        let request = request.header("content-type", "application/grpc").body(()).unwrap();
+        sender = sender.ready().await.unwrap();
+        answers.push(sender.send_request(request, false).unwrap());
+    }
+    let others = channel(addr).await;
+    for _ in 0..5 {
+        list(&others).await.unwrap();
+    }
+    for (answer, _body) in answers {
+        let answer = tokio::time::timeout(Duration::from_secs(10), answer).await.unwrap().unwrap();
+        let status = Status::from_header_map(answer.headers()).unwrap();
+        assert_eq!(status.code(), Code::DeadlineExceeded);
+    }
+}
+
+#[tokio::test]
+async fn a_request_over_its_limit_is_refused() {
+    let app = App::start().await;
+    let feed = channel(app.addresses.of(Role::Feed).unwrap()).await;
+    let record = feed::FeedRecord { id: 1, user_id: 7, content: "x".repeat(300 * 1024) };
+    let refused: Result<feed::OkResponse, _> =
+        call(&feed, "/feed.Feed/CreateFeed", Request::new(record)).await;
+    let refused = refused.unwrap_err();
+    assert_eq!((refused.code(), refused.message()), (Code::InvalidArgument, "request: is over 262144 bytes"));
+}
+
+#[tokio::test]
+async fn f31_a_caller_that_opens_no_window_is_cut() {
+    let app = App::start_with(|settings| {
+        settings.grpc.write_timeout = 600 * MS;
+        settings.client.deadline = Duration::from_secs(20);
+    })
+    .await;
+    fill(app.gateway(), 7).await;
+    let addr = app.addresses.of(Role::Feed).unwrap();
+    // h2 gives no window back until it is told to: the answer stays where it is
+    let (mut sender, connection) = h2::client::handshake(small(addr).await).await.unwrap();
+    let connection = tokio::spawn(connection);
+    let request = HttpRequest::post(format!("http://{addr}/feed.Feed/GetFeeds"));
+    let request = request.header("content-type", "application/grpc").body(()).unwrap();
+    let (answer, mut body) = sender.send_request(request, false).unwrap();
+    let message = prost::Message::encode_to_vec(&feed::GetFeedsRequest { user_id: 7, size: 60, before: 0 });
+    let length = u8::try_from(message.len()).unwrap();
+    body.send_data([&[0, 0, 0, 0, length], message.as_slice()].concat().into(), true).unwrap();
+    let _answer = answer.await.unwrap();
+    let ended = tokio::time::timeout(Duration::from_secs(10), connection).await;
+    assert!(ended.expect("the connection is cut").unwrap().is_err());
+    assert!(app.metric("server_connections_cut_total{reason=\"write_timeout\"}").await > 0.0);
+    list(&channel(app.addresses.of(Role::Topic).unwrap()).await).await.unwrap();
+}

@@ -1,0 +1,16 @@
+//! What operators see: start and stop, the command line, logs, metrics, traces, profiles, alerts, dashboards.
+
+mod alerts;
+mod command_line;
+mod dashboards;
+mod durability;
+mod logs;
+mod metrics;
+mod numbers;
+mod parts;
+mod pprof;
+mod shutdown;
+mod stack;
+mod systemd;
+mod targets;
+mod traces;

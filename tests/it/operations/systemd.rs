@@ -1,0 +1,72 @@
+//! What systemd sees of a process: notifications, the watchdog, sockets that it hands over.
+
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixDatagram;
+use std::process::Command;
+
+use command_fds::{CommandFdExt as _, FdMapping};
+use rustix::process::Signal;
+
+use crate::kit::SOON;
+use crate::kit::etcd::Etcd;
+use crate::kit::http::get;
+use crate::kit::process::{PROGRAM, Process};
+
+#[test]
+fn systemd_is_told_when_it_asks() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("notify");
+    let socket = UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(SOON)).unwrap();
+    let mut command = Command::new(PROGRAM);
+    let data = dir.path().display().to_string();
+    command.args(["up", "--free-ports", "--data-dir", &data]);
+    command.env("NOTIFY_SOCKET", &path).env("WATCHDOG_USEC", "300000");
+    let mut process = Process::spawn(command);
+    let receive = || {
+        let mut buffer = [0; 256];
+        let length = socket.recv(&mut buffer).expect("a notification in time");
+        String::from_utf8_lossy(&buffer[..length]).trim().to_owned()
+    };
+    assert_eq!(receive(), "READY=1");
+    // it answers by then
+    assert_eq!(process.wait_for_roles().len(), 4);
+    assert_eq!(receive(), "WATCHDOG=1");
+    assert_eq!(receive(), "WATCHDOG=1");
+    process.signal(Signal::TERM);
+    let last = std::iter::repeat_with(receive).find(|message| message != "WATCHDOG=1");
+    assert_eq!(last.as_deref(), Some("STOPPING=1"));
+    assert!(process.wait(SOON).success());
+}
+
+#[tokio::test]
+async fn a_gateway_serves_the_sockets_it_is_handed() {
+    let etcd = Etcd::start().await;
+    let sockets = [(); 2].map(|()| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+    let addrs = sockets.each_ref().map(|socket| socket.local_addr().unwrap());
+    let start = || {
+        // LISTEN_PID must name the process itself: the shell sets it and becomes the program
+        let mut command = Command::new("sh");
+        command.args(["-c", "LISTEN_PID=$$ exec \"$@\"", "sh", PROGRAM, "apigateway"]);
+        command.args(["--http-addr", "127.0.0.1:1", "--debug-addr", "127.0.0.1:0"]);
+        command.args(["--etcd-addr", &etcd.addr.to_string()]).env("LISTEN_FDS", "2");
+        let mappings = sockets.iter().zip(3..).map(|(socket, child_fd)| FdMapping {
+            parent_fd: OwnedFd::from(socket.try_clone().unwrap()),
+            child_fd,
+        });
+        command.fd_mappings(mappings.collect()).unwrap();
+        let mut gateway = Process::spawn(command);
+        gateway.wait_for_role("apigateway");
+        gateway
+    };
+    let mut gateway = start();
+    for addr in addrs {
+        assert_eq!(get(addr, "/nowhere").await.status, 404);
+    }
+    // while it restarts nobody is refused: a call waits in the socket for the next process
+    gateway.stop(SOON);
+    let waiting = tokio::spawn(get(addrs[0], "/nowhere"));
+    tokio::task::yield_now().await;
+    let _gateway = start();
+    assert_eq!(waiting.await.unwrap().status, 404);
+}
