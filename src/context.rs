@@ -1,30 +1,32 @@
 //! What travels with a request through every hop: its deadline and its ids.
 //!
 //! Over HTTP: `x-request-timeout-ms`, `x-request-id`. Over gRPC: `grpc-timeout`, `x-request-id`,
-//! `grpc-previous-rpc-attempts`. And over both the headers of its trace, see [`crate::telemetry::trace`].
+//! `grpc-previous-rpc-attempts`. Over both: the headers of its trace, see [`crate::telemetry::trace`].
 
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderValue};
+use http::{Extensions, HeaderMap, HeaderValue};
 use tokio::time::Instant;
 
 use crate::api::headers::{GRPC_TIMEOUT, PREVIOUS_ATTEMPTS, REQUEST_ID};
 use crate::telemetry::trace::{Id, Trace, Tracer};
 
-/// Longest request id that is taken over from a caller, bytes.
+/// Longest request id that is accepted from a caller, bytes.
 const MAX_REQUEST_ID: usize = 128;
+/// Longest time limit that a caller of a service can set.
+pub const MAX_DEADLINE: Duration = Duration::from_mins(10);
 
 /// The context of one request.
 #[derive(Clone, Debug)]
 pub struct Context {
-    /// When the answer is due; every hop shortens what it passes on.
+    /// When the answer is due. Each hop passes on the time that is left.
     pub deadline: Instant,
     /// 1 to 128 visible ASCII characters.
     pub request_id: HeaderValue,
-    /// The trace that it belongs to, as this process passes it on.
+    /// The trace of the request, as this process passes it on.
     pub trace: Trace,
-    /// How often this or a call above it was tried before. Above 0 nothing further down is repeated:
-    /// else three tries at each of three hops make 27.
+    /// Earlier attempts of this call or of one that led to it. If there are any, the calls that follow are not
+    /// repeated: three attempts at each of three hops would make 27.
     pub previous_attempts: u32,
 }
 
@@ -35,7 +37,7 @@ impl Context {
         Self { deadline, request_id: fresh(), trace: Trace::default(), previous_attempts: 0 }
     }
 
-    /// Returns the context that a caller's headers give; what they lack or garble is made up.
+    /// Returns the context from a caller's headers. Ids that are missing or malformed are replaced by new ones.
     #[must_use]
     pub fn from_headers(headers: &HeaderMap, deadline: Instant, tracer: &Tracer) -> Self {
         let given = headers.get(REQUEST_ID).filter(|id| is_request_id(id));
@@ -47,32 +49,38 @@ impl Context {
         }
     }
 
-    /// Returns the context of a gRPC call: as [`Self::from_headers`], and how often it was tried before,
-    /// which only a caller inside the system is believed.
+    /// Returns the context of a gRPC call: as [`Self::from_headers`], with the number of earlier attempts, which
+    /// is trusted only from callers inside the system.
     #[must_use]
     pub fn from_grpc(headers: &HeaderMap, deadline: Instant, tracer: &Tracer) -> Self {
         let given = headers.get(PREVIOUS_ATTEMPTS).and_then(|value| value.to_str().ok()?.parse().ok());
         Self { previous_attempts: given.unwrap_or(0), ..Self::from_headers(headers, deadline, tracer) }
     }
 
-    /// Returns the time that is left, zero if it is over.
+    /// Returns the context that the server put into the extensions of a request; a new one if there is none.
+    #[must_use]
+    pub fn of(extensions: &Extensions) -> Self {
+        let given = extensions.get::<Self>();
+        given.cloned().unwrap_or_else(|| Self::new(Instant::now() + MAX_DEADLINE))
+    }
+
+    /// Returns the time that is left; zero once the deadline has passed.
     #[must_use]
     pub fn remaining(&self) -> Duration {
         self.deadline.saturating_duration_since(Instant::now())
     }
 
-    /// Returns the request's and the trace's id, for log lines.
+    /// Returns the ids of the request and of its trace, for log lines.
     #[must_use]
     pub fn ids(&self) -> (&str, Id) {
-        // it is ASCII
+        // a request id is ASCII
         (self.request_id.to_str().unwrap_or_default(), self.trace.id())
     }
 
-    /// Writes this context into the headers of a gRPC request, but for the trace, of which each attempt is a step
-    /// of its own.
+    /// Writes this context into the headers of a gRPC request, except the trace: each attempt writes its own span.
     pub fn write(&self, headers: &mut HeaderMap) {
-        // HPACK must not keep values that never come again: each would push others out of its table, at both
-        // ends. "Sensitive" is its word for that.
+        // "sensitive" keeps these values, which never repeat, out of HPACK's tables at both ends, where they would
+        // push out others
         let mut once = |name, mut value: HeaderValue| {
             value.set_sensitive(true);
             headers.insert(name, value);
@@ -91,7 +99,7 @@ impl Context {
     }
 }
 
-/// Returns the caller's time limit of a gRPC request, if it has one that can be read.
+/// Returns the time limit of a gRPC request, if it has a valid one.
 #[must_use]
 pub fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get(GRPC_TIMEOUT)?.to_str().ok()?;
@@ -111,8 +119,8 @@ pub fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
     }
 }
 
-/// Formats a time limit as gRPC wants it: at most eight digits and a unit, rounded down so that a hop
-/// never gets more time than its caller has.
+/// Formats a time limit for gRPC: at most eight digits and a unit, rounded down so that a hop never gets more time
+/// than its caller has.
 fn format_timeout(left: Duration) -> HeaderValue {
     let text = match left.as_micros() {
         us if us < 100_000_000 => format!("{us}u"),
@@ -161,7 +169,7 @@ mod tests {
     }
 
     #[test]
-    fn earlier_attempts_are_told_and_believed_over_grpc_only() {
+    fn earlier_attempts_are_passed_on_and_trusted_over_grpc_only() {
         let mut headers = HeaderMap::new();
         let mut context = Context::new(Instant::now());
         context.write(&mut headers);
@@ -176,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn a_garbled_request_id_is_replaced() {
+    fn a_malformed_request_id_is_replaced() {
         let mut headers = HeaderMap::new();
         headers.insert(REQUEST_ID, HeaderValue::from_static("abc-1"));
         assert_eq!(from_headers(&headers).request_id, "abc-1");

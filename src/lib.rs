@@ -28,4 +28,3 @@ pub mod server;
 pub mod service;
 pub mod store;
 pub mod telemetry;
-mod unanswered;

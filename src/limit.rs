@@ -1,25 +1,14 @@
-//! Limits of what is in progress: a fixed number of permits, taken at once or not at all. What does not
-//! get one is refused at a small cost (load shedding), so that what is accepted is answered in time.
+//! A limit of what is in progress: a fixed number of permits, each taken at once or not at all. A request without a
+//! permit is refused at a small cost (load shedding), so that accepted ones are answered in time.
 //!
-//! Nothing waits here: a queue before a full server only makes every answer late.
+//! Nothing waits for a permit: a queue before a full server only makes every answer late.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 
-use http::HeaderValue;
 use prometheus::IntGauge;
 
-/// Range of [`pushback`], ms: long enough for a few hundred calls to end, short against a deadline, and
-/// wide enough that those who were refused together do not come back together.
-const PUSHBACK_RANGE: std::ops::RangeInclusive<u16> = 50..=150;
-
-/// Returns a value for [`PUSHBACK`](crate::api::headers::PUSHBACK), jittered.
-#[must_use]
-pub fn pushback() -> HeaderValue {
-    HeaderValue::from(crate::random::range(PUSHBACK_RANGE))
-}
-
-/// A fixed number of permits: calls, or bytes.
+/// A fixed number of permits, for requests or for bytes.
 #[derive(Debug)]
 pub struct Limit {
     max: usize,
@@ -28,7 +17,7 @@ pub struct Limit {
 }
 
 impl Limit {
-    /// Returns a limit of `max` permits. `gauge` follows how many are out; limits may share one.
+    /// Returns a limit of `max` permits. `gauge` shows how many are in use; limits may share one.
     #[must_use]
     pub fn new(max: usize, gauge: Option<IntGauge>) -> Arc<Self> {
         Arc::new(Self { max, used: AtomicUsize::new(0), gauge })
@@ -40,19 +29,19 @@ impl Limit {
         self.used.load(Relaxed) >= self.max
     }
 
-    /// Returns true if half of the permits are out.
+    /// Returns true if at least half of the permits are in use.
     #[must_use]
     pub fn is_half_full(&self) -> bool {
         self.used.load(Relaxed) >= self.max / 2
     }
 
-    /// Returns how many permits are out.
+    /// Returns how many permits are in use.
     #[must_use]
     pub fn used(&self) -> usize {
         self.used.load(Relaxed)
     }
 
-    /// Takes `n` permits even if there are not so many: for what cannot be refused any more.
+    /// Takes `n` permits even if fewer are left: for what can no longer be refused.
     #[must_use]
     pub fn acquire(self: &Arc<Self>, n: usize) -> Permit {
         self.used.fetch_add(n, Relaxed);
@@ -62,7 +51,7 @@ impl Limit {
         Permit { limit: self.clone(), n }
     }
 
-    /// Takes `n` permits; `None` if there are not so many.
+    /// Takes `n` permits. Returns `None`, and takes none, if fewer are left.
     #[must_use]
     pub fn try_acquire(self: &Arc<Self>, n: usize) -> Option<Permit> {
         self.take(n).then(|| Permit { limit: self.clone(), n })
@@ -89,7 +78,7 @@ fn signed(n: usize) -> i64 {
     i64::try_from(n).unwrap_or(i64::MAX)
 }
 
-/// Permits that are given back when this is dropped.
+/// Permits in use; given back when this is dropped.
 #[derive(Debug)]
 pub struct Permit {
     limit: Arc<Limit>,
@@ -97,7 +86,7 @@ pub struct Permit {
 }
 
 impl Permit {
-    /// Takes `n` more permits; false, and nothing taken, if there are not so many.
+    /// Takes `n` more permits. Returns false, and takes none, if fewer are left.
     pub fn try_grow(&mut self, n: usize) -> bool {
         let taken = self.limit.take(n);
         if taken {
@@ -106,7 +95,7 @@ impl Permit {
         taken
     }
 
-    /// Gives `n` permits back, at most those that it has.
+    /// Gives back `n` permits, or all if it has fewer.
     pub fn shrink(&mut self, n: usize) {
         let n = n.min(self.n);
         self.n -= n;
@@ -151,13 +140,5 @@ mod tests {
         assert!(limit.is_full() && limit.try_acquire(1).is_none());
         drop((permit, forced));
         assert_eq!(limit.used(), 0);
-    }
-
-    #[test]
-    fn pushback_is_a_number_in_its_range() {
-        for _ in 0..100 {
-            let ms: u16 = pushback().to_str().unwrap().parse().unwrap();
-            assert!(PUSHBACK_RANGE.contains(&ms));
-        }
     }
 }

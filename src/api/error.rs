@@ -1,11 +1,11 @@
-//! What can go wrong with a request, and the one table from our codes to gRPC and HTTP.
+//! The errors of requests, and the table from their codes to those of gRPC and HTTP.
 
 use std::borrow::Cow;
 
 use http::StatusCode;
 use tonic::Status;
 
-/// A short closed list: every failure of a request is one of these.
+/// The kind of an error. Every failure of a request is one of these.
 ///
 /// | Code | gRPC | HTTP |
 /// |---|---|---|
@@ -17,22 +17,22 @@ use tonic::Status;
 /// | `Internal` | `INTERNAL` | 500 |
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Code {
-    /// The caller's input is wrong; repeating it cannot help.
+    /// The caller's input is wrong; a repeat fails too.
     BadRequest,
     /// What was asked for does not exist.
     NotFound,
     /// The caller is over a limit.
     TooManyRequests,
-    /// Nobody can answer now; the same call may work later or elsewhere.
+    /// No instance can answer now. The same call may succeed later, or at another instance.
     Unavailable,
-    /// The deadline passed first.
+    /// The deadline passed before there was an answer.
     Timeout,
-    /// We did something wrong.
+    /// A bug of the server.
     Internal,
 }
 
 impl Code {
-    /// Every code, in the order of the table.
+    /// Every code.
     pub const ALL: [Self; 6] = [
         Self::BadRequest,
         Self::NotFound,
@@ -42,7 +42,7 @@ impl Code {
         Self::Internal,
     ];
 
-    /// Returns the name in `type` of a problem body: `bad_request`.
+    /// Returns the name in the `type` of a problem: `bad_request`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -81,28 +81,28 @@ impl Code {
         }
     }
 
-    /// Returns the code of a status that a *peer sent*; what never carried a status is
-    /// [`Code::Unavailable`], which the client decides.
+    /// Returns the code of a status that a peer sent. A call that ended without one is [`Code::Unavailable`], which
+    /// the client decides.
     #[must_use]
     pub const fn of_peer(code: tonic::Code) -> Self {
         match code {
             tonic::Code::InvalidArgument => Self::BadRequest,
             tonic::Code::NotFound => Self::NotFound,
             tonic::Code::ResourceExhausted => Self::TooManyRequests,
-            // an older instance without the rpc: as good as not there for this call
+            // an older instance without the rpc: another one may have it
             tonic::Code::Unavailable | tonic::Code::Unimplemented => Self::Unavailable,
-            // a server that gave up at its deadline says one or the other
+            // a server that gives up at its deadline sends either
             tonic::Code::DeadlineExceeded | tonic::Code::Cancelled => Self::Timeout,
             _ => Self::Internal,
         }
     }
 }
 
-/// A failed request. The message is for the caller: it names what is wrong and leaks nothing.
+/// A failed request. The message is for the caller: it names what is wrong and contains no internals.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{}{message}", field.as_ref().map(|f| format!("{f}: ")).unwrap_or_default())]
 pub struct Error {
-    /// What kind of failure.
+    /// The kind of the error.
     pub code: Code,
     /// The wrong input field, for [`Code::BadRequest`].
     pub field: Option<Cow<'static, str>>,
@@ -116,7 +116,7 @@ impl Error {
         Self { code, field: None, message: message.into() }
     }
 
-    /// Returns a [`Code::BadRequest`] that names the field.
+    /// Returns a [`Code::BadRequest`] for a field.
     pub fn bad(field: impl Into<Cow<'static, str>>, message: impl Into<Cow<'static, str>>) -> Self {
         Self { code: Code::BadRequest, field: Some(field.into()), message: message.into() }
     }
@@ -138,7 +138,7 @@ impl From<Error> for Status {
     }
 }
 
-/// Returns an error with all its causes, for the log: hyper's own text says only "connection error".
+/// Returns the text of an error with all its causes, for logs: hyper's own text says only "connection error".
 pub fn chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();

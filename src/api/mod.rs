@@ -1,4 +1,4 @@
-//! What the parts of the system say to each other: messages, rpcs, failures, limits of input.
+//! The interface between the parts of the system: messages, rpcs, errors, header names, limits of input.
 
 pub mod error;
 pub mod headers;

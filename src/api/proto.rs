@@ -1,4 +1,4 @@
-//! The generated messages and services, one module a package, and the one table of rpcs.
+//! The generated messages and services, one module a package.
 
 #![allow(missing_docs, clippy::all, clippy::pedantic)]
 
@@ -24,10 +24,10 @@ mod tests {
 
     use super::{feed, profile, topic};
 
-    /// The bytes on the wire, field by field: tag (number and type), then value. Clients of the original
+    /// The bytes of each message, field by field: tag (number and type), then value. Clients of the original system
     /// depend on every number.
     #[test]
-    fn messages_have_the_originals_numbers() {
+    fn fields_keep_the_numbers_of_the_original() {
         let record = feed::FeedRecord { id: 1, user_id: 2, content: "c".to_owned() };
         assert_eq!(record.encode_to_vec(), [0x08, 1, 0x10, 2, 0x1a, 1, b'c']);
         let asked = feed::GetFeedsRequest { user_id: 1, size: 2, before: 3 };

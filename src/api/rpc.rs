@@ -1,32 +1,32 @@
-//! The table of rpcs: what callers, servers and metrics need to know of each, and how each may be called.
+//! The table of rpcs: what callers, servers and metrics need to know about each, and how each may be called.
 //!
-//! Every rpc of ours is idempotent: writes are upserts or deletes by key, so a repeat is harmless.
+//! Every rpc of feed, profile and topic is idempotent: writes are upserts or deletes by key, so a repeat is harmless.
 
 use std::ops::Index;
 use std::time::Duration;
 
 use crate::api::error::Code;
 
-/// How a call may be made. What is not in the table is not done: a failure is the caller's to see.
+/// How an rpc may be called. The client does nothing that its policy does not allow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Policy {
-    /// True if a repeat has the same effect as one call. Without it nothing is repeated that a handler
-    /// may have seen, whatever [`Self::retry`] says.
+    /// True if a repeat has the same effect as one call. If false, no call is repeated that a handler may have seen,
+    /// whatever [`Self::retry`] says.
     pub idempotent: bool,
-    /// Codes after which another instance is tried. Not `Internal` (nor gRPC's UNKNOWN, which is read as
-    /// that): the server has answered, and would again. `TooManyRequests` only if the server hinted when.
+    /// Codes after which another instance is tried. Never `Internal` (to which gRPC's UNKNOWN is mapped): another
+    /// instance would answer the same. `TooManyRequests` only with pushback from the server.
     pub retry: &'static [Code],
-    /// True if one attempt may be given up before the deadline, so that another has time. Not for writes:
-    /// they may still be done, and a store that is slow for one is slow for the next.
+    /// True if an attempt may be given up before the deadline, so that there is time for another. Not for writes: one
+    /// that is given up may still take effect, and a store that is slow for one attempt is slow for the next.
     pub attempt_timeout: bool,
-    /// True if the last good answer may stand in for one that cannot be had.
+    /// True if the last good answer may replace one that fails.
     pub fallback: bool,
-    /// Longest time for the whole call; none for `client.deadline_ms`.
+    /// Longest time for the whole call; `None` means `client.deadline_ms`.
     pub deadline: Option<Duration>,
 }
 
 impl Policy {
-    /// Reads: repeated after anything that another instance may do better.
+    /// Reads: repeated if another instance may succeed.
     pub const READ: Self = Self {
         idempotent: true,
         retry: &[Code::Unavailable, Code::Timeout, Code::TooManyRequests],
@@ -34,7 +34,7 @@ impl Policy {
         fallback: true,
         deadline: None,
     };
-    /// Writes by key. A timeout is not repeated: there is no time left.
+    /// Writes by key. Not repeated after a timeout: no time is left.
     pub const WRITE: Self = Self {
         idempotent: true,
         retry: &[Code::Unavailable, Code::TooManyRequests],
@@ -42,7 +42,7 @@ impl Policy {
         fallback: false,
         deadline: None,
     };
-    /// What is asked of one certain instance: tried once.
+    /// Calls to one particular instance: one attempt.
     pub const ONCE: Self =
         Self { idempotent: false, retry: &[], attempt_timeout: false, fallback: false, deadline: None };
 
@@ -53,7 +53,7 @@ impl Policy {
     }
 }
 
-/// Every rpc that a server of ours answers.
+/// Every rpc that the servers of this system answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Rpc {
     /// feed.Feed/GetFeeds
@@ -78,11 +78,11 @@ pub enum Rpc {
     HealthWatch,
     /// grpc.reflection.v1.ServerReflection/ServerReflectionInfo
     Reflection,
-    /// Every path that is none of these.
+    /// Every other path.
     Unknown,
 }
 
-/// What is known of one rpc.
+/// One row of the table.
 #[derive(Debug, PartialEq, Eq)]
 struct Description {
     service: &'static str,
@@ -113,7 +113,7 @@ macro_rules! description {
 }
 
 impl Rpc {
-    /// How many rpcs there are.
+    /// The number of rpcs.
     pub const COUNT: usize = Self::ALL.len();
 
     /// Every rpc, in the order of the enum.
@@ -132,7 +132,7 @@ impl Rpc {
         Self::Unknown,
     ];
 
-    /// The table of rpcs.
+    /// Returns the row of the table.
     const fn describe(self) -> &'static Description {
         match self {
             Self::GetFeeds => &description!("feed", "feed.Feed", "GetFeeds", unary, READ),
@@ -152,7 +152,7 @@ impl Rpc {
         }
     }
 
-    /// Returns the registry's name of the service, `feed`; empty for health, reflection and unknown rpcs.
+    /// Returns the name of the service in the registry, `feed`; empty for health, reflection and unknown rpcs.
     #[must_use]
     pub const fn service(self) -> &'static str {
         self.describe().service
@@ -176,7 +176,7 @@ impl Rpc {
         self.describe().path
     }
 
-    /// Returns true if a call has one request and one answer. Such a call falls under the default deadline.
+    /// Returns true if a call has one request and one answer. Such calls have a default deadline.
     #[must_use]
     pub const fn is_unary(self) -> bool {
         self.describe().unary
@@ -212,7 +212,7 @@ impl Rpc {
 pub struct PerRpc<T>([T; Rpc::COUNT]);
 
 impl<T> PerRpc<T> {
-    /// Returns the values that `value` gives.
+    /// Returns the values that `value` returns for each rpc.
     pub fn from_fn(value: impl FnMut(Rpc) -> T) -> Self {
         Self(Rpc::ALL.map(value))
     }
@@ -233,7 +233,7 @@ impl<T> Index<Rpc> for PerRpc<T> {
     type Output = T;
 
     fn index(&self, rpc: Rpc) -> &T {
-        // the enum's numbers begin at 0 and end below COUNT: a test compares both lists
+        // the discriminants are 0 to COUNT - 1: a test compares the enum with ALL
         &self.0[rpc as usize]
     }
 }
@@ -263,10 +263,10 @@ mod tests {
             let ours = rpc.is_ours();
             assert_eq!(policy.idempotent, ours, "{}", rpc.path());
             assert_eq!(policy.retries(Code::Unavailable), ours, "{}", rpc.path());
-            // a late attempt would double nothing, but a fallback or a second try in time is for reads
+            // attempt timeouts and fallbacks are for reads
             assert_eq!(policy.retries(Code::Timeout), reads, "{}", rpc.path());
             assert_eq!((policy.attempt_timeout, policy.fallback), (reads, reads), "{}", rpc.path());
-            // the peer's own word that it failed, or that the caller did
+            // the answer would be the same: a bug of the server, or wrong input
             for code in [Code::Internal, Code::BadRequest, Code::NotFound] {
                 assert!(!policy.retries(code), "{} {code:?}", rpc.path());
             }

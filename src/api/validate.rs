@@ -1,5 +1,5 @@
-//! The limits of every request, checked at the gateway (so a bad one costs no hop) and again at the
-//! service (which other clients call directly).
+//! The limits of every request. The client checks them before it calls, so that an invalid request costs no hop;
+//! the services check them again, because other clients call them directly.
 
 use crate::api::error::Error;
 use crate::api::proto::{feed, profile, topic};
@@ -10,18 +10,18 @@ pub const MAX_CONTENT: usize = 32 * 1024;
 pub const MAX_NAME: usize = 256;
 /// Largest page.
 pub const MAX_SIZE: i64 = 1000;
-/// Page size where the caller names none.
+/// Size of a page if the caller asks for none.
 pub const DEFAULT_SIZE: i64 = 20;
-/// Most content in one answer, bytes; what is over it waits for the next page.
+/// Most content in one answer, bytes; the rest is left to the next page.
 pub const MAX_ANSWER: usize = 2 * 1024 * 1024;
 
-/// A request message that knows its limits.
-pub trait Check {
-    /// Returns the first limit that is broken.
+/// A request message that can be validated.
+pub trait Validate {
+    /// Checks every field against its limits.
     ///
     /// # Errors
-    /// [`crate::api::error::Code::BadRequest`] with the field's name.
-    fn check(&self) -> Result<(), Error>;
+    /// [`crate::api::error::Code::BadRequest`] with the name of the first field that breaks its limits.
+    fn validate(&self) -> Result<(), Error>;
 }
 
 fn id(field: &'static str, value: i64) -> Result<(), Error> {
@@ -48,7 +48,7 @@ fn text(field: &'static str, value: &str, max: usize) -> Result<(), Error> {
     Ok(())
 }
 
-/// Lower bound of a page: 0 or an id.
+/// The bound of a page: an id, or 0 for none.
 fn bound(field: &'static str, value: i64) -> Result<(), Error> {
     if value >= 0 {
         return Ok(());
@@ -56,37 +56,37 @@ fn bound(field: &'static str, value: i64) -> Result<(), Error> {
     Err(Error::bad(field, "must be an integer from 0 to 9223372036854775807"))
 }
 
-impl Check for feed::FeedRecord {
-    fn check(&self) -> Result<(), Error> {
+impl Validate for feed::FeedRecord {
+    fn validate(&self) -> Result<(), Error> {
         id("id", self.id)?;
         id("user_id", self.user_id)?;
         text("content", &self.content, MAX_CONTENT)
     }
 }
 
-impl Check for feed::GetFeedsRequest {
-    fn check(&self) -> Result<(), Error> {
+impl Validate for feed::GetFeedsRequest {
+    fn validate(&self) -> Result<(), Error> {
         id("user_id", self.user_id)?;
         size(self.size)?;
         bound("before", self.before)
     }
 }
 
-impl Check for feed::DeleteFeedRequest {
-    fn check(&self) -> Result<(), Error> {
+impl Validate for feed::DeleteFeedRequest {
+    fn validate(&self) -> Result<(), Error> {
         id("user_id", self.user_id)?;
         id("id", self.id)
     }
 }
 
-impl Check for profile::GetProfileRequest {
-    fn check(&self) -> Result<(), Error> {
+impl Validate for profile::GetProfileRequest {
+    fn validate(&self) -> Result<(), Error> {
         id("user_id", self.user_id)
     }
 }
 
-impl Check for profile::PutProfileRequest {
-    fn check(&self) -> Result<(), Error> {
+impl Validate for profile::PutProfileRequest {
+    fn validate(&self) -> Result<(), Error> {
         id("user_id", self.user_id)?;
         text("name", &self.name, MAX_NAME)?;
         text("company", &self.company, MAX_NAME)?;
@@ -94,22 +94,22 @@ impl Check for profile::PutProfileRequest {
     }
 }
 
-impl Check for topic::GetTopicRequest {
-    fn check(&self) -> Result<(), Error> {
+impl Validate for topic::GetTopicRequest {
+    fn validate(&self) -> Result<(), Error> {
         id("topic_id", self.topic_id)
     }
 }
 
-impl Check for topic::PutTopicRequest {
-    fn check(&self) -> Result<(), Error> {
+impl Validate for topic::PutTopicRequest {
+    fn validate(&self) -> Result<(), Error> {
         id("topic_id", self.topic_id)?;
         text("subject", &self.subject, MAX_NAME)?;
         text("content", &self.content, MAX_CONTENT)
     }
 }
 
-impl Check for topic::ListTopicsRequest {
-    fn check(&self) -> Result<(), Error> {
+impl Validate for topic::ListTopicsRequest {
+    fn validate(&self) -> Result<(), Error> {
         bound("after", self.after)?;
         size(self.size)
     }
@@ -120,15 +120,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_limits_themselves_are_inside() {
+    fn a_value_at_its_limit_is_valid() {
         let feed = |content: String| feed::FeedRecord { id: i64::MAX, user_id: 1, content };
-        feed("é".repeat(MAX_CONTENT / 2)).check().unwrap();
-        let over = feed("é".repeat(MAX_CONTENT / 2) + "x").check().unwrap_err();
+        feed("é".repeat(MAX_CONTENT / 2)).validate().unwrap();
+        let over = feed("é".repeat(MAX_CONTENT / 2) + "x").validate().unwrap_err();
         assert_eq!(over.field.as_deref(), Some("content"));
         let page = |size| topic::ListTopicsRequest { after: 0, size };
-        page(0).check().unwrap();
-        page(MAX_SIZE).check().unwrap();
-        assert_eq!(page(MAX_SIZE + 1).check().unwrap_err().field.as_deref(), Some("size"));
-        assert_eq!(page(-1).check().unwrap_err().field.as_deref(), Some("size"));
+        page(0).validate().unwrap();
+        page(MAX_SIZE).validate().unwrap();
+        assert_eq!(page(MAX_SIZE + 1).validate().unwrap_err().field.as_deref(), Some("size"));
+        assert_eq!(page(-1).validate().unwrap_err().field.as_deref(), Some("size"));
     }
 }

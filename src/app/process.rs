@@ -12,8 +12,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::metrics::Metrics;
 use crate::admin::{self, Admin, Phase};
+use crate::api::headers::service_identity;
 use crate::build_info;
-use crate::client::{self, Client};
+use crate::client::{self, Client, Connector};
 use crate::config::{ListenAddr, Role, Settings, StoreUrl};
 use crate::gateway::Gateway;
 use crate::limit::Limit;
@@ -102,7 +103,8 @@ impl Process {
         let registry: Arc<dyn Registry> = if settings.registry.endpoints.is_empty() {
             Arc::new(Local::default())
         } else {
-            let probe = client::probe(settings.client.clone(), settings.registry.prefix.clone());
+            let (client, prefix) = (settings.client.clone(), settings.registry.prefix.clone());
+            let probe = client::probe(client, prefix, Connector::default());
             Arc::new(Etcd::new(settings.registry.clone(), probe)?)
         };
         let metrics = Metrics::register()?;
@@ -182,6 +184,7 @@ impl Process {
             &self.settings.registry.prefix,
             &self.registry.view(),
             &self.metrics.client,
+            &Connector::default(),
         );
         self.clients.push(client.clone());
         client
@@ -286,7 +289,7 @@ impl Process {
         let Prepared { service, listener, addr } = prepared;
         let name = service.name();
         let (instance, warnings) = self.instance(name, addr, admin);
-        let identity = client::identity(&self.settings.registry.prefix, name);
+        let identity = service_identity(&self.settings.registry.prefix, name);
         let id = HeaderValue::from_str(&instance.id)?;
         let grpc = &self.settings.grpc;
         let limits = limits(grpc.max_connections, grpc.write_timeout);

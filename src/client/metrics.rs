@@ -1,17 +1,22 @@
-//! What callers of a service count. Handles are resolved once, for a call must not look up labels.
+//! The metrics of calls to services. The handles of each service are resolved once, because looking up labels
+//! for every call would be slow.
 
 use std::sync::Arc;
 
 use prometheus::{HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
 
-use super::balance::breaker::{PerState, State as Breaker, Transitions};
-use super::policy::retry;
-use super::transport::pool::{self, Connections};
 use crate::api::rpc::{PerRpc, Rpc};
+use crate::client::balance::breaker_state::{BreakerState, PerState, Transitions};
+use crate::client::balance::endpoint::EndpointMetrics;
+use crate::client::policy::fallback::FallbackCounters;
+use crate::client::policy::retry::{Reason, Refusal, RetryMetrics};
+use crate::client::transport::pool::ConnectionMetrics;
+use crate::client::transport::state::ConnectionState;
 use crate::telemetry::metrics::{HOP_SECONDS, RpcDurations, counters, gauges, histograms};
 
-/// Outcomes of an attempt that are there from the start.
-const USUAL: [tonic::Code; 3] = [tonic::Code::Ok, tonic::Code::Unavailable, tonic::Code::DeadlineExceeded];
+/// Codes whose attempts are counted from the start, at 0; others appear when they occur.
+const INITIAL_CODES: [tonic::Code; 3] =
+    [tonic::Code::Ok, tonic::Code::Unavailable, tonic::Code::DeadlineExceeded];
 
 /// The metrics of the calls to every service.
 #[derive(Clone, Debug)]
@@ -35,7 +40,7 @@ impl Metrics {
     /// Registers the metrics.
     ///
     /// # Errors
-    /// When a name is taken.
+    /// When a name is registered already.
     pub fn register(r: &Registry) -> prometheus::Result<Self> {
         Ok(Self {
             attempts: histograms(
@@ -130,68 +135,61 @@ impl Metrics {
 /// The metrics of the calls to one service; handles are resolved here, once.
 #[derive(Debug)]
 pub struct ServiceMetrics {
-    /// Attempts by rpc and code.
-    pub attempts: Arc<RpcDurations>,
     /// Retries.
-    pub retry: retry::Meters,
+    pub retry: RetryMetrics,
     /// Fallbacks by rpc.
-    pub fallback: Arc<PerRpc<Option<IntCounter>>>,
+    pub fallback: Arc<FallbackCounters>,
     /// Calls that ended at their deadline.
     pub deadline_exceeded: IntCounter,
-    /// Breakers that changed.
-    pub transitions: Arc<Transitions>,
-    /// Breakers that were not allowed to open.
-    pub breaker_refused: IntCounter,
-    /// Attempts that met a full instance.
-    pub limit_refused: IntCounter,
-    /// What became of connections.
-    pub connections: Connections,
-    endpoints: [IntGauge; pool::State::ALL.len()],
-    /// Breakers by rpc: closed, open, half-open.
-    breakers: Gauges,
-    /// Breakers for calls that can be done without, which changed.
+    /// Breakers for best-effort calls that changed their state.
     pub best_effort_transitions: Arc<Transitions>,
-    best_effort: Gauges,
+    /// What each instance counts.
+    pub endpoint: EndpointMetrics,
+    endpoints: [IntGauge; ConnectionState::ALL.len()],
+    breakers: BreakerGauges,
+    best_effort: BreakerGauges,
 }
 
 impl ServiceMetrics {
     fn new(families: &Metrics, service: &'static str) -> Self {
         let of = |family: &IntCounterVec, label: &str| family.with_label_values(&[service, label]);
         let single = |family: &IntCounterVec| family.with_label_values(&[service]);
-        let states = |family: &IntGaugeVec| -> Gauges {
+        let states = |family: &IntGaugeVec| -> BreakerGauges {
             PerRpc::from_fn(|rpc| {
-                let labels = |state: Breaker| [service, rpc.method(), state.name()];
+                let labels = |state: BreakerState| [service, rpc.method(), state.name()];
                 let of = |state| family.with_label_values(&labels(state));
                 (rpc.service() == service).then(|| PerState::from_fn(of))
             })
         };
         let transitions = |family: &IntCounterVec| {
             Arc::new(Transitions::new(PerRpc::from_fn(|rpc| {
-                let labels = |state: Breaker| [service, rpc.method(), state.name()];
+                let labels = |state: BreakerState| [service, rpc.method(), state.name()];
                 let of = |state| family.with_label_values(&labels(state));
                 (rpc.service() == service).then(|| PerState::from_fn(of))
             })))
         };
         Self {
-            attempts: Arc::new(RpcDurations::new(families.attempts.clone(), service, &USUAL)),
-            retry: retry::Meters {
-                granted: retry::Reason::ALL.map(|reason| of(&families.granted, reason.name())),
-                refused: retry::Refusal::ALL.map(|refusal| of(&families.refused, refusal.name())),
+            retry: RetryMetrics {
+                granted: Reason::ALL.map(|reason| of(&families.granted, reason.name())),
+                refused: Refusal::ALL.map(|refusal| of(&families.refused, refusal.name())),
             },
             fallback: Arc::new(PerRpc::from_fn(|rpc| {
                 (rpc.service() == service && rpc.policy().fallback)
                     .then(|| of(&families.fallback, rpc.method()))
             })),
             deadline_exceeded: single(&families.deadline),
-            transitions: transitions(&families.breaker_transitions),
-            breaker_refused: single(&families.breaker_refused),
-            limit_refused: single(&families.limit_refused),
-            connections: Connections {
-                opened: of(&families.connections, "opened"),
-                lost: of(&families.connections, "lost"),
-                replaced: of(&families.connections, "replaced"),
+            endpoint: EndpointMetrics {
+                attempts: Arc::new(RpcDurations::new(families.attempts.clone(), service, &INITIAL_CODES)),
+                transitions: transitions(&families.breaker_transitions),
+                breaker_refused: single(&families.breaker_refused),
+                limit_refused: single(&families.limit_refused),
+                connections: ConnectionMetrics {
+                    opened: of(&families.connections, "opened"),
+                    lost: of(&families.connections, "lost"),
+                    replaced: of(&families.connections, "replaced"),
+                },
             },
-            endpoints: pool::State::ALL
+            endpoints: ConnectionState::ALL
                 .map(|state| families.endpoints.with_label_values(&[service, state.name()])),
             breakers: states(&families.breaker_state),
             best_effort_transitions: transitions(&families.best_effort_transitions),
@@ -200,28 +198,29 @@ impl ServiceMetrics {
     }
 
     /// Sets how many instances are in a state.
-    pub fn endpoints(&self, state: pool::State, count: usize) {
-        let at = pool::State::ALL.iter().position(|known| *known == state);
+    pub fn set_endpoints(&self, state: ConnectionState, count: usize) {
+        let at = ConnectionState::ALL.iter().position(|known| *known == state);
         if let Some(gauge) = at.and_then(|at| self.endpoints.get(at)) {
             gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
         }
     }
 
-    /// Sets how many instances' breakers for an rpc are in which state.
-    pub fn breakers(&self, rpc: Rpc, states: impl Iterator<Item = Breaker>) {
+    /// Sets how many instances have a breaker for an rpc in which state.
+    pub fn set_breakers(&self, rpc: Rpc, states: impl Iterator<Item = BreakerState>) {
         set(self.breakers[rpc].as_ref(), states);
     }
 
-    /// Sets how many callers' breakers for an rpc that they can do without are in which state.
-    pub fn best_effort(&self, rpc: Rpc, states: impl Iterator<Item = Breaker>) {
+    /// Sets how many callers have a breaker for best-effort calls of an rpc in which state.
+    pub fn set_best_effort(&self, rpc: Rpc, states: impl Iterator<Item = BreakerState>) {
         set(self.best_effort[rpc].as_ref(), states);
     }
 }
 
-type Gauges = PerRpc<Option<PerState<IntGauge>>>;
+/// How many breakers of each rpc are in which state.
+type BreakerGauges = PerRpc<Option<PerState<IntGauge>>>;
 
 /// Sets the gauge of each state to how often it occurs.
-fn set(gauges: Option<&PerState<IntGauge>>, states: impl Iterator<Item = Breaker>) {
+fn set(gauges: Option<&PerState<IntGauge>>, states: impl Iterator<Item = BreakerState>) {
     let Some(gauges) = gauges else {
         return;
     };
@@ -229,7 +228,7 @@ fn set(gauges: Option<&PerState<IntGauge>>, states: impl Iterator<Item = Breaker
     for state in states {
         *counts.of_mut(state) += 1;
     }
-    for state in [Breaker::Closed, Breaker::Open, Breaker::HalfOpen] {
+    for state in [BreakerState::Closed, BreakerState::Open, BreakerState::HalfOpen] {
         gauges.of(state).set(*counts.of(state));
     }
 }

@@ -1,18 +1,30 @@
-//! How this process calls services, in the order a call takes:
+//! How this process calls services: the call path. A call takes it from top to bottom, its outcome back up:
 //!
 //! ```text
-//! deadline -> fallback -> retry (budget) -> balance -> [per instance: breaker, in-flight limit, load] -> connections
+//! Client::call        checks and encodes the request
+//!   Deadline          ends the call at its deadline
+//!   Fallback          uses the last good answer if there is no new one        (policy::cache)
+//!   Deadline          ends the call a little earlier, so that the fallback still arrives
+//!   BestEffort        fails best-effort calls at once while the service is out
+//!   Retry             makes further attempts                                  (policy::budget)
+//!   Balancer          sends each attempt to one instance     (balance::pick, balance::discover)
+//!
+//!   of each instance (balance::endpoint):
+//!   CircuitBreaker    refuses calls after too many failures        (balance::breaker, ejection)
+//!   ConcurrencyLimit  refuses calls above the in-flight limit
+//!   Measure           measures each attempt                                   (balance::load)
+//!   Exchange          sends the request, reads the answer      (transport::pool, wire, outcome)
 //! ```
 //!
-//! Each is a `tower::Service` over a `call::Call` in a file of its own. They are always ready, and fail at
-//! once where they would have to wait. `discover` feeds the balancer from the side, `outcome` decides
-//! what an exchange that went wrong means, and [`crate::api::rpc`] says what each rpc allows.
+//! Each layer implements [`call::CallLayer`] in a file of its own. No layer queues calls: where it could not go
+//! on it fails at once. `policy` imports from `balance`, and `balance` from `transport`, never the other way.
+//! What each rpc allows is in [`crate::api::rpc`].
 
 mod balance;
 mod call;
+mod gauges;
 pub mod metrics;
 pub mod policy;
-mod scrape;
 mod status;
 mod transport;
 
@@ -24,28 +36,33 @@ use http::HeaderMap;
 use tokio::time::Instant;
 
 use crate::api::error::{Code, Error};
+use crate::api::headers::service_identity;
 use crate::api::rpc::Rpc;
-use crate::api::validate::Check;
+use crate::api::validate::Validate;
 use crate::config;
 use crate::context::Context;
 use crate::registry::ViewHandle;
 
-use balance::Balanced;
-use balance::breaker::{self, Breakers};
-use balance::discover::{self, Snapshot};
-use balance::ejection::Ejection;
-use call::{Call, Path as _};
+use balance::balancer::Balancer;
+use balance::breaker::{BreakerSettings, Breakers};
+use balance::discover::{EndpointSet, Snapshot};
+use balance::ejection::EjectionLimit;
+use call::{Call, CallLayer as _};
 use metrics::{Metrics, ServiceMetrics};
-use policy::best_effort::Optional;
+use policy::best_effort::BestEffort;
 use policy::cache::{Cache, Key};
 use policy::deadline::Deadline;
 use policy::fallback::Fallback;
-use policy::retry::{self, Retry};
-use transport::exchange;
+use policy::retry::{Retry, RetryPolicy};
+use transport::connection::Dialer;
+use transport::wire;
 
-pub use balance::breaker::State as Breaker;
-pub use transport::health::{identity, probe};
-pub use transport::pool::State;
+pub use transport::connection::{Connect, Connector, Tcp};
+pub use transport::probe::probe;
+
+/// Longest time for which best-effort calls of a service are suspended. It is short because only the probe of
+/// such a call finds out that the service is back.
+const MAX_BEST_EFFORT_BACKOFF: Duration = Duration::from_secs(5);
 
 /// A decoded answer.
 #[derive(Clone, Debug)]
@@ -54,7 +71,7 @@ pub struct Reply<T> {
     pub message: T,
     /// The initial metadata: `x-degraded` and the like.
     pub headers: HeaderMap,
-    /// True if an earlier attempt of this call may have had its effect already.
+    /// True if an earlier attempt of this call may have been executed already.
     pub repeated: bool,
 }
 
@@ -66,55 +83,51 @@ pub struct Client {
     default_deadline: Duration,
 }
 
-/// The part of the call path that the instances of one service share.
-type Path = Deadline<Fallback<Deadline<Optional<Retry<Balanced>>>>>;
+/// The layers of the call path that all calls of one service take.
+type ServicePath = Deadline<Fallback<Deadline<BestEffort<Retry<Balancer>>>>>;
 
-/// Longest time for which calls that can be done without are not made. Short, for nobody else would notice
-/// that the service is back.
-const OPTIONAL_BACKOFF: Duration = Duration::from_secs(5);
-
+/// One service that is called.
 struct Service {
-    set: discover::Set,
-    path: Path,
-    /// For calls that their callers can do without, see [`optional`].
+    endpoints: EndpointSet,
+    path: ServicePath,
+    /// The breakers of best-effort calls.
     best_effort: Arc<Breakers>,
-    meters: Arc<ServiceMetrics>,
+    metrics: Arc<ServiceMetrics>,
 }
 
 impl Service {
     fn new(
         name: &'static str,
-        prefix: &str,
-        settings: &Arc<config::Client>,
+        dialer: Dialer,
         cache: Arc<Cache>,
         view: &ViewHandle,
         metrics: &Metrics,
     ) -> Self {
-        let meters = Arc::new(metrics.service(name));
-        let identity = identity(prefix, name);
-        let set = discover::Set::follow(name, identity, settings.clone(), view.clone(), meters.clone());
-        let instances = {
-            let set = set.clone();
-            move || set.now().usable.len()
-        };
-        let balance = Balanced::new(set.clone(), settings.balancer);
-        let budget = retry::Shared::new(settings, meters.retry.clone(), instances);
-        let retry = Retry::new(balance, Arc::new(budget));
-        let numbers = breaker::Settings::from(&**settings).capped(OPTIONAL_BACKOFF);
-        let ejection = Ejection::unbounded(meters.breaker_refused.clone());
-        let best_effort =
-            Arc::new(Breakers::new(numbers, Arc::new(ejection), meters.best_effort_transitions.clone()));
-        let optional = Optional::new(retry, best_effort.clone());
-        let ended = Deadline::new(optional, meters.deadline_exceeded.clone());
-        let fallback = Fallback::new(ended, cache, meters.fallback.clone());
-        let path = Deadline::new(fallback, meters.deadline_exceeded.clone());
-        Self { set, path, best_effort, meters }
+        let metrics = Arc::new(metrics.service(name));
+        let settings = dialer.settings.clone();
+        let endpoints = EndpointSet::follow(name, dialer, view.clone(), metrics.endpoint.clone());
+        let best_effort = Arc::new(Breakers::new(
+            BreakerSettings::from(&*settings).capped(MAX_BEST_EFFORT_BACKOFF),
+            Arc::new(EjectionLimit::unbounded(metrics.endpoint.breaker_refused.clone())),
+            metrics.best_effort_transitions.clone(),
+        ));
+        // from the last layer to the first
+        let path = Balancer::new(endpoints.clone(), settings.balancer);
+        let instances = endpoints.clone();
+        let instances = move || instances.now().usable.len();
+        let path = Retry::new(path, RetryPolicy::new(&settings, metrics.retry.clone(), instances));
+        let path = BestEffort::new(path, best_effort.clone());
+        let path = Deadline::new(path, metrics.deadline_exceeded.clone());
+        let path = Fallback::new(path, cache, metrics.fallback.clone());
+        let path = Deadline::new(path, metrics.deadline_exceeded.clone());
+        Self { endpoints, path, best_effort, metrics }
     }
 }
 
 impl Client {
-    /// Begins to follow the services that this process calls and connects to their instances. `prefix`
-    /// is that of their keys and part of their identity.
+    /// Begins to follow `services` and to connect to their instances by `connector`. `prefix` is the prefix of
+    /// their keys in the registry and part of their identity.
+    ///
     /// Must be called inside a tokio runtime.
     #[must_use]
     pub fn new(
@@ -123,82 +136,90 @@ impl Client {
         prefix: &str,
         view: &ViewHandle,
         metrics: &Metrics,
+        connector: &Connector,
     ) -> Self {
-        let shared = Arc::new(settings.clone());
         let cache = Arc::new(Cache::new(settings.fallback_kib * 1024, settings.fallback_age));
-        let follow =
-            |name: &&'static str| (*name, Service::new(name, prefix, &shared, cache.clone(), view, metrics));
-        let services = services.iter().map(follow).collect();
-        Self { services: Arc::new(services), cache: cache.clone(), default_deadline: settings.deadline }
+        let default_deadline = settings.deadline;
+        let settings = Arc::new(settings.clone());
+        let follow = |name: &&'static str| {
+            let identity = service_identity(prefix, name);
+            let dialer = Dialer { connector: connector.clone(), settings: settings.clone(), identity };
+            (*name, Service::new(name, dialer, cache.clone(), view, metrics))
+        };
+        let services = Arc::new(services.iter().map(follow).collect());
+        Self { services, cache: cache.clone(), default_deadline }
     }
 
-    /// Returns the endpoints of every service that is called, for `/status` and `/readyz`.
+    /// Returns the instances of every service that is called, for `/status` and `/readyz`.
     #[must_use]
     pub fn snapshots(&self) -> BTreeMap<&'static str, Arc<Snapshot>> {
         let each = self.services.iter();
-        each.map(|(name, service)| (*name, service.set.now())).collect()
+        each.map(|(name, service)| (*name, service.endpoints.now())).collect()
     }
 
-    /// Makes one call: checks the request, sends it down the path, decodes the answer.
+    /// Makes one call: checks the request, sends it down the call path, decodes the answer.
     ///
     /// *Cancellation*: dropping the future cancels the handler at the other end.
     ///
     /// # Errors
     /// [`Code::BadRequest`] for a request over its limits (nothing is sent), [`Code::Timeout`] at the
-    /// context's deadline, [`Code::Unavailable`] if no instance can be called or those that were called
-    /// broke; else what the service said.
+    /// context's deadline, [`Code::Unavailable`] if no instance can be called or the attempts failed; else the
+    /// error that the service answered with.
     pub async fn call<Q, A>(&self, rpc: Rpc, request: &Q, context: &Context) -> Result<Reply<A>, Error>
     where
-        Q: prost::Message + Check,
+        Q: prost::Message + Validate,
         A: prost::Message + Default,
     {
-        self.make(rpc, request, context, false).await
+        self.send(rpc, request, context, false).await
     }
 
-    /// Makes a call whose answer the caller can do without: as [`Self::call`], but it fails at once while
-    /// such calls keep failing.
+    /// Makes a best-effort call, whose answer the caller can do without: as [`Self::call`], but it fails at once
+    /// while such calls keep failing.
     ///
     /// # Errors
     /// As [`Self::call`].
-    pub async fn call_optional<Q, A>(
+    pub async fn call_best_effort<Q, A>(
         &self,
         rpc: Rpc,
         request: &Q,
         context: &Context,
     ) -> Result<Reply<A>, Error>
     where
-        Q: prost::Message + Check,
+        Q: prost::Message + Validate,
         A: prost::Message + Default,
     {
-        self.make(rpc, request, context, true).await
+        self.send(rpc, request, context, true).await
     }
 
-    async fn make<Q, A>(
+    async fn send<Q, A>(
         &self,
         rpc: Rpc,
         request: &Q,
         context: &Context,
-        optional: bool,
+        best_effort: bool,
     ) -> Result<Reply<A>, Error>
     where
-        Q: prost::Message + Check,
+        Q: prost::Message + Validate,
         A: prost::Message + Default,
     {
-        request.check()?;
+        request.validate()?;
         let Some(service) = self.services.get(rpc.service()) else {
             return Err(Error::new(Code::Internal, format!("{} is not called here", rpc.service())));
         };
-        let longest = rpc.policy().deadline.unwrap_or(self.default_deadline);
-        let context = context.with_deadline(Instant::now() + longest);
-        let call = Call { optional, ..Call::new(rpc, exchange::frame(request)?, context) };
+        let limit = rpc.policy().deadline.unwrap_or(self.default_deadline);
+        let context = context.with_deadline(Instant::now() + limit);
+        let call = Call { best_effort, ..Call::new(rpc, wire::frame(request)?, context) };
         let key = Key::from(&call);
         let answer = service.path.send(call).await.map_err(|failure| failure.error)?;
         let message = A::decode(answer.message).map_err(|error| {
             tracing::error!(%error, rpc = rpc.path(), "answer cannot be decoded");
-            // it would be given again
+            // else the fallback would use it again
             self.cache.forget(&key);
-            Error::unavailable(format!("{} gave a garbled answer", rpc.service()))
+            Error::unavailable(format!("{} gave a malformed answer", rpc.service()))
         })?;
-        Ok(Reply { message, headers: answer.headers, repeated: answer.earlier > 0 })
+        Ok(Reply { message, headers: answer.headers, repeated: answer.earlier_executions > 0 })
     }
 }
+
+#[cfg(test)]
+mod tests;

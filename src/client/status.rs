@@ -1,26 +1,28 @@
-//! What `/status` tells of the instances that are called.
+//! The part of `/status` about the instances that are called.
 //!
 //! Shape, by service: `[{"addr","state","draining","in_flight","connections","ewma_ms":{method: ms},
 //! "failures":{method: share},"breakers":{method: "open"|"half_open"},"last_error","adopted_id","why"}]`;
-//! `why` says in a few words why an instance gets no calls, `null` if it does.
+//! `why` says in a few words why an instance gets no calls or fewer than others, `null` if it gets its share.
 
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
-use super::{Breaker, Client};
 use crate::api::rpc::Rpc;
+use crate::client::Client;
+use crate::client::balance::breaker_state::BreakerState;
 use crate::client::balance::discover::Snapshot;
 use crate::client::balance::endpoint::Endpoint;
 
 impl Client {
-    /// Returns which calls that can be done without are made, `{service: {method: "open"|"half_open"}}`.
+    /// Returns the breakers for best-effort calls that are not closed,
+    /// `{service: {method: "open"|"half_open"}}`.
     #[must_use]
     pub fn best_effort(&self) -> Value {
         let now = Instant::now();
         let services = self.services.iter().filter_map(|(name, service)| {
             let methods = Rpc::of_service(name).filter_map(|rpc| {
                 let state = service.best_effort.state(rpc, now);
-                (state != Breaker::Closed).then(|| (rpc.method().to_owned(), json!(state.name())))
+                (state != BreakerState::Closed).then(|| (rpc.method().to_owned(), json!(state.name())))
             });
             let methods: Map<_, _> = methods.collect();
             (!methods.is_empty()).then(|| ((*name).to_owned(), Value::Object(methods)))
@@ -58,17 +60,17 @@ fn instance(service: &str, endpoint: &Endpoint, snapshot: &Snapshot) -> Value {
         "state": endpoint.state().name(),
         "draining": endpoint.instance.draining,
         "in_flight": endpoint.in_flight(),
-        "connections": endpoint.connections(),
+        "connections": endpoint.open_connections(),
         "ewma_ms": latencies,
         "failures": failures,
         "breakers": breakers.collect::<Map<_, _>>(),
         "last_error": endpoint.last_error().as_deref(),
         "adopted_id": endpoint.adopted_id().as_deref(),
-        "why": endpoint.why_spared(others),
+        "why": endpoint.why_avoided(others),
     })
 }
 
-/// Three digits are enough to look at.
+/// Rounds to three decimals: enough for people.
 fn round(value: f64) -> f64 {
     (value * 1000.0).round() / 1000.0
 }

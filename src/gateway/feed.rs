@@ -1,28 +1,23 @@
-//! /api/feed/*.
-
-use std::sync::Arc;
+//! The routes below `/api/feed/`.
 
 use http::{HeaderValue, header};
 use serde::Serialize;
 use warp::reply::Response;
 
-use super::App;
-use super::reply::{self, Problem};
-use super::request::Request;
+use super::problem::Problem;
+use super::reply;
+use super::request::Fields;
 use crate::api::error::Error;
 use crate::api::proto::feed::{
     DeleteFeedRequest, DeleteFeedResponse, FeedRecord, GetFeedsRequest, GetFeedsResponse, OkResponse,
 };
 use crate::api::rpc::Rpc;
 use crate::api::validate::DEFAULT_SIZE;
-use crate::client::Reply;
+use crate::client::{Client, Reply};
+use crate::context::Context;
 
-/// PUT `{"id","user_id","content"}`: `{}`.
-pub const CREATE: &str = "/api/feed/create_feed";
-/// GET `?user_id&size&before`: `{"feeds":[{"id","user_id","content"}]}`.
-pub const GET: &str = "/api/feed/get_feeds";
-/// DELETE `?user_id&id`: `{}`.
-pub const DELETE: &str = "/api/feed/delete_feed";
+/// The path of [`get`], which a link to the next page repeats.
+pub const GET_FEEDS: &str = "/api/feed/get_feeds";
 
 /// A feed as callers see it, here and inside a profile.
 #[derive(Serialize)]
@@ -43,36 +38,36 @@ struct Feeds {
     feeds: Vec<Feed>,
 }
 
-pub async fn create(app: Arc<App>, request: Request) -> Result<Response, Problem> {
-    let (mut body, context) = request.json(&app).await?;
+/// `{"id","user_id","content"}`: `{}`.
+pub async fn create(client: Client, mut input: Fields, context: Context) -> Result<Response, Problem> {
     let feed = FeedRecord {
-        id: body.integer("id")?,
-        user_id: body.integer("user_id")?,
-        content: body.text("content")?,
+        id: input.integer("id")?,
+        user_id: input.integer("user_id")?,
+        content: input.text("content")?,
     };
-    body.finish()?;
-    let reply: Reply<OkResponse> = app.client.call(Rpc::CreateFeed, &feed, &context).await?;
+    input.finish()?;
+    let reply: Reply<OkResponse> = client.call(Rpc::CreateFeed, &feed, &context).await?;
     Ok(reply::mark(reply::empty(), &reply.headers))
 }
 
-pub async fn get(app: Arc<App>, request: Request) -> Result<Response, Problem> {
-    let mut query = request.query()?;
-    let user_id = query.integer("user_id")?;
-    let size = query.optional_integer("size")?.unwrap_or(DEFAULT_SIZE);
-    let before = query.optional_integer("before")?;
-    query.finish()?;
+/// `?user_id&size&before`: `{"feeds":[{"id","user_id","content"}]}`.
+pub async fn get(client: Client, mut input: Fields, context: Context) -> Result<Response, Problem> {
+    let user_id = input.integer("user_id")?;
+    let size = input.optional_integer("size")?.unwrap_or(DEFAULT_SIZE);
+    let before = input.optional_integer("before")?;
+    input.finish()?;
     if before.is_some_and(|before| before <= 0) {
-        // over gRPC 0 stands for no bound; a caller here leaves it out
+        // over gRPC 0 means no bound; over HTTP the caller leaves it out
         return Err(Error::bad("before", "must be an integer from 1 to 9223372036854775807").into());
     }
     let page = GetFeedsRequest { user_id, size, before: before.unwrap_or(0) };
-    let reply: Reply<GetFeedsResponse> = app.client.call(Rpc::GetFeeds, &page, &request.context).await?;
+    let reply: Reply<GetFeedsResponse> = client.call(Rpc::GetFeeds, &page, &context).await?;
     let shortened = reply.message.shortened;
     let feeds: Vec<Feed> = reply.message.feeds.into_iter().map(Feed::from).collect();
     let next = feeds.first().filter(|_| shortened).map(|first| first.id);
     let mut response = reply::mark(reply::json(&Feeds { feeds }), &reply.headers);
     if let Some(before) = next {
-        let link = format!("<{GET}?user_id={user_id}&size={size}&before={before}>; rel=\"next\"");
+        let link = format!("<{GET_FEEDS}?user_id={user_id}&size={size}&before={before}>; rel=\"next\"");
         if let Ok(link) = HeaderValue::from_str(&link) {
             response.headers_mut().insert(header::LINK, link);
         }
@@ -80,12 +75,12 @@ pub async fn get(app: Arc<App>, request: Request) -> Result<Response, Problem> {
     Ok(response)
 }
 
-pub async fn delete(app: Arc<App>, request: Request) -> Result<Response, Problem> {
-    let mut query = request.query()?;
-    let feed = DeleteFeedRequest { user_id: query.integer("user_id")?, id: query.integer("id")? };
-    query.finish()?;
-    let reply: Reply<DeleteFeedResponse> = app.client.call(Rpc::DeleteFeed, &feed, &request.context).await?;
-    // an earlier attempt may have deleted it
+/// `?user_id&id`: `{}`.
+pub async fn delete(client: Client, mut input: Fields, context: Context) -> Result<Response, Problem> {
+    let feed = DeleteFeedRequest { user_id: input.integer("user_id")?, id: input.integer("id")? };
+    input.finish()?;
+    let reply: Reply<DeleteFeedResponse> = client.call(Rpc::DeleteFeed, &feed, &context).await?;
+    // if the call was repeated, an earlier attempt may have deleted it
     if !reply.message.deleted && !reply.repeated {
         let detail = format!("user {} has no feed {}", feed.user_id, feed.id);
         return Err(Error::not_found(detail).into());

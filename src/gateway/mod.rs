@@ -1,52 +1,49 @@
-//! The HTTP edge: every route in one list, and what surrounds each request: whether it is taken on, its
-//! context, its limits, its headers, metrics and log line, and an answer even if a handler panics.
+//! The HTTP edge: accepts or refuses each request, gives it its context, and answers it by the handler of its
+//! route, which calls the services.
+//!
+//! [`ROUTES`] is the table of routes. Connections, overload and what is recorded of a request are in
+//! [`crate::server`].
 
-mod admit;
+mod dispatch;
 mod feed;
+mod problem;
 mod profile;
-mod rate;
 mod reply;
 mod request;
+mod routes;
 mod topic;
 
 use std::net::IpAddr;
-use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures_util::FutureExt as _;
-use http::{HeaderMap, Method};
+use http::{HeaderMap, Method, StatusCode};
 use http_body::Body as _;
 use hyper::body::Incoming;
 use tokio::time::Instant;
 use tower::Service as _;
-use warp::Filter;
 use warp::filters::BoxedFilter;
 use warp::reply::Response;
 
-use crate::api::error::{Code, Error};
+pub use self::routes::{ROUTES, Route};
+
+use self::problem::Problem;
+use self::request::Accepted;
+use crate::api::error::Error;
 use crate::api::headers::{DEGRADED, REQUEST_TIMEOUT};
 use crate::client::Client;
-use crate::config::Settings;
+use crate::config::{Role, Settings};
 use crate::context::Context;
+use crate::limit::{Limit, Permit};
+use crate::server::admission::{Admission, Refusal};
+use crate::server::lifecycle::{Lifecycle, Outcome, Record};
 use crate::server::metrics::{Metrics, Requests, Target};
 use crate::telemetry::trace::Tracer;
-use crate::unanswered::Unanswered;
-use admit::Admission;
-use reply::Problem;
-use request::{Limit, Request};
 
-/// Longest path and query, bytes. Longer ones are 414.
+/// Longest path and query, bytes. Longer ones are answered with 414.
 const MAX_URI: usize = 8 * 1024;
 
-/// What every handler needs.
-#[derive(Clone)]
-struct App {
-    client: Client,
-    body_timeout: Duration,
-}
-
-/// What answers the requests of the gateway. Cheap to clone.
+/// Answers the requests of the gateway. Cheap to clone.
 #[derive(Clone)]
 pub struct Gateway {
     routes: BoxedFilter<(Response,)>,
@@ -57,52 +54,22 @@ pub struct Gateway {
     slow: Duration,
 }
 
-/// The routes as metrics name them.
-static ROUTES: [(&str, Method); 8] = [
-    (feed::CREATE, Method::PUT),
-    (feed::GET, Method::GET),
-    (feed::DELETE, Method::DELETE),
-    (profile::PUT, Method::PUT),
-    (profile::GET, Method::GET),
-    (topic::PUT, Method::PUT),
-    (topic::VIEW, Method::GET),
-    (topic::LIST, Method::GET),
-];
-
 impl Gateway {
-    /// Builds the routes. `client` must follow feed, profile and topic. While `unsent`, the server's, is
-    /// full, requests are refused.
+    /// Returns a gateway that calls services with `client`, which must follow feed, profile and topic. While
+    /// `unsent`, the limit of its listeners, is full, requests are refused.
     #[must_use]
     pub fn new(
         client: Client,
         metrics: &Metrics,
         tracer: Tracer,
         settings: &Settings,
-        unsent: Arc<crate::limit::Limit>,
+        unsent: Arc<Limit>,
     ) -> Self {
-        let app = Arc::new(App { client, body_timeout: settings.http.body_timeout });
-        let routes = route(feed::CREATE, &Method::PUT, &app, feed::create)
-            .or(route(feed::GET, &Method::GET, &app, feed::get))
-            .unify()
-            .or(route(feed::DELETE, &Method::DELETE, &app, feed::delete))
-            .unify()
-            .or(route(profile::PUT, &Method::PUT, &app, profile::put))
-            .unify()
-            .or(route(profile::GET, &Method::GET, &app, profile::get))
-            .unify()
-            .or(route(topic::PUT, &Method::PUT, &app, topic::put))
-            .unify()
-            .or(route(topic::VIEW, &Method::GET, &app, topic::view))
-            .unify()
-            .or(route(topic::LIST, &Method::GET, &app, topic::list))
-            .unify()
-            .or(warp::any().map(|| Problem::unknown_route().into_response()))
-            .unify()
-            .boxed();
+        let routes = ROUTES.each_ref().map(|route| (route.path, route.method.clone()));
         Self {
-            routes,
-            admission: Admission::new(&settings.http, unsent, metrics),
-            requests: metrics.requests(&ROUTES),
+            routes: dispatch::filter(client, settings.http.body_timeout),
+            admission: Admission::http(Role::Apigateway.name(), &settings.http, unsent, metrics),
+            requests: metrics.requests(&routes),
             tracer,
             deadline: settings.client.deadline,
             slow: settings.log.slow,
@@ -110,118 +77,90 @@ impl Gateway {
     }
 
     /// Answers one request of the client at `peer`.
-    pub async fn call(self, mut request: http::Request<Incoming>, peer: IpAddr) -> Response {
+    ///
+    /// *Cancellation*: a caller that hangs up drops the future, and the calls to services with it.
+    pub async fn call(self, request: http::Request<Incoming>, peer: IpAddr) -> Response {
         let begun = Instant::now();
         let target = self.requests.target(request.method(), request.uri().path());
         let Target { route, method, .. } = target;
-        let limit = time_limit(request.headers());
-        let allowed = limit.clone().ok().flatten().unwrap_or(self.deadline).min(self.deadline);
-        let mut context = Context::from_headers(request.headers(), begun + allowed, &self.tracer);
-        let too_long = request.uri().path_and_query().is_some_and(|uri| uri.as_str().len() > MAX_URI);
-
-        let unanswered = {
-            let requests = self.requests.clone();
-            Unanswered::new(move || requests.hung_up(target, begun.elapsed()))
-        };
-        let has_body = !request.body().is_end_stream();
-        let admitted = self.admission.admit(peer, request.method(), request.headers(), has_body);
-        // what is refused at the door is counted; a flood of it must not become a flood of spans
-        let mut span = admitted.is_ok().then(|| {
-            let mut span = context.trace.serve(|| format!("{method} {route}").into(), begun, peer);
-            span.tag("http.method", method);
-            span.tag("http.route", route);
-            span.tag("deadline_ms", allowed);
-            span
-        });
-        let mut response = match admitted {
-            Err(problem) => {
-                request::discard_all(request).await;
-                problem.into_response()
+        let requested = requested_time_limit(request.headers());
+        let time_limit = requested.clone().ok().flatten().unwrap_or(self.deadline).min(self.deadline);
+        let context = Context::from_headers(request.headers(), begun + time_limit, &self.tracer);
+        let record = HttpRecord { requests: self.requests.clone(), target };
+        let mut lifecycle = Lifecycle::begin(record, context, begun, Some(self.slow));
+        let mut response = match self.admit(&request, peer) {
+            // no span: a flood of refused requests must not become a flood of spans
+            Err(refusal) => {
+                request::discard_body(request).await;
+                Problem::from(refusal).into_response()
             }
-            Ok(_) if too_long => Problem::uri_too_long(MAX_URI).into_response(),
-            Ok(place) => {
-                if let Err(error) = limit {
+            Ok(permit) => {
+                let span = lifecycle.begin_span(|| format!("{method} {route}").into(), peer);
+                span.tag("http.method", method);
+                span.tag("http.route", route);
+                span.tag("deadline_ms", time_limit);
+                if request.uri().path_and_query().is_some_and(|uri| uri.as_str().len() > MAX_URI) {
+                    Problem::uri_too_long(MAX_URI).into_response()
+                } else if let Err(error) = requested {
                     Problem::from(error).into_response()
                 } else {
-                    request.extensions_mut().insert(context.clone());
-                    request.extensions_mut().insert(Limit(allowed));
-                    request.extensions_mut().insert(place);
-                    self.route(request, route, &context).await
+                    self.dispatch(request, time_limit, permit, &lifecycle).await
                 }
             }
         };
-        let overload = response.extensions().get::<Problem>().is_some_and(Problem::is_overload);
-        reply::complete(&mut response, &context);
-        let (status, took) = (response.status(), begun.elapsed());
-        unanswered.answered();
-        self.requests.observe(target, status, took);
-        let (status, ms) = (status.as_u16(), took.as_millis());
-        if let Some(mut span) = span.take() {
-            span.tag("http.status_code", u64::from(status));
-            if let Some(degraded) = response.headers().get(DEGRADED) {
-                span.tag("degraded", degraded);
-            }
-            if status >= 500 {
-                span.fail(response.status().canonical_reason().unwrap_or("error"));
-            }
-            span.end();
+        let problem = response.extensions_mut().remove::<Problem>();
+        let overloaded = problem.as_ref().is_some_and(Problem::is_overload);
+        if let Some(problem) = problem {
+            problem.write(&mut response, lifecycle.context());
         }
-        let (request_id, trace_id) = context.ids();
-        // refusals for overload are counted, and told of together
-        if (status >= 500 && !overload) || took >= self.slow {
-            tracing::info!(route, method, status, duration_ms = ms, request_id, %trace_id, "request");
-        } else {
-            tracing::debug!(route, method, status, duration_ms = ms, request_id, %trace_id, "request");
+        reply::identify(&mut response, lifecycle.context());
+        lifecycle.tag("http.status_code", u64::from(response.status().as_u16()));
+        if let Some(degraded) = response.headers().get(DEGRADED) {
+            lifecycle.tag("degraded", degraded);
         }
+        lifecycle.finish(response.status(), overloaded);
         response
     }
 
-    async fn route(
+    /// Accepts a request or refuses it. Returns its permit; none for a request that gets it once its body is
+    /// complete.
+    fn admit(&self, request: &http::Request<Incoming>, peer: IpAddr) -> Result<Option<Permit>, Refusal> {
+        self.admission.check_rate(peer, request.headers())?;
+        self.admission.check_memory()?;
+        // only the body of a PUT is read
+        if request.method() == Method::PUT && !request.body().is_end_stream() {
+            self.admission.check_in_flight()?;
+            return Ok(None);
+        }
+        self.admission.acquire().map(Some)
+    }
+
+    /// Answers an accepted request, and gives its permit back.
+    async fn dispatch(
         &self,
-        request: http::Request<Incoming>,
-        route: &'static str,
-        context: &Context,
+        mut request: http::Request<Incoming>,
+        time_limit: Duration,
+        permit: Option<Permit>,
+        lifecycle: &Lifecycle<HttpRecord>,
     ) -> Response {
-        let mut filters = warp::service(self.routes.clone());
-        match AssertUnwindSafe(filters.call(request)).catch_unwind().await {
+        let accepted = Accepted {
+            context: lifecycle.context().clone(),
+            time_limit,
+            length: request.body().size_hint().exact(),
+            admission: self.admission.clone(),
+            needs_permit: permit.is_none(),
+        };
+        request.extensions_mut().insert(accepted);
+        let answer = warp::service(self.routes.clone()).call(request);
+        match lifecycle.run(answer).await {
             Ok(Ok(response)) => response,
-            Err(_) => {
-                let (request_id, trace_id) = context.ids();
-                tracing::error!(route, request_id, %trace_id, "handler panicked");
-                Problem::from(Error::new(Code::Internal, "the handler failed")).into_response()
-            }
+            Err(panicked) => Problem::from(Error::from(panicked)).into_response(),
         }
     }
 }
 
-/// One route: an exact path, one method (GET implies HEAD), a handler whose failures are replies.
-fn route<H, F>(path: &'static str, method: &Method, app: &Arc<App>, handler: H) -> BoxedFilter<(Response,)>
-where
-    H: Fn(Arc<App>, Request) -> F + Clone + Send + Sync + 'static,
-    F: Future<Output = Result<Response, Problem>> + Send + 'static,
-{
-    let (method, app) = (method.clone(), app.clone());
-    warp::path::full()
-        .and_then(move |full: warp::path::FullPath| async move {
-            if full.as_str() == path { Ok(()) } else { Err(warp::reject::not_found()) }
-        })
-        .untuple_one()
-        .and(request::filter())
-        .then(move |request: Request| {
-            let (method, app, handler) = (method.clone(), app.clone(), handler.clone());
-            async move {
-                let head = method == Method::GET && request.method == Method::HEAD;
-                if request.method != method && !head {
-                    return Problem::method_not_allowed(&method).into_response();
-                }
-                handler(app, request).await.unwrap_or_else(Problem::into_response)
-            }
-        })
-        .boxed()
-}
-
-/// Returns the caller's time limit, if it set one.
-fn time_limit(headers: &HeaderMap) -> Result<Option<Duration>, Error> {
+/// Returns the time limit that the caller set, if it set one.
+fn requested_time_limit(headers: &HeaderMap) -> Result<Option<Duration>, Error> {
     let mut given = headers.get_all(REQUEST_TIMEOUT).iter();
     let Some(value) = given.next() else {
         return Ok(None);
@@ -230,5 +169,45 @@ fn time_limit(headers: &HeaderMap) -> Result<Option<Duration>, Error> {
     match millis {
         Some(millis @ 1..=600_000) if given.next().is_none() => Ok(Some(Duration::from_millis(millis))),
         _ => Err(Error::bad(REQUEST_TIMEOUT.as_str().to_owned(), "must be one integer from 1 to 600000")),
+    }
+}
+
+/// What is recorded of a request over HTTP.
+struct HttpRecord {
+    requests: Requests,
+    target: Target,
+}
+
+impl Record for HttpRecord {
+    type Status = StatusCode;
+
+    fn failure(status: StatusCode) -> Option<&'static str> {
+        status.is_server_error().then(|| status.canonical_reason().unwrap_or("error"))
+    }
+
+    fn observe(&self, status: StatusCode, took: Duration) {
+        self.requests.observe(self.target, status, took);
+    }
+
+    fn observe_hang_up(&self, took: Duration) {
+        self.requests.hung_up(self.target, took);
+    }
+
+    fn log(&self, outcome: Outcome, status: StatusCode, took: Duration, context: &Context) {
+        let Target { route, method, .. } = self.target;
+        let (status, ms, (request_id, trace_id)) = (status.as_u16(), took.as_millis(), context.ids());
+        match outcome {
+            Outcome::Failed | Outcome::Slow => {
+                tracing::info!(route, method, status, duration_ms = ms, request_id, %trace_id, "request");
+            }
+            Outcome::Usual => {
+                tracing::debug!(route, method, status, duration_ms = ms, request_id, %trace_id, "request");
+            }
+        }
+    }
+
+    fn log_panic(&self, context: &Context) {
+        let (route, (request_id, trace_id)) = (self.target.route, context.ids());
+        tracing::error!(route, request_id, %trace_id, "handler panicked");
     }
 }

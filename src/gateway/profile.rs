@@ -1,24 +1,18 @@
-//! /api/profile/*.
-
-use std::sync::Arc;
+//! The routes below `/api/profile/`.
 
 use prost::Message as _;
 use serde::Serialize;
 use warp::reply::Response;
 
-use super::App;
 use super::feed::Feed;
-use super::reply::{self, Problem};
-use super::request::Request;
+use super::problem::Problem;
+use super::reply;
+use super::request::Fields;
 use crate::api::proto::feed::FeedRecord;
 use crate::api::proto::profile::{GetProfileRequest, GetProfileResponse, OkResponse, PutProfileRequest};
 use crate::api::rpc::Rpc;
-use crate::client::Reply;
-
-/// PUT `{"user_id","name","company","title"}`: `{}`.
-pub const PUT: &str = "/api/profile/put_profile";
-/// GET `?user_id`: `{"user_id","name","company","title","feeds":[...]}`.
-pub const GET: &str = "/api/profile/get_profile";
+use crate::client::{Client, Reply};
+use crate::context::Context;
 
 #[derive(Serialize)]
 struct Profile {
@@ -29,25 +23,25 @@ struct Profile {
     feeds: Vec<Feed>,
 }
 
-pub async fn put(app: Arc<App>, request: Request) -> Result<Response, Problem> {
-    let (mut body, context) = request.json(&app).await?;
+/// `{"user_id","name","company","title"}`: `{}`.
+pub async fn put(client: Client, mut input: Fields, context: Context) -> Result<Response, Problem> {
     let profile = PutProfileRequest {
-        user_id: body.integer("user_id")?,
-        name: body.text("name")?,
-        company: body.text("company")?,
-        title: body.text("title")?,
+        user_id: input.integer("user_id")?,
+        name: input.text("name")?,
+        company: input.text("company")?,
+        title: input.text("title")?,
     };
-    body.finish()?;
-    let reply: Reply<OkResponse> = app.client.call(Rpc::PutProfile, &profile, &context).await?;
+    input.finish()?;
+    let reply: Reply<OkResponse> = client.call(Rpc::PutProfile, &profile, &context).await?;
     Ok(reply::mark(reply::empty(), &reply.headers))
 }
 
-pub async fn get(app: Arc<App>, request: Request) -> Result<Response, Problem> {
-    let mut query = request.query()?;
-    let user_id = query.integer("user_id")?;
-    query.finish()?;
+/// `?user_id`: `{"user_id","name","company","title","feeds":[...]}`.
+pub async fn get(client: Client, mut input: Fields, context: Context) -> Result<Response, Problem> {
+    let user_id = input.integer("user_id")?;
+    input.finish()?;
     let asked = GetProfileRequest { user_id };
-    let reply: Reply<GetProfileResponse> = app.client.call(Rpc::GetProfile, &asked, &request.context).await?;
+    let reply: Reply<GetProfileResponse> = client.call(Rpc::GetProfile, &asked, &context).await?;
     let profile = reply.message;
     let feeds = profile.feeds.iter().map(|feed| FeedRecord::decode(feed.as_slice()).map(Feed::from));
     let body = Profile {
@@ -55,7 +49,7 @@ pub async fn get(app: Arc<App>, request: Request) -> Result<Response, Problem> {
         name: profile.name,
         company: profile.company,
         title: profile.title,
-        feeds: feeds.collect::<Result<_, _>>().map_err(|_| reply::garbled("profile"))?,
+        feeds: feeds.collect::<Result<_, _>>().map_err(|_| Problem::garbled("profile"))?,
     };
     Ok(reply::mark(reply::json(&body), &reply.headers))
 }

@@ -1,11 +1,12 @@
-//! Reads what a caller sent: query parameters and JSON bodies. Whatever is wrong is named: the field,
-//! and what it should be. What is not understood is refused, so that nothing accepted is lost.
+//! Reads what a caller sent: query parameters and JSON bodies. An error names the field and what it should be.
+//! Unknown fields are refused, so that nothing is accepted and then ignored.
 
+use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Buf, Bytes, BytesMut};
-use futures_util::stream::{BoxStream, StreamExt as _};
-use http::{Method, header};
+use bytes::{Buf, BytesMut};
+use futures_util::stream::{Stream, StreamExt as _};
+use http::header;
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
@@ -13,157 +14,124 @@ use percent_encoding::percent_decode_str;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 use tokio::time::Instant;
-use warp::{Filter, Rejection};
 
-use super::App;
-use super::admit::Place;
-use super::reply::Problem;
+use super::problem::Problem;
 use crate::api::error::Error;
 use crate::context::Context;
+use crate::limit::Permit;
+use crate::server::admission::{Admission, MAX_BODY};
 
-/// Largest request body, bytes.
-const MAX_BODY: usize = 256 * 1024;
 /// Most members of a body or a query; no route has more than four.
 const MAX_FIELDS: usize = 16;
-/// How much more of a refused body is read, bytes, and for how long.
+/// Most bytes of a refused body that are still read, and the time for that.
 const DISCARD: usize = 1024 * 1024;
 const DISCARD_TIME: Duration = Duration::from_millis(200);
-/// Longest part of an unknown name that is repeated to the caller, characters.
+/// Longest part of an unknown name that an error repeats, characters.
 const MAX_ECHO: usize = 64;
-/// What an id must be.
+/// What an id has to be.
 const INTEGER: &str = "must be an integer that fits in 64 bits";
 
-/// The caller's time limit for everything after its request has arrived.
-#[derive(Clone, Copy, Debug)]
-pub struct Limit(pub Duration);
-
-/// A request that has found its route.
-pub struct Request {
-    /// Any method; the route says which it takes.
-    pub method: Method,
+/// A request that was accepted, on its way to its route.
+#[derive(Clone)]
+pub struct Accepted {
     /// Its deadline and ids.
     pub context: Context,
-    limit: Limit,
-    place: Place,
-    query: String,
-    /// The body's length, if the caller told it.
-    length: Option<u64>,
-    body: Body,
+    /// Time for everything after the request has arrived.
+    pub time_limit: Duration,
+    /// Length of the body, bytes, if the caller announced it.
+    pub length: Option<u64>,
+    /// The limits of the gateway, for the body and for the permit.
+    pub admission: Arc<Admission>,
+    /// True if the request has no permit yet and needs one once its body is complete.
+    pub needs_permit: bool,
 }
 
-type Body = BoxStream<'static, Result<Bytes, warp::Error>>;
-
-/// Extracts a [`Request`]; rejects only what has no [`Context`], [`Limit`] and [`Place`].
-pub fn filter() -> impl Filter<Extract = (Request,), Error = Rejection> + Clone {
-    let query = warp::query::raw().or(warp::any().map(String::new)).unify();
-    warp::method()
-        .and(warp::ext::get::<Context>())
-        .and(warp::ext::get::<Limit>())
-        .and(warp::ext::get::<Place>())
-        .and(query)
-        .and(warp::header::optional::<u64>("content-length"))
-        .and(warp::body::stream())
-        .map(|method, context, limit, place, query, length, body| {
-            let body = as_bytes(body);
-            Request { method, context, limit, place, query, length, body }
-        })
+/// Returns the parameters of a query.
+pub fn query(query: &str) -> Result<Fields, Problem> {
+    // an empty pair is harmless: the original's README has `?user_id=123&&size=2`
+    let pairs = query.split('&').filter(|pair| !pair.is_empty());
+    let decoded = pairs.take(MAX_FIELDS + 1).map(|pair| {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let name = decode(name).ok_or_else(|| Error::bad("query", "must be UTF-8"))?;
+        let value = decode(value).ok_or_else(|| Error::bad(echo(&name), "must be UTF-8"))?;
+        Ok((name, Value::String(value)))
+    });
+    let pairs = decoded.collect::<Result<Vec<_>, Error>>()?;
+    Ok(Fields { textual: true, ..Fields::of("query", pairs)? })
 }
 
-fn as_bytes<S, B>(body: S) -> Body
+/// Reads a body within `timeout` and takes the permit that its request needs. Returns the members of the JSON
+/// object that the body has to be. The time limit of the request begins now: the services are not to blame for a
+/// slow upload.
+pub async fn body<S, B>(
+    body: S,
+    timeout: Duration,
+    accepted: &mut Accepted,
+) -> Result<(Fields, Option<Permit>), Problem>
 where
-    S: futures_util::Stream<Item = Result<B, warp::Error>> + Send + 'static,
+    S: Stream<Item = Result<B, warp::Error>>,
     B: Buf,
 {
-    body.map(|part| part.map(|mut part| part.copy_to_bytes(part.remaining()))).boxed()
-}
-
-impl Request {
-    /// Returns the query parameters.
-    pub fn query(&self) -> Result<Fields, Problem> {
-        // an empty pair is harmless: the original's README has `?user_id=123&&size=2`
-        let pairs = self.query.split('&').filter(|pair| !pair.is_empty());
-        let decoded = pairs.take(MAX_FIELDS + 1).map(|pair| {
-            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-            let name = decode(name).ok_or_else(|| Error::bad("query", "must be UTF-8"))?;
-            let value = decode(value).ok_or_else(|| Error::bad(echo(&name), "must be UTF-8"))?;
-            Ok((name, Value::String(value)))
-        });
-        let pairs = decoded.collect::<Result<Vec<_>, Error>>()?;
-        Ok(Fields { textual: true, ..Fields::of("query", pairs)? })
+    if accepted.length.is_some_and(|length| length > MAX_BODY as u64) {
+        return Err(Problem::body_too_large(MAX_BODY)); // before a 100 (Continue) asks for it
     }
-
-    /// Reads the body, takes the request's place, and returns the body's members, which must be those of
-    /// one JSON object, and the context for what follows: the deadline starts now, a slow upload is not
-    /// the services' fault.
-    pub async fn json(mut self, app: &App) -> Result<(Fields, Context), Problem> {
-        if self.length.is_some_and(|length| length > MAX_BODY as u64) {
-            return Err(Problem::body_too_large(MAX_BODY)); // before a 100 (Continue) invites it
+    let mut parts = std::pin::pin!(body);
+    let read = read(&mut parts, accepted.length, &accepted.admission);
+    let body = match tokio::time::timeout(timeout, read).await {
+        Ok(Ok(body)) => body,
+        Ok(Err(problem)) => {
+            // a caller that is still sending would see a reset instead of the answer
+            let _ = tokio::time::timeout(DISCARD_TIME, discard(&mut parts)).await;
+            return Err(problem);
         }
-        let body = match tokio::time::timeout(
-            app.body_timeout,
-            read(&mut self.body, self.length, &self.place),
-        )
-        .await
-        {
-            Ok(Ok(body)) => body,
-            Ok(Err(problem)) => {
-                // a caller that still sends would see a reset instead of the answer
-                let _ = tokio::time::timeout(DISCARD_TIME, discard(&mut self.body)).await;
-                return Err(problem);
-            }
-            Err(_) => return Err(Problem::slow_body()),
-        };
-        self.place.claim()?;
-        let Members(members) = serde_json::from_slice(&body)
-            .map_err(|error| Error::bad("body", format!("must be a JSON object: {error}")))?;
-        self.context.deadline = Instant::now() + self.limit.0;
-        Ok((Fields::of("body", members)?, self.context))
-    }
+        Err(_) => return Err(Problem::slow_body()),
+    };
+    let permit = if accepted.needs_permit { Some(accepted.admission.acquire()?) } else { None };
+    let Members(members) = serde_json::from_slice(&body)
+        .map_err(|error| Error::bad("body", format!("must be a JSON object: {error}")))?;
+    accepted.context.deadline = Instant::now() + accepted.time_limit;
+    Ok((Fields::of("body", members)?, permit))
 }
 
-async fn read(parts: &mut Body, length: Option<u64>, place: &Place) -> Result<BytesMut, Problem> {
-    // at most the largest body; what is not written to takes no memory
+async fn read<S, B>(parts: &mut S, length: Option<u64>, admission: &Admission) -> Result<BytesMut, Problem>
+where
+    S: Stream<Item = Result<B, warp::Error>> + Unpin,
+    B: Buf,
+{
+    // room for the whole body; memory that is not written to costs nothing
     let length = length.and_then(|length| usize::try_from(length).ok()).unwrap_or_default();
     let mut body = BytesMut::with_capacity(length.min(MAX_BODY));
-    let mut account = place.body();
+    let mut account = admission.body();
     while let Some(part) = parts.next().await {
         let part = part.map_err(|_| Error::bad("body", "could not be read to its end"))?;
-        if body.len() + part.len() > MAX_BODY {
+        let size = part.remaining();
+        if body.len() + size > MAX_BODY {
             return Err(Problem::body_too_large(MAX_BODY));
         }
-        account.grow(part.len())?;
-        body.extend_from_slice(&part);
+        account.grow(size)?;
+        bytes::BufMut::put(&mut body, part);
     }
     Ok(body)
 }
 
-/// Reads and forgets a body that nobody wants, as far as that is cheap: then the caller sees the answer
-/// and its connection can go on.
-pub async fn discard_all(request: http::Request<Incoming>) {
-    // whoever waits for 100 (Continue) has sent nothing, and is not to
+/// Reads and drops the body of a refused request, as far as that is cheap: then the caller sees the answer, and
+/// its connection stays open.
+pub async fn discard_body(request: http::Request<Incoming>) {
+    // a caller that waits for 100 (Continue) has sent nothing yet
     if request.body().is_end_stream() || request.headers().contains_key(header::EXPECT) {
         return;
     }
-    let body = request.into_body().into_data_stream();
-    let mut parts = std::pin::pin!(body);
-    let _ = tokio::time::timeout(DISCARD_TIME, async {
-        let mut left = DISCARD;
-        while left > 0
-            && let Some(Ok(part)) = parts.next().await
-        {
-            left = left.saturating_sub(part.len());
-        }
-    })
-    .await;
+    let mut parts = std::pin::pin!(request.into_body().into_data_stream());
+    let _ = tokio::time::timeout(DISCARD_TIME, discard(&mut parts)).await;
 }
 
-/// Reads and forgets some more of a body.
-async fn discard(parts: &mut Body) {
+/// Reads and drops at most [`DISCARD`] more bytes of a body.
+async fn discard<B: Buf, E>(parts: &mut (impl Stream<Item = Result<B, E>> + Unpin)) {
     let mut left = DISCARD;
     while left > 0
         && let Some(Ok(part)) = parts.next().await
     {
-        left = left.saturating_sub(part.len());
+        left = left.saturating_sub(part.remaining());
     }
 }
 
@@ -173,21 +141,21 @@ fn decode(text: &str) -> Option<String> {
     Some(percent_decode_str(&spaced).decode_utf8().ok()?.into_owned())
 }
 
-/// Returns as much of a caller's own name for something as is fit to repeat.
+/// Returns the part of a caller's name that an error may repeat.
 fn echo(name: &str) -> String {
     name.chars().take(MAX_ECHO).collect()
 }
 
-/// Named values, each taken out once; what is left at the end is unknown.
+/// The named values of a request. Handlers take out those that they know; [`Self::finish`] refuses the rest.
 #[derive(Debug, Default)]
 pub struct Fields {
     values: Vec<(String, Value)>,
-    /// True if numbers come as text, as in a query; in JSON `"1"` is not 1.
+    /// True if numbers are written as text, as in a query; in JSON `"1"` is not 1.
     textual: bool,
 }
 
 impl Fields {
-    /// Returns fields with distinct names; `whole` is what an error names if there are too many.
+    /// Checks that the names are distinct. If there are too many values, the error names `whole`.
     fn of(whole: &'static str, values: Vec<(String, Value)>) -> Result<Self, Error> {
         if values.len() > MAX_FIELDS {
             return Err(Error::bad(whole, format!("must have at most {MAX_FIELDS} members")));
@@ -205,13 +173,13 @@ impl Fields {
         Some(self.values.swap_remove(at).1)
     }
 
-    /// Returns an integer that must be there.
+    /// Takes out an integer that is required.
     pub fn integer(&mut self, name: &'static str) -> Result<i64, Problem> {
         let value = self.optional_integer(name)?;
         value.ok_or_else(|| Error::bad(name, "is missing").into())
     }
 
-    /// Returns an integer that may be left out.
+    /// Takes out an integer that may be missing.
     pub fn optional_integer(&mut self, name: &'static str) -> Result<Option<i64>, Problem> {
         let Some(value) = self.take(name) else {
             return Ok(None);
@@ -224,7 +192,7 @@ impl Fields {
         parsed.map(Some).ok_or_else(|| Error::bad(name, INTEGER).into())
     }
 
-    /// Returns a string that must be there.
+    /// Takes out a string that is required.
     pub fn text(&mut self, name: &'static str) -> Result<String, Problem> {
         match self.take(name) {
             Some(Value::String(text)) => Ok(text),
@@ -233,7 +201,7 @@ impl Fields {
         }
     }
 
-    /// Refuses what nobody asked for.
+    /// Checks that no value is left.
     pub fn finish(self) -> Result<(), Problem> {
         match self.values.first() {
             Some((name, _)) => Err(Error::bad(echo(name), "is not known here").into()),
@@ -247,7 +215,7 @@ fn is_decimal(text: &str) -> bool {
     !digits.is_empty() && digits.bytes().all(|b| b.is_ascii_digit())
 }
 
-/// The members of a JSON object as they come, doubled ones too; at most one more than is allowed.
+/// The members of a JSON object in their order, repeated names included; at most one more than is allowed.
 struct Members(Vec<(String, Value)>);
 
 impl<'de> Deserialize<'de> for Members {

@@ -1,26 +1,18 @@
-//! /api/topic/*.
-
-use std::sync::Arc;
+//! The routes below `/api/topic/`.
 
 use serde::Serialize;
 use warp::reply::Response;
 
-use super::App;
-use super::reply::{self, Problem};
-use super::request::Request;
+use super::problem::Problem;
+use super::reply;
+use super::request::Fields;
 use crate::api::proto::topic::{
     GetTopicRequest, GetTopicResponse, ListTopicsRequest, ListTopicsResponse, OkResponse, PutTopicRequest,
 };
 use crate::api::rpc::Rpc;
 use crate::api::validate::DEFAULT_SIZE;
-use crate::client::Reply;
-
-/// PUT `{"topic_id","subject","content"}`: `{}`.
-pub const PUT: &str = "/api/topic/put_topic";
-/// GET `?topic_id`: `{"topic_id","subject","content"}`.
-pub const VIEW: &str = "/api/topic/view";
-/// GET `?after&size`: `{"topics":[{"topic_id","subject"}],"next":id or null}`.
-pub const LIST: &str = "/api/topic/list";
+use crate::client::{Client, Reply};
+use crate::context::Context;
 
 #[derive(Serialize)]
 #[expect(clippy::struct_field_names, reason = "the API's name")]
@@ -42,24 +34,24 @@ struct Topics {
     next: Option<i64>,
 }
 
-pub async fn put(app: Arc<App>, request: Request) -> Result<Response, Problem> {
-    let (mut body, context) = request.json(&app).await?;
+/// `{"topic_id","subject","content"}`: `{}`.
+pub async fn put(client: Client, mut input: Fields, context: Context) -> Result<Response, Problem> {
     let topic = PutTopicRequest {
-        topic_id: body.integer("topic_id")?,
-        subject: body.text("subject")?,
-        content: body.text("content")?,
+        topic_id: input.integer("topic_id")?,
+        subject: input.text("subject")?,
+        content: input.text("content")?,
     };
-    body.finish()?;
-    let reply: Reply<OkResponse> = app.client.call(Rpc::PutTopic, &topic, &context).await?;
+    input.finish()?;
+    let reply: Reply<OkResponse> = client.call(Rpc::PutTopic, &topic, &context).await?;
     Ok(reply::mark(reply::empty(), &reply.headers))
 }
 
-pub async fn view(app: Arc<App>, request: Request) -> Result<Response, Problem> {
-    let mut query = request.query()?;
-    let topic_id = query.integer("topic_id")?;
-    query.finish()?;
+/// `?topic_id`: `{"topic_id","subject","content"}`.
+pub async fn view(client: Client, mut input: Fields, context: Context) -> Result<Response, Problem> {
+    let topic_id = input.integer("topic_id")?;
+    input.finish()?;
     let asked = GetTopicRequest { topic_id };
-    let reply: Reply<GetTopicResponse> = app.client.call(Rpc::GetTopic, &asked, &request.context).await?;
+    let reply: Reply<GetTopicResponse> = client.call(Rpc::GetTopic, &asked, &context).await?;
     let body = Topic {
         topic_id: reply.message.topic_id,
         subject: reply.message.subject,
@@ -68,14 +60,14 @@ pub async fn view(app: Arc<App>, request: Request) -> Result<Response, Problem> 
     Ok(reply::mark(reply::json(&body), &reply.headers))
 }
 
-pub async fn list(app: Arc<App>, request: Request) -> Result<Response, Problem> {
-    let mut query = request.query()?;
+/// `?after&size`: `{"topics":[{"topic_id","subject"}],"next":id or null}`.
+pub async fn list(client: Client, mut input: Fields, context: Context) -> Result<Response, Problem> {
     let page = ListTopicsRequest {
-        after: query.optional_integer("after")?.unwrap_or(0),
-        size: query.optional_integer("size")?.unwrap_or(DEFAULT_SIZE),
+        after: input.optional_integer("after")?.unwrap_or(0),
+        size: input.optional_integer("size")?.unwrap_or(DEFAULT_SIZE),
     };
-    query.finish()?;
-    let reply: Reply<ListTopicsResponse> = app.client.call(Rpc::ListTopics, &page, &request.context).await?;
+    input.finish()?;
+    let reply: Reply<ListTopicsResponse> = client.call(Rpc::ListTopics, &page, &context).await?;
     let topics = reply
         .message
         .topics

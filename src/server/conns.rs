@@ -1,7 +1,7 @@
-//! The connections of a listener as its accept loop sees them: who is idle, whose output stands still, and
-//! who has to go when room is short.
+//! The open connections of a listener: which are idle, which have unsent output that does not move, and which
+//! one has to end when slots or memory run short.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -11,24 +11,39 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::Limits;
 use super::metrics::{Cut, Metrics};
 use super::output::{Output, Unsent};
+use crate::limit::Limit;
 
-/// How long an answer must have waited before its connection can be cut to make room for others: short
-/// enough that readers who stop cannot hold all the room, long enough for everyone who reads.
-const UNSENT_PATIENCE: Duration = Duration::from_millis(100);
-/// The same where one connection carries the answers of many.
-const SHARED_PATIENCE: Duration = Duration::from_secs(1);
+/// Most bytes that all connections of a listener may have unsent: 64 of the largest answers. Peers take
+/// typical answers (a few KiB) at once, so only large answers to slow readers come near it.
+pub const MAX_UNSENT: usize = 128 * 1024 * 1024;
+/// Time that an answer on HTTP/1 must have waited before its connection may be cut to free memory: short
+/// enough that peers which stop reading cannot hold all of it, long enough for every peer that reads.
+const UNSENT_TIME_HTTP1: Duration = Duration::from_millis(100);
+/// The same on HTTP/2, where one connection carries many answers.
+const UNSENT_TIME_HTTP2: Duration = Duration::from_secs(1);
 
-/// One connection as the others see it.
+/// What bounds the connections of a listener.
+#[derive(Clone, Debug)]
+pub struct Limits {
+    /// Connections at the same time. At the limit the connection that has been idle longest is closed.
+    pub max_connections: usize,
+    /// A connection whose output does not move for this long is cut, at most an eighth of it (or 1 s) later.
+    pub write_timeout: Duration,
+    /// Bytes of answers that all connections together have unsent. From half of it on, the connection whose
+    /// answer has waited longest is cut; while it is full, new requests should be refused.
+    pub unsent: Arc<Limit>,
+}
+
+/// The state of one connection.
 #[derive(Debug, Default)]
 pub struct Conn {
-    /// Requests being answered.
-    pub busy: AtomicUsize,
-    /// When the last answer was given, ms on the server's clock.
+    /// Requests that are being answered.
+    pub active: AtomicUsize,
+    /// When the last request ended, ms on the server's clock.
     idle_since: AtomicU64,
-    /// True once a request has come.
+    /// True once a request has arrived.
     pub used: AtomicBool,
     /// True once it was asked to close.
     closing: AtomicBool,
@@ -36,8 +51,8 @@ pub struct Conn {
     pub close: Notify,
     /// What it has yet to send.
     pub output: Arc<Output>,
-    /// The step that the output was last seen at, and at how many looks since: looks and not time, since a
-    /// process that stands still must not hold that against its peers.
+    /// The progress of the output at the last check, and the number of checks since that saw no other. Checks
+    /// and not time, because a pause of this process must not count against its peers.
     seen: AtomicU64,
     seen_again: AtomicU64,
     /// When its answer began to wait, ms on the server's clock.
@@ -46,46 +61,46 @@ pub struct Conn {
     pub cut: Notify,
 }
 
-/// Falls when a request has been answered or given up.
-pub struct Busy {
+/// A request that is being answered; it ends when this is dropped.
+pub struct ActiveRequest {
     conn: Arc<Conn>,
     conns: Arc<Conns>,
 }
 
-impl Busy {
-    /// Notes that a request is being answered.
+impl ActiveRequest {
+    /// Counts a request on a connection.
     pub fn new(conn: &Arc<Conn>, conns: &Arc<Conns>) -> Self {
-        conn.busy.fetch_add(1, Relaxed);
+        conn.active.fetch_add(1, Relaxed);
         conn.used.store(true, Relaxed);
         Self { conn: conn.clone(), conns: conns.clone() }
     }
 
-    /// Puts a body on its way.
-    pub fn guard<B>(self, body: B) -> Guarded<B> {
+    /// Returns the body of its answer, counted while it is sent.
+    pub fn track<B>(self, body: B) -> TrackedBody<B> {
         let (conn, conns) = (self.conn.clone(), self.conns.clone());
-        let busy = conns.is_http1().then_some(self);
-        Guarded { body: Box::pin(body), conn, conns, _busy: busy }
+        let active = conns.http1.then_some(self);
+        TrackedBody { body: Box::pin(body), conn, conns, _active: active }
     }
 }
 
-impl Drop for Busy {
+impl Drop for ActiveRequest {
     fn drop(&mut self) {
         self.conn.idle_since.store(self.conns.now(), Relaxed);
-        self.conn.busy.fetch_sub(1, Relaxed);
+        self.conn.active.fetch_sub(1, Relaxed);
     }
 }
 
-/// A body that keeps its connection busy and counts what it hands over.
-pub struct Guarded<B> {
+/// A body whose parts count as unsent until the socket has taken them.
+pub struct TrackedBody<B> {
     body: Pin<Box<B>>,
     conn: Arc<Conn>,
     conns: Arc<Conns>,
-    /// Held on HTTP/1 until the body has been handed over, or nobody wants it any more. On HTTP/2 a body
-    /// that goes on is a health watch, which must not hold the connection's slot.
-    _busy: Option<Busy>,
+    /// On HTTP/1 the request ends with its body. On HTTP/2 it has ended already: a body that goes on is a
+    /// health watch, which must not keep an idle connection from being closed.
+    _active: Option<ActiveRequest>,
 }
 
-impl<B: http_body::Body<Data = Bytes>> http_body::Body for Guarded<B> {
+impl<B: http_body::Body<Data = Bytes>> http_body::Body for TrackedBody<B> {
     type Data = Unsent;
     type Error = B::Error;
 
@@ -108,7 +123,7 @@ impl<B: http_body::Body<Data = Bytes>> http_body::Body for Guarded<B> {
     }
 }
 
-/// Takes a connection off the list however it ends.
+/// Takes a connection off the list when it is dropped.
 pub struct Listed {
     conns: Arc<Conns>,
     id: u64,
@@ -122,11 +137,13 @@ impl Drop for Listed {
 
 /// The open connections.
 pub struct Conns {
+    /// True if each connection has one answer at a time.
     http1: bool,
     limits: Limits,
     metrics: Metrics,
     clock: Instant,
-    list: Mutex<HashMap<u64, Arc<Conn>>>,
+    /// Ordered by age, so that the choice among equals is always the same.
+    list: Mutex<BTreeMap<u64, Arc<Conn>>>,
 }
 
 impl Conns {
@@ -136,7 +153,7 @@ impl Conns {
         Arc::new(Self { http1, limits, metrics, clock: Instant::now(), list: Mutex::default() })
     }
 
-    /// Adds a connection; it leaves the list with what is returned beside it.
+    /// Adds a connection. It stays on the list until the second value is dropped.
     pub fn add(self: &Arc<Self>, id: u64) -> (Arc<Conn>, Listed) {
         let conn = Arc::new(Conn::default());
         conn.idle_since.store(self.now(), Relaxed);
@@ -145,19 +162,14 @@ impl Conns {
     }
 
     fn now(&self) -> u64 {
-        u64::try_from(self.clock.elapsed().as_millis()).unwrap_or(u64::MAX)
+        ms(self.clock.elapsed())
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, HashMap<u64, Arc<Conn>>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, Arc<Conn>>> {
         self.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns true if each connection has one answer at a time.
-    pub fn is_http1(&self) -> bool {
-        self.http1
-    }
-
-    /// Counts a part of an answer until it is sent. If that is too much for all together, room is made.
+    /// Counts a part of an answer until it is sent. If all connections together have too much unsent, cuts one.
     fn unsent(&self, conn: &Conn, bytes: Bytes) -> Unsent {
         let permit = self.limits.unsent.acquire(bytes.len());
         if !conn.output.has_unsent() {
@@ -170,38 +182,38 @@ impl Conns {
         unsent
     }
 
-    /// Ends the connection whose answer has waited longest, if that is longer than is usual. A connection
-    /// of HTTP/2 carries many answers: it waits only while none of them moves.
+    /// Cuts the connection whose answer has waited longest, if that is unusually long. A connection of HTTP/2
+    /// carries many answers: it waits only while none of them moves.
     fn cut_longest_unsent(&self) {
         let conns = self.lock();
         let waiting = conns.values().filter(|conn| conn.output.has_unsent() && !conn.output.is_cut());
         let now = self.now();
         let waited = |conn: &Arc<Conn>| {
-            if self.is_http1() {
+            if self.http1 {
                 now.saturating_sub(conn.unsent_since.load(Relaxed))
             } else {
-                conn.seen_again.load(Relaxed).saturating_mul(ms(self.look_every()))
+                conn.seen_again.load(Relaxed).saturating_mul(ms(self.check_interval()))
             }
         };
-        let patience = if self.is_http1() { UNSENT_PATIENCE } else { SHARED_PATIENCE };
+        let least = if self.http1 { UNSENT_TIME_HTTP1 } else { UNSENT_TIME_HTTP2 };
         let longest = waiting.max_by_key(|conn| waited(conn));
-        if let Some(conn) = longest.filter(|conn| waited(conn) >= ms(patience)) {
+        if let Some(conn) = longest.filter(|conn| waited(conn) >= ms(least)) {
             self.cut(conn, Cut::Unsent);
         }
     }
 
-    /// Returns the time between two looks at the outputs.
-    fn look_every(&self) -> Duration {
+    /// Returns the time between two checks of the outputs.
+    fn check_interval(&self) -> Duration {
         (self.limits.write_timeout / 8).clamp(Duration::from_millis(5), Duration::from_secs(1))
     }
 
-    /// Ends the connections whose output has not moved for too long.
+    /// Cuts the connections whose output has not moved for too long.
     fn cut_stalled(&self) {
-        let limit = ms(self.limits.write_timeout).div_ceil(ms(self.look_every()));
+        let limit = ms(self.limits.write_timeout).div_ceil(ms(self.check_interval()));
         for conn in self.lock().values() {
-            let moved = conn.output.moved();
-            if !conn.output.is_pending() || conn.seen.load(Relaxed) != moved {
-                conn.seen.store(moved, Relaxed);
+            let progress = conn.output.progress();
+            if !conn.output.is_pending() || conn.seen.load(Relaxed) != progress {
+                conn.seen.store(progress, Relaxed);
                 conn.seen_again.store(0, Relaxed);
             } else if conn.seen_again.fetch_add(1, Relaxed) + 1 >= limit {
                 self.cut(conn, Cut::WriteTimeout);
@@ -216,23 +228,23 @@ impl Conns {
         }
     }
 
-    /// Asks the connection that has been idle longest to close, unless one is closing already: each makes
-    /// room for one.
+    /// Asks the connection that has been idle longest to close. Does nothing while one is closing already: each
+    /// of them frees one slot.
     pub fn close_longest_idle(&self) {
         let conns = self.lock();
         if conns.values().any(|conn| conn.closing.load(Relaxed)) {
             return;
         }
-        let idle = |conn: &&Arc<Conn>| conn.busy.load(Relaxed) == 0;
+        let idle = |conn: &&Arc<Conn>| conn.active.load(Relaxed) == 0;
         if let Some(conn) = conns.values().filter(idle).min_by_key(|conn| conn.idle_since.load(Relaxed)) {
             conn.closing.store(true, Relaxed);
             conn.close.notify_one();
         }
     }
 
-    /// Looks after what the connections have unsent, for ever.
+    /// Cuts connections whose output stalls, for as long as it is polled.
     pub async fn watch(self: Arc<Self>) {
-        let mut tick = tokio::time::interval(self.look_every());
+        let mut tick = tokio::time::interval(self.check_interval());
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         loop {
             tick.tick().await;
@@ -243,4 +255,25 @@ impl Conns {
 
 fn ms(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn of_equally_idle_connections_the_oldest_closes() {
+        let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
+        let limits = Limits { max_connections: 9, write_timeout: Duration::MAX, unsent: Limit::new(9, None) };
+        let conns = Conns::new(true, limits, &metrics);
+        let open: Vec<_> = (1..=9).map(|id| conns.add(id)).collect();
+        let active = ActiveRequest::new(&open[0].0, &conns);
+        let closing = || open.iter().map(|(conn, _)| conn.closing.load(Relaxed)).collect::<Vec<_>>();
+        conns.close_longest_idle();
+        conns.close_longest_idle();
+        let mut expected = [false; 9];
+        expected[1] = true; // the first one has a request, and one closes at a time
+        assert_eq!(closing(), expected);
+        drop(active);
+    }
 }

@@ -1,34 +1,34 @@
-//! Floods of HTTP/2 frames that cost a server work and are no calls: pings and settings (each wants an
-//! acknowledgement), resets, priorities, window updates, empty data.
+//! Detects floods of HTTP/2 frames that cost the server work and are not calls: pings and settings (each has
+//! to be acknowledged), resets, priorities, window updates, empty data.
 //!
-//! h2 bounds what such frames make it *keep*, not how much time they take. So the bytes that come in are
-//! read along frame by frame, and a connection that sends more of them than its calls explain ends.
+//! h2 bounds the memory that such frames take, not the time. So a meter follows the bytes that a connection
+//! receives, frame by frame. A connection that sends more such frames than its calls explain ends.
 
-use std::time::Instant;
+use tokio::time::Instant;
 
 /// A frame's head: length (3 bytes), type, flags, stream (4 bytes). RFC 9113, 4.1.
 const HEAD: usize = 9;
 /// Bytes before the first frame. RFC 9113, 3.4.
 const PREFACE: usize = 24;
-/// Frames beside those that calls explain: at once, and a second. Keepalive pings, settings and window
-/// updates of an honest peer are a handful a second.
+/// Frames beyond those that calls explain: in a burst, and per second. An honest peer sends a few keepalive
+/// pings, settings and window updates a second.
 const CONTROL: (u32, u32) = (1000, 100);
-/// Frames that one frame of a call explains: clients that measure the line's bandwidth send a ping and
-/// window updates with each answer (grpc-go, C core).
+/// Frames that one call explains: clients that measure bandwidth send a ping and window updates with each
+/// answer (grpc-go, C core).
 const PER_CALL: u32 = 4;
-/// Bytes sent that explain one more frame: a window update for each.
+/// Bytes sent that explain one more frame, a window update.
 const PER_FRAME: usize = 1024;
-/// Calls that are reset: at once, and a second. A gateway resets a call for every caller that hangs up,
-/// so this is far above nghttp2's 1000 and 33; a rapid reset attack (CVE-2023-44487) sends tens of
-/// thousands a second.
+/// Resets of calls: in a burst, and per second. A gateway resets a call for every caller that hangs up, so
+/// this is far above nghttp2's 1000 and 33. A rapid reset attack (CVE-2023-44487) sends tens of thousands a
+/// second.
 const RESETS: (u32, u32) = (10_000, 1000);
 
-/// A connection sends more of something than it may.
+/// A peer sends more frames of a kind than its calls explain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a flood of HTTP/2 {0}")]
 pub struct Flood(&'static str);
 
-/// Tokens that come back with time.
+/// A token bucket.
 struct Bucket {
     left: u32,
     max: u32,
@@ -41,11 +41,11 @@ impl Bucket {
         Self { left: max, max, per_second, filled: Instant::now() }
     }
 
-    fn earn(&mut self, tokens: u32) {
+    fn add(&mut self, tokens: u32) {
         self.left = self.left.saturating_add(tokens).min(self.max);
     }
 
-    /// Takes one token; false if there is none. The clock is asked only then.
+    /// Takes one token. Returns false if there is none. The clock is read only when the bucket is empty.
     fn take(&mut self) -> bool {
         if self.left == 0 {
             let now = Instant::now();
@@ -53,7 +53,7 @@ impl Bucket {
             let earned = passed.saturating_mul(self.per_second.into()) / 1_000_000;
             if earned > 0 {
                 self.filled = now;
-                self.earn(u32::try_from(earned).unwrap_or(u32::MAX));
+                self.add(u32::try_from(earned).unwrap_or(u32::MAX));
             }
         }
         let taken = self.left > 0;
@@ -62,15 +62,16 @@ impl Bucket {
     }
 }
 
-/// Reads along what one connection receives.
+/// Follows what one connection receives.
 pub struct Meter {
+    /// The head of the next frame, of which the first `have` bytes have arrived.
     head: [u8; HEAD],
     have: usize,
     /// Bytes up to the next head.
     skip: usize,
     control: Bucket,
     resets: Bucket,
-    /// Bytes sent that have explained nothing yet.
+    /// Bytes sent that have not yet earned a token.
     sent: usize,
 }
 
@@ -88,19 +89,19 @@ impl Default for Meter {
 }
 
 impl Meter {
-    /// Notes bytes that were sent.
+    /// Counts bytes that were sent.
     pub fn sent(&mut self, bytes: usize) {
         self.sent += bytes;
         if self.sent >= PER_FRAME {
-            self.control.earn(u32::try_from(self.sent / PER_FRAME).unwrap_or(u32::MAX));
+            self.control.add(u32::try_from(self.sent / PER_FRAME).unwrap_or(u32::MAX));
             self.sent %= PER_FRAME;
         }
     }
 
-    /// Reads what came in, in pieces of any size.
+    /// Reads bytes that were received, in pieces of any size.
     ///
     /// # Errors
-    /// When the connection must end.
+    /// When the peer floods the connection.
     pub fn read(&mut self, mut bytes: &[u8]) -> Result<(), Flood> {
         loop {
             let skipped = self.skip.min(bytes.len());
@@ -123,16 +124,16 @@ impl Meter {
         }
     }
 
-    /// Judges the frame whose head is complete.
+    /// Counts the frame whose head is complete.
     fn frame(&mut self) -> Result<(), Flood> {
         let [a, b, c, kind, flags, ..] = self.head;
         let length = u32::from_be_bytes([0, a, b, c]);
         self.skip = usize::try_from(length).unwrap_or(usize::MAX);
         let end_of_stream = flags & 1 != 0;
         let (bucket, name) = match kind {
-            0 if length > 0 || end_of_stream => return Ok(()), // h2 has a budget for small ones
+            0 if length > 0 || end_of_stream => return Ok(()), // h2 limits small ones itself
             1 => {
-                self.control.earn(PER_CALL);
+                self.control.add(PER_CALL);
                 return Ok(());
             }
             3 => (&mut self.resets, "resets"),
@@ -142,7 +143,7 @@ impl Meter {
             6 => (&mut self.control, "pings"),
             8 => (&mut self.control, "window updates"),
             9 => (&mut self.control, "continuations"),
-            _ => (&mut self.control, "frames that mean nothing"),
+            _ => (&mut self.control, "unknown frames"),
         };
         if bucket.take() { Ok(()) } else { Err(Flood(name)) }
     }
@@ -163,22 +164,30 @@ mod tests {
         meter
     }
 
-    /// Returns after how many frames a flood was seen.
-    fn flood(kind: u8, payload: &[u8], most: usize) -> Option<usize> {
-        let mut meter = started();
+    /// Returns how many frames pass before they are a flood.
+    fn passing(meter: &mut Meter, kind: u8, payload: &[u8]) -> Option<usize> {
         let frame = frame(kind, 0, payload);
-        (0..most).find(|_| meter.read(&frame).is_err())
+        (0..20_000).find(|_| meter.read(&frame).is_err())
     }
 
-    #[test]
-    fn each_kind_of_flood_ends() {
-        for kind in [2, 4, 6, 8, 9, 200] {
-            let seen = flood(kind, &[0; 8], 5000).unwrap();
-            assert!((1000..1100).contains(&seen), "kind {kind}: {seen}");
+    #[tokio::test(start_paused = true)]
+    async fn each_kind_of_flood_ends() {
+        let control: [(u8, &[u8]); 7] =
+            [(0, &[]), (2, &[0; 8]), (4, &[0; 8]), (6, &[0; 8]), (8, &[0; 8]), (9, &[0; 8]), (200, &[0; 8])];
+        for (kind, payload) in control {
+            assert_eq!(passing(&mut started(), kind, payload), Some(1000), "kind {kind}");
         }
-        let seen = flood(0, &[], 5000).unwrap();
-        assert!((1000..1100).contains(&seen), "empty data: {seen}");
-        assert!((10_000..12_000).contains(&flood(3, &[0; 4], 1_000_000).unwrap()));
+        assert_eq!(passing(&mut started(), 3, &[0; 4]), Some(10_000), "resets");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn tokens_come_back_with_time() {
+        let mut meter = started();
+        assert_eq!(passing(&mut meter, 6, &[]), Some(1000));
+        tokio::time::advance(std::time::Duration::from_secs(2)).await;
+        assert_eq!(passing(&mut meter, 6, &[]), Some(200));
+        tokio::time::advance(std::time::Duration::from_mins(1)).await;
+        assert_eq!(passing(&mut meter, 6, &[]), Some(1000), "no more than a burst is saved");
     }
 
     #[test]

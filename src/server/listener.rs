@@ -1,23 +1,23 @@
-//! A bound socket: taken from the address or from systemd, with TCP_NODELAY on what it accepts.
+//! A listening socket, bound here or passed by systemd. Connections that it accepts have TCP_NODELAY.
 
 use std::net::{SocketAddr, TcpListener as StdListener};
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
 
-/// Connections that the kernel accepts ahead of us.
+/// Connections that the kernel may accept before the accept loop takes them.
 const BACKLOG: i32 = 4096;
 
-/// What the kernel takes of the output of a connection, bytes (Linux doubles it for its own needs): two
-/// hundred typical answers, and 25 MB/s over a line of 10 ms.
+/// The kernel's send buffer of a connection, bytes (Linux doubles it for its own needs): two hundred typical
+/// answers, and 25 MB/s over a line with a round trip of 10 ms.
 const SEND_BUFFER: usize = 256 * 1024;
 
-/// A bound socket.
+/// A listening socket.
 #[derive(Debug)]
 pub struct Listener {
     socket: TcpListener,
     addr: SocketAddr,
-    /// True if somebody else holds the socket too and will give it to the next process.
+    /// True if systemd holds the socket too and will pass it to the next process.
     shared: bool,
 }
 
@@ -25,7 +25,7 @@ impl Listener {
     /// Binds an address.
     ///
     /// # Errors
-    /// When it is taken or not of this host; the text names the address.
+    /// When it is in use or not of this host; the text names the address.
     pub fn bind(addr: SocketAddr) -> std::io::Result<Self> {
         let bind = || -> std::io::Result<Self> {
             let domain = socket2::Domain::for_address(addr);
@@ -38,7 +38,7 @@ impl Listener {
         bind().map_err(|e| std::io::Error::new(e.kind(), format!("cannot listen on {addr}: {e}")))
     }
 
-    /// Takes over a socket that is already listening (systemd's).
+    /// Takes over a socket of systemd's that is already listening.
     ///
     /// # Errors
     /// When it is not a TCP listener.
@@ -55,10 +55,10 @@ impl Listener {
         self.addr
     }
 
-    /// Sets how long data that was sent may stay unacknowledged, or unsent for want of a window, before the
-    /// kernel ends a connection; and how much of it the kernel takes, so that the rest is where it can be
-    /// counted. Without that it takes up to 4 MiB, and keeps them for minutes after the connection's end.
-    /// Connections inherit both.
+    /// Bounds the output of the connections that it accepts: how long data may stay unacknowledged, or unsent
+    /// because the peer's window is closed, before the kernel ends the connection; and how much the kernel
+    /// buffers, so that the rest stays in this process, which counts it. By default the kernel buffers up to
+    /// 4 MiB and keeps them for minutes after the connection has ended.
     ///
     /// # Errors
     /// When the system has no such options.
@@ -72,12 +72,12 @@ impl Listener {
     /// for an ack.
     ///
     /// # Errors
-    /// When none can be had for now, such as for want of file descriptors; a connection that has already
-    /// ended again is no error.
+    /// When none can be accepted now, for example because file descriptors are used up. A connection that has
+    /// already ended is not an error.
     pub async fn accept(&self) -> std::io::Result<(TcpStream, SocketAddr)> {
         loop {
             match self.socket.accept().await {
-                // it can fail for a connection that is gone, which is found out soon enough
+                // setting the option fails for a connection that has ended, which its task notices
                 Ok((stream, peer)) => {
                     let _ = stream.set_nodelay(true);
                     return Ok((stream, peer));
@@ -88,15 +88,15 @@ impl Listener {
         }
     }
 
-    /// Closes the socket and returns the connections that the kernel has already accepted: dropped, they
-    /// would be reset. Those of a shared socket wait there for the next process.
+    /// Closes the socket and returns the connections that the kernel has already accepted; closing alone would
+    /// reset them. Those of a shared socket wait there for the next process.
     #[must_use]
     pub fn close(self) -> Vec<(TcpStream, SocketAddr)> {
         let mut waiting = Vec::new();
         if self.shared {
             return waiting;
         }
-        // not tokio's accept: that gives up when its budget or its idea of readiness runs out
+        // not tokio's accept: it stops early when its budget or its readiness flag runs out
         let Ok(socket) = self.socket.into_std() else { return waiting };
         while let Ok((stream, peer)) = socket.accept() {
             let adopted = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
@@ -106,7 +106,7 @@ impl Listener {
     }
 }
 
-/// Returns true for the failure of one connection; all else is the listener's own.
+/// Returns true for an error of one connection; every other one is the listener's.
 fn ended_early(error: &std::io::Error) -> bool {
     use std::io::ErrorKind::{ConnectionAborted, ConnectionReset};
     matches!(error.kind(), ConnectionAborted | ConnectionReset)

@@ -1,4 +1,4 @@
-//! What the listeners count. Handles are resolved once, for a request must not look up labels.
+//! The metrics of the servers. Labels are resolved once, not for each request.
 
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -75,9 +75,9 @@ impl Metrics {
         })
     }
 
-    /// Returns the histogram of requests. `routes` are the templates, each with its method.
+    /// Returns the histogram of requests. `routes` are the route templates, each with its method.
     #[must_use]
-    pub fn requests(&self, routes: &'static [(&'static str, Method)]) -> Requests {
+    pub fn requests(&self, routes: &[(&'static str, Method)]) -> Requests {
         Requests::new(self.http.clone(), routes)
     }
 
@@ -108,31 +108,31 @@ impl Metrics {
         self.grpc_in_flight.with_label_values(&[service])
     }
 
-    /// Returns the counts of requests that are refused without work.
+    /// Returns the counters of requests that are refused.
     #[must_use]
     pub fn http_refused(&self) -> Refusals {
         let reasons = [Refused::InFlight, Refused::Memory, Refused::Rate];
         Refusals::new(&self.http_refused, &[], reasons)
     }
 
-    /// Returns the counts of a service's calls that are refused without work.
+    /// Returns the counters of a service's calls that are refused.
     #[must_use]
     pub fn grpc_refused(&self, service: &str) -> Refusals {
         let reasons = [Refused::InFlight, Refused::Memory, Refused::Deadline];
         Refusals::new(&self.grpc_refused, &[service], reasons)
     }
 
-    /// Counts a connection that was ended because of its peer.
+    /// Counts a connection that was ended because of what its peer does.
     pub fn cut(&self, reason: Cut) {
         self.cut.note(reason);
     }
 }
 
-/// Methods are the caller's to invent; labels are not.
+/// The methods that are labels. Callers can invent others, and labels must be bounded.
 const METHODS: [&str; 8] = ["GET", "HEAD", "PUT", "POST", "DELETE", "OPTIONS", "PATCH", "other"];
-/// What stands for the status of a request whose caller hung up before there was one, as nginx has it.
+/// The status of a request whose caller hung up before it was answered, as in nginx.
 const HUNG_UP: u16 = 499;
-/// The statuses that the gateway gives, as the README lists them; any other one would be `other`.
+/// The statuses that the gateway gives. Any other one is `other`.
 const CODES: [(u16, &str); 13] = [
     (200, "200"),
     (400, "400"),
@@ -148,10 +148,10 @@ const CODES: [(u16, &str); 13] = [
     (504, "504"),
     (0, "other"),
 ];
-/// The statuses of a route and its method that are there from the start.
-/// Of failures all of them: the first one would else be no increase.
+/// The statuses of a route and its method whose series exist from the start. All failures are among them:
+/// else the first failure would not show as an increase.
 const USUAL: [u16; 4] = [200, 500, 503, 504];
-/// The route of what has none.
+/// The label of a request that no route matches.
 const UNKNOWN: &str = "unknown";
 
 /// A route and a method, as labels. Cheap to copy.
@@ -161,7 +161,7 @@ pub struct Target {
     pub route: &'static str,
     /// The method, or `other`.
     pub method: &'static str,
-    /// Its place among all pairs.
+    /// Its index among all pairs of a route and a method.
     index: usize,
 }
 
@@ -172,17 +172,18 @@ pub struct Requests(Arc<Inner>);
 #[derive(Debug)]
 struct Inner {
     family: HistogramVec,
-    routes: &'static [(&'static str, Method)],
-    /// By target and code. Resolved when it first happens: most never do.
+    routes: Box<[&'static str]>,
+    /// By target and code. Resolved at its first request: most pairs never occur.
     cells: Box<[[OnceLock<Histogram>; CODES.len()]]>,
 }
 
 impl Requests {
-    /// Returns the cells for these routes; the usual statuses of each, with its own method, are there from the
-    /// start.
-    fn new(family: HistogramVec, routes: &'static [(&'static str, Method)]) -> Self {
+    /// Returns the histogram for these routes. Each route has the series of its method and the usual statuses
+    /// from the start.
+    fn new(family: HistogramVec, routes: &[(&'static str, Method)]) -> Self {
         let cells = std::iter::repeat_with(Default::default).take((routes.len() + 1) * METHODS.len());
-        let requests = Self(Arc::new(Inner { family, routes, cells: cells.collect() }));
+        let templates = routes.iter().map(|(route, _)| *route).collect();
+        let requests = Self(Arc::new(Inner { family, routes: templates, cells: cells.collect() }));
         for (route, method) in routes {
             for status in USUAL {
                 requests.cell(requests.target(method, route), status);
@@ -194,22 +195,22 @@ impl Requests {
     /// Returns the labels of a request.
     #[must_use]
     pub fn target(&self, method: &Method, path: &str) -> Target {
-        let routes = self.0.routes;
-        let route = routes.iter().position(|(known, _)| *known == path).unwrap_or(routes.len());
+        let routes = &self.0.routes;
+        let route = routes.iter().position(|known| *known == path).unwrap_or(routes.len());
         let known = METHODS.iter().position(|known| *known == method.as_str()).unwrap_or(METHODS.len() - 1);
         Target {
-            route: routes.get(route).map_or(UNKNOWN, |(known, _)| known),
+            route: routes.get(route).copied().unwrap_or(UNKNOWN),
             method: METHODS.get(known).copied().unwrap_or_default(),
             index: route * METHODS.len() + known,
         }
     }
 
-    /// Notes an answered request.
+    /// Observes a request that was answered.
     pub fn observe(&self, target: Target, status: StatusCode, took: Duration) {
         self.note(target, status.as_u16(), took);
     }
 
-    /// Notes a request whose caller did not wait for the answer.
+    /// Observes a request whose caller hung up before the answer.
     pub fn hung_up(&self, target: Target, took: Duration) {
         self.note(target, HUNG_UP, took);
     }
@@ -229,16 +230,16 @@ impl Requests {
     }
 }
 
-/// Why a request or call is refused without work.
+/// Why a request or call is refused: the label `reason`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refused {
     /// Too many are in progress.
     InFlight,
     /// Too many bytes are waiting to be sent, or to be complete.
     Memory,
-    /// This client sends too many.
+    /// Its client sends too many.
     Rate,
-    /// Nobody waits for the answer any more.
+    /// Its deadline had passed before any work.
     Deadline,
 }
 
@@ -253,7 +254,7 @@ impl Refused {
     }
 }
 
-/// Counts of refusals, each at 0 from the start.
+/// The counters of refusals, each at 0 from the start.
 #[derive(Clone, Debug)]
 pub struct Refusals([(Refused, IntCounter); 3]);
 
@@ -266,7 +267,7 @@ impl Refusals {
         }))
     }
 
-    /// Notes a refusal without work.
+    /// Counts a refusal.
     pub fn note(&self, reason: Refused) {
         if let Some((_, counter)) = self.0.iter().find(|(known, _)| *known == reason) {
             counter.inc();
@@ -321,7 +322,7 @@ mod tests {
 
     static ROUTES: [(&str, Method); 1] = [("/api/x", Method::GET)];
 
-    /// A request finds its cell: no label is looked up once it has happened.
+    /// No label is looked up after the first request of a kind.
     #[test]
     fn a_cell_is_resolved_once() {
         let registry = Registry::new();
@@ -334,7 +335,7 @@ mod tests {
         };
         note();
         assert!(text(&registry).contains("_seconds_count"));
-        // a second look-up by label would make new ones
+        // another look-up by label would make new series
         metrics.http.reset();
         metrics.grpc.reset();
         note();

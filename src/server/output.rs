@@ -1,5 +1,5 @@
-//! What a connection has yet to send: how much, and whether it moves. A reader that stops reading makes
-//! no progress, and its connection ends; no timer is set for a single write.
+//! What a connection has yet to send: how much, and whether it moves. A peer that stops reading makes no
+//! progress, and its connection ends. No write has a timer of its own.
 
 use std::pin::Pin;
 use std::sync::Arc;
@@ -16,14 +16,14 @@ use crate::limit::Permit;
 /// The output of one connection.
 #[derive(Debug, Default)]
 pub struct Output {
-    /// Bytes of answers that the socket has not taken: those it has no room for, and on HTTP/2 those
-    /// that the peer's windows hold back.
+    /// Bytes of answers that the socket has not taken: it has no room for them, or on HTTP/2 the peer's windows
+    /// hold them back.
     unsent: AtomicUsize,
     /// True while the socket has no room.
     blocked: AtomicBool,
-    /// Grows with every step forward.
-    moved: AtomicU64,
-    /// True once the connection is to end at once.
+    /// Grows with every write.
+    progress: AtomicU64,
+    /// True once the connection has to end at once.
     cut: AtomicBool,
 }
 
@@ -38,23 +38,23 @@ impl Output {
         self.unsent.load(Relaxed) > 0
     }
 
-    /// Returns a number that changes with every step forward.
-    pub fn moved(&self) -> u64 {
-        self.moved.load(Relaxed)
+    /// Returns a number that changes with every write.
+    pub fn progress(&self) -> u64 {
+        self.progress.load(Relaxed)
     }
 
-    /// Returns true once the connection is to end.
+    /// Returns true once the connection has to end.
     pub fn is_cut(&self) -> bool {
         self.cut.load(Relaxed)
     }
 
-    /// Notes that the connection ends; false if that was known.
+    /// Says that the connection has to end. Returns false if that was said before.
     pub fn cut(&self) -> bool {
         !self.cut.swap(true, Relaxed)
     }
 
-    fn step(&self) {
-        self.moved.fetch_add(1, Relaxed);
+    fn advance(&self) {
+        self.progress.fetch_add(1, Relaxed);
     }
 }
 
@@ -62,12 +62,12 @@ impl Output {
 pub struct Unsent {
     bytes: Bytes,
     output: Arc<Output>,
-    /// Its share of what all connections may have unsent.
+    /// For its bytes, of what all connections may have unsent.
     permit: Permit,
 }
 
 impl Unsent {
-    /// Puts bytes on their way; `permit` is for as many as there are.
+    /// Counts bytes that are to be sent; `permit` is for as many.
     pub fn new(bytes: Bytes, output: &Arc<Output>, permit: Permit) -> Self {
         output.unsent.fetch_add(bytes.len(), Relaxed);
         Self { bytes, output: output.clone(), permit }
@@ -86,7 +86,7 @@ impl Buf for Unsent {
     fn advance(&mut self, count: usize) {
         self.bytes.advance(count);
         self.output.unsent.fetch_sub(count, Relaxed);
-        self.output.step();
+        self.output.advance();
         self.permit.shrink(count);
     }
 }
@@ -97,7 +97,7 @@ impl Drop for Unsent {
     }
 }
 
-/// A socket that tells how its output does, and on HTTP/2 reads along for floods.
+/// A socket that reports the progress of its output, and on HTTP/2 meters what it receives.
 pub struct Stream {
     tcp: TcpStream,
     output: Arc<Output>,
@@ -115,7 +115,7 @@ impl Stream {
             Poll::Pending => self.output.blocked.store(true, Relaxed),
             Poll::Ready(result) => {
                 self.output.blocked.store(false, Relaxed);
-                self.output.step();
+                self.output.advance();
                 if let (Some(meter), Ok(count)) = (&mut self.meter, result) {
                     meter.sent(*count);
                 }
@@ -127,7 +127,7 @@ impl Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         if self.output.cut.load(Relaxed) {
-            // what the kernel still holds for a reader that does not read goes too
+            // the kernel drops what it holds for a peer that does not read
             let _ = socket2::SockRef::from(&self.tcp).set_linger(Some(std::time::Duration::ZERO));
         }
     }

@@ -1,4 +1,4 @@
-//! feed.Feed: checks the input, asks the store, builds the answer.
+//! feed.Feed: validates the request, asks the store, builds the answer.
 
 use std::sync::Arc;
 
@@ -9,12 +9,12 @@ use crate::api::proto::feed::{
     DeleteFeedRequest, DeleteFeedResponse, FeedRecord, GetFeedsRequest, GetFeedsResponse, OkResponse,
     feed_server,
 };
-use crate::api::validate::Check as _;
+use crate::api::validate::Validate as _;
 use crate::store::FeedStore;
 
 /// The service.
 pub struct Feed {
-    /// Its records.
+    /// The store of its records.
     pub store: Arc<dyn FeedStore>,
 }
 
@@ -25,7 +25,7 @@ impl feed_server::Feed for Feed {
         request: Request<GetFeedsRequest>,
     ) -> Result<Response<GetFeedsResponse>, Status> {
         let request = request.into_inner();
-        request.check()?;
+        request.validate()?;
         let size = u32::try_from(request.size).unwrap_or(0);
         let page = self.store.newest(request.user_id, size, request.before).await;
         let page = page.map_err(Error::from)?;
@@ -35,7 +35,7 @@ impl feed_server::Feed for Feed {
 
     async fn create_feed(&self, request: Request<FeedRecord>) -> Result<Response<OkResponse>, Status> {
         let feed = request.into_inner();
-        feed.check()?;
+        feed.validate()?;
         self.store.create(feed).await.map_err(Error::from)?;
         Ok(Response::new(OkResponse {}))
     }
@@ -45,7 +45,7 @@ impl feed_server::Feed for Feed {
         request: Request<DeleteFeedRequest>,
     ) -> Result<Response<DeleteFeedResponse>, Status> {
         let request = request.into_inner();
-        request.check()?;
+        request.validate()?;
         let deleted = self.store.delete(request.user_id, request.id).await.map_err(Error::from)?;
         Ok(Response::new(DeleteFeedResponse { deleted }))
     }

@@ -1,6 +1,5 @@
-//! profile.Profile: its own record from the store, the user's newest feeds from the feed service. A
-//! profile with earlier feeds, or without feeds, is better than none: if feed cannot answer, the answer says so
-//! in its metadata.
+//! profile.Profile: the profile comes from the store, the user's newest feeds from the feed service. If feed cannot
+//! answer, the profile has earlier feeds or none, and the metadata of the answer says so.
 
 use std::sync::Arc;
 
@@ -8,7 +7,6 @@ use http::{HeaderMap, HeaderValue, header};
 use tokio::time::Instant;
 use tonic::{Request, Response, Status, async_trait};
 
-use super::context;
 use crate::api::error::{Code, Error};
 use crate::api::headers::DEGRADED;
 use crate::api::proto::feed::{GetFeedsRequest, GetFeedsResponse};
@@ -16,7 +14,7 @@ use crate::api::proto::profile::{
     GetProfileRequest, GetProfileResponse, OkResponse, PutProfileRequest, profile_server,
 };
 use crate::api::rpc::Rpc;
-use crate::api::validate::Check as _;
+use crate::api::validate::Validate as _;
 use crate::client::{Client, Reply};
 use crate::context::Context;
 use crate::store::ProfileStore;
@@ -24,16 +22,16 @@ use crate::telemetry::log::LogThrottle;
 
 /// Feeds in a profile.
 const FEEDS: i64 = 20;
-/// What `x-degraded` says of a profile without its feeds.
+/// The value of `x-degraded` for a profile without its feeds.
 const FEEDS_UNAVAILABLE: HeaderValue = HeaderValue::from_static("feeds_unavailable");
 
 /// The service.
 pub struct Profile {
-    /// Its records.
+    /// The store of its records.
     pub store: Arc<dyn ProfileStore>,
     /// Calls feed.
     pub client: Client,
-    /// How often it could not answer.
+    /// Logs that feed could not answer.
     pub without_feeds: LogThrottle,
 }
 
@@ -43,9 +41,9 @@ impl profile_server::Profile for Profile {
         &self,
         request: Request<GetProfileRequest>,
     ) -> Result<Response<GetProfileResponse>, Status> {
-        let context = context(&request);
+        let context = Context::of(request.extensions());
         let request = request.into_inner();
-        request.check()?;
+        request.validate()?;
         let profile = self.store.get(request.user_id).await.map_err(Error::from)?;
         let profile =
             profile.ok_or_else(|| Error::not_found(format!("there is no profile {}", request.user_id)))?;
@@ -68,21 +66,21 @@ impl profile_server::Profile for Profile {
 
     async fn put_profile(&self, request: Request<PutProfileRequest>) -> Result<Response<OkResponse>, Status> {
         let profile = request.into_inner();
-        profile.check()?;
+        profile.validate()?;
         self.store.put(profile).await.map_err(Error::from)?;
         Ok(Response::new(OkResponse {}))
     }
 }
 
 impl Profile {
-    /// Returns the newest feeds, encoded, none for a user without feeds; and how they degrade the profile, if
-    /// they do: they are those of an earlier answer, or missing.
+    /// Returns the newest feeds, encoded; none for a user without feeds. If they are those of an earlier answer, or
+    /// missing, the headers say how the profile is degraded.
     async fn feeds(&self, user_id: i64, context: &Context) -> (Vec<Vec<u8>>, HeaderMap) {
         let request = GetFeedsRequest { user_id, size: FEEDS, before: 0 };
-        // well below the third of a call after which its caller may try another instance
+        // well below the third of the deadline after which the caller may try another instance
         let context = context.with_deadline(Instant::now() + context.remaining() / 5);
         let reply: Result<Reply<GetFeedsResponse>, Error> =
-            self.client.call_optional(Rpc::GetFeeds, &request, &context).await;
+            self.client.call_best_effort(Rpc::GetFeeds, &request, &context).await;
         let mut marks = HeaderMap::new();
         match reply {
             Ok(reply) => {
@@ -96,7 +94,7 @@ impl Profile {
             Err(error) if error.code == Code::NotFound => (Vec::new(), marks),
             Err(error) => {
                 let (request_id, trace_id) = context.ids();
-                // while feed is away every profile is one
+                // while feed cannot answer, every profile comes here
                 if let Some(times) = self.without_feeds.note() {
                     tracing::info!(times, %error, request_id, %trace_id, "profiles without feeds");
                 } else {

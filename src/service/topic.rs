@@ -1,4 +1,4 @@
-//! topic.Topic: checks the input, asks the store, builds the answer.
+//! topic.Topic: validates the request, asks the store, builds the answer.
 
 use std::sync::Arc;
 
@@ -9,12 +9,12 @@ use crate::api::proto::topic::{
     GetTopicRequest, GetTopicResponse, ListTopicsRequest, ListTopicsResponse, OkResponse, PutTopicRequest,
     topic_server,
 };
-use crate::api::validate::Check as _;
+use crate::api::validate::Validate as _;
 use crate::store::TopicStore;
 
 /// The service.
 pub struct Topic {
-    /// Its records.
+    /// The store of its records.
     pub store: Arc<dyn TopicStore>,
 }
 
@@ -25,7 +25,7 @@ impl topic_server::Topic for Topic {
         request: Request<GetTopicRequest>,
     ) -> Result<Response<GetTopicResponse>, Status> {
         let request = request.into_inner();
-        request.check()?;
+        request.validate()?;
         let topic = self.store.get(request.topic_id).await.map_err(Error::from)?;
         let topic =
             topic.ok_or_else(|| Error::not_found(format!("there is no topic {}", request.topic_id)))?;
@@ -38,7 +38,7 @@ impl topic_server::Topic for Topic {
 
     async fn put_topic(&self, request: Request<PutTopicRequest>) -> Result<Response<OkResponse>, Status> {
         let topic = request.into_inner();
-        topic.check()?;
+        topic.validate()?;
         self.store.put(topic).await.map_err(Error::from)?;
         Ok(Response::new(OkResponse {}))
     }
@@ -48,7 +48,7 @@ impl topic_server::Topic for Topic {
         request: Request<ListTopicsRequest>,
     ) -> Result<Response<ListTopicsResponse>, Status> {
         let request = request.into_inner();
-        request.check()?;
+        request.validate()?;
         let size = u32::try_from(request.size).unwrap_or(0);
         let page = self.store.list(request.after, size).await.map_err(Error::from)?;
         Ok(Response::new(ListTopicsResponse { topics: page.topics, next: page.next }))

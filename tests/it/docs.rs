@@ -7,12 +7,12 @@ use std::process::Command;
 use std::sync::LazyLock;
 
 use microservice_app::api::error::Code;
-use microservice_app::cli;
 use microservice_app::config::{Role, Settings};
 
 use crate::kit::app::App;
 use crate::kit::http::{get, request, send};
-use crate::kit::process::{PROGRAM, Process, curl};
+use crate::kit::process::{PROGRAM, Process, curl, run};
+use crate::kit::skip;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 /// The README fits on a few screens, and on the first one stands how to run and try the program.
@@ -61,7 +61,7 @@ fn pages() -> BTreeMap<String, String> {
 fn whole_repository() -> bool {
     let whole = ["nixos", "Makefile", "LICENSE"].iter().all(|name| Path::new(ROOT).join(name).exists());
     if !whole {
-        eprintln!("SKIPPED: this is a part of the repository, links and paths are not followed");
+        skip("links and paths of the pages", "this is a part of the repository");
     }
     whole
 }
@@ -278,7 +278,7 @@ async fn the_api_page_lists_every_error() {
         table("docs/api.md", "Status").iter().map(|row| (row[0].clone(), code(&row[1]).to_owned())).collect();
     let mut there: BTreeSet<_> =
         Code::ALL.iter().map(|code| (code.http().as_str().to_owned(), code.name().to_owned())).collect();
-    // edge.rs makes it happen
+    // limits/gateway.rs makes it happen
     there.insert(("503".to_owned(), "overloaded".to_owned()));
     let mut note = |status: u16, body: &str| {
         let body: serde_json::Value = serde_json::from_str(body).unwrap();
@@ -386,10 +386,23 @@ fn the_pages_name_every_flag() {
         .split(|letter: char| !(letter.is_ascii_lowercase() || letter == '-'))
         .filter(|word| word.starts_with("--"))
         .collect();
-    let command = cli::command();
-    let flags = command.get_subcommands().flat_map(clap::Command::get_arguments);
-    let flags: BTreeSet<_> = flags.filter_map(|flag| Some(format!("--{}", flag.get_long()?))).collect();
-    assert!(flags.len() > 10, "{flags:?}");
+    let help = |args: &[&str]| run(&[args, &["--help"]].concat()).1;
+    let first = help(&[]);
+    let commands = first.lines().skip_while(|line| !line.starts_with("Commands:")).skip(1);
+    let commands =
+        commands.take_while(|line| !line.is_empty()).filter_map(|line| line.split_whitespace().next());
+    let commands: Vec<_> = commands.filter(|command| *command != "help").collect();
+    assert!(commands.contains(&"up") && commands.contains(&"check-config"), "{commands:?}");
+    let mut flags = BTreeSet::new();
+    for command in commands {
+        let text = help(&[command]);
+        // options are indented less than their descriptions
+        let options = text.lines().filter(|line| line.starts_with("  ") && !line.starts_with("       "));
+        let lines = options.filter_map(|line| line.split_whitespace().find(|word| word.starts_with("--")));
+        let shown = lines.map(|flag| flag.trim_end_matches([',', ':']).to_owned());
+        flags.extend(shown.filter(|flag| flag != "--help"));
+    }
+    assert!(flags.contains("--config") && flags.len() > 10, "{flags:?}");
     let missing: Vec<_> = flags.iter().filter(|flag| !named.contains(flag.as_str())).collect();
     assert!(missing.is_empty(), "no page names {missing:?}");
 }
@@ -450,7 +463,7 @@ fn prose(text: &str) -> String {
         fenced ^= fence;
         !fenced && !fence && !line.starts_with("    ")
     });
-    lines.map(|line| format!("{line}\n")).collect()
+    lines.collect::<Vec<_>>().join("\n")
 }
 
 /// Returns the anchors of a page's headings, as GitHub makes them.

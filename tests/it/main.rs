@@ -22,5 +22,4 @@ mod limits;
 mod operations;
 mod perf;
 mod registry;
-mod settings;
 mod structure;

@@ -1,84 +1,61 @@
-//! Whether an instance gets calls of a method: closed, open after too many failures, half-open while one
-//! call tries it again. One state machine for each method of each instance, so that what is broken in one
-//! method does not take the others away.
+//! The circuit breakers of one instance: one state machine for each rpc, so that a fault in one method does not
+//! take the others away. A breaker is closed, open after too many failures, or half-open while one call, the
+//! probe, tries the instance again.
 //!
-//! - A run of failures opens it, or a share of good answers in the last 10 s that is too small.
-//! - Open for 1 s at first, then twice as long each time up to 60 s, with jitter. After that the first call
-//!   that comes is the probe; while it is out no other is let through. A good answer closes the breaker.
-//! - Stragglers, calls from before the last change, do not count.
-//! - At most half of a service's instances are open for a method, rounded down (Finagle's and Envoy's panic
-//!   threshold): one more stays closed. The only instance is opened by a run of failures alone and for at most
-//!   2 s: an odd answer must not stop everything, but a dead instance should be spared the load.
-//! - Connections that cannot be opened are not its business (see [`crate::client::transport::pool`]); one that breaks counts
-//!   once, however many calls break with it.
-//! - An instance that registers anew, or answers under a new id, begins with closed breakers.
+//! - It opens after a number of consecutive failures, or when too small a share of the answers of the last 10 s
+//!   is good.
+//! - It stays open for 1 s at first, then twice as long each time up to 60 s, with jitter. After that the next
+//!   call is the probe; until the probe ends no other call is let through. A good answer closes the breaker.
+//! - Stragglers, calls that began before the last change of state, do not count.
+//! - At most half of a service's instances, rounded down, are open for an rpc (compare the panic threshold of
+//!   Finagle and Envoy): the breaker of one more stays closed. The breaker of the only instance is opened by
+//!   consecutive failures alone, and for at most 2 s: a share of bad answers must not stop all calls, but an
+//!   instance that fails every call gets a rest.
+//! - Failures to connect do not count: an instance without a connection is not picked at all. A connection that
+//!   breaks counts once, however many calls were in flight on it.
+//! - An instance that registers anew, or that answers under a new id, begins with closed breakers.
 //!
-//! Sources: linkerd2-proxy (two triggers, one probe, backoff), Finagle (failure accrual), Envoy (ejection cap).
+//! Sources: linkerd2-proxy (two triggers, one probe, backoff), Finagle (failure accrual), Envoy (ejection limit).
 
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Release};
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use prometheus::IntCounter;
 use tokio::time::Instant;
 
 use crate::api::rpc::{PerRpc, Rpc};
-use crate::client::balance::ejection::{Ejection, Verdict};
+use crate::client::balance::breaker_state::{BreakerState, Transitions};
+use crate::client::balance::ejection::{EjectionLimit, Verdict};
 use crate::config;
 
 /// Time over which the share of good answers is taken.
 const WINDOW_SECONDS: usize = 10;
-/// A breaker that stayed closed so long was right to close: the next backoff begins with the shortest.
-const STEADY: Duration = Duration::from_secs(10);
-/// Longest time that the only instance is spared.
-const ALONE: Duration = Duration::from_secs(2);
-/// How often at most a breaker that may not open asks again.
-const ASK: Duration = Duration::from_millis(100);
-
-/// What a breaker does with the next call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum State {
-    /// Lets it through.
-    Closed,
-    /// Lets nothing through.
-    Open,
-    /// Lets one call through, the probe.
-    Due,
-    /// Waits for the probe.
-    HalfOpen,
-}
-
-impl State {
-    /// Returns the word for it in `/status` and metrics.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Closed => "closed",
-            Self::Open | Self::Due => "open",
-            Self::HalfOpen => "half_open",
-        }
-    }
-}
+/// After it stayed closed for this long a breaker opens for the shortest time again.
+const BACKOFF_RESET_AFTER: Duration = Duration::from_secs(10);
+/// Longest time for which the breaker of the only instance stays open: while it is, every call fails.
+const MAX_OPEN_SOLE_INSTANCE: Duration = Duration::from_secs(2);
+/// Least time between two requests to open that are refused: each counts all instances of the service.
+const EJECTION_RETRY: Duration = Duration::from_millis(100);
 
 const CLOSED: u8 = 0;
 const OPEN: u8 = 1;
 const HALF_OPEN: u8 = 2;
 
-/// The numbers of all breakers of a client.
+/// The settings of all breakers of a client.
 #[derive(Clone, Copy, Debug)]
-pub struct Settings {
-    failures: u32,
+pub struct BreakerSettings {
+    consecutive_failures: u32,
     success_percent: u32,
     min_calls: u32,
     backoff: Duration,
     cap: Duration,
 }
 
-impl From<&config::Client> for Settings {
+impl From<&config::Client> for BreakerSettings {
     fn from(client: &config::Client) -> Self {
         Self {
-            failures: client.breaker_failures,
+            consecutive_failures: client.breaker_failures,
             success_percent: client.breaker_success_percent,
             min_calls: client.breaker_min_calls,
             backoff: client.breaker_backoff,
@@ -87,54 +64,53 @@ impl From<&config::Client> for Settings {
     }
 }
 
-impl Settings {
-    /// Returns the same with a shorter longest backoff.
-    pub(in crate::client) fn capped(self, cap: Duration) -> Self {
+impl BreakerSettings {
+    /// Returns the same settings with a backoff of at most `cap`.
+    pub fn capped(self, cap: Duration) -> Self {
         Self { cap: self.cap.min(cap), ..self }
     }
 }
 
-/// The breakers of one instance, by method.
+/// The breakers of one instance, by rpc.
 #[derive(Debug)]
 pub struct Breakers {
-    settings: Settings,
-    born: Instant,
-    ejection: Arc<Ejection>,
+    settings: BreakerSettings,
+    created: Instant,
+    ejection: Arc<EjectionLimit>,
     transitions: Arc<Transitions>,
-    methods: PerRpc<Breaker>,
+    by_rpc: PerRpc<Breaker>,
 }
 
-/// One method's. The atomics are for those who only look; they change under the lock.
+/// The breaker of one rpc. The atomics can be read without the lock, and are changed only under it.
 #[derive(Debug, Default)]
 struct Breaker {
     state: AtomicU8,
-    /// When the probe is due while open, ns from `born`.
-    due: AtomicU64,
-    /// It was opened by a run of failures, not by their share alone.
-    run: AtomicBool,
+    /// When the probe is due while it is open, ns from `created`.
+    probe_at: AtomicU64,
+    /// True if it was opened by consecutive failures, not by the share of good answers alone.
+    opened_by_consecutive_failures: AtomicBool,
     /// Counts the changes of state.
     generation: AtomicU64,
-    inner: Mutex<Inner>,
+    history: Mutex<History>,
 }
 
 #[derive(Debug, Default)]
-struct Inner {
-    /// Failures in a row.
-    run: u32,
+struct History {
+    consecutive_failures: u32,
     window: Window,
-    /// How often it opened without a steady time between.
-    level: u32,
+    /// How often it opened without staying closed for long in between.
+    backoff_level: u32,
     opened_at: Option<Instant>,
     closed_at: Option<Instant>,
     /// When it was last refused to open.
-    asked_at: Option<Instant>,
-    /// The last connection whose break was counted.
-    broken: u64,
+    refused_at: Option<Instant>,
+    /// The number of the last connection whose break was counted.
+    broken_connection: u64,
 }
 
-/// Leave to make one call. Its outcome must be told by [`Breakers::record`] or [`Breakers::release`].
+/// Permission to make one call. It must end with [`Breakers::record`] or [`Breakers::release`].
 #[derive(Debug)]
-pub struct Permit {
+pub struct BreakerPermit {
     rpc: Rpc,
     generation: u64,
     probe: bool,
@@ -143,86 +119,91 @@ pub struct Permit {
 impl Breakers {
     /// Returns closed breakers.
     #[must_use]
-    pub fn new(settings: Settings, ejection: Arc<Ejection>, transitions: Arc<Transitions>) -> Self {
-        Self { settings, born: Instant::now(), ejection, transitions, methods: PerRpc::default() }
+    pub fn new(
+        settings: BreakerSettings,
+        ejection: Arc<EjectionLimit>,
+        transitions: Arc<Transitions>,
+    ) -> Self {
+        Self { settings, created: Instant::now(), ejection, transitions, by_rpc: PerRpc::default() }
     }
 
     /// Returns what the breaker of an rpc does with the next call.
     #[must_use]
-    pub fn state(&self, rpc: Rpc, now: Instant) -> State {
-        let breaker = &self.methods[rpc];
+    pub fn state(&self, rpc: Rpc, now: Instant) -> BreakerState {
+        let breaker = &self.by_rpc[rpc];
         match breaker.state.load(Acquire) {
-            CLOSED => State::Closed,
-            OPEN if breaker.due.load(Acquire) <= self.since_born(now) => State::Due,
-            OPEN => State::Open,
-            _ => State::HalfOpen,
+            CLOSED => BreakerState::Closed,
+            OPEN if breaker.probe_at.load(Acquire) <= self.since_created(now) => BreakerState::ProbeDue,
+            OPEN => BreakerState::Open,
+            _ => BreakerState::HalfOpen,
         }
     }
 
-    /// Returns when the breaker of an rpc lets a probe through; the earlier the less bad.
+    /// Returns when the breaker of an rpc lets a probe through.
     #[must_use]
-    pub fn due(&self, rpc: Rpc) -> Instant {
-        self.born + Duration::from_nanos(self.methods[rpc].due.load(Acquire))
+    pub fn probe_at(&self, rpc: Rpc) -> Instant {
+        self.created + Duration::from_nanos(self.by_rpc[rpc].probe_at.load(Acquire))
     }
 
-    /// Returns true if an open breaker was opened by a run of failures, which is what even the only instance
-    /// is spared for.
+    /// Returns true if the breaker of an rpc was last opened by consecutive failures: only then may it keep
+    /// calls from the only instance.
     #[must_use]
-    pub fn opened_by_run(&self, rpc: Rpc) -> bool {
-        self.methods[rpc].run.load(Acquire)
+    pub fn opened_by_consecutive_failures(&self, rpc: Rpc) -> bool {
+        self.by_rpc[rpc].opened_by_consecutive_failures.load(Acquire)
     }
 
-    /// Brings the probe of an open breaker forward: its instance is the only one.
-    pub fn hasten(&self, rpc: Rpc) {
-        let breaker = &self.methods[rpc];
-        let inner = breaker.lock();
-        if let Some(opened) = inner.opened_at {
-            breaker.due.fetch_min(self.since_born(opened + ALONE), AcqRel);
+    /// Brings the probe of an open breaker forward, because its instance is the only one.
+    pub fn bring_probe_forward(&self, rpc: Rpc) {
+        let breaker = &self.by_rpc[rpc];
+        let history = breaker.lock();
+        if let Some(opened) = history.opened_at {
+            breaker.probe_at.fetch_min(self.since_created(opened + MAX_OPEN_SOLE_INSTANCE), AcqRel);
         }
     }
 
-    /// Asks for leave to make a call. `forced` gets it in any state, but does not count.
-    pub fn admit(&self, rpc: Rpc, forced: bool) -> Option<Permit> {
-        let breaker = &self.methods[rpc];
-        let permit = |probe| Permit { rpc, generation: breaker.generation.load(Acquire), probe };
+    /// Lets a call through or returns `None`. With `force` every call is let through; the outcome of one that
+    /// the state alone would have refused does not count.
+    pub fn admit(&self, rpc: Rpc, force: bool) -> Option<BreakerPermit> {
+        let breaker = &self.by_rpc[rpc];
+        let permit = |probe| BreakerPermit { rpc, generation: breaker.generation.load(Acquire), probe };
         let now = Instant::now();
         match self.state(rpc, now) {
-            State::Closed => Some(permit(false)),
-            State::Due => {
-                let _inner = breaker.lock();
-                // another call may have been faster
-                if self.state(rpc, now) == State::Due {
-                    breaker.change(HALF_OPEN);
-                    self.transitions.note(rpc, State::HalfOpen);
+            BreakerState::Closed => Some(permit(false)),
+            BreakerState::ProbeDue => {
+                let _history = breaker.lock();
+                // another call may have become the probe
+                if self.state(rpc, now) == BreakerState::ProbeDue {
+                    breaker.change_state(HALF_OPEN);
+                    self.transitions.count(rpc, BreakerState::HalfOpen);
                     return Some(permit(true));
                 }
-                forced.then(|| permit(false))
+                force.then(|| permit(false))
             }
-            State::Open | State::HalfOpen => forced.then(|| permit(false)),
+            BreakerState::Open | BreakerState::HalfOpen => force.then(|| permit(false)),
         }
     }
 
-    /// Takes note of a call's outcome. `broken` is the number of the connection that broke under it.
+    /// Records the outcome of a call. `broken_connection` is the number of the connection that broke under it.
     /// Returns true if this closed the breaker.
-    pub fn record(&self, permit: &Permit, failed: bool, broken: Option<u64>) -> bool {
-        let breaker = &self.methods[permit.rpc];
-        let mut inner = breaker.lock();
+    pub fn record(&self, permit: &BreakerPermit, failed: bool, broken_connection: Option<u64>) -> bool {
+        let breaker = &self.by_rpc[permit.rpc];
+        let mut history = breaker.lock();
         if breaker.generation.load(Acquire) != permit.generation {
             return false; // a straggler
         }
         match (breaker.state.load(Acquire), failed) {
-            (CLOSED, _) => self.count(permit.rpc, breaker, &mut inner, failed, broken),
+            (CLOSED, _) => self.count(permit.rpc, breaker, &mut history, failed, broken_connection),
             (HALF_OPEN, true) if permit.probe => {
-                inner.level = inner.level.saturating_add(1);
-                inner.opened_at = Some(Instant::now());
-                self.open(permit.rpc, breaker, self.wait(inner.level));
+                history.backoff_level = history.backoff_level.saturating_add(1);
+                history.opened_at = Some(Instant::now());
+                self.open(permit.rpc, breaker, self.open_time(history.backoff_level));
             }
             (HALF_OPEN, false) if permit.probe => {
-                inner.run = 0;
-                inner.window = Window::default();
-                inner.closed_at = Some(Instant::now());
-                breaker.change(CLOSED);
-                self.transitions.note(permit.rpc, State::Closed);
+                history.consecutive_failures = 0;
+                history.window = Window::default();
+                history.closed_at = Some(Instant::now());
+                breaker.change_state(CLOSED);
+                self.transitions.count(permit.rpc, BreakerState::Closed);
                 return true;
             }
             _ => {}
@@ -230,144 +211,103 @@ impl Breakers {
         false
     }
 
-    /// Takes note of a call that says nothing of the instance: given up by the caller, or never sent.
-    pub fn release(&self, permit: &Permit) {
-        let breaker = &self.methods[permit.rpc];
-        let _inner = breaker.lock();
+    /// Records that a call says nothing about the instance: its caller gave it up, or it was never sent.
+    pub fn release(&self, permit: &BreakerPermit) {
+        let breaker = &self.by_rpc[permit.rpc];
+        let _history = breaker.lock();
         if permit.probe && breaker.generation.load(Acquire) == permit.generation {
-            // the next call is the probe
-            breaker.due.store(self.since_born(Instant::now()), Release);
-            breaker.change(OPEN);
+            // the next call becomes the probe
+            breaker.probe_at.store(self.since_created(Instant::now()), Release);
+            breaker.change_state(OPEN);
         }
     }
 
-    /// Closes every breaker: there is another process now.
+    /// Closes every breaker: another process serves at the address now.
     pub fn reset(&self) {
-        for (rpc, breaker) in self.methods.iter() {
-            let mut inner = breaker.lock();
-            *inner = Inner::default();
+        for (rpc, breaker) in self.by_rpc.iter() {
+            let mut history = breaker.lock();
+            *history = History::default();
             if breaker.state.load(Acquire) != CLOSED {
-                breaker.change(CLOSED);
-                self.transitions.note(rpc, State::Closed);
+                breaker.change_state(CLOSED);
+                self.transitions.count(rpc, BreakerState::Closed);
             }
         }
     }
 
-    fn count(&self, rpc: Rpc, breaker: &Breaker, inner: &mut Inner, failed: bool, broken: Option<u64>) {
-        if let Some(connection) = broken {
-            if inner.broken == connection {
+    fn count(
+        &self,
+        rpc: Rpc,
+        breaker: &Breaker,
+        history: &mut History,
+        failed: bool,
+        broken_connection: Option<u64>,
+    ) {
+        if let Some(connection) = broken_connection {
+            if history.broken_connection == connection {
                 return;
             }
-            inner.broken = connection;
+            history.broken_connection = connection;
         }
         let now = Instant::now();
-        let (good, all) = inner.window.add(now.saturating_duration_since(self.born).as_secs(), !failed);
+        let (good, all) = history.window.add(now.saturating_duration_since(self.created).as_secs(), !failed);
         if !failed {
-            inner.run = 0;
+            history.consecutive_failures = 0;
             return;
         }
-        inner.run = inner.run.saturating_add(1);
+        history.consecutive_failures = history.consecutive_failures.saturating_add(1);
         let settings = &self.settings;
-        let run = inner.run >= settings.failures;
+        let consecutive = history.consecutive_failures >= settings.consecutive_failures;
         let percent = u64::from(settings.success_percent);
         let share = all >= settings.min_calls && u64::from(good) * 100 < percent * u64::from(all);
-        let asked = inner.asked_at.is_some_and(|at| now.saturating_duration_since(at) < ASK);
-        if !(run || share) || asked {
+        let refused_lately =
+            history.refused_at.is_some_and(|at| now.saturating_duration_since(at) < EJECTION_RETRY);
+        if !(consecutive || share) || refused_lately {
             return;
         }
-        let steady = inner.closed_at.is_none_or(|at| now.saturating_duration_since(at) >= STEADY);
-        let level = if steady { 0 } else { inner.level.saturating_add(1) };
-        let verdict = self.ejection.ask(rpc, |verdict| {
-            if verdict == Verdict::Open || verdict == Verdict::Alone && run {
-                inner.level = level;
-                inner.opened_at = Some(now);
-                breaker.run.store(run, Release);
-                self.open(rpc, breaker, self.wait(level));
+        let reset =
+            history.closed_at.is_none_or(|at| now.saturating_duration_since(at) >= BACKOFF_RESET_AFTER);
+        let level = if reset { 0 } else { history.backoff_level.saturating_add(1) };
+        let verdict = self.ejection.request(rpc, |verdict| {
+            if verdict == Verdict::Allowed || verdict == Verdict::SoleInstance && consecutive {
+                history.backoff_level = level;
+                history.opened_at = Some(now);
+                breaker.opened_by_consecutive_failures.store(consecutive, Release);
+                self.open(rpc, breaker, self.open_time(level));
             }
         });
-        inner.asked_at = (verdict == Verdict::Refused).then_some(now);
+        history.refused_at = (verdict == Verdict::Refused).then_some(now);
     }
 
-    /// Opens a breaker whose lock is held.
+    /// Opens a breaker; the caller holds its lock.
     fn open(&self, rpc: Rpc, breaker: &Breaker, wait: Duration) {
-        let due = self.since_born(Instant::now() + wait);
-        breaker.due.store(due, Release);
-        breaker.change(OPEN);
-        self.transitions.note(rpc, State::Open);
+        let probe_at = self.since_created(Instant::now() + wait);
+        breaker.probe_at.store(probe_at, Release);
+        breaker.change_state(OPEN);
+        self.transitions.count(rpc, BreakerState::Open);
     }
 
-    /// Returns how long it stays open for the `level`-th time: with 1 s, 60 s: 1-1.5 s, 2-3 s, ... 60 s.
-    fn wait(&self, level: u32) -> Duration {
+    /// Returns how long a breaker stays open at a backoff level. With a backoff of 1 s and a cap of 60 s:
+    /// 1-1.5 s at level 0, 2-3 s at level 1, ... 60 s.
+    fn open_time(&self, level: u32) -> Duration {
         let step = self.settings.backoff.saturating_mul(2_u32.saturating_pow(level.min(16)));
         step.mul_f64(crate::random::range(1.0..=1.5)).min(self.settings.cap)
     }
 
-    fn since_born(&self, now: Instant) -> u64 {
-        let age = now.saturating_duration_since(self.born);
+    fn since_created(&self, now: Instant) -> u64 {
+        let age = now.saturating_duration_since(self.created);
         u64::try_from(age.as_nanos()).unwrap_or(u64::MAX)
     }
 }
 
 impl Breaker {
-    fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, History> {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn change(&self, state: u8) {
+    /// Changes the state; the caller holds the lock.
+    fn change_state(&self, state: u8) {
         self.generation.fetch_add(1, AcqRel);
         self.state.store(state, Release);
-    }
-}
-
-/// One value for each state that is reported: [`State::Due`] is reported as open.
-#[derive(Clone, Debug, Default)]
-pub struct PerState<T> {
-    closed: T,
-    open: T,
-    half_open: T,
-}
-
-impl<T> PerState<T> {
-    /// Returns the values that `value` gives.
-    pub fn from_fn(mut value: impl FnMut(State) -> T) -> Self {
-        Self { closed: value(State::Closed), open: value(State::Open), half_open: value(State::HalfOpen) }
-    }
-
-    /// Returns the value of a state.
-    pub const fn of(&self, state: State) -> &T {
-        match state {
-            State::Closed => &self.closed,
-            State::Open | State::Due => &self.open,
-            State::HalfOpen => &self.half_open,
-        }
-    }
-
-    /// Returns the value of a state, to be changed.
-    pub const fn of_mut(&mut self, state: State) -> &mut T {
-        match state {
-            State::Closed => &mut self.closed,
-            State::Open | State::Due => &mut self.open,
-            State::HalfOpen => &mut self.half_open,
-        }
-    }
-}
-
-/// `client_breaker_transitions_total` of one service. An rpc of another service has no counters.
-#[derive(Debug, Default)]
-pub struct Transitions(PerRpc<Option<PerState<IntCounter>>>);
-
-impl Transitions {
-    /// Returns these counters.
-    #[must_use]
-    pub const fn new(counters: PerRpc<Option<PerState<IntCounter>>>) -> Self {
-        Self(counters)
-    }
-
-    /// Counts a change to a state.
-    fn note(&self, rpc: Rpc, to: State) {
-        if let Some(counters) = &self.0[rpc] {
-            counters.of(to).inc();
-        }
     }
 }
 

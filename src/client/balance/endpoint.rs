@@ -1,64 +1,85 @@
-//! One instance as a caller sees it: what the registry says of it, its connections, its load, its breakers,
-//! and the part of the call path that is its own.
+//! One instance as its callers see it: its registration, its connections, its load, its breakers, and the layers
+//! of the call path that it has for itself.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use arc_swap::ArcSwapOption;
 use http::HeaderValue;
+use prometheus::IntCounter;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::api::rpc::Rpc;
-use crate::client::balance::breaker::{self, Breakers};
-use crate::client::balance::ejection::Ejection;
-use crate::client::balance::guard::Guard;
-use crate::client::balance::in_flight::{InFlight, Limit};
-use crate::client::balance::load::{Load, Measure};
-use crate::client::call::{Call, Outcome, Path as _};
-use crate::client::metrics::ServiceMetrics;
+use crate::client::balance::breaker::Breakers;
+use crate::client::balance::breaker_state::{BreakerState, Transitions};
+use crate::client::balance::circuit_breaker::CircuitBreaker;
+use crate::client::balance::concurrency_limit::ConcurrencyLimit;
+use crate::client::balance::ejection::EjectionLimit;
+use crate::client::balance::load::Load;
+use crate::client::balance::measure::Measure;
+use crate::client::call::{Call, CallLayer, Outcome};
+use crate::client::transport::connection::Dialer;
 use crate::client::transport::exchange::Exchange;
-use crate::client::transport::pool::{Pool, State, Told};
-use crate::config;
+use crate::client::transport::pool::{ConnectionMetrics, Pool, PoolEvents};
+use crate::client::transport::state::ConnectionState;
+use crate::limit::Limit;
 use crate::registry::Instance;
+use crate::telemetry::metrics::RpcDurations;
+
+/// Share of failures above which `/status` says that an instance gets fewer calls: they cost it more than any
+/// usual difference in latency.
+const NOTABLE_FAILURES: f64 = 0.1;
+
+/// What is counted of the instances of one service.
+#[derive(Clone, Debug)]
+pub struct EndpointMetrics {
+    /// Attempts by rpc and code.
+    pub attempts: Arc<RpcDurations>,
+    /// Breakers that changed their state.
+    pub transitions: Arc<Transitions>,
+    /// Breakers that were not allowed to open.
+    pub breaker_refused: IntCounter,
+    /// Attempts that were refused by an in-flight limit.
+    pub limit_refused: IntCounter,
+    /// Connections that were opened, lost and replaced.
+    pub connections: ConnectionMetrics,
+}
 
 /// What all instances of a service share.
-pub struct Common {
+pub struct ServiceContext {
     /// The service's name.
     pub service: &'static str,
-    /// Which service an instance must be, `<key prefix><service>`.
-    pub identity: HeaderValue,
-    /// How it is called.
-    pub settings: Arc<config::Client>,
+    /// How connections to its instances are opened.
+    pub dialer: Dialer,
     /// How many breakers may be open.
-    pub ejection: Arc<Ejection>,
+    pub ejection: Arc<EjectionLimit>,
     /// What is counted.
-    pub meters: Arc<ServiceMetrics>,
-    /// Notified by an instance whose state changed.
+    pub metrics: EndpointMetrics,
+    /// Notified when the state of an instance changes.
     pub changed: Arc<Notify>,
 }
 
-/// The part of the call path that each instance has for itself.
-type Path = Guard<Limit<Measure<Exchange>>>;
+/// The layers of the call path that each instance has for itself.
+type EndpointPath = CircuitBreaker<ConcurrencyLimit<Measure<Exchange>>>;
 
 /// One instance. Cheap to clone.
 #[derive(Clone)]
 pub struct Endpoint {
-    /// What the registry says of it.
+    /// Its registration.
     pub instance: Arc<Instance>,
-    /// Sets it apart from every other one of this process, from 1.
+    /// Distinguishes it from every other endpoint of this process, from 1.
     pub number: u64,
     service: &'static str,
-    /// How loaded it is.
+    /// Its load.
     pub load: Arc<Load>,
-    /// Whether it gets calls.
+    /// Its breakers.
     pub breakers: Arc<Breakers>,
-    in_flight: Arc<InFlight>,
-    limit: usize,
+    in_flight: Arc<Limit>,
     pool: Arc<Pool>,
-    /// The id that answered last, if it is not the registered one: it restarted while etcd was away.
+    /// See [`Self::adopted_id`].
     adopted: Arc<ArcSwapOption<String>>,
-    path: Path,
+    path: EndpointPath,
 }
 
 impl std::fmt::Debug for Endpoint {
@@ -68,26 +89,25 @@ impl std::fmt::Debug for Endpoint {
 }
 
 impl Endpoint {
-    /// Begins to connect.
+    /// Begins to connect to an instance.
     #[must_use]
-    pub fn open(instance: Arc<Instance>, common: &Common) -> Self {
-        static NEXT: AtomicU64 = AtomicU64::new(1);
-        let (settings, meters) = (&common.settings, &common.meters);
-        let in_flight = Arc::<InFlight>::default();
+    pub fn open(instance: Arc<Instance>, context: &ServiceContext) -> Self {
+        static NEXT_NUMBER: AtomicU64 = AtomicU64::new(1);
+        let (settings, metrics) = (&*context.dialer.settings, &context.metrics);
+        let in_flight = Limit::new(settings.max_in_flight, None);
         let load = Arc::new(Load::new(settings, in_flight.clone()));
-        let numbers = breaker::Settings::from(&**settings);
-        let breakers = Breakers::new(numbers, common.ejection.clone(), meters.transitions.clone());
+        let breakers = Breakers::new(settings.into(), context.ejection.clone(), metrics.transitions.clone());
         let breakers = Arc::new(breakers);
         let adopted = Arc::new(ArcSwapOption::empty());
 
-        let told = Told {
-            changed: common.changed.clone(),
-            arrived: Box::new({
+        let events = PoolEvents {
+            changed: context.changed.clone(),
+            on_connect: Box::new({
                 let (load, breakers) = (load.clone(), breakers.clone());
                 let last = ArcSwapOption::<String>::empty();
                 move |id| {
                     load.reset();
-                    // another process has another history; the same one behind a new connection has not
+                    // breakers are reset for another process, not for the same one behind a new connection
                     let Some(id) = id else { return };
                     let before = last.swap(Some(Arc::new(id.to_owned())));
                     if before.is_some_and(|before| id != before.as_str()) {
@@ -95,71 +115,67 @@ impl Endpoint {
                     }
                 }
             }),
-            meters: meters.connections.clone(),
         };
         let addr = instance.addr.clone();
-        let pool = Arc::new(Pool::open(addr, common.identity.clone(), settings, told));
-        let exchange = Exchange::new(common.service, pool.clone(), {
+        let pool = Arc::new(Pool::open(addr, context.dialer.clone(), events, metrics.connections.clone()));
+        let exchange = Exchange::new(context.service, pool.clone(), {
             let (adopted, instance) = (adopted.clone(), instance.clone());
             move |id| adopt(&adopted, &instance, id)
         });
-        let measure = Measure::new(exchange, load.clone(), meters.attempts.clone());
-        let limit = settings.max_in_flight;
-        let refused = meters.limit_refused.clone();
-        let limited = Limit::new(measure, in_flight.clone(), limit, refused);
-        let path = Guard::new(limited, breakers.clone(), load.clone());
-        let number = NEXT.fetch_add(1, Relaxed);
-        let service = common.service;
-        Self { instance, number, service, load, breakers, in_flight, limit, pool, adopted, path }
+        let measure = Measure::new(exchange, load.clone(), metrics.attempts.clone());
+        let limited = ConcurrencyLimit::new(measure, in_flight.clone(), metrics.limit_refused.clone());
+        let path = CircuitBreaker::new(limited, breakers.clone(), load.clone());
+        let number = NEXT_NUMBER.fetch_add(1, Relaxed);
+        Self { instance, number, service: context.service, load, breakers, in_flight, pool, adopted, path }
     }
 
-    /// Returns the same connections under newer attributes. Only for the same process (the same id): a
-    /// new one at an old address wants connections of its own, without the old one's past.
+    /// Returns the same endpoint with a newer registration. Only for the same process (the same id): a new
+    /// process at an old address gets an endpoint of its own, without the history of the old one.
     #[must_use]
-    pub fn renamed(&self, instance: Arc<Instance>) -> Self {
+    pub fn with_registration(&self, instance: Arc<Instance>) -> Self {
         Self { instance, ..self.clone() }
     }
 
     /// Returns whether it can be called.
     #[must_use]
-    pub fn state(&self) -> State {
+    pub fn state(&self) -> ConnectionState {
         self.pool.state()
     }
 
     /// Returns true if it takes new calls: connected, healthy and not draining.
     #[must_use]
     pub fn serves(&self) -> bool {
-        self.state() == State::Up && !self.instance.draining
+        self.state() == ConnectionState::Up && !self.instance.draining
     }
 
-    /// Makes it look as if it were connected.
+    /// Sets the state of its connections, without one.
     #[cfg(test)]
-    pub(in crate::client) fn pretend(&self, state: State) {
+    pub fn pretend(&self, state: ConnectionState) {
         self.pool.pretend(state);
     }
 
-    /// Counts a call as in flight until the guard is dropped.
+    /// Counts a call as in flight until the permit is dropped.
     #[cfg(test)]
-    pub(in crate::client) fn hold(&self) -> crate::client::balance::in_flight::Guard {
-        self.in_flight.clone().begin()
+    pub fn hold(&self) -> crate::limit::Permit {
+        self.in_flight.acquire(1)
     }
 
-    /// Returns the calls in flight.
+    /// Returns how many calls are in flight.
     #[must_use]
     pub fn in_flight(&self) -> usize {
-        self.in_flight.now()
+        self.in_flight.used()
     }
 
-    /// Returns true if it has as many calls as it may.
+    /// Returns true if it has as many calls in flight as it may have.
     #[must_use]
     pub fn is_full(&self) -> bool {
-        self.in_flight.now() >= self.limit
+        self.in_flight.is_full()
     }
 
     /// Returns how many connections are open.
     #[must_use]
-    pub fn connections(&self) -> usize {
-        self.pool.connections()
+    pub fn open_connections(&self) -> usize {
+        self.pool.open_connections()
     }
 
     /// Returns what last went wrong.
@@ -168,44 +184,36 @@ impl Endpoint {
         self.pool.last_error()
     }
 
-    /// Returns the id that answered last, if it is not the registered one: the instance was restarted at
-    /// its address while the registry was away.
+    /// Returns the instance id in the last answer, if it is not the registered one: the instance was restarted
+    /// at its address while the registry was away.
     #[must_use]
     pub fn adopted_id(&self) -> Option<Arc<String>> {
         self.adopted.load_full()
     }
 
     /// Returns the rpcs whose breaker is not closed.
-    pub fn tripped(&self) -> impl Iterator<Item = (Rpc, breaker::State)> {
+    pub fn tripped(&self) -> impl Iterator<Item = (Rpc, BreakerState)> {
         let now = Instant::now();
         let states = Rpc::of_service(self.service).map(move |rpc| (rpc, self.breakers.state(rpc, now)));
-        states.filter(|(_, state)| *state != breaker::State::Closed)
-    }
-
-    /// Sends a call there.
-    ///
-    /// # Errors
-    /// As the layers below say.
-    pub async fn send(&self, call: Call) -> Outcome {
-        self.path.send(call).await
+        states.filter(|(_, state)| *state != BreakerState::Closed)
     }
 
     /// Returns true if so many of its recent answers to an rpc were failures that it gets hardly any calls.
     fn fails(&self) -> bool {
-        Rpc::of_service(self.service).any(|rpc| self.load.failures(rpc) > 0.1)
+        Rpc::of_service(self.service).any(|rpc| self.load.failures(rpc) > NOTABLE_FAILURES)
     }
 
-    /// Returns why it gets no calls, or fewer than others; `None` if it gets its share. `others` is true if
-    /// another instance serves.
+    /// Returns why it gets no calls, or fewer than others, in a few words for `/status`; `None` if it gets its
+    /// share. `others` is true if another instance serves.
     #[must_use]
-    pub fn why_spared(&self, others: bool) -> Option<String> {
+    pub fn why_avoided(&self, others: bool) -> Option<String> {
         let tripped: Vec<_> = self.tripped().map(|(rpc, _)| rpc.method()).collect();
         Some(match self.state() {
-            State::Connecting => "the first connection is being opened".to_owned(),
-            State::Down => "it cannot be connected to".to_owned(),
-            State::WrongService => "another service answers at its address".to_owned(),
-            State::NotServing if others => "it says that it does not serve".to_owned(),
-            State::Up if self.instance.draining && others => "it is draining".to_owned(),
+            ConnectionState::Connecting => "the first connection is being opened".to_owned(),
+            ConnectionState::Down => "it cannot be connected to".to_owned(),
+            ConnectionState::WrongService => "another service answers at its address".to_owned(),
+            ConnectionState::NotServing if others => "it says that it does not serve".to_owned(),
+            ConnectionState::Up if self.instance.draining && others => "it is draining".to_owned(),
             _ if !tripped.is_empty() => format!("breaker open for {}", tripped.join(", ")),
             _ if self.is_full() => "it has as many calls in flight as it may".to_owned(),
             _ if others && self.fails() => "recent calls of it failed: others are preferred".to_owned(),
@@ -214,7 +222,13 @@ impl Endpoint {
     }
 }
 
-/// Notes which instance answered.
+impl CallLayer for Endpoint {
+    async fn send(&self, call: Call) -> Outcome {
+        self.path.send(call).await
+    }
+}
+
+/// Notes the instance id of an answer.
 fn adopt(adopted: &ArcSwapOption<String>, instance: &Instance, id: &HeaderValue) {
     let known = adopted.load();
     let registered = id == instance.id.as_str() || instance.id.is_empty();

@@ -1,87 +1,87 @@
-//! The layer for calls that their caller can do without ([`Call::optional`]): once they keep failing they fail
-//! at once, but for one that tries again every few seconds.
+//! The layer for best-effort calls ([`Call::best_effort`]): once they keep failing they fail at once, except for
+//! one probe every few seconds. Other calls pass through it.
 //!
-//! The breakers of instances leave at least half of them to be called, since a call that may fail is better
-//! than one that must. For a call that is only a part of an answer it is the other way round: an answer
-//! without that part is better than one that waits for it (fault F45).
+//! The breakers of instances leave at least half of the instances in use: for most calls an attempt that may
+//! fail is better than none. For a call whose answer is only a part of another answer it is the other way
+//! round: an answer without that part is better than one that waits for it (fault F45). So the breakers here
+//! are for the whole service.
 
 use std::sync::Arc;
 
 use crate::api::error::Error;
 use crate::client::balance::breaker::Breakers;
-use crate::client::balance::guard::Held;
-use crate::client::call::{Call, Failure, Outcome, Path, Reach, layer};
+use crate::client::balance::circuit_breaker::AdmittedCall;
+use crate::client::call::{Call, CallLayer, Delivery, Failure, Outcome};
 
-/// Spares callers the wait for what they can do without.
-#[derive(Clone)]
-pub struct Optional<S> {
+/// Lets best-effort calls fail at once while the service is out.
+pub struct BestEffort<S> {
     inner: S,
     breakers: Arc<Breakers>,
 }
 
-impl<S: Path> Optional<S> {
+impl<S: CallLayer> BestEffort<S> {
     /// Puts breakers of the whole service before `inner`.
     pub const fn new(inner: S, breakers: Arc<Breakers>) -> Self {
         Self { inner, breakers }
     }
+}
 
-    async fn run(&self, call: Call) -> Outcome {
-        if !call.optional {
+impl<S: CallLayer> CallLayer for BestEffort<S> {
+    async fn send(&self, call: Call) -> Outcome {
+        if !call.best_effort {
             return self.inner.send(call).await;
         }
         let rpc = call.rpc;
-        let Some(held) = Held::admit(&self.breakers, &call) else {
-            let error = Error::unavailable(format!("{} is being spared", rpc.service()));
-            return Err(Failure::new(Reach::Nobody, error));
+        let Some(admitted) = AdmittedCall::admit(&self.breakers, &call) else {
+            let reason = format!("best-effort calls of {} are suspended after failures", rpc.service());
+            return Err(Failure::new(Delivery::NoEndpoint, Error::unavailable(reason)));
         };
         let outcome = self.inner.send(call).await;
-        let failed = outcome.as_ref().is_err_and(|failure| failure.is_outage(held.took()));
-        held.record(failed, None);
+        let failed = outcome.as_ref().is_err_and(|failure| failure.is_outage(admitted.took()));
+        admitted.record(failed, None);
         outcome
     }
 }
-layer!(Optional<S>);
 
 #[cfg(test)]
 mod tests {
     use std::time::Duration;
 
     use prometheus::IntCounter;
-    use tower::Service as _;
 
     use super::*;
     use crate::api::error::Code;
     use crate::api::rpc::Rpc;
-    use crate::client::balance::breaker::Settings;
-    use crate::client::balance::ejection::Ejection;
-    use crate::client::call::testing::{End, call, failure};
+    use crate::client::balance::breaker::BreakerSettings;
+    use crate::client::balance::ejection::EjectionLimit;
+    use crate::client::call::testing::{ScriptedEnd, call, failure};
     use crate::config;
 
     #[tokio::test(start_paused = true)]
-    async fn what_can_be_done_without_fails_at_once_when_it_keeps_failing() {
-        let end = End::new(|_, _| async {
+    async fn best_effort_calls_that_keep_failing_fail_at_once() {
+        let end = ScriptedEnd::new(|_, _| async {
             tokio::time::sleep(Duration::from_millis(400)).await;
             Err(failure(Code::Timeout))
         });
-        let ejection = Ejection::unbounded(IntCounter::new("x", "x").unwrap());
-        let settings = Settings::from(&config::Client::default());
+        let ejection = EjectionLimit::unbounded(IntCounter::new("x", "x").unwrap());
+        let settings = BreakerSettings::from(&config::Client::default());
         let breakers = Breakers::new(settings, Arc::new(ejection), Arc::default());
-        let mut layer = Optional::new(end.clone(), Arc::new(breakers));
-        let mut ask = async |optional| {
+        let layer = BestEffort::new(end.clone(), Arc::new(breakers));
+        let send = async |best_effort| {
             let call = call(Rpc::GetFeeds, Duration::from_secs(2));
-            layer.call(Call { optional, ..call }).await.unwrap_err().error.code
+            layer.send(Call { best_effort, ..call }).await.unwrap_err().error.code
         };
         for _ in 0..5 {
-            assert_eq!(ask(true).await, Code::Timeout);
+            assert_eq!(send(true).await, Code::Timeout);
         }
         for _ in 0..100 {
-            assert_eq!(ask(true).await, Code::Unavailable);
+            assert_eq!(send(true).await, Code::Unavailable);
         }
         assert_eq!(end.calls(), 5);
-        // who cannot do without still waits
-        assert_eq!(ask(false).await, Code::Timeout);
+        // other calls still wait
+        assert_eq!(send(false).await, Code::Timeout);
         tokio::time::advance(Duration::from_millis(1500)).await;
-        assert_eq!(ask(true).await, Code::Timeout, "one tries again");
-        assert_eq!(ask(true).await, Code::Unavailable);
+        assert_eq!(send(true).await, Code::Timeout, "the probe");
+        assert_eq!(send(true).await, Code::Unavailable);
     }
 }

@@ -1,8 +1,8 @@
 //! The retry budget of a service: over any 10 s, retries stay below a share of the calls plus a fixed rate.
 //!
-//! Finagle's rule, counted exactly. Not tower's `TpsBudget`, its port (0.5.3): unless a call comes within the
-//! very nanosecond in which a slot ends, it passes over two slots at a time, so its 10 s are 5 and the fixed
-//! part is granted twice.
+//! It is Finagle's rule, counted exactly. It is not tower's `TpsBudget` (0.5.3), a port of the same: unless a
+//! call comes in the very nanosecond in which a slot ends, that one skips two slots at a time, so that its 10 s
+//! are 5 s and the fixed part is granted twice.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;

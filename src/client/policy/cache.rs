@@ -1,4 +1,5 @@
-//! The last good answers of reads, bounded in memory: the least recently used one makes room.
+//! The last good answers of reads, for the fallback. It is bounded in memory: the least recently used answer is
+//! dropped for a new one.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -10,8 +11,8 @@ use tokio::time::Instant;
 use crate::api::rpc::Rpc;
 use crate::client::call::{Answer, Call};
 
-/// What an entry needs beside its bytes: key, times, table and list (rounded up from a measurement of the
-/// types).
+/// Memory of an entry without its request and message, bytes: key, time, table and list (the sizes of the
+/// types, rounded up).
 const OVERHEAD: usize = 256;
 
 /// A read: the rpc and the whole request.
@@ -36,7 +37,7 @@ struct Entry {
 /// The cache. All services of a client share it.
 #[derive(Debug)]
 pub struct Cache {
-    limit: usize,
+    max_bytes: usize,
     max_age: Duration,
     entries: Mutex<Entries>,
 }
@@ -44,7 +45,7 @@ pub struct Cache {
 #[derive(Debug)]
 struct Entries {
     lru: LruCache<Key, Entry>,
-    /// Bytes that all entries take.
+    /// Memory of all entries, bytes.
     size: usize,
 }
 
@@ -54,11 +55,11 @@ impl Cache {
     #[must_use]
     pub fn new(limit: usize, max_age: Duration) -> Self {
         let entries = Mutex::new(Entries { lru: LruCache::unbounded(), size: 0 });
-        Self { limit, max_age, entries }
+        Self { max_bytes: limit, max_age, entries }
     }
 
-    /// Keeps an answer for later. One that takes more than a tenth of the cache is not kept: it would push
-    /// out many others.
+    /// Keeps an answer. One that takes more than a tenth of the cache is not kept: it would displace many
+    /// others.
     pub fn keep(&self, key: &Key, answer: &Answer) {
         let now = Instant::now();
         let mut entries = self.lock();
@@ -69,16 +70,16 @@ impl Cache {
             return;
         }
         entries.remove(key);
-        // copies, since a slice would hold the buffer that it was read into
+        // copies, because a slice would keep the whole buffer that it was read into
         let key = Key { rpc: key.rpc, request: Bytes::copy_from_slice(&key.request) };
         let entry = Entry { message: Bytes::copy_from_slice(&answer.message), stored: now };
         let size = size(&key, &entry);
-        if size > self.limit / 10 {
+        if size > self.max_bytes / 10 {
             return;
         }
         entries.lru.put(key, entry);
         entries.size += size;
-        while entries.size > self.limit {
+        while entries.size > self.max_bytes {
             let Some((key, entry)) = entries.lru.pop_lru() else {
                 break;
             };
@@ -98,7 +99,7 @@ impl Cache {
         Some((Answer { message: entry.message.clone(), ..Answer::default() }, age))
     }
 
-    /// Forgets the answer to a request: it is wrong by now.
+    /// Drops the answer to a request: it is wrong by now.
     pub fn forget(&self, key: &Key) {
         self.lock().remove(key);
     }

@@ -1,22 +1,21 @@
-//! The third layer: another attempt where the policy table ([`crate::api::rpc::Policy`]) allows one, and where
-//! the budget, the server and the clock do.
+//! The third layer: makes another attempt if the policy of the rpc ([`crate::api::rpc::Policy`]), the retry
+//! budget, the server's pushback and the deadline all allow one.
 //!
 //! | What happened | Again? |
 //! |---|---|
-//! | nobody to send it to | no |
-//! | it never left this process | yes, elsewhere, at once; it was no attempt |
-//! | the peer says that it did not process it | once, elsewhere, at once, whatever the rpc |
-//! | a code that the table names | elsewhere, after a short wait or the one that the server asked for |
-//! | an attempt of a read takes long (`client.attempt_timeout_ms`) | the same, and the slow one is given up |
+//! | no instance can be called | no |
+//! | the call was not sent | yes, at another instance, at once; it does not count as an attempt |
+//! | the peer says that it did not process the call | once, at another instance, at once, for every rpc |
+//! | a code that the policy names | at another instance, after a short wait or the one that the server asked for |
+//! | an attempt of a read takes long (`client.attempt_timeout_ms`) | at another instance, and the slow attempt is given up |
 //! | anything else | no |
 //!
-//! Every attempt beyond the first of a call costs the service's budget, those too that the peer did not
-//! process: so in a full outage, of whatever kind, attempts stay below 1.2 x calls + 10/s. A slow attempt is
-//! given up only once the next one is granted; refused, it goes on until the deadline.
+//! Every attempt after the first one of a call is taken from the service's budget, also if the peer did not
+//! process the one before. So in an outage of any kind attempts stay below 1.2 x calls + 10/s. A slow attempt is
+//! given up only once the next one is granted; if that is refused, it goes on until the deadline.
 //!
 //! Sources: gRPC proposal A6 (attempts, pushback, `grpc-previous-rpc-attempts`), Finagle (budget).
 
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
@@ -25,22 +24,24 @@ use tokio::time::Instant;
 
 use crate::api::error::Code;
 use crate::backoff::Backoff;
-use crate::client::call::{Call, FAIR, Failure, Outcome, Path, Pushback, Reach, layer};
+use crate::client::call::{
+    Answer, Call, CallLayer, Delivery, Failure, MIN_TIME_TO_ANSWER, Outcome, Pushback,
+};
 use crate::client::policy::budget::Budget;
 use crate::config;
 
 /// Why another attempt is made; a metric label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// It never left this process.
+    /// The one before was not sent.
     NotSent,
-    /// The peer did not process it.
+    /// The peer did not process the one before.
     Unprocessed,
-    /// `Unavailable`.
+    /// The one before ended with `Unavailable`.
     Unavailable,
-    /// `Timeout`, or it was given up.
+    /// The one before ended with `Timeout`, or was given up.
     Timeout,
-    /// The server named a time.
+    /// The server named a time for it.
     Pushback,
 }
 
@@ -62,10 +63,10 @@ impl Reason {
     }
 }
 
-/// Why a failure that could be tried again is not; a metric label.
+/// Why a failed call that may be retried is not; a metric label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// It was the last attempt, or a call above is itself a repeat.
+    /// It has had all its attempts, or it is itself part of a retry by a caller above.
     Attempts,
     /// The budget is used up.
     Budget,
@@ -91,32 +92,32 @@ impl Refusal {
     }
 }
 
-/// What is counted, by reason.
+/// Retries that were granted and refused, by reason.
 #[derive(Clone, Debug)]
-pub struct Meters {
+pub struct RetryMetrics {
     /// `client_retry_granted_total`, in the order of [`Reason::ALL`].
     pub granted: [IntCounter; Reason::ALL.len()],
     /// `client_retry_refused_total`, in the order of [`Refusal::ALL`].
     pub refused: [IntCounter; Refusal::ALL.len()],
 }
 
-/// What a service's calls share.
-pub struct Shared {
+/// Decides about further attempts of the calls to one service.
+pub struct RetryPolicy {
     attempts: u32,
     attempt_timeout: Option<Duration>,
     backoff: Duration,
     budget: Budget,
-    meters: Meters,
-    /// How many instances could be called: with one alone a slow attempt is not given up.
+    metrics: RetryMetrics,
+    /// Returns how many instances can be called: with only one a slow attempt is not given up.
     instances: Box<dyn Fn() -> usize + Send + Sync>,
 }
 
-impl Shared {
-    /// Returns the settings, a full budget, and what asks for the number of instances.
+impl RetryPolicy {
+    /// Returns the policy with a full budget. `instances` returns how many instances can be called.
     #[must_use]
     pub fn new(
         settings: &config::Client,
-        meters: Meters,
+        metrics: RetryMetrics,
         instances: impl Fn() -> usize + Send + Sync + 'static,
     ) -> Self {
         Self {
@@ -124,64 +125,65 @@ impl Shared {
             attempt_timeout: Some(settings.attempt_timeout).filter(|limit| !limit.is_zero()),
             backoff: settings.retry_backoff,
             budget: Budget::new(settings.retry_budget_percent, settings.retry_budget_per_second),
-            meters,
+            metrics,
             instances: Box::new(instances),
         }
     }
 
     /// Returns how long one attempt of a call that begins now may take.
-    fn slice(&self, call: &Call) -> Duration {
-        self.attempt_timeout.unwrap_or_else(|| (call.context.remaining() / 3).max(FAIR))
+    fn attempt_timeout(&self, call: &Call) -> Duration {
+        self.attempt_timeout.unwrap_or_else(|| (call.context.remaining() / 3).max(MIN_TIME_TO_ANSWER))
     }
 }
 
 /// Makes further attempts.
-#[derive(Clone)]
 pub struct Retry<S> {
     inner: S,
-    shared: Arc<Shared>,
+    policy: RetryPolicy,
 }
 
-/// One call's attempts so far.
+/// The attempts of one call so far.
 struct Attempts {
-    /// Those that were sent.
+    /// Attempts that were sent.
     sent: u32,
-    /// Those that went elsewhere before they were sent.
-    kept: u32,
-    /// Those that a handler may have seen.
-    seen: u32,
-    /// Those that a call above this one has made.
-    above: u32,
+    /// Tries that were not sent, which are not attempts.
+    not_sent: u32,
+    /// Attempts that a handler may have executed.
+    executed: u32,
+    /// Attempts that callers above this call have made.
+    inherited: u32,
     backoff: Backoff,
 }
 
-impl<S: Path> Retry<S> {
+impl<S: CallLayer> Retry<S> {
     /// Puts retries before `inner`.
-    pub const fn new(inner: S, shared: Arc<Shared>) -> Self {
-        Self { inner, shared }
+    pub const fn new(inner: S, policy: RetryPolicy) -> Self {
+        Self { inner, policy }
     }
+}
 
-    async fn run(&self, mut call: Call) -> Outcome {
-        self.shared.budget.deposit();
+impl<S: CallLayer> CallLayer for Retry<S> {
+    async fn send(&self, mut call: Call) -> Outcome {
+        self.policy.budget.deposit();
         let deadline = call.context.deadline;
-        let slice = self.shared.slice(&call);
-        let backoff = Backoff::new(self.shared.backoff, self.shared.backoff.saturating_mul(4));
-        let above = call.context.previous_attempts;
-        let mut made = Attempts { sent: 0, kept: 0, seen: 0, above, backoff };
+        let attempt_timeout = self.policy.attempt_timeout(&call);
+        let backoff = Backoff::new(self.policy.backoff, self.policy.backoff.saturating_mul(4));
+        let inherited = call.context.previous_attempts;
+        let mut made = Attempts { sent: 0, not_sent: 0, executed: 0, inherited, backoff };
         loop {
-            call.context.previous_attempts = above.saturating_add(made.sent);
-            call.patience = if call.rpc.policy().attempt_timeout {
-                deadline.min(Instant::now() + slice)
+            call.context.previous_attempts = inherited.saturating_add(made.sent);
+            call.attempt_deadline = if call.rpc.policy().attempt_timeout {
+                deadline.min(Instant::now() + attempt_timeout)
             } else {
                 deadline
             };
             call.picked.store(0, Relaxed);
             let outcome = {
                 let mut attempt = std::pin::pin!(self.inner.send(call.clone()));
-                if call.patience < deadline {
-                    match tokio::time::timeout_at(call.patience, attempt.as_mut()).await {
+                if call.attempt_deadline < deadline {
+                    match tokio::time::timeout_at(call.attempt_deadline, attempt.as_mut()).await {
                         Ok(outcome) => Some(outcome),
-                        Err(_) if self.shared.gives_up(&call, &mut made) => None,
+                        Err(_) if self.policy.give_up(&call, &mut made) => None,
                         Err(_) => Some(attempt.await),
                     }
                 } else {
@@ -193,10 +195,10 @@ impl<S: Path> Retry<S> {
                 continue;
             };
             let failure = match outcome {
-                Ok(answer) => return Ok(crate::client::call::Answer { earlier: made.seen, ..answer }),
+                Ok(answer) => return Ok(Answer { earlier_executions: made.executed, ..answer }),
                 Err(failure) => failure,
             };
-            let Some(wait) = self.shared.judge(&call, &failure, &mut made) else {
+            let Some(wait) = self.policy.judge(&call, &failure, &mut made) else {
                 return Err(failure);
             };
             call.tried.push(call.picked.load(Relaxed));
@@ -206,52 +208,50 @@ impl<S: Path> Retry<S> {
         }
     }
 }
-layer!(Retry<S>);
 
-impl Shared {
-    /// Decides about an attempt that takes long.
-    fn gives_up(&self, call: &Call, made: &mut Attempts) -> bool {
-        // on another instance, or not at all
-        let elsewhere = (self.instances)() > call.tried.len() + 1;
-        if !elsewhere || made.above > 0 || made.sent + 1 >= self.attempts {
+impl RetryPolicy {
+    /// Returns true if a slow attempt is to be given up for another one.
+    fn give_up(&self, call: &Call, made: &mut Attempts) -> bool {
+        let others = (self.instances)() > call.tried.len() + 1;
+        if !others || made.inherited > 0 || made.sent + 1 >= self.attempts {
             return false;
         }
         if !self.withdraw() {
             return false;
         }
         made.sent += 1;
-        made.seen += 1;
+        made.executed += 1;
         self.grant(Reason::Timeout);
         true
     }
 
-    /// Returns how long to wait before the next attempt; `None` if the failure is the caller's to see.
+    /// Returns how long to wait before the next attempt; `None` if there is none and the caller gets the failure.
     fn judge(&self, call: &Call, failure: &Failure, made: &mut Attempts) -> Option<Duration> {
         let policy = call.rpc.policy();
-        if failure.reach == Reach::Kept {
-            // the set of instances is bounded, and so is this
-            made.kept += 1;
-            if made.kept > self.attempts {
+        if failure.delivery == Delivery::NotSent {
+            // at most as often as there may be attempts
+            made.not_sent += 1;
+            if made.not_sent > self.attempts {
                 return None;
             }
             self.grant(Reason::NotSent);
             return Some(Duration::ZERO);
         }
         made.sent += 1;
-        // who sheds a call has not begun it
-        made.seen += u32::from(failure.maybe_processed() && failure.pushback.is_none());
-        let (reason, wait) = match (failure.reach, failure.pushback) {
-            (Reach::Nobody, _) => return None,
-            (Reach::Unprocessed, _) if made.sent == 1 => (Reason::Unprocessed, Duration::ZERO),
+        // a server that sheds a call has not begun it
+        made.executed += u32::from(failure.maybe_processed() && failure.pushback.is_none());
+        let (reason, wait) = match (failure.delivery, failure.pushback) {
+            (Delivery::NoEndpoint, _) => return None,
+            (Delivery::Unprocessed, _) if made.sent == 1 => (Reason::Unprocessed, Duration::ZERO),
             _ if !policy.retries(failure.error.code) => return None,
             (_, Some(Pushback::Never)) => return self.refuse(Refusal::Pushback),
             (_, Some(Pushback::After(wait))) => (Reason::Pushback, wait),
-            // over a limit: only the server knows for how long
+            // over a rate limit: only the server knows when it allows the next call
             _ if failure.error.code == Code::TooManyRequests => return None,
             _ if failure.error.code == Code::Timeout => (Reason::Timeout, made.backoff.next_wait()),
             _ => (Reason::Unavailable, made.backoff.next_wait()),
         };
-        if made.sent >= self.attempts || made.above > 0 && reason != Reason::Unprocessed {
+        if made.sent >= self.attempts || made.inherited > 0 && reason != Reason::Unprocessed {
             return self.refuse(Refusal::Attempts);
         }
         if wait >= call.context.remaining() {
@@ -269,13 +269,13 @@ impl Shared {
     }
 
     fn grant(&self, reason: Reason) {
-        if let Some(counter) = self.meters.granted.get(reason as usize) {
+        if let Some(counter) = self.metrics.granted.get(reason as usize) {
             counter.inc();
         }
     }
 
     fn refuse(&self, refusal: Refusal) -> Option<Duration> {
-        if let Some(counter) = self.meters.refused.get(refusal as usize) {
+        if let Some(counter) = self.metrics.refused.get(refusal as usize) {
             counter.inc();
         }
         None

@@ -1,41 +1,42 @@
 //! Retries on paused time.
 
-use tower::Service as _;
-
 use super::*;
 use crate::api::error::Error;
 use crate::api::rpc::Rpc;
-use crate::client::call::Answer;
-use crate::client::call::testing::{End, call, failure};
+use crate::client::call::testing::{ScriptedEnd, call, failure};
 
 const LIMIT: Duration = Duration::from_secs(3);
 
-fn meters() -> Meters {
+fn metrics() -> RetryMetrics {
     let counter = |n: usize| IntCounter::new(format!("x{n}"), "x").unwrap();
-    Meters { granted: std::array::from_fn(counter), refused: std::array::from_fn(counter) }
+    RetryMetrics { granted: std::array::from_fn(counter), refused: std::array::from_fn(counter) }
 }
 
-fn layer_with(end: &End, instances: usize, change: impl FnOnce(&mut config::Client)) -> (Retry<End>, Meters) {
-    let (mut settings, meters) = (config::Client::default(), meters());
+fn layer_with(
+    end: &ScriptedEnd,
+    instances: usize,
+    change: impl FnOnce(&mut config::Client),
+) -> (Retry<ScriptedEnd>, RetryMetrics) {
+    let (mut settings, metrics) = (config::Client::default(), metrics());
     change(&mut settings);
-    let shared = Shared::new(&settings, meters.clone(), move || instances);
-    (Retry::new(end.clone(), Arc::new(shared)), meters)
+    let policy = RetryPolicy::new(&settings, metrics.clone(), move || instances);
+    (Retry::new(end.clone(), policy), metrics)
 }
 
-fn layer(end: &End) -> (Retry<End>, Meters) {
+fn layer(end: &ScriptedEnd) -> (Retry<ScriptedEnd>, RetryMetrics) {
     layer_with(end, 3, |_| {})
 }
 
-/// An end whose first calls fail as told and the others succeed.
-fn failing(failures: Vec<Failure>) -> End {
-    End::new(move |n, _| {
+/// An end whose first calls fail with these failures, and all others succeed.
+fn failing(failures: Vec<Failure>) -> ScriptedEnd {
+    ScriptedEnd::new(move |n, _| {
         let outcome = failures.get(n).cloned().map_or_else(|| Ok(Answer::default()), Err);
         async move { outcome }
     })
 }
 
-fn reached(reach: Reach) -> Failure {
-    Failure::new(reach, Error::unavailable("scripted"))
+fn undelivered(delivery: Delivery) -> Failure {
+    Failure::new(delivery, Error::unavailable("scripted"))
 }
 
 fn pushed(code: Code, pushback: Pushback) -> Failure {
@@ -43,7 +44,7 @@ fn pushed(code: Code, pushback: Pushback) -> Failure {
 }
 
 #[tokio::test(start_paused = true)]
-async fn each_failure_is_repeated_as_the_table_says() {
+async fn each_failure_is_retried_as_the_table_says() {
     const READ: Rpc = Rpc::GetFeeds;
     const WRITE: Rpc = Rpc::CreateFeed;
     let after = |ms| Pushback::After(Duration::from_millis(ms));
@@ -58,78 +59,82 @@ async fn each_failure_is_repeated_as_the_table_says() {
         (READ, pushed(Code::Unavailable, after(5)), 3),
         (READ, pushed(Code::Unavailable, Pushback::Never), 1),
         (READ, pushed(Code::Internal, after(5)), 1),
-        (READ, reached(Reach::Unknown), 3),
-        (READ, reached(Reach::Nobody), 1),
+        (READ, undelivered(Delivery::Unknown), 3),
+        (READ, undelivered(Delivery::NoEndpoint), 1),
         (WRITE, failure(Code::Unavailable), 3),
         (WRITE, failure(Code::Timeout), 1),
-        (WRITE, reached(Reach::Unknown), 3),
-        (WRITE, reached(Reach::Unprocessed), 3),
+        (WRITE, undelivered(Delivery::Unknown), 3),
+        (WRITE, undelivered(Delivery::Unprocessed), 3),
     ] {
         let end = failing(vec![failure.clone(); 9]);
-        layer(&end).0.call(call(rpc, LIMIT)).await.unwrap_err();
+        layer(&end).0.send(call(rpc, LIMIT)).await.unwrap_err();
         assert_eq!(end.calls(), attempts, "{} {failure:?}", rpc.method());
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_answer_tells_how_many_attempts_may_have_had_an_effect() {
-    for (failures, earlier) in [
+async fn an_answer_tells_how_many_attempts_may_have_been_executed() {
+    for (failures, executions) in [
         (vec![], 0),
-        (vec![reached(Reach::Kept)], 0),
-        (vec![reached(Reach::Unprocessed)], 0),
-        (vec![reached(Reach::Unknown)], 1),
-        (vec![failure(Code::Unavailable), reached(Reach::Unknown)], 2),
+        (vec![undelivered(Delivery::NotSent)], 0),
+        (vec![undelivered(Delivery::Unprocessed)], 0),
+        (vec![undelivered(Delivery::Unknown)], 1),
+        (vec![failure(Code::Unavailable), undelivered(Delivery::Unknown)], 2),
     ] {
         let end = failing(failures);
-        let answer = layer(&end).0.call(call(Rpc::DeleteFeed, LIMIT)).await.unwrap();
-        assert_eq!(answer.earlier, earlier);
+        let answer = layer(&end).0.send(call(Rpc::DeleteFeed, LIMIT)).await.unwrap();
+        assert_eq!(answer.earlier_executions, executions);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn what_never_left_is_free_but_bounded() {
-    let end = failing(vec![reached(Reach::Kept); 99]);
-    let (mut layer, meters) = layer_with(&end, 3, |settings| settings.retry_budget_per_second = 0);
-    layer.call(call(Rpc::CreateFeed, LIMIT)).await.unwrap_err();
-    assert_eq!((end.calls(), meters.refused[Refusal::Budget as usize].get()), (4, 0));
+async fn what_was_not_sent_costs_no_budget_but_is_bounded() {
+    let end = failing(vec![undelivered(Delivery::NotSent); 99]);
+    let (layer, metrics) = layer_with(&end, 3, |settings| settings.retry_budget_per_second = 0);
+    layer.send(call(Rpc::CreateFeed, LIMIT)).await.unwrap_err();
+    assert_eq!((end.calls(), metrics.refused[Refusal::Budget as usize].get()), (4, 0));
 }
 
 #[tokio::test(start_paused = true)]
-async fn attempts_avoid_what_was_tried_and_say_how_many_there_were() {
-    let end = End::new(|n, call| async move {
+async fn attempts_know_which_instances_were_tried_and_how_many_attempts_were_made() {
+    let end = ScriptedEnd::new(|n, call| async move {
         assert_eq!(call.context.previous_attempts as usize, n);
         assert_eq!(call.tried, (1..=n as u64).collect::<Vec<_>>());
         call.picked.store(n as u64 + 1, Relaxed);
         Err(failure(Code::Unavailable))
     });
-    layer(&end).0.call(call(Rpc::GetFeeds, LIMIT)).await.unwrap_err();
+    layer(&end).0.send(call(Rpc::GetFeeds, LIMIT)).await.unwrap_err();
     assert_eq!(end.calls(), 3);
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_repeated_call_is_not_repeated_further_down() {
-    for (failure, attempts) in
-        [(failure(Code::Unavailable), 1), (reached(Reach::Kept), 4), (reached(Reach::Unprocessed), 2)]
-    {
+async fn a_retry_of_a_caller_above_is_not_retried_again() {
+    for (failure, attempts) in [
+        (failure(Code::Unavailable), 1),
+        (undelivered(Delivery::NotSent), 4),
+        (undelivered(Delivery::Unprocessed), 2),
+    ] {
         let end = failing(vec![failure; 9]);
         let mut call = call(Rpc::GetFeeds, LIMIT);
         call.context.previous_attempts = 1;
-        layer(&end).0.call(call).await.unwrap_err();
+        layer(&end).0.send(call).await.unwrap_err();
         assert_eq!(end.calls(), attempts);
     }
 }
 
-/// F7: over 10 s at most a fifth of the calls and 10/s.
+/// F7: over 10 s retries are at most a fifth of the calls plus 10/s.
 #[tokio::test(start_paused = true)]
 async fn in_a_full_outage_the_budget_bounds_the_attempts() {
-    for failure in [failure(Code::Unavailable), reached(Reach::Unprocessed), reached(Reach::Unknown)] {
+    for failure in
+        [failure(Code::Unavailable), undelivered(Delivery::Unprocessed), undelivered(Delivery::Unknown)]
+    {
         let end = failing(vec![failure; 1_000_000]);
-        // no time passes but between the seconds
-        let (layer, meters) = layer_with(&end, 3, |settings| settings.retry_backoff = Duration::ZERO);
+        // time passes only between the seconds
+        let (layer, metrics) = layer_with(&end, 3, |settings| settings.retry_backoff = Duration::ZERO);
         let mut last = 0;
         for second in 1..=30 {
             for _ in 0..200 {
-                let _ = layer.clone().call(call(Rpc::GetFeeds, LIMIT)).await;
+                let _ = layer.send(call(Rpc::GetFeeds, LIMIT)).await;
             }
             if second % 10 == 0 {
                 let attempts = end.calls() - last;
@@ -139,7 +144,7 @@ async fn in_a_full_outage_the_budget_bounds_the_attempts() {
             }
             tokio::time::advance(Duration::from_secs(1)).await;
         }
-        assert!(meters.refused[Refusal::Budget as usize].get() > 1000);
+        assert!(metrics.refused[Refusal::Budget as usize].get() > 1000);
     }
 }
 
@@ -147,29 +152,33 @@ async fn in_a_full_outage_the_budget_bounds_the_attempts() {
 async fn waits_are_short_jittered_and_the_servers_if_it_has_one() {
     let waited = |failures: Vec<Failure>| async move {
         let begun = Instant::now();
-        layer(&failing(failures)).0.call(call(Rpc::GetFeeds, LIMIT)).await.unwrap();
+        layer(&failing(failures)).0.send(call(Rpc::GetFeeds, LIMIT)).await.unwrap();
         begun.elapsed().as_millis()
     };
     assert!((5..=12).contains(&waited(vec![failure(Code::Unavailable)]).await));
     assert!((15..=33).contains(&waited(vec![failure(Code::Unavailable); 2]).await));
     let pushback = pushed(Code::Unavailable, Pushback::After(Duration::from_millis(700)));
     assert!((700..=702).contains(&waited(vec![pushback]).await));
-    assert_eq!(waited(vec![reached(Reach::Unprocessed)]).await, 0);
+    assert_eq!(waited(vec![undelivered(Delivery::Unprocessed)]).await, 0);
 }
 
 #[tokio::test(start_paused = true)]
 async fn no_attempt_begins_after_the_deadline() {
     let end = failing(vec![pushed(Code::Unavailable, Pushback::After(LIMIT)); 9]);
-    let (mut layer, meters) = layer(&end);
+    let (layer, metrics) = layer(&end);
     let begun = Instant::now();
-    layer.call(call(Rpc::GetFeeds, LIMIT)).await.unwrap_err();
-    assert_eq!((end.calls(), begun.elapsed()), (1, Duration::ZERO), "it does not wait in vain");
-    assert_eq!(meters.refused[Refusal::Deadline as usize].get(), 1);
+    layer.send(call(Rpc::GetFeeds, LIMIT)).await.unwrap_err();
+    assert_eq!(
+        (end.calls(), begun.elapsed()),
+        (1, Duration::ZERO),
+        "it does not wait for an attempt that cannot follow"
+    );
+    assert_eq!(metrics.refused[Refusal::Deadline as usize].get(), 1);
 }
 
 /// An end that answers its n-th call after so many ms.
-fn slow(times: &'static [u64]) -> End {
-    End::new(move |n, _| async move {
+fn slow(times: &'static [u64]) -> ScriptedEnd {
+    ScriptedEnd::new(move |n, _| async move {
         tokio::time::sleep(Duration::from_millis(times[n])).await;
         Ok(Answer::default())
     })
@@ -179,27 +188,27 @@ fn slow(times: &'static [u64]) -> End {
 async fn a_slow_attempt_of_a_read_is_given_up_for_another() {
     let took = |rpc, instances, times| async move {
         let (end, begun) = (slow(times), Instant::now());
-        let answer = layer_with(&end, instances, |_| {}).0.call(call(rpc, LIMIT)).await.unwrap();
-        (end.calls(), answer.earlier, begun.elapsed().as_millis() / 10)
+        let answer = layer_with(&end, instances, |_| {}).0.send(call(rpc, LIMIT)).await.unwrap();
+        (end.calls(), answer.earlier_executions, begun.elapsed().as_millis() / 10)
     };
     // a third of 3 s
     assert_eq!(took(Rpc::GetFeeds, 3, &[5000, 20]).await, (2, 1, 102));
     assert_eq!(took(Rpc::GetFeeds, 3, &[5000, 5000, 20]).await, (3, 2, 202));
-    // with nobody else, and for a write, it is waited for
+    // without another instance, and for a write, it is waited for
     assert_eq!(took(Rpc::GetFeeds, 1, &[2500]).await, (1, 0, 250));
     assert_eq!(took(Rpc::CreateFeed, 3, &[2500]).await, (1, 0, 250));
     // at least 100 ms
     let end = slow(&[90]);
-    layer(&end).0.call(call(Rpc::GetFeeds, Duration::from_millis(150))).await.unwrap();
+    layer(&end).0.send(call(Rpc::GetFeeds, Duration::from_millis(150))).await.unwrap();
     assert_eq!(end.calls(), 1);
 }
 
 #[tokio::test(start_paused = true)]
 async fn without_budget_a_slow_attempt_goes_on() {
     let end = slow(&[2500]);
-    let (mut layer, meters) = layer_with(&end, 3, |settings| settings.retry_budget_per_second = 0);
+    let (layer, metrics) = layer_with(&end, 3, |settings| settings.retry_budget_per_second = 0);
     let begun = Instant::now();
-    layer.call(call(Rpc::GetFeeds, LIMIT)).await.unwrap();
+    layer.send(call(Rpc::GetFeeds, LIMIT)).await.unwrap();
     assert_eq!((end.calls(), begun.elapsed().as_millis() / 10), (1, 250));
-    assert_eq!(meters.refused[Refusal::Budget as usize].get(), 1);
+    assert_eq!(metrics.refused[Refusal::Budget as usize].get(), 1);
 }

@@ -1,78 +1,137 @@
-//! Opens one HTTP/2 connection, and hears the peer's first word on it.
+//! Opens HTTP/2 connections over the byte streams of a [`Connector`]. It sends nothing on them.
+
+use std::io;
+use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
 use http::HeaderValue;
 use http_body_util::Full;
 use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
-use tokio::task::JoinHandle;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::api::error::chain;
-use crate::client::transport::health::{self, Greeting};
 use crate::config;
 
-/// Calls that were given up and whose late answers are still recognised, per connection. h2 remembers 50
-/// by default and, after 1024 answers to calls that it forgot, ends the connection for everyone on it.
+/// Calls that were given up and whose late answers are still recognised, per connection. By default h2
+/// remembers 50 and, after 1024 answers to calls that it has forgotten, ends the connection and with it every
+/// other call on it.
 const MAX_RESETS: usize = 10_000;
-/// HTTP/2 windows: a largest answer fits without a round trip.
+/// HTTP/2 windows, bytes: the largest answer fits without a round trip.
 const WINDOW: u32 = 4 * 1024 * 1024;
 
-/// A connection on which the peer has answered.
-pub struct Opened {
+/// Sends requests on one connection. Cheap to clone.
+pub type RequestSender = SendRequest<Full<Bytes>>;
+
+/// Opens byte streams to instances. Production uses [`Tcp`]; tests may connect without a network.
+pub trait Connect: Send + Sync + 'static {
+    /// The byte stream.
+    type Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static;
+
+    /// Opens a stream to an address, `10.0.0.1:9001`.
+    fn connect(&self, addr: &str) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+}
+
+/// Connects by TCP, with TCP_NODELAY: without it small requests wait 40 ms for an acknowledgement.
+#[derive(Clone, Copy, Debug)]
+pub struct Tcp;
+
+impl Connect for Tcp {
+    type Stream = TcpStream;
+
+    async fn connect(&self, addr: &str) -> io::Result<TcpStream> {
+        let stream = TcpStream::connect(addr).await?;
+        stream.set_nodelay(true)?;
+        Ok(stream)
+    }
+}
+
+/// A [`Connect`] of any kind. Cheap to clone.
+#[derive(Clone)]
+pub struct Connector(Arc<dyn OpenHttp2>);
+
+impl Default for Connector {
+    /// Returns the connector of production, [`Tcp`].
+    fn default() -> Self {
+        Self::new(Tcp)
+    }
+}
+
+impl Connector {
+    /// Returns a connector that opens its streams by `connect`.
+    #[must_use]
+    pub fn new(connect: impl Connect) -> Self {
+        Self(Arc::new(connect))
+    }
+}
+
+/// Hides the type of the streams. Only opening a connection goes through the trait object: the task that
+/// drives the connection is of the stream's own type, so that no read or write is a dynamic call.
+trait OpenHttp2: Send + Sync {
+    fn open<'a>(
+        &'a self,
+        addr: &'a str,
+        settings: &'a config::Client,
+    ) -> BoxFuture<'a, Result<Http2Connection, String>>;
+}
+
+impl<C: Connect> OpenHttp2 for C {
+    fn open<'a>(
+        &'a self,
+        addr: &'a str,
+        settings: &'a config::Client,
+    ) -> BoxFuture<'a, Result<Http2Connection, String>> {
+        async move {
+            let stream = self.connect(addr).await.map_err(|e| chain(&e))?;
+            let handshake = Builder::new(TokioExecutor::new())
+                .timer(TokioTimer::new())
+                .keep_alive_interval(settings.keepalive)
+                .keep_alive_timeout(settings.keepalive_timeout)
+                .max_concurrent_reset_streams(MAX_RESETS)
+                .max_local_error_reset_streams(None)
+                .initial_connection_window_size(WINDOW)
+                .initial_stream_window_size(WINDOW)
+                .handshake(TokioIo::new(stream));
+            let (sender, connection) = handshake.await.map_err(|e| chain(&e))?;
+            Ok(Http2Connection { sender, driver: AbortOnDropHandle::new(tokio::spawn(connection)) })
+        }
+        .boxed()
+    }
+}
+
+/// An open HTTP/2 connection. The peer may not have sent anything on it yet.
+pub struct Http2Connection {
     /// Sends requests on it.
-    pub sender: SendRequest<Full<Bytes>>,
-    /// Ends with it. A task of its own drives it, so that calls in flight finish whoever lets go of it.
-    pub ended: JoinHandle<hyper::Result<()>>,
-    /// The peer's first word.
-    pub greeting: Greeting,
+    pub sender: RequestSender,
+    /// The task that drives the connection, and ends with it.
+    pub driver: AbortOnDropHandle<hyper::Result<()>>,
 }
 
-/// Opens a connection and asks for the peer's health, both within the time limit of the settings.
-pub async fn open(addr: &str, identity: &HeaderValue, settings: &config::Client) -> Result<Opened, String> {
-    let limit = settings.connect_timeout;
-    let open = async {
-        let (sender, connection) = connect(addr, settings).await?;
-        let driver = AbortOnDropHandle::new(tokio::spawn(connection));
-        let greeting = health::greet(sender.clone(), addr, identity).await?;
-        Ok(Opened { sender, ended: driver.detach(), greeting })
-    };
-    let opened = tokio::time::timeout(limit, open).await;
-    opened.unwrap_or_else(|_| Err(format!("connected, but not a word within {limit:?}")))
+/// How the connections to the instances of one service are opened.
+#[derive(Clone)]
+pub struct Dialer {
+    /// Opens the byte streams.
+    pub connector: Connector,
+    /// Time limits and keepalive.
+    pub settings: Arc<config::Client>,
+    /// Which service an instance must be, `<key prefix><service>`.
+    pub identity: HeaderValue,
 }
 
-/// Drives a connection; ends with it.
-pub type Connecting = hyper::client::conn::http2::Connection<TokioIo<TcpStream>, Full<Bytes>, TokioExecutor>;
-
-/// Opens one HTTP/2 connection, within the time limit of the settings.
-pub async fn connect(
-    addr: &str,
-    settings: &config::Client,
-) -> Result<(SendRequest<Full<Bytes>>, Connecting), String> {
-    let open = async {
-        let stream = dial(addr).await.map_err(|e| chain(&e))?;
-        let handshake = Builder::new(TokioExecutor::new())
-            .timer(TokioTimer::new())
-            .keep_alive_interval(settings.keepalive)
-            .keep_alive_timeout(settings.keepalive_timeout)
-            .max_concurrent_reset_streams(MAX_RESETS)
-            .max_local_error_reset_streams(None)
-            .initial_connection_window_size(WINDOW)
-            .initial_stream_window_size(WINDOW)
-            .handshake(TokioIo::new(stream));
-        handshake.await.map_err(|e| chain(&e))
-    };
-    let limit = settings.connect_timeout;
-    let opened = tokio::time::timeout(limit, open).await;
-    opened.unwrap_or_else(|_| Err(format!("no connection within {limit:?}")))
-}
-
-/// Opens a TCP connection with TCP_NODELAY: without it small requests wait 40 ms for an ack.
-async fn dial(addr: &str) -> std::io::Result<TcpStream> {
-    let stream = TcpStream::connect(addr).await?;
-    stream.set_nodelay(true)?;
-    Ok(stream)
+impl Dialer {
+    /// Opens one HTTP/2 connection, within `client.connect_timeout_ms`.
+    ///
+    /// # Errors
+    /// Why there is no connection, for operators.
+    pub async fn connect(&self, addr: &str) -> Result<Http2Connection, String> {
+        let limit = self.settings.connect_timeout;
+        let opened = tokio::time::timeout(limit, self.connector.0.open(addr, &self.settings)).await;
+        opened.unwrap_or_else(|_| Err(format!("no connection within {limit:?}")))
+    }
 }
 
 #[cfg(test)]
@@ -80,9 +139,9 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn dialled_connections_have_nodelay() {
+    async fn tcp_connections_have_nodelay() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let stream = dial(&listener.local_addr().unwrap().to_string()).await.unwrap();
+        let stream = Tcp.connect(&listener.local_addr().unwrap().to_string()).await.unwrap();
         assert!(stream.nodelay().unwrap());
     }
 }

@@ -1,118 +1,101 @@
-//! What an instance says of itself (grpc.health.v1): followed on every connection, so that a drain is
-//! seen even while the registry is away; and asked once of an instance that the registry has lost.
+//! Opens connections on which the peer has answered, and follows what it says of its health
+//! (grpc.health.v1) on each of them, so that callers see a drain even while the registry is away.
 
 use std::convert::Infallible;
-use std::sync::Arc;
 use std::time::Duration;
 
-use bytes::{Buf as _, Bytes, BytesMut};
-use futures_util::FutureExt as _;
+use bytes::{Bytes, BytesMut};
 use http::{HeaderValue, Response};
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
-use hyper::client::conn::http2::SendRequest;
 use prost::Message as _;
+use tokio::task::JoinHandle;
 use tonic::Status;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
 use crate::api::error::chain;
 use crate::api::headers::{INSTANCE, WRONG_SERVICE};
+use crate::api::rpc::Rpc;
 use crate::backoff::Backoff;
-use crate::client::transport::connection::connect;
-use crate::client::transport::exchange;
-use crate::client::transport::outcome::{self, Ended};
-use crate::client::transport::pool::Shared;
-use crate::config;
-use crate::registry::Probe;
+use crate::client::transport::connection::{Dialer, RequestSender};
+use crate::client::transport::{outcome, wire};
 
-/// Time for a word on a connection that is in doubt. A peer that is busy answers this late, too; a new
-/// connection to it costs little.
-const ANSWER: Duration = Duration::from_millis(500);
+/// Time for an answer on a connection that is suspected to be dead. A peer that is overloaded may need longer;
+/// a new connection to it costs little.
+const CHECK_TIMEOUT: Duration = Duration::from_millis(500);
+/// The first and the longest wait before a health stream that ended is opened again.
+const WATCH_BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 
-const CHECK: &str = "/grpc.health.v1.Health/Check";
-const WATCH: &str = "/grpc.health.v1.Health/Watch";
-/// Largest health message, bytes; a real one has two.
-const MAX_MESSAGE: usize = 1024;
-
-/// Returns a probe: one connection, one health check. An instance that knows no health service (another
-/// implementation) serves as long as it answers.
-pub fn probe(settings: config::Client, prefix: String) -> Probe {
-    let settings = Arc::new(settings);
-    Arc::new(move |instance| {
-        let (settings, prefix) = (settings.clone(), prefix.clone());
-        async move {
-            let identity = identity(&prefix, &instance.service);
-            let (mut sender, connection) = connect(&instance.addr, &settings).await?;
-            let request = exchange::request(&instance.addr, &identity, CHECK, whole_server()?)?;
-            let exchange = async {
-                let response = sender.send_request(request).await.map_err(|e| chain(&e))?;
-                match exchange::read(response).await {
-                    Ended::Answered(answer) => {
-                        serving(&answer.message).then_some(()).ok_or("it does not serve".to_owned())
-                    }
-                    Ended::Said(status) if status.code() == tonic::Code::Unimplemented => Ok(()),
-                    ended => Err(ended.to_string()),
-                }
-            };
-            tokio::select! {
-                result = exchange => result,
-                _ = connection => Err("the connection ended".to_owned()),
-            }
-        }
-        .boxed()
-    })
+/// A connection on which the peer has answered.
+pub struct WatchedConnection {
+    /// Sends requests on it.
+    pub sender: RequestSender,
+    /// Ends with the connection. Its task is detached: calls in flight finish even after the pool has dropped
+    /// the connection.
+    pub ended: JoinHandle<hyper::Result<()>>,
+    /// The peer's answer to the health watch.
+    pub watch: HealthWatch,
 }
 
-/// Returns whether anything comes back on a connection within half a second.
-pub async fn answers(mut sender: SendRequest<Full<Bytes>>, addr: &str, identity: &HeaderValue) -> bool {
-    let Ok(request) = whole_server().and_then(|asked| exchange::request(addr, identity, CHECK, asked)) else {
-        return true; // our own fault
+/// Opens a connection and asks for the peer's health, both within `client.connect_timeout_ms`.
+///
+/// # Errors
+/// Why there is no connection, for operators.
+pub async fn open(addr: &str, dialer: &Dialer) -> Result<WatchedConnection, String> {
+    let limit = dialer.settings.connect_timeout;
+    let open = async {
+        let connection = dialer.connect(addr).await?;
+        let watch = watch(connection.sender.clone(), addr, &dialer.identity).await?;
+        Ok(WatchedConnection { sender: connection.sender, ended: connection.driver.detach(), watch })
     };
-    match tokio::time::timeout(ANSWER, sender.send_request(request)).await {
+    let opened = tokio::time::timeout(limit, open).await;
+    opened.unwrap_or_else(|_| Err(format!("connected, but no answer within {limit:?}")))
+}
+
+/// Returns whether the peer answers a health check on a connection within half a second.
+pub async fn answers(mut sender: RequestSender, addr: &str, identity: &HeaderValue) -> bool {
+    let path = Rpc::HealthCheck.path();
+    let Ok(request) = whole_server().and_then(|asked| wire::request(addr, identity, path, asked)) else {
+        return true; // not the peer's fault
+    };
+    match tokio::time::timeout(CHECK_TIMEOUT, sender.send_request(request)).await {
         Ok(Ok(_)) => true,
-        Ok(Err(error)) => outcome::is_reset(&error), // a refusal is a word, too
+        Ok(Err(error)) => outcome::is_reset(&error), // a refused stream is an answer, too
         Err(_) => false,
     }
 }
 
-/// Returns what a call to a service carries to say whom it means.
-pub fn identity(prefix: &str, service: &str) -> HeaderValue {
-    let text = format!("{prefix}{service}");
-    // a prefix that no header can carry is as good as none, at both ends
-    HeaderValue::from_str(&text).unwrap_or(HeaderValue::from_static("?"))
-}
-
-/// The peer's first word on a connection: its answer to a health watch.
-pub enum Greeting {
-    /// It tells its health on this stream.
-    Watch(Response<Incoming>),
-    /// It answered, but does not tell its health.
-    Silent {
-        /// Its id, if it gave one.
+/// The peer's answer to a health watch.
+pub enum HealthWatch {
+    /// It reports its health on this stream.
+    Stream(Response<Incoming>),
+    /// It answered, but does not report its health.
+    Refused {
+        /// Its instance id, if it sent one.
         instance: Option<String>,
-        /// True if it may tell later: it refused the stream for now.
-        later: bool,
+        /// True if it may report later: it refused the stream for now.
+        retry: bool,
     },
-    /// It is another service, which one.
+    /// It is another service, and which one.
     WrongService(HeaderValue),
 }
 
-impl Greeting {
+impl HealthWatch {
     /// Returns the id of the instance that answers.
     pub fn instance(&self) -> Option<String> {
         match self {
-            Self::Watch(response) => id_of(response),
-            Self::Silent { instance, .. } => instance.clone(),
+            Self::Stream(response) => id_of(response),
+            Self::Refused { instance, .. } => instance.clone(),
             Self::WrongService(_) => None,
         }
     }
 
-    /// Returns which other service answers here.
+    /// Returns which other service answers.
     pub const fn wrong_service(&self) -> Option<&HeaderValue> {
         match self {
             Self::WrongService(found) => Some(found),
-            Self::Watch(_) | Self::Silent { .. } => None,
+            Self::Stream(_) | Self::Refused { .. } => None,
         }
     }
 }
@@ -121,69 +104,63 @@ fn id_of(response: &Response<Incoming>) -> Option<String> {
     response.headers().get(INSTANCE)?.to_str().ok().map(str::to_owned)
 }
 
-/// Asks to be told the peer's health, and waits for its first word. Any word will do: a peer that refuses the
+/// Asks the peer to report its health, and waits for its answer. Any answer will do: a peer that refuses the
 /// stream is there.
-///
-/// # Errors
-/// When the connection broke.
-pub async fn greet(
-    mut sender: SendRequest<Full<Bytes>>,
-    addr: &str,
-    identity: &HeaderValue,
-) -> Result<Greeting, String> {
-    let request = exchange::request(addr, identity, WATCH, whole_server()?)?;
+async fn watch(mut sender: RequestSender, addr: &str, identity: &HeaderValue) -> Result<HealthWatch, String> {
+    let request = wire::request(addr, identity, Rpc::HealthWatch.path(), whole_server()?)?;
     let response = match sender.send_request(request).await {
         Ok(response) => response,
         Err(error) if outcome::is_reset(&error) => {
-            return Ok(Greeting::Silent { instance: None, later: true });
+            return Ok(HealthWatch::Refused { instance: None, retry: true });
         }
         Err(error) => return Err(chain(&error)),
     };
     if let Some(other) = response.headers().get(WRONG_SERVICE) {
-        return Ok(Greeting::WrongService(other.clone()));
+        return Ok(HealthWatch::WrongService(other.clone()));
     }
     if let Some(refusal) = Status::from_header_map(response.headers()) {
-        // without a word: it knows no health service, or has no room for one more who follows it
-        let later = refusal.code() != tonic::Code::Unimplemented;
-        return Ok(Greeting::Silent { instance: id_of(&response), later });
+        // it has no health service, or as many watchers as it may have
+        let retry = refusal.code() != tonic::Code::Unimplemented;
+        return Ok(HealthWatch::Refused { instance: id_of(&response), retry });
     }
-    Ok(Greeting::Watch(response))
+    Ok(HealthWatch::Stream(response))
 }
 
-/// Follows the health of the instance at the other end of a connection, as long as that lasts; a stream
-/// that ends is asked for again.
+/// Follows the health of the instance at the other end of a connection: calls `report` with true whenever it
+/// says that it serves, with false whenever it says that it does not. Opens a stream that ends again.
 ///
 /// *Cancellation*: the stream is reset.
-pub(in crate::client) async fn follow(
-    mut greeting: Greeting,
-    sender: SendRequest<Full<Bytes>>,
-    shared: &Shared,
-    slot: usize,
+pub async fn follow(
+    mut watch: HealthWatch,
+    sender: RequestSender,
+    addr: &str,
+    identity: &HeaderValue,
+    report: impl Fn(bool),
 ) -> Infallible {
-    let addr = &shared.addr;
-    let mut backoff = Backoff::new(Duration::from_millis(100), Duration::from_secs(10));
+    let mut backoff = Backoff::new(WATCH_BACKOFF.0, WATCH_BACKOFF.1);
     loop {
-        match greeting {
-            Greeting::Watch(response) => match read(response, shared, slot).await {
+        match watch {
+            HealthWatch::Stream(response) => match read(response, &report).await {
                 Ok(()) => backoff.reset(),
-                Err(reason) => tracing::debug!(addr, reason, "health is not followed"),
+                Err(reason) => tracing::debug!(addr, reason, "health stream failed"),
             },
-            Greeting::Silent { later: true, .. } => {}
-            // no use asking again
-            Greeting::Silent { .. } | Greeting::WrongService(_) => return std::future::pending().await,
+            HealthWatch::Refused { retry: true, .. } => {}
+            HealthWatch::Refused { .. } | HealthWatch::WrongService(_) => {
+                return std::future::pending().await;
+            }
         }
-        greeting = loop {
+        watch = loop {
             tokio::time::sleep(backoff.next_wait()).await;
-            match greet(sender.clone(), addr, &shared.identity).await {
-                Ok(greeting) => break greeting,
-                Err(reason) => tracing::debug!(addr, reason, "health is not followed"),
+            match self::watch(sender.clone(), addr, identity).await {
+                Ok(watch) => break watch,
+                Err(reason) => tracing::debug!(addr, reason, "health stream failed"),
             }
         };
     }
 }
 
 /// Reads one stream to its end.
-async fn read(response: Response<Incoming>, shared: &Shared, slot: usize) -> Result<(), String> {
+async fn read(response: Response<Incoming>, report: &impl Fn(bool)) -> Result<(), String> {
     let mut body = response.into_body();
     let mut buffer = BytesMut::new();
     while let Some(frame) = body.frame().await {
@@ -191,38 +168,25 @@ async fn read(response: Response<Incoming>, shared: &Shared, slot: usize) -> Res
             continue; // trailers
         };
         buffer.extend_from_slice(&data);
-        while let Some(message) = next_message(&mut buffer)? {
-            shared.health(slot, serving(&message));
+        while let Some(message) = wire::next_message(&mut buffer)? {
+            report(is_serving(&message));
         }
     }
     Ok(())
 }
 
-/// Takes one message off the front of a stream's bytes; `None` if it has not all come yet.
-fn next_message(buffer: &mut BytesMut) -> Result<Option<Bytes>, String> {
-    let Some(prefix) = buffer.first_chunk::<5>() else {
-        return Ok(None);
-    };
-    let [compressed, length @ ..] = *prefix;
-    let length = usize::try_from(u32::from_be_bytes(length)).map_err(|e| e.to_string())?;
-    if compressed != 0 || length > MAX_MESSAGE {
-        return Err("a garbled health message".to_owned());
-    }
-    if buffer.len() < prefix.len() + length {
-        return Ok(None);
-    }
-    buffer.advance(5);
-    Ok(Some(buffer.split_to(length).freeze()))
-}
-
-fn serving(message: &Bytes) -> bool {
+/// Returns true if an encoded health answer says that the server serves.
+pub fn is_serving(message: &Bytes) -> bool {
     let answer = HealthCheckResponse::decode(message.clone());
     answer.is_ok_and(|answer| answer.status() == ServingStatus::Serving)
 }
 
-/// Asks for the health of the whole server, which every server knows.
-fn whole_server() -> Result<Bytes, String> {
-    exchange::frame(&HealthCheckRequest { service: String::new() }).map_err(|e| e.to_string())
+/// Returns the framed request for the health of the whole server, which every health service knows.
+///
+/// # Errors
+/// Never in practice: the message is a few bytes long.
+pub fn whole_server() -> Result<Bytes, String> {
+    wire::frame(&HealthCheckRequest { service: String::new() }).map_err(|e| e.to_string())
 }
 
 #[cfg(test)]
@@ -230,20 +194,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn messages_are_taken_off_as_they_come() {
-        let mut buffer = BytesMut::new();
-        let whole = exchange::frame(&HealthCheckResponse { status: 1 }).unwrap();
-        for byte in &whole[..whole.len() - 1] {
-            buffer.extend_from_slice(&[*byte]);
-            assert_eq!(next_message(&mut buffer).unwrap(), None);
+    fn only_serving_serves() {
+        for (status, serves) in [(0, false), (1, true), (2, false), (3, false), (99, false)] {
+            let message = HealthCheckResponse { status }.encode_to_vec();
+            assert_eq!(is_serving(&message.into()), serves, "{status}");
         }
-        buffer.extend_from_slice(&whole[whole.len() - 1..]);
-        buffer.extend_from_slice(&whole);
-        for _ in 0..2 {
-            assert!(serving(&next_message(&mut buffer).unwrap().unwrap()));
-        }
-        assert_eq!(next_message(&mut buffer).unwrap(), None);
-        buffer.extend_from_slice(&[0, 255, 0, 0, 0]);
-        next_message(&mut buffer).unwrap_err();
+        assert!(!is_serving(&Bytes::from_static(b"\xff")));
     }
 }

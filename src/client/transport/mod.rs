@@ -1,7 +1,13 @@
-//! One attempt at one instance: the connections to it, and the exchange on one of them.
+//! One attempt at one instance, in call order, each importing only modules after it: [`exchange`] sends a call
+//! over a connection of the [`pool`], which opens its connections by [`health`] (the peer must answer a health
+//! watch) and [`connection`] (HTTP/2 over a stream of a connector). [`wire`] is the gRPC format, and [`outcome`]
+//! decides what the end of an exchange means.
 
 pub mod connection;
 pub mod exchange;
 pub mod health;
 pub mod outcome;
 pub mod pool;
+pub mod probe;
+pub mod state;
+pub mod wire;

@@ -1,10 +1,10 @@
-//! How one exchange ended, folded into an [`Outcome`]: the one place that decides what an ended exchange
-//! means. Retry, breaker, balancer and metrics see only what comes out of here.
+//! The one place that decides what the end of an exchange means: it folds an [`ExchangeEnd`] into an
+//! [`Outcome`]. Retry, breaker, balancer and metrics see only the outcome.
 //!
-//! Only a `grpc-status` that the peer sent counts as the peer's word. Whatever ends an exchange without one
-//! (no connection, reset, GOAWAY, refused stream, I/O error, bytes that are not gRPC) is `Unavailable`, and
-//! the difference that matters is whether a handler may have seen the call. (tonic's client reports these
-//! as Unknown, Internal or Cancelled, as if the service had said so.)
+//! Only a `grpc-status` that the peer sent counts as the peer's answer. Whatever else ends an exchange (no
+//! connection, reset, GOAWAY, refused stream, I/O error, bytes that are not gRPC) is `Unavailable`, and
+//! [`Delivery`] says whether a handler may have seen the call. tonic's client would report these as Unknown,
+//! Internal or Cancelled, as if the service had answered so.
 
 use std::error::Error as _;
 use std::fmt;
@@ -12,48 +12,44 @@ use std::time::Duration;
 
 use tonic::Status;
 
-use crate::api::error::{Code, Error, chain};
+use crate::api::error::{Code, Error, chain, code_name};
 use crate::api::headers::PUSHBACK;
-use crate::client::call::{Answer, Failure, Outcome, Pushback, Reach};
+use crate::client::call::{Answer, Delivery, Failure, Outcome, Pushback};
 
-/// Longest pushback that is believed (linkerd2-proxy's cap for Retry-After).
+/// Longest pushback that is accepted (linkerd2-proxy's cap for Retry-After).
 const MAX_PUSHBACK: Duration = Duration::from_mins(5);
 
 /// How one exchange ended.
 #[derive(Debug)]
-pub enum Ended {
+pub enum ExchangeEnd {
     /// With an answer.
     Answered(Answer),
-    /// Before it was sent.
-    Kept(String),
-    /// The peer is another service and refused.
+    /// Before the request was sent, and why.
+    NotSent(String),
+    /// The peer is another service and refused the call.
     WrongService,
     /// The connection or the stream failed before the head of a response came.
-    Failed(hyper::Error),
-    /// The same, and the request came back unsent.
-    Unsent(hyper::Error),
-    /// The body broke off.
-    BrokenOff(hyper::Error),
-    /// What came is no gRPC.
-    Garbled(String),
-    /// The answer is longer than any of ours.
-    TooLong,
+    NoResponse(hyper::Error),
+    /// The connection or the stream failed while the body was read.
+    BodyFailed(hyper::Error),
+    /// The response is not valid gRPC, and why.
+    Malformed(String),
+    /// The answer is larger than any that our services send.
+    TooLarge,
     /// With a status other than OK.
-    Said(Status),
+    Status(Status),
 }
 
-impl fmt::Display for Ended {
-    /// Writes what an operator wants to know.
+impl fmt::Display for ExchangeEnd {
+    /// Writes the reason for operators: it may hold addresses and the peer's words.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Answered(_) => f.write_str("answered"),
-            Self::Kept(reason) | Self::Garbled(reason) => f.write_str(reason),
-            Self::WrongService => f.write_str("it is another service"),
-            Self::Failed(error) | Self::Unsent(error) | Self::BrokenOff(error) => f.write_str(&chain(error)),
-            Self::TooLong => f.write_str("the answer is too long"),
-            Self::Said(status) => {
-                write!(f, "{}: {}", crate::api::error::code_name(status.code()), status.message())
-            }
+            Self::NotSent(reason) | Self::Malformed(reason) => f.write_str(reason),
+            Self::WrongService => f.write_str("the peer is another service"),
+            Self::NoResponse(error) | Self::BodyFailed(error) => f.write_str(&chain(error)),
+            Self::TooLarge => f.write_str("the answer is too long"),
+            Self::Status(status) => write!(f, "{}: {}", code_name(status.code()), status.message()),
         }
     }
 }
@@ -62,24 +58,26 @@ impl fmt::Display for Ended {
 ///
 /// # Errors
 /// A [`Failure`] for every end but an answer.
-pub fn fold(service: &str, ended: Ended) -> Outcome {
-    // a caller of the gateway learns only which service failed
-    let lost = |reach| Failure::new(reach, Error::unavailable(format!("{service} cannot be reached")));
-    Err(match ended {
-        Ended::Answered(answer) => return Ok(answer),
-        Ended::Kept(_) | Ended::Unsent(_) => lost(Reach::Kept),
-        Ended::WrongService => lost(Reach::Unprocessed),
-        Ended::Failed(error) if unprocessed(&error) => lost(Reach::Unprocessed),
-        Ended::Failed(_) | Ended::BrokenOff(_) | Ended::Garbled(_) => lost(Reach::Unknown),
-        Ended::TooLong => {
-            // another instance would say the same
-            let error = Error::new(Code::Internal, format!("the answer of {service} is too long"));
-            Failure::new(Reach::Answered, error)
+pub fn fold(service: &str, end: ExchangeEnd) -> Outcome {
+    // callers of the gateway learn only which service failed, not which instance and why
+    let lost = |delivery| Failure::new(delivery, Error::unavailable(format!("{service} cannot be reached")));
+    Err(match end {
+        ExchangeEnd::Answered(answer) => return Ok(answer),
+        ExchangeEnd::NotSent(_) => lost(Delivery::NotSent),
+        ExchangeEnd::WrongService => lost(Delivery::Unprocessed),
+        ExchangeEnd::NoResponse(error) if is_unprocessed(&error) => lost(Delivery::Unprocessed),
+        ExchangeEnd::NoResponse(_) | ExchangeEnd::BodyFailed(_) | ExchangeEnd::Malformed(_) => {
+            lost(Delivery::Unknown)
         }
-        Ended::Said(status) => Failure {
+        ExchangeEnd::TooLarge => {
+            // no retry: another instance would give the same answer
+            let error = Error::new(Code::Internal, format!("the answer of {service} is too long"));
+            Failure::new(Delivery::Answered, error)
+        }
+        ExchangeEnd::Status(status) => Failure {
             pushback: pushback(&status),
             ..Failure::new(
-                Reach::Answered,
+                Delivery::Answered,
                 Error::new(Code::of_peer(status.code()), status.message().to_owned()),
             )
         },
@@ -88,7 +86,7 @@ pub fn fold(service: &str, ended: Ended) -> Outcome {
 
 /// Returns true if the peer promised not to have processed the request (RFC 9113, 6.8 and 8.7): it
 /// refused the stream, or its GOAWAY without error left the stream out.
-fn unprocessed(error: &hyper::Error) -> bool {
+fn is_unprocessed(error: &hyper::Error) -> bool {
     let h2 = error.source().and_then(|e| e.downcast_ref::<h2::Error>());
     h2.is_some_and(|e| {
         e.is_remote()
@@ -97,13 +95,18 @@ fn unprocessed(error: &hyper::Error) -> bool {
     })
 }
 
-/// Returns true if one stream was reset and its connection goes on.
+/// Returns true if only the stream was reset, and its connection is still good.
 pub fn is_reset(error: &hyper::Error) -> bool {
     let h2 = error.source().and_then(|e| e.downcast_ref::<h2::Error>());
     h2.is_some_and(h2::Error::is_reset)
 }
 
-/// A negative or unreadable number means never (A6).
+/// Returns true if the connection broke under the exchange.
+pub fn broke_connection(end: &ExchangeEnd) -> bool {
+    matches!(end, ExchangeEnd::NoResponse(e) | ExchangeEnd::BodyFailed(e) if !is_reset(e))
+}
+
+/// Returns the pushback of a status. A negative or unreadable number means never (A6).
 fn pushback(status: &Status) -> Option<Pushback> {
     let value = status.metadata().get(PUSHBACK.as_str())?;
     let millis = value.to_str().ok().and_then(|text| text.parse().ok());
@@ -114,19 +117,20 @@ fn pushback(status: &Status) -> Option<Pushback> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::client::call::MIN_TIME_TO_ANSWER;
 
-    fn said(code: tonic::Code, hint: Option<&str>) -> Failure {
+    fn failure_of(code: tonic::Code, hint: Option<&str>) -> Failure {
         let mut status = Status::new(code, "x");
         if let Some(hint) = hint {
             status.metadata_mut().insert("grpc-retry-pushback-ms", hint.parse().unwrap());
         }
-        fold("feed", Ended::Said(status)).unwrap_err()
+        fold("feed", ExchangeEnd::Status(status)).unwrap_err()
     }
 
     #[test]
-    fn a_status_of_the_peer_is_its_word() {
+    fn a_status_of_the_peer_is_its_answer() {
         use tonic::Code as Grpc;
-        // status, what it is to us, whether the instance is to blame
+        // status, our code for it, whether it is the instance's fault
         for (status, code, blamed) in [
             (Grpc::Unavailable, Code::Unavailable, true),
             (Grpc::Unimplemented, Code::Unavailable, true),
@@ -139,15 +143,15 @@ mod tests {
             (Grpc::NotFound, Code::NotFound, false),
             (Grpc::ResourceExhausted, Code::TooManyRequests, false),
         ] {
-            let failure = said(status, None);
-            assert_eq!((failure.error.code, failure.reach), (code, Reach::Answered), "{status:?}");
-            assert_eq!(failure.is_instances_fault(crate::client::call::FAIR), blamed, "{status:?}");
+            let failure = failure_of(status, None);
+            assert_eq!((failure.error.code, failure.delivery), (code, Delivery::Answered), "{status:?}");
+            assert_eq!(failure.is_instance_fault(MIN_TIME_TO_ANSWER), blamed, "{status:?}");
             assert_eq!(failure.pushback, None);
         }
     }
 
     #[test]
-    fn pushback_is_read_and_blames_nobody() {
+    fn pushback_is_read_and_is_not_the_instances_fault() {
         for (hint, want) in [
             ("0", Pushback::After(Duration::ZERO)),
             ("250", Pushback::After(Duration::from_millis(250))),
@@ -155,23 +159,23 @@ mod tests {
             ("-1", Pushback::Never),
             ("soon", Pushback::Never),
         ] {
-            let failure = said(tonic::Code::Unavailable, Some(hint));
+            let failure = failure_of(tonic::Code::Unavailable, Some(hint));
             assert_eq!(failure.pushback, Some(want), "{hint}");
-            assert!(!failure.is_instances_fault(crate::client::call::FAIR));
+            assert!(!failure.is_instance_fault(MIN_TIME_TO_ANSWER));
         }
     }
 
     #[test]
-    fn what_was_never_sent_blames_nobody() {
-        for (ended, reach, blamed) in [
-            (Ended::Kept("x".to_owned()), Reach::Kept, false),
-            (Ended::WrongService, Reach::Unprocessed, false),
-            (Ended::Garbled("x".to_owned()), Reach::Unknown, true),
+    fn what_was_never_processed_is_not_the_instances_fault() {
+        for (end, delivery, blamed) in [
+            (ExchangeEnd::NotSent("x".to_owned()), Delivery::NotSent, false),
+            (ExchangeEnd::WrongService, Delivery::Unprocessed, false),
+            (ExchangeEnd::Malformed("x".to_owned()), Delivery::Unknown, true),
         ] {
-            let failure = fold("feed", ended).unwrap_err();
-            assert_eq!((failure.error.code, failure.reach), (Code::Unavailable, reach));
-            assert_eq!(failure.is_instances_fault(crate::client::call::FAIR), blamed);
+            let failure = fold("feed", end).unwrap_err();
+            assert_eq!((failure.error.code, failure.delivery), (Code::Unavailable, delivery));
+            assert_eq!(failure.is_instance_fault(MIN_TIME_TO_ANSWER), blamed);
         }
-        assert!(!fold("feed", Ended::TooLong).unwrap_err().error.code.name().is_empty());
+        assert!(!fold("feed", ExchangeEnd::TooLarge).unwrap_err().error.code.name().is_empty());
     }
 }

@@ -1,14 +1,14 @@
-//! The HTTP/2 connections to one instance, each kept by a task: opened, watched, opened again with backoff,
-//! and replaced in time. The first is always there; further ones are opened when each has several calls in
-//! flight (gRPC proposal A105 does so when streams run out).
+//! The connections to one instance. Each is kept by a task that opens it, follows it, opens it again with
+//! backoff, and replaces it in time. The first one is always wanted; further ones are opened when each open
+//! connection has several calls in flight (gRPC proposal A105 does so when streams run out).
 //!
-//! tonic's channel hides what matters here: whether a connection is up, and whether a failed call ever
-//! left this host. So the connections are hyper's.
+//! tonic's channel hides what is needed here: whether a connection is up, and whether a failed call was ever
+//! sent. So the connections are hyper's.
 //!
-//! A connection counts only once the peer has said something on it (its answer to a health watch, even a
-//! refusal): a socket that is bound but not served accepts connections too. One on which a ping stays
-//! unanswered is given up. One that is old, or on which a call was given up and a health check then stays
-//! unanswered, is replaced: its successor is open before calls leave it, and what is in flight on it finishes.
+//! A connection counts as up only once the peer has answered a health watch on it, even if with a refusal: a
+//! socket that is bound but not served accepts connections, too. A connection on which an HTTP/2 ping stays
+//! unanswered is closed. One that is old, or on which a call was given up and a health check then stays
+//! unanswered, is replaced: calls move to its successor once that is open, and calls in flight on it finish.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
@@ -16,10 +16,7 @@ use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
-use bytes::Bytes;
 use http::HeaderValue;
-use http_body_util::Full;
-use hyper::client::conn::http2::SendRequest;
 use prometheus::IntCounter;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -27,172 +24,122 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use crate::api::error::chain;
 use crate::backoff::Backoff;
-use crate::client::transport::connection::{Opened, open};
-use crate::config;
+use crate::client::transport::connection::{Dialer, RequestSender};
+use crate::client::transport::health::{self, WatchedConnection};
+use crate::client::transport::state::ConnectionState;
 
-/// The first wait before connecting again.
-const FIRST_WAIT: Duration = Duration::from_millis(50);
-/// A connection that lasted this long was a good one: the next tries begin with the first wait again.
-const STEADY: Duration = Duration::from_secs(1);
+/// The first wait before connecting again; the longest is `client.reconnect_cap_ms`.
+const FIRST_RECONNECT_WAIT: Duration = Duration::from_millis(50);
+/// After a connection lasted this long the next attempts begin with the first wait again.
+const STABLE_AFTER: Duration = Duration::from_secs(1);
 /// Calls in flight on every open connection at which one more is opened, if there may be more.
-const CROWDED: usize = 8;
-/// A call that was given up after this long, unanswered, raises a doubt about its connection.
-const PATIENCE: Duration = Duration::from_millis(100);
-/// Least time between two looks at a doubted connection.
-const LOOK_EVERY: Duration = Duration::from_millis(500);
+const CALLS_BEFORE_GROWTH: usize = 8;
+/// A call that was given up after this long without an answer makes its connection suspect. Shorter ones say
+/// nothing: their callers were in a hurry.
+const SUSPECT_AFTER: Duration = Duration::from_millis(100);
+/// Least time between two health checks of a suspect connection.
+const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Whether an instance can be called.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
-pub enum State {
-    /// The first connection is being opened.
-    Connecting = 0,
-    /// Connected.
-    Up = 1,
-    /// The last try to connect failed, or the connection broke.
-    Down = 2,
-    /// Connected, but its health says that it does not serve.
-    NotServing = 3,
-    /// Connected, but another service answers at this address.
-    WrongService = 4,
-}
+/// Called with the id of an instance, if it sent one.
+pub type OnConnect = dyn Fn(Option<&str>) + Send + Sync;
 
-impl State {
-    /// Every state.
-    pub const ALL: [Self; 5] = [Self::Connecting, Self::Up, Self::Down, Self::NotServing, Self::WrongService];
-
-    const fn of(number: u8) -> Self {
-        match number {
-            0 => Self::Connecting,
-            1 => Self::Up,
-            3 => Self::NotServing,
-            4 => Self::WrongService,
-            _ => Self::Down,
-        }
-    }
-
-    /// Returns the word for it in `/status` and metrics.
-    #[must_use]
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Connecting => "connecting",
-            Self::Up => "up",
-            Self::Down => "down",
-            Self::NotServing => "not_serving",
-            Self::WrongService => "wrong_service",
-        }
-    }
-
-    /// Returns the one of two that a caller has more trouble with.
-    #[must_use]
-    pub const fn worse(self, other: Self) -> Self {
-        const fn trouble(state: State) -> u8 {
-            match state {
-                State::Up => 0,
-                State::Connecting => 1,
-                State::NotServing => 2,
-                State::Down => 3,
-                State::WrongService => 4,
-            }
-        }
-        if trouble(other) > trouble(self) { other } else { self }
-    }
-
-    /// What several connections say together: the most telling one counts.
-    const fn rank(self) -> u8 {
-        match self {
-            Self::Down => 0,
-            Self::Connecting => 1,
-            Self::Up => 2,
-            Self::NotServing => 3,
-            Self::WrongService => 4,
-        }
-    }
-}
-
-/// Takes the id of an instance that has come (back), if it gave one.
-pub type Arrived = dyn Fn(Option<&str>) + Send + Sync;
-
-/// What is told of a pool to those who use it.
-pub struct Told {
-    /// Notified whenever the state of an instance changes.
+/// How the user of a pool learns what happens to its connections.
+pub struct PoolEvents {
+    /// Notified whenever the state of a connection changes.
     pub changed: Arc<Notify>,
-    /// Called with the peer's id when an instance that was not there has come (back).
-    pub arrived: Box<Arrived>,
-    /// What is counted.
-    pub meters: Connections,
+    /// Called when an instance that was not connected has connected.
+    pub on_connect: Box<OnConnect>,
 }
 
 /// `client_connections_total` of one service.
 #[derive(Clone, Debug)]
-pub struct Connections {
+pub struct ConnectionMetrics {
     /// Opened.
     pub opened: IntCounter,
     /// Lost: broken, or closed by the peer.
     pub lost: IntCounter,
-    /// Replaced because of their age.
+    /// Replaced because of their age, or because they did not respond.
     pub replaced: IntCounter,
 }
 
 /// The connections to one instance. Their tasks end when it is dropped; calls in flight still finish.
 pub struct Pool {
-    pub(in crate::client) shared: Arc<Shared>,
+    connections: Arc<Connections>,
     _tasks: DropGuard,
 }
 
-/// What the tasks share with those who call.
-pub(in crate::client) struct Shared {
-    pub(in crate::client) addr: String,
-    /// Which service it must be, `<key prefix><service>`.
-    pub(in crate::client) identity: HeaderValue,
+/// What the tasks of a pool share with its callers.
+struct Connections {
+    addr: String,
+    dialer: Dialer,
     slots: Box<[Slot]>,
-    /// There are more calls than the open connections carry well.
-    crowded: Notify,
+    /// Notified when the open connections have many calls in flight.
+    grow: Notify,
     last_error: ArcSwapOption<String>,
-    told: Told,
+    events: PoolEvents,
+    metrics: ConnectionMetrics,
 }
 
 /// The place of one connection.
 #[derive(Default)]
-pub(in crate::client) struct Slot {
-    live: ArcSwapOption<Live>,
+struct Slot {
+    open: ArcSwapOption<OpenConnection>,
+    /// A [`ConnectionState`].
     state: AtomicU8,
 }
 
-/// A connection that can be used.
-pub(in crate::client) struct Live {
-    pub(in crate::client) sender: SendRequest<Full<Bytes>>,
-    /// Sets it apart from every other one of this process.
-    pub(in crate::client) number: u64,
-    calls: AtomicUsize,
-    /// A call on it was given up: is it the handler that is slow, or the connection that is dead?
-    doubted: Notify,
+impl Slot {
+    fn state(&self) -> ConnectionState {
+        ConnectionState::of(self.state.load(Acquire))
+    }
 }
 
-/// A call on a connection.
-pub(in crate::client) struct OnConnection {
-    pub(in crate::client) live: Arc<Live>,
+/// A connection that can be used.
+struct OpenConnection {
+    sender: RequestSender,
+    /// Distinguishes it from every other connection of this process.
+    number: u64,
+    calls: AtomicUsize,
+    /// Notified when a call on it was given up: either its handler is slow or the connection is dead.
+    suspect: Notify,
+}
+
+/// One call on a connection, from pick to end.
+pub struct CallOnConnection {
+    connection: Arc<OpenConnection>,
     begun: Instant,
     ended: bool,
 }
 
-impl OnConnection {
-    fn new(live: Arc<Live>) -> Self {
-        live.calls.fetch_add(1, Relaxed);
-        Self { live, begun: Instant::now(), ended: false }
+impl CallOnConnection {
+    fn new(connection: Arc<OpenConnection>) -> Self {
+        connection.calls.fetch_add(1, Relaxed);
+        Self { connection, begun: Instant::now(), ended: false }
     }
 
-    /// Notes that the call came to an end by itself.
-    pub(in crate::client) const fn ended(&mut self) {
+    /// Returns what sends requests on the connection.
+    #[must_use]
+    pub fn sender(&self) -> RequestSender {
+        self.connection.sender.clone()
+    }
+
+    /// Returns the number that distinguishes the connection from every other one of this process.
+    #[must_use]
+    pub fn connection_number(&self) -> u64 {
+        self.connection.number
+    }
+
+    /// Notes that the exchange has ended. A call that is dropped before was given up.
+    pub const fn set_ended(&mut self) {
         self.ended = true;
     }
 }
 
-impl Drop for OnConnection {
+impl Drop for CallOnConnection {
     fn drop(&mut self) {
-        self.live.calls.fetch_sub(1, Relaxed);
-        if !self.ended && self.begun.elapsed() >= PATIENCE {
-            self.live.doubted.notify_one();
+        self.connection.calls.fetch_sub(1, Relaxed);
+        if !self.ended && self.begun.elapsed() >= SUSPECT_AFTER {
+            self.connection.suspect.notify_one();
         }
     }
 }
@@ -200,132 +147,140 @@ impl Drop for OnConnection {
 impl Pool {
     /// Begins to connect.
     #[must_use]
-    pub fn open(addr: String, identity: HeaderValue, settings: &Arc<config::Client>, told: Told) -> Self {
-        let slots: Box<[Slot]> = (0..settings.connections.max(1)).map(|_| Slot::default()).collect();
-        // those after the first may never be wanted
-        slots.iter().skip(1).for_each(|slot| slot.state.store(State::Down as u8, Relaxed));
-        let (crowded, last_error) = (Notify::new(), ArcSwapOption::empty());
-        let shared = Arc::new(Shared { addr, identity, slots, crowded, last_error, told });
+    pub fn open(addr: String, dialer: Dialer, events: PoolEvents, metrics: ConnectionMetrics) -> Self {
+        let slots: Box<[Slot]> = (0..dialer.settings.connections.max(1)).map(|_| Slot::default()).collect();
+        // further connections may never be wanted, so the instance must not look as if it still connected
+        slots.iter().skip(1).for_each(|slot| slot.state.store(ConnectionState::Down as u8, Relaxed));
+        let (grow, last_error) = (Notify::new(), ArcSwapOption::empty());
+        let connections = Arc::new(Connections { addr, dialer, slots, grow, last_error, events, metrics });
         let stop = CancellationToken::new();
-        for slot in 0..shared.slots.len() {
-            let task = keep(shared.clone(), slot, settings.clone());
+        for index in 0..connections.slots.len() {
+            let task = keep_connected(connections.clone(), index);
             tokio::spawn(stop.clone().run_until_cancelled_owned(task));
         }
-        Self { shared, _tasks: stop.drop_guard() }
+        Self { connections, _tasks: stop.drop_guard() }
+    }
+
+    /// Returns the instance's address.
+    #[must_use]
+    pub fn addr(&self) -> &str {
+        &self.connections.addr
+    }
+
+    /// Returns which service the instance must be, `<key prefix><service>`.
+    #[must_use]
+    pub fn identity(&self) -> &HeaderValue {
+        &self.connections.dialer.identity
     }
 
     /// Returns whether the instance can be called.
     #[must_use]
-    pub fn state(&self) -> State {
-        self.shared.state()
+    pub fn state(&self) -> ConnectionState {
+        self.connections.state()
     }
 
     /// Returns how many connections are open.
     #[must_use]
-    pub fn connections(&self) -> usize {
-        self.shared.slots.iter().filter(|slot| slot.live.load().is_some()).count()
+    pub fn open_connections(&self) -> usize {
+        self.connections.slots.iter().filter(|slot| slot.open.load().is_some()).count()
     }
 
     /// Returns what last went wrong, with the connection or with a call.
     #[must_use]
     pub fn last_error(&self) -> Option<Arc<String>> {
-        self.shared.last_error.load_full()
+        self.connections.last_error.load_full()
     }
 
     /// Notes what went wrong with a call.
-    pub fn note(&self, error: String) {
-        self.shared.last_error.store(Some(Arc::new(error)));
+    pub fn note_error(&self, error: String) {
+        self.connections.last_error.store(Some(Arc::new(error)));
     }
 
-    /// Notes that the peer is another service: no call goes there until its connection is a new one.
-    pub fn is_another_service(&self, other: &HeaderValue) {
-        let slots = self.shared.slots.iter().enumerate().filter(|(_, slot)| slot.live.load().is_some());
-        slots.for_each(|(slot, _)| self.shared.wrong_service(slot, other));
+    /// Notes that the peer is another service: it gets no calls until it connects anew.
+    pub fn note_wrong_service(&self, other: &HeaderValue) {
+        let open = self.connections.slots.iter().filter(|slot| slot.open.load().is_some());
+        open.for_each(|slot| self.connections.set_wrong_service(slot, other));
     }
 
-    /// Makes it look as if it were connected.
+    /// Sets the state of every connection, without one.
     #[cfg(test)]
-    pub(in crate::client) fn pretend(&self, state: State) {
-        self.shared
-            .slots
-            .iter()
-            .for_each(|slot| slot.state.store(state as u8, std::sync::atomic::Ordering::Release));
+    pub fn pretend(&self, state: ConnectionState) {
+        let slots = self.connections.slots.iter();
+        slots.for_each(|slot| slot.state.store(state as u8, std::sync::atomic::Ordering::Release));
     }
 
-    /// Returns the open connection with the fewest calls.
-    pub(in crate::client) fn pick(&self) -> Option<OnConnection> {
-        let slots = &self.shared.slots;
-        let live = slots.iter().filter_map(|slot| slot.live.load_full());
-        let best = live.min_by_key(|live| live.calls.load(Relaxed))?;
-        if best.calls.load(Relaxed) >= CROWDED && slots.iter().any(|slot| slot.live.load().is_none()) {
-            self.shared.crowded.notify_one();
+    /// Picks the open connection with the fewest calls; `None` if there is none.
+    #[must_use]
+    pub fn pick(&self) -> Option<CallOnConnection> {
+        let slots = &self.connections.slots;
+        let open = slots.iter().filter_map(|slot| slot.open.load_full());
+        let best = open.min_by_key(|connection| connection.calls.load(Relaxed))?;
+        if best.calls.load(Relaxed) >= CALLS_BEFORE_GROWTH
+            && slots.iter().any(|slot| slot.open.load().is_none())
+        {
+            self.connections.grow.notify_one();
         }
-        Some(OnConnection::new(best))
+        Some(CallOnConnection::new(best))
     }
 }
 
-impl Shared {
-    fn state(&self) -> State {
-        let states = self.slots.iter().map(|slot| State::of(slot.state.load(Acquire)));
-        states.max_by_key(|state| state.rank()).unwrap_or(State::Down)
+impl Connections {
+    fn state(&self) -> ConnectionState {
+        ConnectionState::combined(self.slots.iter().map(Slot::state))
     }
 
-    fn slot(&self, slot: usize) -> Option<&Slot> {
-        self.slots.get(slot)
-    }
-
-    /// Sets the state of one connection; returns the one before.
-    fn set(&self, slot: usize, state: State) -> State {
-        let Some(slot) = self.slot(slot) else {
-            return state;
-        };
+    /// Sets the state of one connection; returns the previous one.
+    fn set_state(&self, slot: &Slot, state: ConnectionState) -> ConnectionState {
         let before = slot.state.swap(state as u8, AcqRel);
         if before != state as u8 {
-            self.told.changed.notify_one();
+            self.events.changed.notify_one();
         }
-        State::of(before)
+        ConnectionState::of(before)
     }
 
-    /// Notes what the instance says of its health.
-    pub(in crate::client) fn health(&self, slot: usize, serving: bool) {
-        let now = self.slot(slot).map_or(State::Down, |slot| State::of(slot.state.load(Acquire)));
-        if now != State::WrongService {
-            self.set(slot, if serving { State::Up } else { State::NotServing });
+    /// Notes what the instance says of its health on one connection.
+    fn set_health(&self, slot: &Slot, serving: bool) {
+        if slot.state() != ConnectionState::WrongService {
+            self.set_state(slot, if serving { ConnectionState::Up } else { ConnectionState::NotServing });
         }
     }
 
-    fn wrong_service(&self, slot: usize, found: &HeaderValue) {
-        if self.set(slot, State::WrongService) != State::WrongService {
-            tracing::warn!(self.addr, wanted = ?self.identity, ?found, "another service answers at this address");
+    fn set_wrong_service(&self, slot: &Slot, found: &HeaderValue) {
+        if self.set_state(slot, ConnectionState::WrongService) != ConnectionState::WrongService {
+            let (addr, wanted) = (&self.addr, &self.dialer.identity);
+            tracing::warn!(addr, ?wanted, ?found, "another service answers at this address");
         }
     }
 }
 
-/// Keeps one connection open, for ever, and follows the instance's health on it.
-async fn keep(shared: Arc<Shared>, slot: usize, settings: Arc<config::Client>) {
-    static NEXT: AtomicU64 = AtomicU64::new(1);
-    let mut backoff = Backoff::new(FIRST_WAIT, settings.reconnect_cap);
+/// Keeps the connection of one slot open. Never returns.
+async fn keep_connected(connections: Arc<Connections>, index: usize) {
+    static NEXT_NUMBER: AtomicU64 = AtomicU64::new(1);
+    let Some(slot) = connections.slots.get(index) else {
+        return;
+    };
+    let mut backoff = Backoff::new(FIRST_RECONNECT_WAIT, connections.dialer.settings.reconnect_cap);
     let mut successor = None;
     loop {
-        if slot > 0 && successor.is_none() {
-            shared.crowded.notified().await;
+        if index > 0 && successor.is_none() {
+            connections.grow.notified().await;
         }
         let opened = match successor.take() {
             Some(opened) => Ok(opened),
-            None => open(&shared.addr, &shared.identity, &settings).await,
+            None => health::open(&connections.addr, &connections.dialer).await,
         };
         let error = match opened {
             Ok(opened) => {
                 let begun = Instant::now();
-                match live(&shared, slot, opened, &settings, NEXT.fetch_add(1, Relaxed)).await {
+                match offer(&connections, slot, opened, NEXT_NUMBER.fetch_add(1, Relaxed)).await {
                     Ok(next) => {
-                        shared.told.meters.replaced.inc();
+                        connections.metrics.replaced.inc();
                         successor = Some(next);
                         continue;
                     }
                     Err(error) => {
-                        shared.told.meters.lost.inc();
-                        if begun.elapsed() > STEADY {
+                        connections.metrics.lost.inc();
+                        if begun.elapsed() > STABLE_AFTER {
                             backoff.reset();
                         }
                         error
@@ -334,54 +289,54 @@ async fn keep(shared: Arc<Shared>, slot: usize, settings: Arc<config::Client>) {
             }
             Err(error) => error,
         };
-        if shared.set(slot, State::Down) != State::Down && shared.state() == State::Down {
-            tracing::info!(shared.addr, error, "instance is down");
+        let before = connections.set_state(slot, ConnectionState::Down);
+        if before != ConnectionState::Down && connections.state() == ConnectionState::Down {
+            tracing::info!(addr = connections.addr, error, "instance is down");
         }
-        shared.last_error.store(Some(Arc::new(error)));
+        connections.last_error.store(Some(Arc::new(error)));
         tokio::time::sleep(backoff.next_wait()).await;
     }
 }
 
 /// Offers one connection to callers until it ends, which is an error, or until its successor is open.
-async fn live(
-    shared: &Shared,
-    slot: usize,
-    opened: Opened,
-    settings: &config::Client,
+async fn offer(
+    connections: &Connections,
+    slot: &Slot,
+    opened: WatchedConnection,
     number: u64,
-) -> Result<Opened, String> {
-    let Opened { sender, mut ended, greeting } = opened;
-    if !matches!(shared.state(), State::Up | State::NotServing) {
-        (shared.told.arrived)(greeting.instance().as_deref());
+) -> Result<WatchedConnection, String> {
+    let (addr, identity) = (&connections.addr, &connections.dialer.identity);
+    let WatchedConnection { sender, mut ended, watch } = opened;
+    if !matches!(connections.state(), ConnectionState::Up | ConnectionState::NotServing) {
+        (connections.events.on_connect)(watch.instance().as_deref());
     }
-    shared.told.meters.opened.inc();
-    let (calls, doubted) = (AtomicUsize::new(0), Notify::new());
-    let live = Arc::new(Live { sender: sender.clone(), number, calls, doubted });
-    if let Some(place) = shared.slot(slot) {
-        place.live.store(Some(live.clone()));
-    }
-    match greeting.wrong_service() {
-        Some(found) => shared.wrong_service(slot, found),
+    connections.metrics.opened.inc();
+    let (calls, suspect) = (AtomicUsize::new(0), Notify::new());
+    let open = Arc::new(OpenConnection { sender: sender.clone(), number, calls, suspect });
+    slot.open.store(Some(open.clone()));
+    match watch.wrong_service() {
+        Some(found) => connections.set_wrong_service(slot, found),
         None => {
-            shared.set(slot, State::Up);
+            connections.set_state(slot, ConnectionState::Up);
         }
     }
     let replacement = async {
-        let age = settings.connection_age.mul_f64(crate::random::range(0.8..=1.2));
+        let age = connections.dialer.settings.connection_age.mul_f64(crate::random::range(0.8..=1.2));
         tokio::select! {
             () = tokio::time::sleep(age) => {}
-            () = silent(shared, &live) => tracing::info!(shared.addr, "a connection is silent, opening another"),
+            () = unresponsive(connections, &open) => {
+                tracing::info!(addr, "a connection does not respond, opening another");
+            }
         }
-        successor(shared, settings).await
+        open_successor(connections).await
     };
+    let report = |serving| connections.set_health(slot, serving);
     let result = tokio::select! {
         result = &mut ended => result,
-        never = crate::client::transport::health::follow(greeting, sender, shared, slot) => match never {},
+        never = health::follow(watch, sender, addr, identity, report) => match never {},
         successor = replacement => return Ok(successor),
     };
-    if let Some(place) = shared.slot(slot) {
-        place.live.store(None);
-    }
+    slot.open.store(None);
     Err(match result {
         Ok(Ok(())) => "closed by the peer".to_owned(),
         Ok(Err(error)) => chain(&error),
@@ -389,26 +344,26 @@ async fn live(
     })
 }
 
-/// Returns when a doubt about a connection proved right: it does not even answer a health check.
-async fn silent(shared: &Shared, live: &Live) {
+/// Returns once a connection is suspect and does not answer a health check either.
+async fn unresponsive(connections: &Connections, open: &OpenConnection) {
     loop {
-        live.doubted.notified().await;
-        if !crate::client::transport::health::answers(live.sender.clone(), &shared.addr, &shared.identity)
-            .await
-        {
+        open.suspect.notified().await;
+        if !health::answers(open.sender.clone(), &connections.addr, &connections.dialer.identity).await {
             return;
         }
-        tokio::time::sleep(LOOK_EVERY).await;
+        tokio::time::sleep(CHECK_INTERVAL).await;
     }
 }
 
-/// Opens the connection that takes another one's place, which serves until that has worked.
-async fn successor(shared: &Shared, settings: &config::Client) -> Opened {
-    let mut backoff = Backoff::new(FIRST_WAIT, settings.reconnect_cap);
+/// Opens the connection that replaces another one; tries until it succeeds.
+async fn open_successor(connections: &Connections) -> WatchedConnection {
+    let mut backoff = Backoff::new(FIRST_RECONNECT_WAIT, connections.dialer.settings.reconnect_cap);
     loop {
-        match open(&shared.addr, &shared.identity, settings).await {
+        match health::open(&connections.addr, &connections.dialer).await {
             Ok(opened) => return opened,
-            Err(error) => tracing::debug!(shared.addr, error, "a connection cannot be replaced yet"),
+            Err(error) => {
+                tracing::debug!(addr = connections.addr, error, "a connection cannot be replaced yet");
+            }
         }
         tokio::time::sleep(backoff.next_wait()).await;
     }

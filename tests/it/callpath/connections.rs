@@ -15,6 +15,7 @@ use crate::kit::etcd::Etcd;
 use crate::kit::fake::{Behaviour, Fake};
 use crate::kit::http::{Answer, Connection, get, put};
 use crate::kit::process::{PROGRAM, Process};
+use crate::kit::relay::{Direction, Faults, Relay};
 use crate::kit::{measured, member, peer, wait_for};
 
 /// Callers that hang up in a burst make the gateway reset their calls. h2 ends a connection after 20
@@ -79,27 +80,37 @@ async fn callers_that_hang_up_in_bursts_break_nobody_else() {
 /// such calls after 50 of them and ends the connection after 1024 answers that it cannot place.
 #[tokio::test]
 async fn late_answers_to_callers_that_hung_up_break_nobody_else() {
-    let app = App::start().await;
-    let body = r#"{"id":1,"user_id":7,"content":"x"}"#;
-    assert_eq!(put(app.gateway(), "/api/feed/create_feed", body).await.status, 200);
-    let path = "/api/feed/get_feeds?user_id=7";
+    let fake = Fake::start().await;
+    let relay = Relay::start(fake.addr, 1).await;
+    let app = App::launch(|settings| {
+        settings.up.topic_replicas = 0;
+        settings.client.connections = 1;
+        // a slow machine must not turn the delay into a deadline
+        settings.client.deadline = Duration::from_secs(30);
+        settings.client.attempt_timeout = Duration::from_secs(30);
+    });
+    let _registered = app.register("topic", relay.addr);
+    wait_for("it is up", || async { (topic(&app, relay.addr).await["state"] == "up").then_some(()) }).await;
+    // answers are on their way while those who asked hang up
+    let delay = Duration::from_secs(1);
+    relay.set(Faults { down: Direction { delay, ..Direction::default() }, ..Faults::default() });
     let mut innocent = Connection::open(app.gateway()).await.unwrap();
-    for round in 0..16 {
+    for round in 0..6 {
+        let answered = fake.calls() + 256;
         let mut rude = Vec::new();
         for _ in 0..256 {
             let mut stream = TcpStream::connect(app.gateway()).await.unwrap();
-            stream.write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes()).await.unwrap();
+            stream.write_all(format!("GET {LIST} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes()).await.unwrap();
             rude.push(stream);
         }
+        wait_for("all of them are answered", || async { (fake.calls() >= answered).then_some(()) }).await;
         drop(rude);
-        let answer = innocent.get(path).await.unwrap();
+        let answer = innocent.get(LIST).await.unwrap();
         assert_eq!((answer.status.as_u16(), answer.degraded()), (200, ""), "round {round}: {answer:?}");
     }
-    let status = get(app.addresses.admin, "/status").await.json();
-    let clients = status["clients"].as_array().unwrap();
-    let errors: Vec<_> = clients.iter().map(|client| member(&client["feed"][0], "last_error")).collect();
-    // the gateway's and the profile service's
-    assert_eq!(errors, [&Value::Null; 2], "the connection broke");
+    let lost = app.metric("client_connections_total{event=\"lost\",service=\"topic\"}").await;
+    assert!(lost < 1.0, "{lost} connections were lost");
+    assert_eq!(member(&topic(&app, relay.addr).await, "last_error"), &Value::Null);
 }
 
 /// Without TCP_NODELAY a small message waits for the other side's delayed ack, 40 ms.

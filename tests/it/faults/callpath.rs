@@ -658,7 +658,8 @@ async fn against_raw_channel(time: Duration) -> Findings {
     let client_with = |connections| {
         let settings = config::Client { connections, ..config::Client::default() };
         let counted = client::metrics::Metrics::register(&prometheus::Registry::new()).expect("metrics");
-        client::Client::new(&["topic"], &settings, "/services/", &local.view(), &counted)
+        let connector = client::Connector::default();
+        client::Client::new(&["topic"], &settings, "/services/", &local.view(), &counted, &connector)
     };
     let raw = tonic::transport::Endpoint::from_shared(format!("http://{}", topic.addr)).expect("an address");
     let raw = TopicClient::new(raw.tcp_nodelay(true).connect().await.expect("it listens"));

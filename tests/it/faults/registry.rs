@@ -627,6 +627,7 @@ async fn last_call(time: Duration) -> Findings {
         .collect();
     findings.tell("instances stopped", stopped.len() as f64, "");
     findings.count("of them never called", stopped.len() - last.len(), 0);
+    assert!(!last.is_empty(), "no call says which instance answered");
     findings.time("last new call after SIGTERM, p50", quantile(&mut last, 0.5), 50 * SECOND / 1000);
     findings.time("last new call after SIGTERM, p99", quantile(&mut last, 0.99), 50 * SECOND / 1000);
     let met = world.gateway.metric("grpc_client_attempt_duration_seconds_count{code=\"UNAVAILABLE\"").await;

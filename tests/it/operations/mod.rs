@@ -9,6 +9,7 @@ mod metrics;
 mod numbers;
 mod parts;
 mod pprof;
+mod settings;
 mod shutdown;
 mod stack;
 mod systemd;

@@ -1,10 +1,10 @@
-//! How many requests a second one client may send: GCRA buckets by `governor`, one a client.
+//! The rate limit of each client, requests a second: one GCRA bucket of `governor` a client.
 //!
-//! A client is its address; of IPv6 the first 64 bits, since that is what a single customer is given.
-//! Behind a trusted proxy the address is the one that the proxies vouch for in `X-Forwarded-For`; from
-//! anyone else the header is not even read. At most [`MAX_CLIENTS`] are known apart. While so many are
-//! busy at the same time, new ones share [`SHARED`] buckets by a hash that nobody outside can predict:
-//! the limit never goes away, and those who are known keep their own bucket.
+//! A client is an address; of IPv6 the first 64 bits, because a single customer is given that many. Behind a
+//! trusted proxy it is the address that the proxies report in `X-Forwarded-For`; from other peers that header
+//! is not read. At most [`MAX_CLIENTS`] clients have a bucket of their own. While all of those are in use, new
+//! clients share [`SHARED`] buckets, chosen by a hash that callers cannot predict: the limit still holds, and
+//! known clients keep their own buckets.
 
 use std::collections::HashMap;
 use std::hash::{BuildHasher as _, RandomState};
@@ -12,15 +12,16 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::num::NonZeroU32;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use governor::clock::{Clock, DefaultClock};
+use governor::clock::Clock;
 use governor::middleware::NoOpMiddleware;
 use governor::nanos::Nanos;
 use governor::state::StateStore;
 use governor::state::keyed::ShrinkableKeyedStateStore;
 use governor::{Quota, RateLimiter};
 use http::{HeaderMap, HeaderName};
+use tokio::time::Instant;
 
 use crate::config;
 
@@ -29,18 +30,18 @@ const FORWARDED: HeaderName = HeaderName::from_static("x-forwarded-for");
 const MAX_HOPS: usize = 16;
 /// Most clients with a bucket of their own, some 3 MB.
 const MAX_CLIENTS: usize = 65_536;
-/// Buckets that all others share.
+/// Buckets that all other clients share.
 const SHARED: usize = 1024;
-/// Fewer clients than this are not worth a clean-up.
+/// Clients below which there is no clean-up.
 const FEW: usize = 1024;
 /// Least time between two clean-ups.
 const CLEAN_PAUSE: Duration = Duration::from_secs(1);
 
-/// Who is counted.
+/// A client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 enum Key {
     V4(Ipv4Addr),
-    /// The network.
+    /// The first 64 bits.
     V6(u64),
 }
 
@@ -53,22 +54,34 @@ impl From<IpAddr> for Key {
     }
 }
 
-/// The limit for each client.
-pub struct Rate<C: Clock = DefaultClock> {
+/// tokio's time, counted from the making of this clock.
+#[derive(Clone, Debug)]
+pub struct TokioClock(Instant);
+
+impl Clock for TokioClock {
+    type Instant = Nanos;
+
+    fn now(&self) -> Nanos {
+        self.0.elapsed().into()
+    }
+}
+
+/// The rate limit of each client.
+pub struct RateLimit<C: Clock = TokioClock> {
     limiter: RateLimiter<Key, Store, C, NoOpMiddleware<C::Instant>>,
     clients: Arc<Clients>,
     proxies: Vec<config::Network>,
 }
 
-impl Rate {
-    /// Returns the limit that the settings ask for, if they ask for one.
+impl RateLimit {
+    /// Returns the limit of the settings, `None` if they set none.
     #[must_use]
     pub fn new(settings: &config::Http) -> Option<Self> {
-        Self::with_clock(settings, MAX_CLIENTS, DefaultClock::default())
+        Self::with_clock(settings, MAX_CLIENTS, TokioClock(Instant::now()))
     }
 }
 
-impl<C: Clock> Rate<C> {
+impl<C: Clock> RateLimit<C> {
     fn with_clock(settings: &config::Http, max: usize, clock: C) -> Option<Self> {
         let rate = NonZeroU32::new(settings.rate_limit)?;
         let quota = Quota::per_second(rate).allow_burst(NonZeroU32::new(settings.rate_burst)?);
@@ -80,16 +93,16 @@ impl<C: Clock> Rate<C> {
     /// Counts a request.
     ///
     /// # Errors
-    /// When it is one too many: how long the client should wait.
+    /// When the client is over its limit: how long it should wait.
     pub fn check(&self, peer: IpAddr, headers: &HeaderMap) -> Result<(), Duration> {
         let key = Key::from(self.client(peer, headers));
-        if self.clients.crowded.swap(false, Relaxed) {
+        if self.clients.clean.swap(false, Relaxed) {
             self.limiter.retain_recent();
         }
         self.limiter.check_key(&key).map_err(|until| until.wait_time_from(self.limiter.clock().now()))
     }
 
-    /// Returns whose request it is. Where a trusted hop names nobody, it is that hop's.
+    /// Returns the client of a request. Where a trusted hop names no address, that hop is the client.
     fn client(&self, peer: IpAddr, headers: &HeaderMap) -> IpAddr {
         let trusted = |ip: IpAddr| self.proxies.iter().any(|proxy| proxy.contains(ip));
         let mut client = peer.to_canonical();
@@ -118,20 +131,22 @@ fn address(hop: &str) -> Option<IpAddr> {
     Some(ip.to_canonical())
 }
 
-/// The buckets: governor's numbers by client, bounded.
+/// The buckets by client, in governor's representation; bounded.
 struct Clients {
     max: usize,
+    /// Not seeded by [`crate::random`], which callers might predict.
     hasher: RandomState,
-    /// True if there may be clients to forget.
-    crowded: AtomicBool,
+    /// True if a clean-up is due.
+    clean: AtomicBool,
     known: Mutex<Known>,
 }
 
 struct Known {
     own: HashMap<Key, Nanos>,
     shared: Vec<Option<Nanos>>,
-    /// At how many clients it is time to forget those that have been quiet.
+    /// The number of clients at which those with a full bucket are forgotten.
     clean_at: usize,
+    /// When that was done last.
     cleaned: Option<Instant>,
 }
 
@@ -141,7 +156,7 @@ impl Clients {
         Self {
             max,
             hasher: RandomState::new(),
-            crowded: AtomicBool::new(false),
+            clean: AtomicBool::new(false),
             known: Mutex::new(Known { clean_at: FEW.min(max), ..known }),
         }
     }
@@ -150,12 +165,12 @@ impl Clients {
         self.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn bucket_of_many(&self, key: &Key) -> usize {
+    fn shared_bucket(&self, key: &Key) -> usize {
         usize::try_from(self.hasher.hash_one(key) % SHARED as u64).unwrap_or_default()
     }
 }
 
-/// [`Clients`] as governor wants them.
+/// Implements governor's store with [`Clients`].
 struct Store(Arc<Clients>);
 
 impl StateStore for Store {
@@ -173,15 +188,15 @@ impl StateStore for Store {
             return Ok(outcome);
         }
         if known.own.len() >= known.clean_at && known.cleaned.is_none_or(|at| at.elapsed() >= CLEAN_PAUSE) {
-            clients.crowded.store(true, Relaxed);
+            clients.clean.store(true, Relaxed);
         }
         if known.own.len() < clients.max {
             let (outcome, first) = measure(None)?;
             known.own.insert(*key, first);
             return Ok(outcome);
         }
-        let Some(state) = known.shared.get_mut(clients.bucket_of_many(key)) else {
-            return measure(None).map(|(outcome, _)| outcome); // there is one for every remainder
+        let Some(state) = known.shared.get_mut(clients.shared_bucket(key)) else {
+            return measure(None).map(|(outcome, _)| outcome); // there is a bucket for every remainder
         };
         let (outcome, next) = measure(*state)?;
         *state = Some(next);
@@ -212,7 +227,7 @@ mod tests {
 
     use super::*;
 
-    fn rate(limit: u32, burst: u32, max: usize) -> (Rate<FakeRelativeClock>, FakeRelativeClock) {
+    fn rate(limit: u32, burst: u32, max: usize) -> (RateLimit<FakeRelativeClock>, FakeRelativeClock) {
         let proxies = ["10.0.0.0/8", "192.168.0.1", "fd00::/8"];
         let settings = config::Http {
             rate_limit: limit,
@@ -221,20 +236,20 @@ mod tests {
             ..config::Http::default()
         };
         let clock = FakeRelativeClock::default();
-        (Rate::with_clock(&settings, max, clock.clone()).unwrap(), clock)
+        (RateLimit::with_clock(&settings, max, clock.clone()).unwrap(), clock)
     }
 
     fn ip(text: &str) -> IpAddr {
         text.parse().unwrap()
     }
 
-    fn accepted(rate: &Rate<FakeRelativeClock>, from: IpAddr, times: usize) -> usize {
+    fn accepted(rate: &RateLimit<FakeRelativeClock>, from: IpAddr, times: usize) -> usize {
         (0..times).filter(|_| rate.check(from, &HeaderMap::new()).is_ok()).count()
     }
 
     #[test]
     fn no_limit_is_the_default() {
-        assert!(Rate::new(&config::Http::default()).is_none());
+        assert!(RateLimit::new(&config::Http::default()).is_none());
     }
 
     #[test]
@@ -262,14 +277,14 @@ mod tests {
     }
 
     #[test]
-    fn the_client_is_whom_the_proxies_vouch_for() {
+    fn the_client_is_the_one_that_the_proxies_report() {
         let (rate, _) = rate(1, 1, 100);
         let cases: &[(&str, &[&str], &str)] = &[
-            // who is no proxy is its own word
+            // the header of a peer that is not a trusted proxy is ignored
             ("192.0.2.1", &[], "192.0.2.1"),
             ("192.0.2.1", &["198.51.100.1"], "192.0.2.1"),
             ("192.0.2.1", &["10.0.0.1"], "192.0.2.1"),
-            // what stands left of the first stranger is the stranger's own word
+            // what is left of the first untrusted address comes from that client
             ("10.0.0.1", &["198.51.100.1"], "198.51.100.1"),
             ("10.0.0.1", &["203.0.113.9, 198.51.100.1"], "198.51.100.1"),
             ("10.0.0.1", &["203.0.113.9, 198.51.100.1, 10.0.0.2"], "198.51.100.1"),
@@ -283,7 +298,7 @@ mod tests {
             ("10.0.0.1", &["[2001:db8::1]"], "2001:db8::1"),
             ("10.0.0.1", &["2001:db8::1"], "2001:db8::1"),
             ("10.0.0.1", &["::ffff:198.51.100.1"], "198.51.100.1"),
-            // garbage is the request of the hop that passed it on
+            // behind garbage the client is the hop that passed it on
             ("10.0.0.1", &[], "10.0.0.1"),
             ("10.0.0.1", &[""], "10.0.0.1"),
             ("10.0.0.1", &["unknown"], "10.0.0.1"),
@@ -292,7 +307,7 @@ mod tests {
             ("10.0.0.1", &["198.51.100.1, 1.2.3.4.5"], "10.0.0.1"),
             ("10.0.0.1", &["198.51.100.1, [::1"], "10.0.0.1"),
             ("10.0.0.1", &["198.51.100.1", "\u{e9}"], "10.0.0.1"),
-            // proxies all the way
+            // trusted proxies only
             ("10.0.0.1", &["10.0.0.3, 10.0.0.2"], "10.0.0.3"),
         ];
         for (peer, lines, want) in cases {
@@ -309,19 +324,19 @@ mod tests {
     }
 
     #[test]
-    fn what_is_known_is_bounded_and_the_limit_stays() {
+    fn the_number_of_buckets_is_bounded_and_the_limit_holds() {
         let (rate, clock) = rate(1, 2, 2000);
         let client = |n: u32| IpAddr::V4(Ipv4Addr::from(n));
         for n in 0..2000 {
             assert_eq!(accepted(&rate, client(n), 1), 1);
         }
-        // strangers get through as far as the shared buckets go, again and again
-        let strangers = (10_000..60_000).filter(|n| rate.check(client(*n), &HeaderMap::new()).is_ok());
-        let through = strangers.count();
+        // new clients pass as far as the shared buckets allow
+        let others = (10_000..60_000).filter(|n| rate.check(client(*n), &HeaderMap::new()).is_ok());
+        let through = others.count();
         assert!((SHARED..=2 * SHARED).contains(&through), "{through}");
         assert_eq!(rate.limiter.len(), 2000);
-        assert_eq!(accepted(&rate, client(5), 5), 1, "who is known keeps the own bucket");
-        // the known ones grow quiet and are forgotten
+        assert_eq!(accepted(&rate, client(5), 5), 1, "a known client keeps its own bucket");
+        // clients that send nothing are forgotten
         clock.advance(Duration::from_mins(1));
         rate.clients.lock().cleaned = None;
         assert_eq!(accepted(&rate, client(70_000), 2), 2, "a new one by now");

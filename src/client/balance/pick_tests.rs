@@ -1,16 +1,18 @@
 //! Picks among instances that only look connected: nothing here yields to the tasks that would connect.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderValue;
 use tokio::sync::Notify;
 
 use super::*;
-use crate::client::balance::ejection::Ejection;
-use crate::client::balance::endpoint::Common;
+use crate::client::balance::ejection::EjectionLimit;
+use crate::client::balance::endpoint::ServiceContext;
 use crate::client::call::testing;
 use crate::client::metrics::Metrics;
+use crate::client::transport::connection::{Connector, Dialer};
 use crate::config;
 use crate::registry::Instance;
 
@@ -20,29 +22,32 @@ const MS: Duration = Duration::from_millis(1);
 fn instances(count: usize, change: impl FnOnce(&mut config::Client)) -> Vec<Arc<Endpoint>> {
     let mut settings = config::Client::default();
     change(&mut settings);
-    let meters = Arc::new(Metrics::register(&prometheus::Registry::new()).unwrap().service("topic"));
-    let common = Common {
+    let metrics = Metrics::register(&prometheus::Registry::new()).unwrap().service("topic").endpoint;
+    let context = ServiceContext {
         service: "topic",
-        identity: HeaderValue::from_static("/services/topic"),
-        settings: Arc::new(settings),
-        ejection: Arc::new(Ejection::unbounded(meters.breaker_refused.clone())),
-        meters,
+        dialer: Dialer {
+            connector: Connector::default(),
+            settings: Arc::new(settings),
+            identity: HeaderValue::from_static("/services/topic"),
+        },
+        ejection: Arc::new(EjectionLimit::unbounded(metrics.breaker_refused.clone())),
+        metrics,
         changed: Arc::new(Notify::new()),
     };
     let open = |port| {
         let endpoint =
-            Endpoint::open(Arc::new(Instance::bare("topic", &format!("127.0.0.1:{port}"))), &common);
-        endpoint.pretend(State::Up);
+            Endpoint::open(Arc::new(Instance::bare("topic", &format!("127.0.0.1:{port}"))), &context);
+        endpoint.pretend(ConnectionState::Up);
         Arc::new(endpoint)
     };
     (0..count).map(open).collect()
 }
 
-/// Lets time pass. That is when the tasks run that find nobody at these addresses.
+/// Lets time pass, in which the tasks run that fail to connect to these addresses.
 async fn pass(usable: &[Arc<Endpoint>], time: Duration) {
     tokio::time::advance(time).await;
     for endpoint in usable {
-        endpoint.pretend(State::Up);
+        endpoint.pretend(ConnectionState::Up);
     }
 }
 
@@ -57,14 +62,14 @@ fn trip(endpoint: &Endpoint) {
 }
 
 /// Returns how often each instance is picked.
-fn picks(balance: &Balance, call: &Call, usable: &[Arc<Endpoint>], count: usize) -> Vec<usize> {
-    let mut picked = BTreeMap::new();
+fn picks(picker: &Picker, call: &Call, usable: &[Arc<Endpoint>], count: usize) -> Vec<usize> {
+    let mut counts = BTreeMap::new();
     for _ in 0..count {
-        let (endpoint, _) = balance.pick(call, usable).expect("somebody");
-        endpoint.load.begin(Instant::now());
-        *picked.entry(endpoint.number).or_insert(0) += 1;
+        let (endpoint, _) = picker.pick(call, usable).expect("one can be called");
+        endpoint.load.note_call(Instant::now());
+        *counts.entry(endpoint.number).or_insert(0) += 1;
     }
-    usable.iter().map(|endpoint| picked.get(&endpoint.number).copied().unwrap_or(0)).collect()
+    usable.iter().map(|endpoint| counts.get(&endpoint.number).copied().unwrap_or(0)).collect()
 }
 
 #[tokio::test(start_paused = true)]
@@ -72,80 +77,83 @@ async fn equals_share_evenly() {
     for balancer in [Balancer::PeakEwma, Balancer::RoundRobin] {
         for count in [1, 2, 3, 10] {
             let usable = instances(count, |_| {});
-            let picked = picks(&balancer.into(), &call(), &usable, 10_000);
+            let counts = picks(&balancer.into(), &call(), &usable, 10_000);
             let fair = 10_000 / count;
-            assert!(picked.iter().all(|n| (fair * 8 / 10..=fair * 12 / 10).contains(n)), "{picked:?}");
+            assert!(counts.iter().all(|n| (fair * 8 / 10..=fair * 12 / 10).contains(n)), "{counts:?}");
         }
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn load_goes_where_it_is_least() {
+async fn calls_go_where_the_load_is_least() {
     let usable = instances(4, |_| {});
     usable[0].load.observe(RPC, 50 * MS, false);
     let held: Vec<_> = (0..3).map(|_| usable[1].hold()).collect();
     usable[2].load.observe(RPC, MS, true);
-    let picked = picks(&Balance::PeakEwma, &call(), &usable, 1000);
-    // only its rival in a pair that is worse still loses against each of these
-    assert_eq!(picked[2], 0, "the one that fails fast: {picked:?}");
-    assert!(picked[0] < 250 && picked[3] > 400, "{picked:?}");
+    let counts = picks(&Picker::PeakEwma, &call(), &usable, 1000);
+    // each of these is picked only in a pair with one that is worse still
+    assert_eq!(counts[2], 0, "the one that fails fast: {counts:?}");
+    assert!(counts[0] < 250 && counts[3] > 400, "{counts:?}");
     drop(held);
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_was_tried_or_is_open_comes_last() {
+async fn tried_instances_and_open_breakers_come_last() {
     for balancer in [Balancer::PeakEwma, Balancer::RoundRobin] {
-        let balance = Balance::from(balancer);
+        let picker = Picker::from(balancer);
         let usable = instances(3, |_| {});
         trip(&usable[0]);
         let tried = Call { tried: vec![usable[1].number], ..call() };
-        assert_eq!(picks(&balance, &tried, &usable, 50), [0, 0, 50]);
+        assert_eq!(picks(&picker, &tried, &usable, 50), [0, 0, 50]);
         let tried = Call { tried: vec![usable[1].number, usable[2].number], ..call() };
-        let picked = picks(&balance, &tried, &usable, 50);
-        assert_eq!(picked[0], 0, "an open one before one that was tried");
+        let counts = picks(&picker, &tried, &usable, 50);
+        assert_eq!(counts[0], 0, "an open one before one that was tried");
         // in one method only
         let other = testing::call(Rpc::GetTopic, Duration::from_secs(1));
-        assert!(picks(&balance, &other, &usable, 100)[0] > 0);
-        // panic: the one that is due first
+        assert!(picks(&picker, &other, &usable, 100)[0] > 0);
+        // panic mode: the one whose probe is due first
         trip(&usable[1]);
         pass(&usable, MS).await;
         trip(&usable[2]);
-        let dues: Vec<_> = usable.iter().map(|e| e.breakers.due(RPC)).collect();
-        let (picked, fit) = balance.pick(&call(), &usable).unwrap();
-        assert_eq!((picked.breakers.due(RPC), fit), (*dues.iter().min().unwrap(), Fit::Open));
-        // a probe is sent at once, though its instance looks bad
+        let probe_times: Vec<_> = usable.iter().map(|e| e.breakers.probe_at(RPC)).collect();
+        let (chosen, suitability) = picker.pick(&call(), &usable).unwrap();
+        assert_eq!(
+            (chosen.breakers.probe_at(RPC), suitability),
+            (*probe_times.iter().min().unwrap(), Suitability::BreakerOpen)
+        );
+        // a probe is sent at once, although the load of its instance looks bad
         pass(&usable, Duration::from_secs(2)).await;
         usable[0].load.observe(RPC, 900 * MS, true);
-        let (_, fit) = balance.pick(&call(), &usable).unwrap();
-        assert_eq!(fit, Fit::Probe);
+        let (_, suitability) = picker.pick(&call(), &usable).unwrap();
+        assert_eq!(suitability, Suitability::ProbeDue);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn the_full_and_the_lost_are_not_picked() {
+async fn full_and_disconnected_instances_are_not_picked() {
     for balancer in [Balancer::PeakEwma, Balancer::RoundRobin] {
-        let balance = Balance::from(balancer);
-        assert!(balance.pick(&call(), &[]).is_none());
+        let picker = Picker::from(balancer);
+        assert!(picker.pick(&call(), &[]).is_none());
         let usable = instances(3, |settings| settings.max_in_flight = 1);
-        usable[0].pretend(State::Down);
+        usable[0].pretend(ConnectionState::Down);
         let held = usable[1].hold();
-        assert_eq!(picks(&balance, &call(), &usable, 50), [0, 0, 50]);
-        usable[2].pretend(State::WrongService);
-        assert!(balance.pick(&call(), &usable).is_none());
+        assert_eq!(picks(&picker, &call(), &usable, 50), [0, 0, 50]);
+        usable[2].pretend(ConnectionState::WrongService);
+        assert!(picker.pick(&call(), &usable).is_none());
         drop(held);
-        assert_eq!(picks(&balance, &call(), &usable, 50), [0, 50, 0]);
+        assert_eq!(picks(&picker, &call(), &usable, 50), [0, 50, 0]);
     }
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_newcomer_comes_to_its_share_bit_by_bit() {
+async fn a_new_instance_gets_its_share_gradually() {
     let usable = instances(2, |_| {});
-    picks(&Balance::PeakEwma, &call(), &usable, 10);
+    picks(&Picker::PeakEwma, &call(), &usable, 10);
     pass(&usable, Duration::from_mins(1)).await;
-    // the other one has calls in flight, so that the newcomer would get all
+    // the other one has calls in flight, so that the new one would get all
     usable[1].load.reset();
     let hold: Vec<_> = (0..50).map(|_| usable[0].hold()).collect();
-    let share = || picks(&Balance::PeakEwma, &call(), &usable, 2000)[1];
+    let share = || picks(&Picker::PeakEwma, &call(), &usable, 2000)[1];
     let first = share();
     assert!((120..300).contains(&first), "{first} of 2000, want a tenth");
     pass(&usable, Duration::from_millis(1001)).await;
@@ -161,16 +169,16 @@ async fn a_newcomer_comes_to_its_share_bit_by_bit() {
 async fn a_pick_among_a_thousand_is_quick() {
     let cost = |count| {
         let usable = instances(count, |_| {});
-        let balance = Balance::PeakEwma;
+        let picker = Picker::PeakEwma;
         let call = Call { framed: Bytes::new(), ..call() };
         for endpoint in &usable {
             endpoint.load.observe(RPC, MS, false);
         }
         let mut best = Duration::MAX;
         for _ in 0..20 {
-            let begun = std::time::Instant::now();
+            let begun = Instant::now();
             for _ in 0..1000 {
-                std::hint::black_box(balance.pick(&call, &usable));
+                std::hint::black_box(picker.pick(&call, &usable));
             }
             best = best.min(begun.elapsed() / 1000);
         }

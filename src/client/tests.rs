@@ -1,0 +1,97 @@
+//! The whole client over in-memory streams: neither a socket nor real time is used.
+
+use std::convert::Infallible;
+use std::io;
+use std::sync::{Mutex, PoisonError};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt as _, Full};
+use hyper::body::Incoming;
+use hyper::server::conn::http2;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::DuplexStream;
+use tokio::task::AbortHandle;
+
+use super::*;
+use crate::api::proto::topic::{ListTopicsRequest, ListTopicsResponse};
+use crate::registry::{Instance, Local, Registry as _};
+
+const ADDR: &str = "nowhere:1";
+
+/// Connects to a gRPC server at the other end of an in-memory stream.
+#[derive(Clone, Default)]
+struct InMemory {
+    /// The address of each connection that was asked for, and the task of its server.
+    opened: Arc<Mutex<Vec<(String, AbortHandle)>>>,
+}
+
+impl InMemory {
+    fn opened(&self) -> Vec<(String, AbortHandle)> {
+        self.opened.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+impl Connect for InMemory {
+    type Stream = DuplexStream;
+
+    async fn connect(&self, addr: &str) -> io::Result<DuplexStream> {
+        let (ours, peers) = tokio::io::duplex(64 * 1024);
+        let server = http2::Builder::new(TokioExecutor::new());
+        let server = tokio::spawn(server.serve_connection(TokioIo::new(peers), service_fn(answer)));
+        let opened = (addr.to_owned(), server.abort_handle());
+        self.opened.lock().unwrap_or_else(PoisonError::into_inner).push(opened);
+        Ok(ours)
+    }
+}
+
+/// Answers `ListTopics`; every other rpc, health among them, is unimplemented.
+async fn answer(request: Request<Incoming>) -> Result<Response<BoxBody<Bytes, Infallible>>, Infallible> {
+    let known = request.uri().path() == Rpc::ListTopics.path();
+    let status = if known { tonic::Code::Ok } else { tonic::Code::Unimplemented };
+    let status = (HeaderName::from_static("grpc-status"), HeaderValue::from(status as i32));
+    let trailers = HeaderMap::from_iter([status]);
+    if !known {
+        let (mut head, body) = Response::new(Full::default().boxed()).into_parts();
+        head.headers = trailers;
+        return Ok(Response::from_parts(head, body));
+    }
+    let message = wire::frame(&ListTopicsResponse { next: 7, ..ListTopicsResponse::default() });
+    let body = Full::new(message.expect("a short message"));
+    Ok(Response::new(body.with_trailers(std::future::ready(Some(Ok(trailers)))).boxed()))
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_calls_over_the_streams_of_its_connector() {
+    let (connect, registry) = (InMemory::default(), Local::default());
+    let _registered = registry.register(Instance::bare("topic", ADDR));
+    let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
+    let connector = Connector::new(connect.clone());
+    let settings = config::Client::default();
+    let client = Client::new(&["topic"], &settings, "/services/", &registry.view(), &metrics, &connector);
+    let list = async || {
+        let context = Context::new(Instant::now() + Duration::from_secs(2));
+        let reply: Result<Reply<ListTopicsResponse>, _> =
+            client.call(Rpc::ListTopics, &ListTopicsRequest { after: 0, size: 1 }, &context).await;
+        reply.map(|reply| reply.message.next)
+    };
+    assert_eq!(list().await.unwrap(), 7);
+    let opened = connect.opened();
+    assert_eq!(opened.iter().map(|(addr, _)| addr.as_str()).collect::<Vec<_>>(), [ADDR]);
+
+    // a connection that breaks is opened again by the same connector, after a wait in tokio's time
+    let begun = Instant::now();
+    opened[0].1.abort();
+    while connect.opened().len() < 2 {
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+    assert!(begun.elapsed() >= Duration::from_millis(25), "{:?}", begun.elapsed());
+    assert_eq!(list().await.unwrap(), 7);
+
+    // a probe uses it, too: a peer without a health service serves as long as it answers
+    let probe = probe(settings, "/services/".to_owned(), connector);
+    probe(Arc::new(Instance::bare("topic", ADDR))).await.unwrap();
+    assert_eq!(connect.opened().len(), 3);
+}

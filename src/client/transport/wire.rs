@@ -1,0 +1,163 @@
+//! gRPC's format over HTTP/2: requests, answers, and the length prefix of messages. It neither connects nor
+//! sends.
+
+use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
+use http::{HeaderValue, Request, Response, header};
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use hyper::body::Incoming;
+use tonic::Status;
+
+use crate::api::error::{Code, Error, chain};
+use crate::api::headers::SERVICE;
+use crate::client::call::Answer;
+use crate::client::transport::outcome::ExchangeEnd;
+
+/// Largest answer, bytes: twice the most content that an answer carries, for its framing and ids.
+const MAX_ANSWER: usize = 2 * crate::api::validate::MAX_ANSWER;
+/// Largest message of a stream, bytes: health messages, the only ones, have two.
+const MAX_STREAMED_MESSAGE: usize = 1024;
+/// Length of the prefix of each message, bytes: a compression flag and a length of four bytes.
+const PREFIX: usize = 5;
+
+const USER_AGENT: &str = concat!("microservice-app/", env!("CARGO_PKG_VERSION"));
+
+/// Encodes a message with its length prefix.
+///
+/// # Errors
+/// [`Code::Internal`] when it is longer than 4 GiB.
+pub fn frame(message: &impl prost::Message) -> Result<Bytes, Error> {
+    let length = message.encoded_len();
+    let too_long = |_| Error::new(Code::Internal, "the request is too long");
+    let mut out = BytesMut::with_capacity(PREFIX + length);
+    out.put_u8(0);
+    out.put_u32(u32::try_from(length).map_err(|e| too_long(e.to_string()))?);
+    message.encode(&mut out).map_err(|e| too_long(e.to_string()))?;
+    Ok(out.freeze())
+}
+
+/// Returns a gRPC request to the rpc at `path` of the service that `identity` names.
+///
+/// # Errors
+/// When `addr` and `path` make no URI.
+pub fn request(
+    addr: &str,
+    identity: &HeaderValue,
+    path: &str,
+    framed: Bytes,
+) -> Result<Request<Full<Bytes>>, String> {
+    let request = Request::post(format!("http://{addr}{path}")).body(Full::new(framed));
+    let mut request = request.map_err(|e| e.to_string())?;
+    let headers = request.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
+    headers.insert(header::TE, HeaderValue::from_static("trailers"));
+    headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
+    headers.insert(SERVICE, identity.clone());
+    Ok(request)
+}
+
+/// Reads the answer of a unary call.
+pub async fn read_answer(response: Response<Incoming>) -> ExchangeEnd {
+    let (head, body) = response.into_parts();
+    match Status::from_header_map(&head.headers) {
+        Some(status) if status.code() == tonic::Code::Ok => {
+            return ExchangeEnd::Malformed("no message".to_owned());
+        }
+        Some(status) => return ExchangeEnd::Status(status), // an answer of headers only
+        None => {}
+    }
+    if head.status != http::StatusCode::OK {
+        return ExchangeEnd::Malformed(format!("HTTP status {} instead of gRPC", head.status));
+    }
+    let body = match Limited::new(body, MAX_ANSWER).collect().await {
+        Ok(body) => body,
+        Err(error) if error.is::<LengthLimitError>() => return ExchangeEnd::TooLarge,
+        Err(error) => {
+            return match error.downcast::<hyper::Error>() {
+                Ok(error) => ExchangeEnd::BodyFailed(*error),
+                Err(error) => ExchangeEnd::Malformed(chain(error.as_ref())),
+            };
+        }
+    };
+    let Some(status) = body.trailers().and_then(Status::from_header_map) else {
+        return ExchangeEnd::Malformed("no grpc-status".to_owned());
+    };
+    if status.code() != tonic::Code::Ok {
+        return ExchangeEnd::Status(status);
+    }
+    match only_message(body.to_bytes()) {
+        Some(message) => {
+            ExchangeEnd::Answered(Answer { message, headers: head.headers, earlier_executions: 0 })
+        }
+        None => ExchangeEnd::Malformed("a malformed message".to_owned()),
+    }
+}
+
+/// Returns the message of a body that consists of one; `None` if the body holds none, more than one, or a
+/// compressed one (we do not offer to read any).
+fn only_message(mut body: Bytes) -> Option<Bytes> {
+    let [compressed, length @ ..] = *body.first_chunk::<PREFIX>()?;
+    body.advance(PREFIX);
+    let length = usize::try_from(u32::from_be_bytes(length)).ok()?;
+    (compressed == 0 && body.len() == length).then_some(body)
+}
+
+/// Takes the next message off the front of a stream's bytes; `None` if it has not all arrived.
+///
+/// # Errors
+/// When it is compressed or longer than 1 KiB.
+pub fn next_message(buffer: &mut BytesMut) -> Result<Option<Bytes>, String> {
+    let Some(prefix) = buffer.first_chunk::<PREFIX>() else {
+        return Ok(None);
+    };
+    let [compressed, length @ ..] = *prefix;
+    let length = usize::try_from(u32::from_be_bytes(length)).map_err(|e| e.to_string())?;
+    if compressed != 0 || length > MAX_STREAMED_MESSAGE {
+        return Err("a malformed message".to_owned());
+    }
+    if buffer.len() < PREFIX + length {
+        return Ok(None);
+    }
+    buffer.advance(PREFIX);
+    Ok(Some(buffer.split_to(length).freeze()))
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic_health::pb::HealthCheckResponse;
+
+    use super::*;
+
+    #[test]
+    fn messages_are_taken_off_a_stream_as_they_arrive() {
+        let framed = frame(&HealthCheckResponse { status: 1 }).unwrap();
+        let message = framed.slice(PREFIX..);
+        let mut buffer = BytesMut::new();
+        for byte in &framed[..framed.len() - 1] {
+            buffer.extend_from_slice(&[*byte]);
+            assert_eq!(next_message(&mut buffer).unwrap(), None);
+        }
+        buffer.extend_from_slice(&framed[framed.len() - 1..]);
+        buffer.extend_from_slice(&framed);
+        for _ in 0..2 {
+            assert_eq!(next_message(&mut buffer).unwrap().unwrap(), message);
+        }
+        assert_eq!(next_message(&mut buffer).unwrap(), None);
+        buffer.extend_from_slice(&[0, 255, 0, 0, 0]);
+        next_message(&mut buffer).unwrap_err();
+    }
+
+    #[test]
+    fn an_answer_is_one_plain_message() {
+        for (body, want) in [
+            (&[0, 0, 0, 0, 2, 8, 1][..], Some(&[8, 1][..])),
+            (&[0, 0, 0, 0, 0], Some(&[])),
+            (&[], None),
+            (&[0, 0, 0, 0], None),
+            (&[0, 0, 0, 0, 2, 8], None),
+            (&[0, 0, 0, 0, 1, 8, 1], None),
+            (&[1, 0, 0, 0, 2, 8, 1], None),
+        ] {
+            assert_eq!(only_message(Bytes::from_static(body)).as_deref(), want, "{body:?}");
+        }
+    }
+}

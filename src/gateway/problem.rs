@@ -1,0 +1,181 @@
+//! Failures as HTTP answers, in the form of RFC 9457.
+
+use std::borrow::Cow;
+use std::time::Duration;
+
+use http::{HeaderValue, StatusCode, header};
+use serde::Serialize;
+use warp::reply::Response;
+
+use super::reply::indented;
+use crate::api::error::{Code, Error};
+use crate::context::Context;
+use crate::server::admission::Refusal;
+
+/// `Retry-After` where nothing else is known, seconds.
+const RETRY_AFTER: u32 = 1;
+const PROBLEM: HeaderValue = HeaderValue::from_static("application/problem+json");
+
+/// A failure with a body `{"type","title","status","detail","trace_id"}` and, for input errors, `"field"`.
+#[derive(Clone, Debug)]
+pub struct Problem {
+    status: StatusCode,
+    /// The last part of `type`, `urn:microservice-app:problem:<kind>`.
+    kind: &'static str,
+    detail: Cow<'static, str>,
+    field: Option<Cow<'static, str>>,
+    allow: Option<HeaderValue>,
+    /// Seconds, for 429 and 503.
+    retry_after: u32,
+    overload: bool,
+}
+
+#[derive(Serialize)]
+struct Body<'a> {
+    r#type: String,
+    title: &'a str,
+    status: u16,
+    detail: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    field: Option<&'a str>,
+    trace_id: String,
+}
+
+impl From<Error> for Problem {
+    fn from(error: Error) -> Self {
+        let problem = Self::new(error.code.http(), error.code.name(), error.message);
+        Self { field: error.field, ..problem }
+    }
+}
+
+impl From<Refusal> for Problem {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Overloaded(_) => {
+                let detail = "too many requests are in progress";
+                let problem = Self::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", detail);
+                Self { overload: true, ..problem }
+            }
+            Refusal::RateLimited { retry_after } => {
+                let detail = "this client sends too many requests";
+                let problem = Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", detail);
+                Self { retry_after: whole_seconds(retry_after), ..problem }
+            }
+            Refusal::DeadlinePassed => Error::new(Code::Timeout, "the deadline has passed").into(),
+        }
+    }
+}
+
+impl Problem {
+    fn new(status: StatusCode, kind: &'static str, detail: impl Into<Cow<'static, str>>) -> Self {
+        let detail = detail.into();
+        Self { status, kind, detail, field: None, allow: None, retry_after: RETRY_AFTER, overload: false }
+    }
+
+    /// 404 for a path that is in no route.
+    pub fn unknown_route() -> Self {
+        Self::new(StatusCode::NOT_FOUND, "unknown_route", "there is no such route")
+    }
+
+    /// 405 with `Allow`.
+    pub fn method_not_allowed(allow: &'static str) -> Self {
+        let detail = format!("this route takes {allow}");
+        let problem = Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail);
+        Self { allow: Some(HeaderValue::from_static(allow)), ..problem }
+    }
+
+    /// 408 for a body that did not arrive in time.
+    pub fn slow_body() -> Self {
+        let detail = "the request body did not arrive in time";
+        Self::new(StatusCode::REQUEST_TIMEOUT, "slow_request", detail)
+    }
+
+    /// 413 for a body over `limit` bytes.
+    pub fn body_too_large(limit: usize) -> Self {
+        let detail = format!("the request body is over {limit} bytes");
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail)
+    }
+
+    /// 414 for a path and query over `limit` bytes.
+    pub fn uri_too_long(limit: usize) -> Self {
+        let detail = format!("the path and query are over {limit} bytes");
+        Self::new(StatusCode::URI_TOO_LONG, "uri_too_long", detail)
+    }
+
+    /// 503 for an answer of a service that cannot be decoded.
+    pub fn garbled(service: &str) -> Self {
+        Error::unavailable(format!("{service} gave a garbled answer")).into()
+    }
+
+    /// Returns true if the request was refused for overload.
+    pub const fn is_overload(&self) -> bool {
+        self.overload
+    }
+
+    /// Returns the response without its body, and with this problem among its extensions; [`Self::write`] writes
+    /// the body, which names the trace.
+    pub fn into_response(self) -> Response {
+        let mut response = Response::default();
+        *response.status_mut() = self.status;
+        response.extensions_mut().insert(self);
+        response
+    }
+
+    /// Writes the body and the headers of the response of this problem.
+    pub fn write(self, response: &mut Response, context: &Context) {
+        let body = Body {
+            r#type: format!("urn:microservice-app:problem:{}", self.kind),
+            title: self.status.canonical_reason().unwrap_or("Error"),
+            status: self.status.as_u16(),
+            detail: &self.detail,
+            field: self.field.as_deref(),
+            trace_id: context.trace.id().to_string(),
+        };
+        *response.body_mut() = indented(&body).into();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, PROBLEM);
+        if let Some(allow) = self.allow {
+            headers.insert(header::ALLOW, allow);
+        }
+        match self.status {
+            StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => {
+                headers.insert(header::RETRY_AFTER, self.retry_after.into());
+            }
+            // the rest of the body may follow, and would be read as the next request
+            StatusCode::REQUEST_TIMEOUT | StatusCode::PAYLOAD_TOO_LARGE => {
+                headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Returns a time in seconds, rounded up.
+fn whole_seconds(time: Duration) -> u32 {
+    u32::try_from(time.as_secs() + u64::from(time.subsec_nanos() > 0)).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::server::admission::Overload;
+
+    #[test]
+    fn retry_after_rounds_up() {
+        let seconds = [1, 1000, 1001].map(|ms| {
+            let refusal = Refusal::RateLimited { retry_after: Duration::from_millis(ms) };
+            Problem::from(refusal).retry_after
+        });
+        assert_eq!(seconds, [1, 1, 2]);
+    }
+
+    #[test]
+    fn overload_is_not_any_503() {
+        for overload in [Overload::InFlight, Overload::Memory] {
+            assert!(Problem::from(Refusal::Overloaded(overload)).is_overload());
+        }
+        let unavailable = Problem::from(Error::unavailable("too many requests are in progress"));
+        assert!(!unavailable.is_overload());
+        assert!(!Problem::from(Refusal::DeadlinePassed).is_overload());
+    }
+}

@@ -1,0 +1,243 @@
+//! One connection: serves HTTP/1 or HTTP/2 on it, and decides when it ends.
+
+use std::convert::Infallible;
+use std::net::{IpAddr, SocketAddr};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::{HeaderValue, Request, Response};
+use hyper::body::Incoming;
+use hyper::server::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::net::TcpStream;
+use tokio::sync::OwnedSemaphorePermit;
+use tokio_util::sync::CancellationToken;
+
+use super::conns::{ActiveRequest, Conn, Conns};
+use super::flood;
+use super::metrics::{Cut, Metrics};
+use super::output::Stream;
+use crate::api::error::chain;
+use crate::telemetry::log::LogThrottle;
+
+/// Time that an idle kept-alive connection stays open once the drain has begun: a request may be on its way.
+const IDLE_LINGER: Duration = Duration::from_millis(50);
+/// Time that a connection may take to end after it was asked to make room; then it is cut.
+const EVICTION: Duration = Duration::from_secs(1);
+/// Time from the opening of an HTTP/2 connection to its first request.
+const FIRST_REQUEST: Duration = Duration::from_secs(10);
+/// Largest head of an HTTP/1 request, bytes; hyper answers larger ones with 431. Larger than hyper's longest
+/// URI, so that a URI that is too long is answered with 414.
+const MAX_HEAD: usize = 128 * 1024;
+/// Most header lines of an HTTP/1 request; hyper answers more with 431.
+const MAX_HEADERS: usize = 100;
+/// Most resets, per connection, of calls that the server has not begun to serve. Callers that hang up in a
+/// burst cause such resets: 256 of them exceed h2's default of 20, which ends the connection for all of its
+/// users. A rapid reset attack still meets this bound.
+const MAX_PENDING_RESETS: usize = 10_000;
+/// Interval of HTTP/2 pings to a caller, and the time for their answer: finds dead peers.
+const PING: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(10));
+/// Most resets, per connection, that this server sends because a peer broke a rule of a stream; then the
+/// connection ends (CVE-2025-8671). hyper's default, stated here.
+const MAX_ERROR_RESETS: usize = 1024;
+/// Largest head of an HTTP/2 request, bytes as RFC 9113 (6.5.2) counts them. It bounds the number of
+/// CONTINUATION frames too. h2 refuses larger heads with 431 and ends the connection for much larger ones.
+const MAX_HEADER_LIST: u32 = 16 * 1024;
+/// Most bytes of one stream in h2's buffer, beyond the part that is being sent.
+const MAX_SEND_BUFFER: usize = 256 * 1024;
+/// HTTP/2 windows for request bodies, bytes: the largest message fits without a round trip.
+const WINDOW: u32 = 1024 * 1024;
+
+/// The protocol of a listener.
+#[derive(Clone, Copy, Debug)]
+pub enum Protocol {
+    /// HTTP/1.1.
+    Http1 {
+        /// Time for a request's head, and for a kept-alive connection to stay idle.
+        header_timeout: Duration,
+    },
+    /// HTTP/2 with prior knowledge, for gRPC.
+    Http2 {
+        /// Calls at the same time on one connection.
+        max_concurrent_streams: u32,
+    },
+}
+
+impl Protocol {
+    /// Returns true for HTTP/1.1.
+    #[must_use]
+    pub const fn is_http1(self) -> bool {
+        matches!(self, Self::Http1 { .. })
+    }
+}
+
+/// When a server stops, and how long its drain may take.
+#[derive(Clone, Debug)]
+pub struct Stop {
+    /// Cancelled when the drain begins.
+    pub begin: CancellationToken,
+    /// Time for requests in flight from then on.
+    pub grace: Duration,
+}
+
+/// What the connections of a listener share.
+pub struct Server<S> {
+    protocol: Protocol,
+    service: S,
+    conns: Arc<Conns>,
+    metrics: Metrics,
+    floods: LogThrottle,
+    stop: Stop,
+}
+
+impl<S, F, B> Server<S>
+where
+    S: Fn(Request<Incoming>, IpAddr) -> F + Clone + Send + Sync + 'static,
+    F: Future<Output = Response<B>> + Send + 'static,
+    B: http_body::Body<Data = Bytes> + Send + 'static,
+    B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+{
+    /// Returns a server of `protocol` that answers with `service`.
+    pub fn new(protocol: Protocol, service: S, conns: Arc<Conns>, metrics: Metrics, stop: Stop) -> Self {
+        Self { protocol, service, conns, metrics, floods: LogThrottle::default(), stop }
+    }
+
+    /// Serves one connection to its end, and then gives its slot back.
+    pub async fn connection(
+        self: Arc<Self>,
+        id: u64,
+        stream: TcpStream,
+        peer: SocketAddr,
+        slot: OwnedSemaphorePermit,
+    ) {
+        let (conn, _listed) = self.conns.add(id);
+        let client = peer.ip().to_canonical();
+        let service = {
+            let (server, conn) = (self.clone(), conn.clone());
+            hyper::service::service_fn(move |request| {
+                let active = ActiveRequest::new(&conn, &server.conns);
+                let http1 = server.protocol.is_http1();
+                let draining = server.stop.begin.is_cancelled();
+                let answer = (server.service)(request, client);
+                async move {
+                    let mut response = answer.await;
+                    if draining && http1 {
+                        response
+                            .headers_mut()
+                            .insert(http::header::CONNECTION, HeaderValue::from_static("close"));
+                    }
+                    Ok::<_, Infallible>(response.map(|body| active.track(body)))
+                }
+            })
+        };
+        let meter = (!self.protocol.is_http1()).then(flood::Meter::default);
+        let io = TokioIo::new(Stream::new(stream, conn.output.clone(), meter));
+        match self.protocol {
+            Protocol::Http1 { header_timeout } => {
+                let connection = http1::Builder::new()
+                    .timer(TokioTimer::new())
+                    .header_read_timeout(header_timeout)
+                    .max_buf_size(MAX_HEAD)
+                    .max_headers(MAX_HEADERS)
+                    .half_close(false)
+                    .serve_connection(io, service);
+                self.drive(connection, &conn, http1::Connection::graceful_shutdown).await;
+            }
+            Protocol::Http2 { max_concurrent_streams } => {
+                let connection = http2::Builder::new(TokioExecutor::new())
+                    .timer(TokioTimer::new())
+                    .keep_alive_interval(PING.0)
+                    .keep_alive_timeout(PING.1)
+                    .max_concurrent_streams(max_concurrent_streams)
+                    .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
+                    .max_local_error_reset_streams(MAX_ERROR_RESETS)
+                    .max_header_list_size(MAX_HEADER_LIST)
+                    .max_send_buf_size(MAX_SEND_BUFFER)
+                    .initial_connection_window_size(WINDOW)
+                    .initial_stream_window_size(WINDOW)
+                    .serve_connection(io, service);
+                self.drive(connection, &conn, http2::Connection::graceful_shutdown).await;
+            }
+        }
+        drop(slot);
+    }
+
+    /// Polls a connection to its end. Calls `finish` on it when the drain begins or its slot is wanted.
+    async fn drive<C>(&self, connection: C, conn: &Conn, finish: impl Fn(Pin<&mut C>))
+    where
+        C: Future<Output = hyper::Result<()>>,
+    {
+        let http1 = self.protocol.is_http1();
+        let mut connection = std::pin::pin!(connection);
+        let mut cut = std::pin::pin!(conn.cut.notified());
+        // hyper limits the time to the first request on HTTP/1 only
+        let first_request_timeout = async {
+            if !http1 {
+                tokio::time::sleep(FIRST_REQUEST).await;
+            }
+            if http1 || conn.used.load(Relaxed) {
+                std::future::pending::<()>().await;
+            }
+        };
+        let evicted = tokio::select! {
+            biased; // requests that have arrived are read before the order to stop is followed
+            result = &mut connection => return self.log_end(result),
+            () = &mut cut => return,
+            () = first_request_timeout => return,
+            () = conn.close.notified() => true,
+            () = self.stop.begin.cancelled() => false,
+        };
+        let idle = if http1 { conn.active.load(Relaxed) == 0 } else { !conn.used.load(Relaxed) };
+        if !evicted && idle {
+            tokio::select! {
+                result = &mut connection => return self.log_end(result),
+                () = &mut cut => return,
+                () = tokio::time::sleep(IDLE_LINGER) => {}
+            }
+        }
+        if !http1 && !conn.used.load(Relaxed) {
+            return; // hyper would wait for a preface that may never come
+        }
+        finish(connection.as_mut());
+        let limit = if evicted { EVICTION } else { Duration::MAX };
+        tokio::select! {
+            biased;
+            result = connection => self.log_end(result),
+            () = cut => {}
+            () = tokio::time::sleep(limit) => {}
+        }
+    }
+
+    /// Logs why a connection failed, if it did, and counts it if its peer is the cause.
+    fn log_end(&self, result: hyper::Result<()>) {
+        let Err(error) = result else { return };
+        let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
+        while let Some(error) = cause {
+            let h2 = error.downcast_ref::<h2::Error>();
+            let io = error.downcast_ref::<std::io::Error>().or_else(|| h2?.get_io());
+            // the kernel reports unacknowledged data so (TCP_USER_TIMEOUT)
+            if io.is_some_and(|io| io.kind() == std::io::ErrorKind::TimedOut) {
+                self.metrics.cut(Cut::WriteTimeout);
+            }
+            if h2.is_some_and(is_flood) {
+                self.metrics.cut(Cut::Flood);
+                if let Some(times) = self.floods.note() {
+                    tracing::warn!(error = chain(error), times, "connection ended: its peer floods it");
+                }
+                return;
+            }
+            cause = error.source();
+        }
+        tracing::debug!(error = chain(&error), "connection ended");
+    }
+}
+
+/// Returns true if [`flood::Meter`] or h2 itself has detected a flood.
+fn is_flood(error: &h2::Error) -> bool {
+    let metered = error.get_io().and_then(std::io::Error::get_ref);
+    metered.is_some_and(<dyn std::error::Error + Send + Sync>::is::<flood::Flood>)
+        || error.is_library() && error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM)
+}

@@ -1,0 +1,78 @@
+//! Which service an instance is, and its store.
+
+use std::sync::Arc;
+
+use crate::client::Client;
+use crate::config::StoreUrl;
+use crate::store::{self, StoreError};
+
+/// One of the three services, over its store.
+#[derive(Clone)]
+pub enum Service {
+    /// feed.Feed.
+    Feed(Arc<dyn store::FeedStore>),
+    /// profile.Profile, which calls feed.
+    Profile(Arc<dyn store::ProfileStore>, Client),
+    /// topic.Topic.
+    Topic(Arc<dyn store::TopicStore>),
+}
+
+impl Service {
+    /// Opens the feed service's store.
+    ///
+    /// # Errors
+    /// [`StoreError::Open`].
+    pub fn feed(url: &StoreUrl, metrics: &store::metrics::Metrics) -> Result<Self, StoreError> {
+        Ok(Self::Feed(store::feed(url, metrics)?))
+    }
+
+    /// Opens the profile service's store. `client` must follow `feed`.
+    ///
+    /// # Errors
+    /// [`StoreError::Open`].
+    pub fn profile(
+        url: &StoreUrl,
+        metrics: &store::metrics::Metrics,
+        client: Client,
+    ) -> Result<Self, StoreError> {
+        Ok(Self::Profile(store::profile(url, metrics)?, client))
+    }
+
+    /// Opens the topic service's store.
+    ///
+    /// # Errors
+    /// [`StoreError::Open`].
+    pub fn topic(url: &StoreUrl, metrics: &store::metrics::Metrics) -> Result<Self, StoreError> {
+        Ok(Self::Topic(store::topic(url, metrics)?))
+    }
+
+    /// Returns the name of the service in the registry.
+    #[must_use]
+    pub const fn name(&self) -> &'static str {
+        match self {
+            Self::Feed(_) => "feed",
+            Self::Profile(..) => "profile",
+            Self::Topic(_) => "topic",
+        }
+    }
+
+    /// Returns the name of the service in gRPC and in health checks.
+    #[must_use]
+    pub const fn grpc_name(&self) -> &'static str {
+        match self {
+            Self::Feed(_) => "feed.Feed",
+            Self::Profile(..) => "profile.Profile",
+            Self::Topic(_) => "topic.Topic",
+        }
+    }
+
+    /// Returns the health of the store.
+    #[must_use]
+    pub fn store(&self) -> &dyn store::Health {
+        match self {
+            Self::Feed(store) => store.as_ref(),
+            Self::Profile(store, _) => store.as_ref(),
+            Self::Topic(store) => store.as_ref(),
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! Receives the message of a call, within bounds of time and memory.
+
+use std::time::Duration;
+
+use bytes::{Bytes, BytesMut};
+use http_body_util::BodyExt as _;
+use hyper::body::Incoming;
+
+use super::failure::Failure;
+use crate::api::error::{Code, Error, chain};
+use crate::limit::Permit;
+use crate::server::admission::{Admission, MAX_BODY};
+
+/// Time for a whole message. The deadline does not bound it well: the caller chooses it, and it may be far away.
+const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Receives a message and takes a permit for its call.
+///
+/// # Errors
+/// When the service is overloaded, or the message is too large, too slow or broken.
+pub async fn receive(admission: &Admission, body: Incoming) -> Result<(Bytes, Permit), Failure> {
+    admission.check_memory()?;
+    admission.check_in_flight()?;
+    let message = tokio::time::timeout(BODY_TIMEOUT, read(admission, body)).await;
+    let message = message.map_err(|_| Error::new(Code::Timeout, "the request did not arrive in time"))??;
+    Ok((message, admission.acquire()?))
+}
+
+async fn read(admission: &Admission, mut body: Incoming) -> Result<Bytes, Failure> {
+    let mut account = admission.body();
+    let (mut first, mut more) = (Bytes::new(), BytesMut::new());
+    while let Some(frame) = body.frame().await {
+        let frame = frame.map_err(|error| {
+            Error::bad("request", format!("could not be read to its end: {}", chain(&error)))
+        })?;
+        let Ok(part) = frame.into_data() else { continue };
+        if first.len() + more.len() + part.len() > MAX_BODY {
+            return Err(Error::bad("request", format!("is over {MAX_BODY} bytes")).into());
+        }
+        account.grow(part.len())?;
+        if first.is_empty() {
+            first = part; // usually the only part, which then is not copied
+        } else {
+            more.extend_from_slice(&part);
+        }
+    }
+    if more.is_empty() {
+        return Ok(first);
+    }
+    let mut whole = BytesMut::with_capacity(first.len() + more.len());
+    whole.extend_from_slice(&first);
+    whole.extend_from_slice(&more);
+    Ok(whole.freeze())
+}
