@@ -1,5 +1,4 @@
-//! Waiting times between tries: doubling, capped, with jitter so that many clients do not come back in
-//! step.
+//! Waits between tries: they double up to a cap, with jitter so that many clients do not try again at the same time.
 
 use std::time::Duration;
 
@@ -26,7 +25,7 @@ impl Backoff {
         step.mul_f64(crate::random::range(0.5..=1.0))
     }
 
-    /// Starts over, after a success.
+    /// Starts over with the first wait.
     pub const fn reset(&mut self) {
         self.step = self.first;
     }

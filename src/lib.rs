@@ -1,15 +1,29 @@
-//! A microservice system: three gRPC services, a gateway, a registry client, in one binary.
+//! A microservice system in one program: an HTTP gateway, three gRPC services, and a client of their registry.
 //!
 //! A request goes down this list, and discovery feeds it from the side:
 //!
 //! ```text
-//! http  ->  client: fallback > retry > balance > breaker  ->  service  ->  store
-//!                                         ^                      |
-//!                                     discover  <-  registry  <--+ register
+//! gateway  ->  client: deadline > fallback > retry > balance > breaker  ->  service  ->  store
+//!                                             ^                               |
+//!                                         discover  <-  registry  <-----------+ register
 //! ```
 //!
-//! [`app`] puts the roles together, [`server`] is the accept loop under each of them, [`admin`] the
-//! second listener beside them, [`config`] what can be set.
+//! The layers, from top to bottom. Each imports only what is below it.
+//!
+//! - [`cli`] is the command line, and `main.rs` the program.
+//! - [`app`] puts a process together: what it runs, how that starts, and in which order it drains.
+//! - [`admin`] is the second listener of every process, for operators.
+//! - [`gateway`] turns HTTP requests into calls; [`service`] answers calls. Both call services through [`client`].
+//! - [`client`] makes a call: its policies, the choice of an instance, the connections.
+//! - [`registry`] knows where instances are: in etcd, or inside the process.
+//! - [`store`] keeps the records of a service.
+//! - [`server`] accepts connections and serves HTTP over them, whatever the protocol above.
+//! - [`context`] is what a request carries from hop to hop: deadline, ids, trace.
+//! - [`telemetry`] is what a process reports about itself: log, traces, metrics.
+//! - [`api`] is the contract: messages, rpcs, errors, limits of input, headers.
+//! - [`config`] is what can be set; [`build_info`], [`backoff`], [`limit`] and [`random`] are small tools of all layers.
+//!
+//! Every layer registers its own metrics; [`app::metrics`] sums them up.
 
 pub mod admin;
 pub mod api;

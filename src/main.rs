@@ -1,18 +1,12 @@
-//! Which role to run: command line, settings, log, listeners, run, exit status.
+//! The program: command line, settings, log, then [`run`] and the exit status.
 
 use std::io::Write as _;
 use std::process::ExitCode;
-use std::time::Duration;
 
-use microservice_app::app::process::Process;
-use microservice_app::app::{shutdown, up};
+use microservice_app::app::run::run;
 use microservice_app::cli::{self, CheckConfig, Command, Format};
-use microservice_app::config::{self, Role, Settings, Source};
-use microservice_app::registry::advertise;
+use microservice_app::config::{self, Role, Source};
 use microservice_app::telemetry::log;
-
-/// Longest wait for a route to the registry at the start of a service; then it gives up.
-const ROUTE_LIMIT: Duration = Duration::from_secs(30);
 
 /// Exit status for wrong flags or settings, as clap's for wrong flags.
 const USAGE: u8 = 2;
@@ -52,48 +46,11 @@ fn main() -> ExitCode {
         Ok(level) => level,
         Err(error) => return refuse(&error),
     };
-    // one thread a process: on two cores this serves more and steadier than a pool of threads
+    // one thread: on two cores it serves more requests than a pool of threads, and with less variance
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     exit(
         runtime.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(run(role, settings, level))),
     )
-}
-
-async fn run(role: Role, settings: Settings, level: log::Level) -> anyhow::Result<()> {
-    let stop = shutdown::on_signal()?;
-    raise_file_limit();
-    let derived = settings.grpc.addr.0.ip().is_unspecified() && settings.grpc.advertise_addr.is_none();
-    if derived && !matches!(role, Role::Up | Role::Apigateway) {
-        // the address to advertise is the one that this route begins at
-        let wait = advertise::wait_for_route(&settings.registry, ROUTE_LIMIT);
-        if stop.run_until_cancelled(wait).await.is_none() {
-            return Ok(());
-        }
-    }
-    let mut process = match role {
-        Role::Up => up::assemble(settings)?,
-        Role::Apigateway => {
-            let mut process = Process::new(settings)?;
-            process.add_gateway()?;
-            process
-        }
-        Role::Feed | Role::Profile | Role::Topic => {
-            let (addr, store) = (settings.grpc.addr, settings.store.url.clone());
-            let mut process = Process::new(settings)?;
-            process.add_service(role, addr, &store)?;
-            process
-        }
-    };
-    process.set_level(level);
-    let addresses = process.addresses();
-    process
-        .run(stop, || {
-            if role == Role::Up && up::greet(&addresses, std::io::stdout()).is_err() {
-                tracing::debug!("nobody reads standard output");
-            }
-            shutdown::ready();
-        })
-        .await
 }
 
 fn check_config(flags: &CheckConfig) -> ExitCode {
@@ -110,7 +67,7 @@ fn check_config(flags: &CheckConfig) -> ExitCode {
     }
 }
 
-/// Writes to standard output. A reader that has seen enough, such as `head`, is no failure.
+/// Writes to standard output. It is no failure if the reader, such as `head`, has closed it.
 fn print(bytes: &[u8]) -> ExitCode {
     let mut out = std::io::stdout().lock();
     match out.write_all(bytes).and_then(|()| out.flush()) {
@@ -119,27 +76,16 @@ fn print(bytes: &[u8]) -> ExitCode {
     }
 }
 
-/// Each connection is a file descriptor; the soft limit is 1024 by custom, for the sake of programs that
-/// use `select`.
-fn raise_file_limit() {
-    use rustix::process::{Resource, getrlimit, setrlimit};
-    let mut limit = getrlimit(Resource::Nofile);
-    limit.current = limit.maximum;
-    if let Err(error) = setrlimit(Resource::Nofile, limit) {
-        tracing::debug!(%error, "the limit of open files stays as it is");
-    }
-}
-
 #[expect(
     clippy::print_stderr,
-    reason = "the log may not be there yet, and this is for the person at the terminal"
+    reason = "the log may not exist yet, and this is for the person at the terminal"
 )]
 fn refuse(error: &dyn std::fmt::Display) -> ExitCode {
     eprintln!("microservice-app: {error}");
     ExitCode::from(USAGE)
 }
 
-#[expect(clippy::print_stderr, reason = "the last word of a process goes to the person at the terminal too")]
+#[expect(clippy::print_stderr, reason = "the person at the terminal sees the reason too")]
 fn exit(result: anyhow::Result<()>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,5 +1,5 @@
-//! `/loglevel`: GET tells what is logged, PUT changes it until the next start. The body is what `log.level`
-//! takes: `debug`, or `info,microservice_app::client=debug`.
+//! `/loglevel`: GET returns the log level, PUT changes it until the next start. The body is a value of the setting
+//! `log.level`: `debug`, or `info,microservice_app::client=debug`.
 
 use std::time::Duration;
 
@@ -9,7 +9,8 @@ use warp::filters::BoxedFilter;
 use warp::reply::Response;
 use warp::{Buf, Filter, Stream};
 
-use super::{Peer, Refusal, text};
+use super::peer::Peer;
+use super::reply::{Refusal, text};
 use crate::telemetry::log;
 
 /// Longest body, bytes.
@@ -17,16 +18,16 @@ const MAX_BODY: usize = 1024;
 /// Time for the body.
 const BODY_TIME: Duration = Duration::from_secs(5);
 
-/// Returns the route; without a level there is nothing to change.
-pub fn routes(level: Option<log::Level>) -> BoxedFilter<(Response,)> {
-    let parts = warp::method().and(warp::ext::get::<Peer>()).and(warp::body::stream());
-    warp::path!("loglevel")
-        .and(parts)
+/// Returns what answers requests for the log level. Without a level, every answer is 501.
+pub fn answers(level: Option<log::Level>) -> BoxedFilter<(Response,)> {
+    warp::method()
+        .and(warp::ext::get::<Peer>())
+        .and(warp::body::stream())
         .then(move |method: Method, peer, body| {
             let level = level.clone();
             async move {
                 let Some(level) = level else {
-                    let detail = "this process does not decide what is logged\n";
+                    let detail = "this process does not set the log level\n";
                     return text(StatusCode::NOT_IMPLEMENTED, detail.to_owned());
                 };
                 match method {

@@ -13,9 +13,10 @@ use warp::Filter;
 use warp::filters::BoxedFilter;
 use warp::reply::Response;
 
+use super::peer::Peer;
 #[cfg(feature = "cpu-profile")]
 use super::profiler;
-use super::{Peer, Refusal, text};
+use super::reply::{Refusal, text};
 
 /// Takes a profile until its argument returns, and returns the profile as a file. Its argument blocks, and returns
 /// false when nobody wants the profile any more.

@@ -1,33 +1,50 @@
-//! What Prometheus is to scrape, made from the view of the registry: the content of `/sd/targets`, in the
-//! form of Prometheus' HTTP service discovery.
+//! `/sd/targets`: what Prometheus has to scrape, in the form of its HTTP service discovery. It is made from the view of
+//! the registry.
 //!
-//! *Shape*: `[{"targets":["10.0.0.1:6062"],"labels":{"__meta_msa_service":"feed",...}}]`, one group an
-//! admin address, in the order of addresses. Labels, all of them for the scrape configuration to use or
-//! leave (Prometheus drops what begins with `__`):
+//! *Shape*: `[{"targets":["10.0.0.1:6062"],"labels":{"__meta_msa_service":"feed",...}}]`, one group for
+//! each admin address, in the order of addresses. The scrape configuration chooses among the labels, since Prometheus
+//! drops labels that begin with `__`:
 //!
-//! - `__meta_msa_service`: `feed`, `apigateway`, ...; `up` where several roles are behind one address
-//! - `__meta_msa_state`: `up`, `draining` (one of its instances at least), or `gone`: none of them is in the
-//!   registry, and they went without `draining` within the last 10 minutes
-//! - `__meta_msa_id`, `_version`, `_zone`, `_addr`: as registered, at most 128 bytes; left out where none is
-//!   registered or the instances behind the address differ
+//! - `__meta_msa_service`: `feed`, `apigateway`, ...; `up` if several roles have the same address
+//! - `__meta_msa_state`: `up`, `draining` (at least one of the instances), or `gone`: none of them is in the
+//!   registry, and they vanished without `draining` within the last 10 minutes
+//! - `__meta_msa_id`, `_version`, `_zone`, `_addr`: as registered, at most 128 bytes; left out if none is
+//!   registered or if the instances with the address differ
 //!
-//! An instance that said `draining` leaves with its entry; one that vanished stays, so that its failing
-//! scrape is seen; one at the same admin address replaces it.
+//! An instance that was `draining` leaves with its entry. One that vanished stays, so that its failing scrape is seen,
+//! until another instance has the same admin address.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use http::StatusCode;
 use serde_json::{Map, Value, json};
 use tokio::time::Instant;
+use warp::reply::Response;
 
-use crate::registry::{Instance, View};
+use super::reply::{self, text};
+use crate::registry::{Instance, View, ViewHandle};
 
-/// Longest value of a label, bytes: others may have written it.
+/// Longest value of a label, bytes. Others may have written the entry.
 const MAX_VALUE: usize = 128;
 
+/// Answers with the targets, if this process follows the registry and has read it.
+pub fn answer(view: Option<&ViewHandle>) -> Response {
+    let Some(view) = view else {
+        let elsewhere = "this process does not follow the registry: ask a gateway\n";
+        return text(StatusCode::NOT_FOUND, elsewhere.to_owned());
+    };
+    let view = view.get();
+    if !view.is_known() {
+        // an error and not an empty list: then Prometheus keeps the targets that it has
+        let unknown = "the registry has not been read yet\n";
+        return text(StatusCode::SERVICE_UNAVAILABLE, unknown.to_owned());
+    }
+    reply::json(&groups(&view, Instant::now()))
+}
+
 /// Returns the target groups of a view.
-#[must_use]
-pub fn groups(view: &View, now: Instant) -> Value {
+fn groups(view: &View, now: Instant) -> Value {
     let mut behind: BTreeMap<&str, (bool, Vec<&Instance>)> = BTreeMap::new();
     for (admin, instances) in view.vanished.iter(now) {
         behind.insert(admin, (true, instances.iter().map(Arc::as_ref).collect()));
@@ -36,7 +53,7 @@ pub fn groups(view: &View, now: Instant) -> Value {
         let Some(admin) = instance.admin.as_deref() else { continue };
         let (gone, instances) = behind.entry(admin).or_default();
         if std::mem::take(gone) {
-            // a part of them is left: those that vanished are not what answers there
+            // an instance is registered at this address: those that vanished no longer answer there
             instances.clear();
         }
         instances.push(instance.as_ref());
@@ -79,7 +96,7 @@ fn shortened(value: &str) -> &str {
     cut.and_then(|cut| value.get(..cut)).unwrap_or(value)
 }
 
-/// Returns false for what somebody else may have registered as an admin address, but nobody can ask.
+/// Returns whether a registered admin address can be scraped. Others may have written anything.
 fn is_address(admin: &str) -> bool {
     let parsed = admin.parse::<crate::config::HostPort>();
     admin.len() <= 255 && parsed.is_ok_and(|parsed| parsed.port != 0)
@@ -113,12 +130,12 @@ mod tests {
         View { vanished: Arc::new(vanished), ..view }
     }
 
-    fn told(view: &View) -> Value {
+    fn groups_now(view: &View) -> Value {
         groups(view, Instant::now())
     }
 
     #[test]
-    fn an_instance_is_told_with_what_it_registered() {
+    fn a_target_has_what_its_instance_registered() {
         let feed =
             Instance { zone: Some("b".to_owned()), ..instance("feed", "10.0.0.1:8082", "10.0.0.1:6062") };
         let hidden = Instance { admin: None, ..instance("feed", "10.0.0.2:8082", "") };
@@ -126,8 +143,8 @@ mod tests {
             "__meta_msa_service": "feed", "__meta_msa_state": "up", "__meta_msa_id": "id-10.0.0.1:8082",
             "__meta_msa_version": "0.1.0", "__meta_msa_zone": "b", "__meta_msa_addr": "10.0.0.1:8082",
         }}]);
-        assert_eq!(told(&view(vec![feed, hidden], vec![])), wanted);
-        assert_eq!(told(&View::default()), json!([]));
+        assert_eq!(groups_now(&view(vec![feed, hidden], vec![])), wanted);
+        assert_eq!(groups_now(&View::default()), json!([]));
     }
 
     #[test]
@@ -139,20 +156,20 @@ mod tests {
                 "__meta_msa_service": "up", "__meta_msa_state": state, "__meta_msa_version": "0.1.0",
             }}])
         };
-        assert_eq!(told(&view(roles.clone(), vec![])), wanted("up"));
-        assert_eq!(told(&view(vec![], roles.clone())), wanted("gone"));
+        assert_eq!(groups_now(&view(roles.clone(), vec![])), wanted("up"));
+        assert_eq!(groups_now(&view(vec![], roles.clone())), wanted("gone"));
         roles[1].draining = true;
-        assert_eq!(told(&view(roles.clone(), vec![])), wanted("draining"));
+        assert_eq!(groups_now(&view(roles.clone(), vec![])), wanted("draining"));
         // a service with two instances there is still that service
         let two = vec![instance("feed", "a:1", "h:6062"), instance("feed", "a:2", "h:6062")];
-        assert_eq!(told(&view(two, vec![]))[0]["labels"]["__meta_msa_service"], "feed");
+        assert_eq!(groups_now(&view(two, vec![]))[0]["labels"]["__meta_msa_service"], "feed");
     }
 
     #[test]
-    fn the_vanished_are_gone_unless_something_is_at_their_address() {
+    fn vanished_instances_are_gone_unless_their_address_is_in_use() {
         let gone = vec![instance("feed", "a:1", "h:1"), instance("feed", "a:2", "h:2")];
         let states = |view: &View| -> Vec<_> {
-            let groups = told(view);
+            let groups = groups_now(view);
             let groups = groups.as_array().unwrap().iter();
             groups.map(|g| format!("{} {}", g["targets"][0], g["labels"]["__meta_msa_state"])).collect()
         };
@@ -160,11 +177,11 @@ mod tests {
         let back = vec![instance("topic", "a:9", "h:1")];
         let view = view(back, gone);
         assert_eq!(states(&view), ["\"h:1\" \"up\"", "\"h:2\" \"gone\""]);
-        assert_eq!(told(&view)[0]["labels"]["__meta_msa_service"], "topic");
+        assert_eq!(groups_now(&view)[0]["labels"]["__meta_msa_service"], "topic");
     }
 
     #[test]
-    fn foreign_values_stay_values() {
+    fn values_of_others_stay_values() {
         let evil = "x\",\"job\":\"etcd\n\u{0}";
         let strange = Instance {
             version: "é".repeat(100),
@@ -172,7 +189,7 @@ mod tests {
             zone: Some(String::new()),
             ..instance("feed", "a:1", "h:1")
         };
-        let text = told(&view(vec![strange], vec![])).to_string();
+        let text = groups_now(&view(vec![strange], vec![])).to_string();
         let labels = &serde_json::from_str::<Value>(&text).unwrap()[0]["labels"];
         assert_eq!(labels["__meta_msa_id"], evil);
         assert_eq!(labels["__meta_msa_version"], "é".repeat(64));
@@ -180,7 +197,7 @@ mod tests {
             labels.as_object().unwrap().keys().map(|name| name.replace("__meta_msa_", "")).collect();
         assert_eq!(names, ["addr", "id", "service", "state", "version"]);
         for admin in ["h", "h:0", "http://h:1", "h:1/metrics", "h h:1", "a:1,b:1", ""] {
-            assert_eq!(told(&view(vec![instance("feed", "a:1", admin)], vec![])), json!([]), "{admin}");
+            assert_eq!(groups_now(&view(vec![instance("feed", "a:1", admin)], vec![])), json!([]), "{admin}");
         }
     }
 }

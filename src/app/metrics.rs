@@ -1,4 +1,4 @@
-//! The metrics of a process: those of each layer, in one registry.
+//! The metrics of a process: those of every layer, registered in one registry.
 
 use prometheus::Registry;
 
@@ -8,13 +8,13 @@ use crate::{client, registry, server, store};
 /// The metrics of a process. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Metrics {
-    /// Where all of them are registered.
+    /// Holds all of them.
     pub registry: Registry,
     /// Calls to services.
     pub client: client::metrics::Metrics,
     /// The view of the registry, and registrations.
     pub view: registry::metrics::Metrics,
-    /// Requests and connections that are served.
+    /// Requests and connections of servers.
     pub server: server::metrics::Metrics,
     /// Operations of stores.
     pub store: store::metrics::Metrics,
@@ -54,7 +54,7 @@ mod tests {
     static ROUTES: [(&str, Method); 1] = [("/api/x", Method::GET)];
 
     #[test]
-    fn every_metric_can_be_made_and_read() {
+    fn every_metric_can_be_registered_and_read() {
         let metrics = Metrics::register().unwrap();
         let requests = metrics.server.requests(&ROUTES);
         let target = requests.target(&Method::GET, "/api/x");

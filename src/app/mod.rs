@@ -1,6 +1,13 @@
-//! Puts a process together: its roles, how they start, and in which order they drain.
+//! Puts a process together: its members, how they start, and in which order they drain.
 
+mod common;
+mod drain;
+mod gateway;
+mod instance;
 pub mod metrics;
 pub mod process;
+pub mod role;
+pub mod run;
+mod service;
 pub mod shutdown;
 pub mod up;

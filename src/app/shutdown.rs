@@ -1,10 +1,10 @@
-//! How a process ends: the first SIGTERM or SIGINT asks every role to drain, the second ends it at once.
+//! Signals and the service manager: the first SIGTERM or SIGINT begins the drain, the second ends the process at once.
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 
 /// Exit status after a second signal.
-const IMPATIENT: i32 = 130;
+const SECOND_SIGNAL: i32 = 130;
 
 /// Returns a token that is cancelled by the first signal.
 ///
@@ -16,14 +16,14 @@ pub fn on_signal() -> std::io::Result<CancellationToken> {
     let token = CancellationToken::new();
     let stop = token.clone();
     tokio::spawn(async move {
-        for round in 0.. {
+        for count in 0.. {
             let name = tokio::select! {
                 _ = terminate.recv() => "SIGTERM",
                 _ = interrupt.recv() => "SIGINT",
             };
-            if round > 0 {
+            if count > 0 {
                 tracing::warn!(signal = name, "second signal, ending at once");
-                std::process::exit(IMPATIENT);
+                std::process::exit(SECOND_SIGNAL);
             }
             tracing::info!(signal = name, "draining");
             notify(&[sd_notify::NotifyState::Stopping]);
@@ -33,7 +33,7 @@ pub fn on_signal() -> std::io::Result<CancellationToken> {
     Ok(token)
 }
 
-/// Tells systemd that the role is ready, and keeps its watchdog content while the runtime is alive.
+/// Tells systemd that the process is ready, and notifies its watchdog as long as the runtime is alive.
 pub fn ready() {
     notify(&[sd_notify::NotifyState::Ready]);
     if let Some(limit) = sd_notify::watchdog_enabled() {
@@ -47,7 +47,7 @@ pub fn ready() {
     }
 }
 
-/// Does nothing where no `NOTIFY_SOCKET` asks for it.
+/// Notifies systemd. Does nothing if `NOTIFY_SOCKET` is not set.
 fn notify(state: &[sd_notify::NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(state) {
         tracing::warn!(%error, "the service manager could not be notified");

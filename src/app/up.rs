@@ -1,13 +1,14 @@
-//! Every role in one process, on loopback: what a newcomer runs first.
+//! `up`: every role in one process, on loopback.
 
 use std::io::Write;
 
 use anyhow::Context as _;
 
-use crate::app::process::{Addresses, Process};
+use super::process::{Addresses, Process};
+use super::role::ServiceKind;
 use crate::config::{ListenAddr, Role, Settings, StoreUrl};
 
-/// Puts the process together: three services with their replicas, and a gateway.
+/// Returns a process with the three services, their replicas, and a gateway.
 ///
 /// # Errors
 /// When the data directory cannot be made or an address is taken.
@@ -17,26 +18,26 @@ pub fn assemble(settings: Settings) -> anyhow::Result<Process> {
     std::fs::create_dir_all(dir)
         .with_context(|| format!("cannot make the data directory {}", dir.display()))?;
     let mut process = Process::new(settings)?;
-    let plan = [
-        (Role::Feed, up.feed_addr, up.feed_replicas),
-        (Role::Profile, up.profile_addr, up.profile_replicas),
-        (Role::Topic, up.topic_addr, up.topic_replicas),
-    ];
-    for (role, addr, replicas) in plan {
+    for kind in ServiceKind::ALL {
+        let (addr, replicas) = match kind {
+            ServiceKind::Feed => (up.feed_addr, up.feed_replicas),
+            ServiceKind::Profile => (up.profile_addr, up.profile_replicas),
+            ServiceKind::Topic => (up.topic_addr, up.topic_replicas),
+        };
         if replicas == 0 {
             continue;
         }
-        let file = dir.join(format!("{}.db", role.name()));
-        process.add_service(role, addr, &StoreUrl::Sqlite(file))?;
+        let file = dir.join(format!("{}.db", kind.name()));
+        process.add_service(kind, addr, &StoreUrl::Sqlite(file))?;
         for _ in 1..replicas {
-            process.add_replica(role, ListenAddr::loopback(0))?;
+            process.add_replica(kind, ListenAddr::loopback(0))?;
         }
     }
     process.add_gateway()?;
     Ok(process)
 }
 
-/// Writes where everything is, and three commands to try.
+/// Writes the addresses, and three commands to try.
 ///
 /// # Errors
 /// When the output is closed.

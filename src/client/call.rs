@@ -160,11 +160,11 @@ pub type Outcome = Result<Answer, Failure>;
 /// A layer never waits to become ready: where it could not go on, it fails at once, so that the layer above
 /// can decide what to do.
 ///
-/// This is not `tower::Service`, for two reasons. A `Service` returns a future that outlives the borrow of the
-/// service, so each layer would clone the layers below it and box its future for every call: with eight layers
-/// eight heap allocations a call, and as many clones, against one future without any box here. And its
-/// `poll_ready` would be untrue: whether a call can be made depends on the call (its rpc, the instances it has
-/// tried), which `poll_ready` does not see.
+/// This is not `tower::Service`, for two reasons. The future of a `Service` must not borrow the service. So each
+/// layer would clone the layers below it and, as an async block has no name, box its future: for ten layers ten
+/// clones and ten heap allocations a call. Here all layers of a call are one future, without a box. And its
+/// `poll_ready` would not be true: whether a call can be made depends on the call (its rpc, the instances that
+/// it has tried), which `poll_ready` does not see.
 pub trait CallLayer: Send + Sync + 'static {
     /// Sends a call.
     ///

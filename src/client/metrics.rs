@@ -53,19 +53,19 @@ impl Metrics {
             granted: counters(
                 r,
                 "client_retry_granted_total",
-                "Attempts after the first one of a call, by the reason for them.",
+                "Attempts after the first one of a call, by reason.",
                 &["service", "reason"],
             )?,
             refused: counters(
                 r,
                 "client_retry_refused_total",
-                "Attempts that would have followed a failure but were not made, by what forbade them.",
+                "Retries that were not made, by reason.",
                 &["service", "reason"],
             )?,
             fallback: counters(
                 r,
                 "client_fallback_total",
-                "Earlier answers that stood in for one that could not be had.",
+                "Reads that failed and were answered with an earlier answer.",
                 &["service", "method"],
             )?,
             deadline: counters(
@@ -77,7 +77,7 @@ impl Metrics {
             endpoints: gauges(
                 r,
                 "client_endpoints",
-                "Instances of a service as its callers see them.",
+                "Instances of a service, by state.",
                 &["service", "state"],
             )?,
             breaker_state: gauges(
@@ -89,13 +89,13 @@ impl Metrics {
             breaker_transitions: counters(
                 r,
                 "client_breaker_transitions_total",
-                "Changes of breakers to a state.",
+                "Changes of breakers, by the new state.",
                 &["service", "method", "to"],
             )?,
             breaker_refused: counters(
                 r,
                 "client_breaker_refused_total",
-                "Breakers that stayed closed because half of the service's are open.",
+                "Breakers that did not open because half of the service's instances have an open one.",
                 &["service"],
             )?,
             best_effort_state: gauges(
@@ -107,13 +107,13 @@ impl Metrics {
             best_effort_transitions: counters(
                 r,
                 "client_best_effort_transitions_total",
-                "Changes of breakers for best-effort calls to a state.",
+                "Changes of breakers for best-effort calls, by the new state.",
                 &["service", "method", "to"],
             )?,
             limit_refused: counters(
                 r,
                 "client_limit_refused_total",
-                "Attempts that met an instance with as many calls in flight as it may have.",
+                "Attempts that were refused because the instance had as many calls in flight as it may have.",
                 &["service"],
             )?,
             connections: counters(

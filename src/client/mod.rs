@@ -24,7 +24,7 @@ mod balance;
 mod call;
 mod gauges;
 pub mod metrics;
-pub mod policy;
+mod policy;
 mod status;
 mod transport;
 

@@ -1,5 +1,5 @@
-//! Which address an instance tells others to call. The original registered the address it listened on,
-//! which from another host means that host itself.
+//! Which address an instance advertises. The address that it listens on is not enough: `0.0.0.0` or `127.0.0.1`, called
+//! from another host, is that host itself.
 
 use std::net::{IpAddr, SocketAddr, ToSocketAddrs, UdpSocket};
 use std::time::Duration;
@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use crate::config::{HostPort, Registry, bare_endpoint};
 
-/// Time between two looks for a route.
+/// Time between two searches for a route.
 const ROUTE_RETRY: Duration = Duration::from_millis(500);
 
 /// Why no address could be found.
@@ -20,8 +20,8 @@ pub struct NoAddress {
     key: &'static str,
 }
 
-/// Returns the address at which others call a service that is bound to `bound`: the configured one, else
-/// the bound one if it is specific, else the source address of the route to the registry.
+/// Returns the address to advertise for a service that is bound to `bound`: the configured one, else the bound one if
+/// it is specific, else the source address of the route to the registry.
 ///
 /// # Errors
 /// [`NoAddress`] if there is no route to the registry, or if the result could not be called from the
@@ -49,13 +49,13 @@ pub fn service(
         }
         tracing::warn!(
             addr = %SocketAddr::new(source, bound.port()),
-            "etcd is on this host, so the advertised address is a loopback one that no other host can call; set grpc.advertise_addr if others shall"
+            "etcd is on this host, so the advertised address is a loopback address that other hosts cannot call; set grpc.advertise_addr if they have to"
         );
     }
     Ok(SocketAddr::new(source, bound.port()).to_string())
 }
 
-/// Returns the address at which others reach an admin listener, `None` if they cannot.
+/// Returns the address to advertise for an admin listener, `None` if others cannot reach it.
 #[must_use]
 pub fn admin(
     bound: SocketAddr,
@@ -76,16 +76,16 @@ pub fn admin(
     Some(bound.to_string())
 }
 
-/// Waits until the registry's name resolves and a route to it exists, at most `limit`: at boot, or beside
-/// a container that is about to start, that may take a while. Does not wait for etcd itself.
+/// Waits until the registry's name resolves and a route to it exists, at most `limit`. At boot, or while a container
+/// network starts, that may take a while. Does not wait for etcd itself.
 pub async fn wait_for_route(registry: &Registry, limit: Duration) {
     let begun = Instant::now();
-    let mut told = false;
+    let mut logged = false;
     while begun.elapsed() < limit {
         let endpoints = registry.endpoints.clone();
         match tokio::task::spawn_blocking(move || route_source(&endpoints)).await {
             Ok(Err(reason)) => {
-                if !std::mem::replace(&mut told, true) {
+                if !std::mem::replace(&mut logged, true) {
                     tracing::warn!(reason, "waiting for a route to the registry");
                 }
             }
@@ -146,7 +146,7 @@ mod tests {
     }
 
     #[test]
-    fn a_loopback_admin_address_is_kept_from_remote_readers() {
+    fn a_loopback_admin_address_is_not_advertised_to_other_hosts() {
         let addr = |text: &str| -> SocketAddr { text.parse().unwrap() };
         let (local, remote) = (registry("127.0.0.1:2379"), registry("192.0.2.1:2379"));
         assert_eq!(admin(addr("127.0.0.1:6062"), None, "10.0.0.1:8082", &remote), None);

@@ -1,10 +1,11 @@
-//! The registry inside one process, for `up` and for tests: what is registered is in the view at once.
+//! A registry inside one process, for `up` and for tests. What is registered is in the view at once.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::watch;
-
-use super::{Instance, Publisher, Registered, Registration, Registry, View, ViewHandle, Wish};
+use super::Registry;
+use super::instance::Instance;
+use super::registration::{Desired, Registered, Registration};
+use super::view::{Publisher, View, ViewHandle};
 
 /// A registry inside the process.
 #[derive(Clone, Debug)]
@@ -21,12 +22,11 @@ struct Shared {
 
 impl Default for Local {
     fn default() -> Self {
-        let (publisher, mut handle) = Publisher::new();
-        handle.confirmed = None;
+        let (publisher, handle) = Publisher::new();
         let view = View { cluster_id: 1, revision: 1, ..View::default() };
         publisher.publish(view.clone());
         let view = Mutex::new(view);
-        Self { shared: Arc::new(Shared { view, publisher }), handle }
+        Self { shared: Arc::new(Shared { view, publisher }), handle: handle.always_current() }
     }
 }
 
@@ -45,31 +45,30 @@ impl Registry for Local {
     }
 
     fn register(&self, instance: Instance) -> Registration {
-        let (wish, mut wishes) = watch::channel(Wish::Up);
-        let (state, state_rx) = watch::channel(Registered::Up);
+        let (registration, mut desired, observed) = Registration::new(Registered::Up);
         self.shared.change(|view| view.insert(instance.clone()));
         let shared = self.shared.clone();
         tokio::spawn(async move {
-            while wishes.changed().await.is_ok() {
-                let wish = *wishes.borrow_and_update();
-                shared.change(|view| match wish {
-                    Wish::Up => view.insert(instance.clone()),
-                    Wish::Draining => view.insert(Instance { draining: true, ..instance.clone() }),
-                    Wish::Deleted | Wish::Gone => view.remove(&instance.service, &instance.addr),
+            while desired.changed().await.is_ok() {
+                let now = *desired.borrow_and_update();
+                shared.change(|view| match now {
+                    Desired::Up => view.insert(instance.clone()),
+                    Desired::Draining => view.insert(Instance { draining: true, ..instance.clone() }),
+                    Desired::Deleted | Desired::Gone => view.remove(&instance.service, &instance.addr),
                 });
-                state.send_replace(match wish {
-                    Wish::Up => Registered::Up,
-                    Wish::Draining => Registered::Draining,
-                    Wish::Deleted => Registered::Absent,
-                    Wish::Gone => Registered::Gone,
+                observed.send_replace(match now {
+                    Desired::Up => Registered::Up,
+                    Desired::Draining => Registered::Draining,
+                    Desired::Deleted => Registered::Absent,
+                    Desired::Gone => Registered::Gone,
                 });
-                if wish == Wish::Gone {
+                if now == Desired::Gone {
                     return;
                 }
             }
-            // dropped without a word: the lease would end
+            // the registration was dropped: in etcd the lease would end
             shared.change(|view| view.remove(&instance.service, &instance.addr));
         });
-        Registration { wish, state: state_rx }
+        registration
     }
 }

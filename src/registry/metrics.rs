@@ -1,10 +1,11 @@
-//! What is measured of the registry: the registrations of this process, and its view.
+//! The metrics of the registry: the registrations of this process, and its view.
 
 use std::sync::{Arc, OnceLock};
 
 use prometheus::{IntCounter, IntGauge, IntGaugeVec, Registry};
 
-use super::{Registered, ViewHandle};
+use super::registration::Registered;
+use super::view::ViewHandle;
 use crate::telemetry::metrics::{counter, float_gauge, gauge, gauges};
 
 /// The metrics of the registry.
@@ -12,8 +13,8 @@ use crate::telemetry::metrics::{counter, float_gauge, gauge, gauges};
 pub struct Metrics {
     registry: Registry,
     registrations: IntGaugeVec,
-    /// Registered when the view is first followed. A process that does not follow it shows none of them, not
-    /// even with the value 0.
+    /// Registered at the first call of [`Self::set_view`], so that a process that does not follow the registry exports
+    /// none of them, not even with the value 0.
     view: Arc<OnceLock<ViewMetrics>>,
 }
 
@@ -93,7 +94,7 @@ impl Metrics {
         if self.view.get().is_none() {
             match ViewMetrics::register(&self.registry) {
                 Ok(made) => drop(self.view.set(made)),
-                Err(error) => tracing::error!(%error, "metrics of the view cannot be registered"),
+                Err(error) => tracing::error!(%error, "the metrics of the view cannot be registered"),
             }
         }
         let Some(metrics) = self.view.get() else { return };
@@ -105,7 +106,7 @@ impl Metrics {
         metrics.instances.set(count(view.services.values().map(|instances| instances.len()).sum()));
         metrics.limbo.set(count(view.limbo.len()));
         metrics.ignored.set(count(view.ignored));
-        // the view counts both; the counters catch up with it
+        // the view counts both; the counters follow it
         metrics.resets.inc_by(view.epoch.saturating_sub(metrics.resets.get()));
         let differences = u64::try_from(differences).unwrap_or(u64::MAX);
         metrics.differences.inc_by(differences.saturating_sub(metrics.differences.get()));

@@ -1,5 +1,5 @@
-//! The form of an entry: etcd's gRPC naming JSON, with our attributes beside it, so that Go's resolver
-//! reads it too.
+//! The form of an entry in etcd: the JSON of etcd's gRPC naming, so that Go's resolver reads it, and our attributes
+//! beside it.
 //!
 //! Key `<prefix><service>/<host:port>`, value
 //! `{"Op":0,"Addr":"host:port","Metadata":null,"instance":{"id","version","zone","weight","state","admin","started_at"}}`.
@@ -8,7 +8,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::Instance;
+use super::instance::Instance;
 use crate::config::HostPort;
 
 #[derive(Serialize, Deserialize)]
@@ -23,7 +23,7 @@ struct Entry {
     instance: Option<Attributes>,
 }
 
-/// A version to come may leave some out or say more.
+/// A later version may leave some out or add others.
 #[derive(Serialize, Deserialize)]
 #[serde(default)]
 struct Attributes {
@@ -54,7 +54,7 @@ impl Default for Attributes {
 #[serde(rename_all = "snake_case")]
 enum State {
     Draining,
-    /// Also what a version to come may call otherwise: it is registered, so it wants calls.
+    /// Also any state that a later version may add: the instance is registered, so it expects calls.
     #[serde(other)]
     Up,
 }
@@ -87,7 +87,7 @@ pub fn encode(instance: &Instance) -> String {
 /// Returns the service and address of a key.
 ///
 /// # Errors
-/// Why the key is not one of ours.
+/// Why the key is not the key of an instance.
 pub fn decode_key<'a>(prefix: &str, key: &'a [u8]) -> Result<(&'a str, &'a str), &'static str> {
     let key = std::str::from_utf8(key).map_err(|_| "the key is not UTF-8")?;
     let rest = key.strip_prefix(prefix).ok_or("the key has another prefix")?;
@@ -104,7 +104,7 @@ pub fn decode_key<'a>(prefix: &str, key: &'a [u8]) -> Result<(&'a str, &'a str),
 /// Returns the instance of an entry.
 ///
 /// # Errors
-/// Why the value is not one of ours.
+/// Why the value is not the value of an instance.
 pub fn decode(service: &str, addr: &str, value: &[u8]) -> Result<Instance, &'static str> {
     if value == addr.as_bytes() {
         return Ok(Instance::bare(service, addr));
@@ -175,7 +175,7 @@ mod tests {
     }
 
     #[test]
-    fn foreign_keys_are_told_apart() {
+    fn keys_of_others_are_refused() {
         assert_eq!(decode_key("/s/", b"/s/feed/a:1"), Ok(("feed", "a:1")));
         for junk in [
             &b"/s/feed"[..],

@@ -1,8 +1,8 @@
-//! The memory of instances that vanished without saying `draining`: a crash, as far as anyone can tell.
+//! The memory of instances that vanished without `draining`, which probably crashed.
 //!
-//! Whoever scrapes instances has to go on asking for them, so that the failure is seen. It is kept where
-//! single events are still seen, since a view that is published now and then may show neither the
-//! `draining` before a removal nor an instance that came and went. It does not survive the process.
+//! Prometheus has to go on scraping them, so that the failure is seen. The memory is kept where single events are still
+//! seen: a published view combines several events, and may show neither the `draining` before a removal nor an
+//! instance that came and went. It ends with the process.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,51 +10,51 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::Instance;
+use super::instance::Instance;
 
-/// How long an instance is remembered: longer than an alert needs to fire and be looked at.
+/// How long an instance is remembered: long enough for an alert to fire and for somebody to look at it.
 const KEEP: Duration = Duration::from_mins(10);
-/// Most admin addresses that are remembered; the longest gone are forgotten first.
-const MOST: usize = 1024;
-/// Most instances that are remembered behind one of them: as many as `up` can have.
-const MOST_BEHIND: usize = 256;
+/// Most admin addresses that are remembered; the oldest are forgotten first.
+const MAX_ADDRESSES: usize = 1024;
+/// Most instances that are remembered for one admin address: as many as `up` can have.
+const MAX_BEHIND: usize = 256;
 
 /// Instances that vanished, by their admin address; those without one are not remembered.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Vanished(BTreeMap<String, Gone>);
 
-/// What was behind one admin address.
+/// The instances that had one admin address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Gone {
-    /// When the last of them went.
+    /// When the last of them vanished.
     at: Instant,
     instances: Vec<Arc<Instance>>,
 }
 
 impl Vanished {
-    /// Remembers an instance, and forgets those whose time is over.
+    /// Remembers an instance, and forgets those that vanished too long ago.
     pub fn remember(&mut self, instance: Arc<Instance>, now: Instant) {
         let Some(admin) = instance.admin.clone() else { return };
         self.0.retain(|_, gone| is_fresh(gone, now));
-        if self.0.len() >= MOST && !self.0.contains_key(&admin) {
+        if self.0.len() >= MAX_ADDRESSES && !self.0.contains_key(&admin) {
             let oldest = self.0.iter().min_by_key(|(_, gone)| gone.at).map(|(admin, _)| admin.clone());
             self.0.remove(&oldest.unwrap_or_default());
         }
         let gone = self.0.entry(admin).or_insert(Gone { at: now, instances: Vec::new() });
         gone.at = now;
         gone.instances.retain(|i| !is_same(i, &instance));
-        if gone.instances.len() < MOST_BEHIND {
+        if gone.instances.len() < MAX_BEHIND {
             gone.instances.push(instance);
         }
     }
 
-    /// Returns whether anything is remembered that [`Self::replace`] would forget.
+    /// Returns whether [`Self::replace`] would forget anything.
     #[must_use]
     pub fn is_replaced_by(&self, instance: &Instance) -> bool {
         instance.admin.as_ref().is_some_and(|admin| self.0.contains_key(admin))
     }
 
-    /// Forgets what was behind the admin address of an instance that has come, or come back.
+    /// Forgets what was at the admin address of an instance that has come, or come back.
     pub fn replace(&mut self, instance: &Instance) {
         if let Some(admin) = &instance.admin {
             self.0.remove(admin);
@@ -68,7 +68,7 @@ impl Vanished {
         gone.is_some_and(|gone| gone.instances.iter().any(|i| is_same(i, instance)))
     }
 
-    /// Forgets one instance, but not what else was behind its admin address.
+    /// Forgets one instance, but not the others at its admin address.
     pub fn forget(&mut self, instance: &Instance) {
         let Some(admin) = &instance.admin else { return };
         if let Some(gone) = self.0.get_mut(admin) {
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn it_lasts_ten_minutes_and_no_longer() {
+    fn instances_are_remembered_for_ten_minutes() {
         let (mut vanished, now) = (Vanished::default(), Instant::now());
         vanished.remember(instance("a:1"), now);
         vanished.remember(Arc::new(Instance::bare("feed", "b:1")), now);
@@ -116,11 +116,11 @@ mod tests {
         assert_eq!(admins(&vanished, last), ["a:1"]);
         assert_eq!(admins(&vanished, now + KEEP), [""; 0]);
         vanished.remember(instance("b:1"), now + KEEP);
-        assert_eq!(vanished.0.len(), 1, "the memory of the old one is given back");
+        assert_eq!(vanished.0.len(), 1, "the old one is removed from memory");
     }
 
     #[test]
-    fn who_returns_is_forgotten() {
+    fn an_instance_that_returns_is_forgotten() {
         let (mut vanished, now) = (Vanished::default(), Instant::now());
         vanished.remember(instance("a:1"), now);
         vanished.remember(instance("b:1"), now);
@@ -147,17 +147,19 @@ mod tests {
     #[test]
     fn it_is_bounded_and_the_oldest_go_first() {
         let (mut vanished, now) = (Vanished::default(), Instant::now());
-        for n in 0..2 * MOST {
+        for n in 0..2 * MAX_ADDRESSES {
             let at = now + Duration::from_millis(n as u64);
             vanished.remember(instance(&format!("h{n}:1")), at);
         }
         let left = admins(&vanished, now + Duration::from_mins(1));
-        assert_eq!(left.len(), MOST);
-        assert!(left.contains(&format!("h{}:1", 2 * MOST - 1)) && !left.contains(&"h0:1".to_owned()));
-        for n in 0..2 * MOST_BEHIND {
+        assert_eq!(left.len(), MAX_ADDRESSES);
+        assert!(
+            left.contains(&format!("h{}:1", 2 * MAX_ADDRESSES - 1)) && !left.contains(&"h0:1".to_owned())
+        );
+        for n in 0..2 * MAX_BEHIND {
             let one = Instance { addr: format!("10.0.0.1:{n}"), ..(*instance("a:1")).clone() };
             vanished.remember(Arc::new(one), now);
         }
-        assert_eq!(vanished.0["a:1"].instances.len(), MOST_BEHIND);
+        assert_eq!(vanished.0["a:1"].instances.len(), MAX_BEHIND);
     }
 }

@@ -67,7 +67,7 @@ impl profile_server::Profile for Profile {
     async fn put_profile(&self, request: Request<PutProfileRequest>) -> Result<Response<OkResponse>, Status> {
         let profile = request.into_inner();
         profile.validate()?;
-        self.store.put(profile).await.map_err(Error::from)?;
+        self.store.put(profile.into()).await.map_err(Error::from)?;
         Ok(Response::new(OkResponse {}))
     }
 }

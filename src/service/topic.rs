@@ -39,7 +39,7 @@ impl topic_server::Topic for Topic {
     async fn put_topic(&self, request: Request<PutTopicRequest>) -> Result<Response<OkResponse>, Status> {
         let topic = request.into_inner();
         topic.validate()?;
-        self.store.put(topic).await.map_err(Error::from)?;
+        self.store.put(topic.into()).await.map_err(Error::from)?;
         Ok(Response::new(OkResponse {}))
     }
 

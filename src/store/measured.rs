@@ -1,15 +1,24 @@
-//! A store whose operations are measured: how long each takes, and whether it fails. One that its caller gives
-//! up is not counted.
+//! A store whose operations are measured: how long each takes, and whether it fails. A failure is also logged, here and
+//! nowhere else. An operation whose future is dropped is not counted.
 
 use std::sync::Arc;
 
 use tonic::async_trait;
 
+use super::error::StoreError;
 use super::metrics::{Metrics, StoreOperation};
-use super::{FeedPage, FeedStore, Health, ProfileStore, StoreError, TopicPage, TopicStore};
+use super::records::{FeedPage, Profile, Topic, TopicPage};
+use super::traits::{FeedStore, Health, ProfileStore, TopicStore};
 use crate::api::proto::feed::FeedRecord;
-use crate::api::proto::profile::PutProfileRequest;
-use crate::api::proto::topic::PutTopicRequest;
+
+/// Measures an operation, and logs its failure.
+async fn measure<T>(
+    operation: &StoreOperation,
+    work: impl Future<Output = Result<T, StoreError>>,
+) -> Result<T, StoreError> {
+    let result = operation.measure(work).await;
+    result.inspect_err(|error| tracing::error!(%error, "store failed"))
+}
 
 /// A measured [`FeedStore`].
 pub struct Feeds {
@@ -30,15 +39,15 @@ impl Feeds {
 #[async_trait]
 impl FeedStore for Feeds {
     async fn create(&self, feed: FeedRecord) -> Result<(), StoreError> {
-        self.create.time(self.store.create(feed)).await
+        measure(&self.create, self.store.create(feed)).await
     }
 
     async fn newest(&self, user_id: i64, size: u32, before: i64) -> Result<Option<FeedPage>, StoreError> {
-        self.newest.time(self.store.newest(user_id, size, before)).await
+        measure(&self.newest, self.store.newest(user_id, size, before)).await
     }
 
     async fn delete(&self, user_id: i64, id: i64) -> Result<bool, StoreError> {
-        self.delete.time(self.store.delete(user_id, id)).await
+        measure(&self.delete, self.store.delete(user_id, id)).await
     }
 }
 
@@ -58,12 +67,12 @@ impl Profiles {
 
 #[async_trait]
 impl ProfileStore for Profiles {
-    async fn put(&self, profile: PutProfileRequest) -> Result<(), StoreError> {
-        self.put.time(self.store.put(profile)).await
+    async fn put(&self, profile: Profile) -> Result<(), StoreError> {
+        measure(&self.put, self.store.put(profile)).await
     }
 
-    async fn get(&self, user_id: i64) -> Result<Option<PutProfileRequest>, StoreError> {
-        self.get.time(self.store.get(user_id)).await
+    async fn get(&self, user_id: i64) -> Result<Option<Profile>, StoreError> {
+        measure(&self.get, self.store.get(user_id)).await
     }
 }
 
@@ -85,16 +94,16 @@ impl Topics {
 
 #[async_trait]
 impl TopicStore for Topics {
-    async fn put(&self, topic: PutTopicRequest) -> Result<(), StoreError> {
-        self.put.time(self.store.put(topic)).await
+    async fn put(&self, topic: Topic) -> Result<(), StoreError> {
+        measure(&self.put, self.store.put(topic)).await
     }
 
-    async fn get(&self, topic_id: i64) -> Result<Option<PutTopicRequest>, StoreError> {
-        self.get.time(self.store.get(topic_id)).await
+    async fn get(&self, topic_id: i64) -> Result<Option<Topic>, StoreError> {
+        measure(&self.get, self.store.get(topic_id)).await
     }
 
     async fn list(&self, after: i64, size: u32) -> Result<TopicPage, StoreError> {
-        self.list.time(self.store.list(after, size)).await
+        measure(&self.list, self.store.list(after, size)).await
     }
 }
 

@@ -1,14 +1,15 @@
-//! Records in memory, as in the original: quick, and gone when the process ends.
+//! Records in memory: quick, and lost when the process ends.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use tonic::async_trait;
 
-use super::{FeedPage, FeedStore, Health, ProfileStore, StoreError, TopicPage, TopicStore};
+use super::error::StoreError;
+use super::records::{FeedPage, Profile, Topic, TopicPage};
+use super::traits::{FeedStore, Health, ProfileStore, TopicStore};
 use crate::api::proto::feed::FeedRecord;
-use crate::api::proto::profile::PutProfileRequest;
-use crate::api::proto::topic::{PutTopicRequest, TopicSummary};
+use crate::api::proto::topic::TopicSummary;
 use crate::api::validate::MAX_ANSWER;
 
 /// Feeds by user, then id.
@@ -17,13 +18,13 @@ pub struct Feeds(Mutex<BTreeMap<i64, BTreeMap<i64, String>>>);
 
 /// Profiles by user.
 #[derive(Debug, Default)]
-pub struct Profiles(Mutex<BTreeMap<i64, PutProfileRequest>>);
+pub struct Profiles(Mutex<BTreeMap<i64, Profile>>);
 
 /// Topics by id.
 #[derive(Debug, Default)]
-pub struct Topics(Mutex<BTreeMap<i64, PutTopicRequest>>);
+pub struct Topics(Mutex<BTreeMap<i64, Topic>>);
 
-/// No code runs under these locks that could leave the map half changed, so a poisoned one is sound.
+/// Locks a map. No code under these locks can leave the map half changed, so a poisoned one is sound.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -86,24 +87,24 @@ impl FeedStore for Feeds {
 
 #[async_trait]
 impl ProfileStore for Profiles {
-    async fn put(&self, profile: PutProfileRequest) -> Result<(), StoreError> {
+    async fn put(&self, profile: Profile) -> Result<(), StoreError> {
         lock(&self.0).insert(profile.user_id, profile);
         Ok(())
     }
 
-    async fn get(&self, user_id: i64) -> Result<Option<PutProfileRequest>, StoreError> {
+    async fn get(&self, user_id: i64) -> Result<Option<Profile>, StoreError> {
         Ok(lock(&self.0).get(&user_id).cloned())
     }
 }
 
 #[async_trait]
 impl TopicStore for Topics {
-    async fn put(&self, topic: PutTopicRequest) -> Result<(), StoreError> {
+    async fn put(&self, topic: Topic) -> Result<(), StoreError> {
         lock(&self.0).insert(topic.topic_id, topic);
         Ok(())
     }
 
-    async fn get(&self, topic_id: i64) -> Result<Option<PutTopicRequest>, StoreError> {
+    async fn get(&self, topic_id: i64) -> Result<Option<Topic>, StoreError> {
         Ok(lock(&self.0).get(&topic_id).cloned())
     }
 
@@ -116,15 +117,5 @@ impl TopicStore for Topics {
             .range(first..)
             .map(|(id, topic)| TopicSummary { topic_id: *id, subject: topic.subject.clone() });
         Ok(TopicPage::of(summaries.take(size as usize + 1).collect(), size))
-    }
-}
-
-impl TopicPage {
-    /// Returns the page of `size` from a list that holds one more if there is more.
-    pub(super) fn of(mut topics: Vec<TopicSummary>, size: u32) -> Self {
-        let more = topics.len() > size as usize;
-        topics.truncate(size as usize);
-        let last = topics.last().map_or(0, |topic| topic.topic_id);
-        Self { topics, next: if more { last } else { 0 } }
     }
 }

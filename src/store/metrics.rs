@@ -1,8 +1,7 @@
-//! What is measured of stores: how long each operation takes, by how it ended.
-
-use std::time::Instant;
+//! The metrics of stores: how long each operation takes, by outcome.
 
 use prometheus::{Histogram, HistogramVec, Registry};
+use tokio::time::Instant;
 
 use crate::telemetry::metrics::{HOP_SECONDS, histograms};
 
@@ -33,7 +32,7 @@ impl Metrics {
     }
 }
 
-/// One operation, each outcome at 0 from the start.
+/// One operation. Each of its outcomes is exported from the start, at 0.
 #[derive(Clone, Debug)]
 pub struct StoreOperation {
     ok: Histogram,
@@ -50,7 +49,7 @@ impl StoreOperation {
     ///
     /// # Errors
     /// Those of the operation.
-    pub async fn time<T, E>(&self, operation: impl Future<Output = Result<T, E>>) -> Result<T, E> {
+    pub async fn measure<T, E>(&self, operation: impl Future<Output = Result<T, E>>) -> Result<T, E> {
         let begun = Instant::now();
         let result = operation.await;
         let outcome = if result.is_ok() { &self.ok } else { &self.error };

@@ -13,29 +13,31 @@ use rusqlite::{Connection, ErrorCode, OptionalExtension, params};
 use tokio::sync::{mpsc, oneshot};
 use tonic::async_trait;
 
-use super::{FeedPage, FeedStore, Health, ProfileStore, StoreError, TopicPage, TopicStore};
+use super::error::StoreError;
+use super::records::{FeedPage, Profile, Topic, TopicPage};
+use super::traits::{FeedStore, Health, ProfileStore, TopicStore};
 use crate::api::proto::feed::FeedRecord;
-use crate::api::proto::profile::PutProfileRequest;
-use crate::api::proto::topic::{PutTopicRequest, TopicSummary};
+use crate::api::proto::topic::TopicSummary;
 use crate::api::validate::MAX_ANSWER;
 
-/// Operations that may wait for a thread; the next ones wait outside, each under its caller's deadline.
+/// Length of a thread's queue, operations. Further callers wait until there is room, each for as long as its deadline
+/// allows.
 const QUEUE: usize = 1024;
-/// Most writes in one transaction; keeps the first of them from waiting long.
+/// Most writes in one transaction, so that the first of them does not wait long.
 const BATCH: usize = 256;
-/// How long a transaction waits for another process on the same file.
+/// How long a transaction waits for a lock that another process holds on the same file.
 const BUSY: Duration = Duration::from_secs(5);
 
-/// The tables of one service: what migrates its file from version n to n + 1.
+/// The tables of one service, as scripts that migrate its file from version n to n + 1.
 #[derive(Debug)]
 pub struct Schema {
-    /// SQLite's `application_id`, so that one service never opens another's file.
+    /// SQLite's `application_id`, so that no service opens the file of another.
     application_id: i32,
-    /// One script a version; only ever appended to.
+    /// One script for each version. Released scripts never change; new ones are added at the end.
     migrations: &'static [&'static str],
 }
 
-/// The feed service's.
+/// The tables of the feed service.
 pub static FEED: Schema = Schema {
     application_id: 0x6d73_6601,
     migrations: &["CREATE TABLE feeds (
@@ -43,14 +45,14 @@ pub static FEED: Schema = Schema {
         PRIMARY KEY (user_id, id)) WITHOUT ROWID, STRICT"],
 };
 
-/// The profile service's.
+/// The tables of the profile service.
 pub static PROFILE: Schema = Schema {
     application_id: 0x6d73_7001,
     migrations: &["CREATE TABLE profiles (
         user_id INTEGER PRIMARY KEY, name TEXT NOT NULL, company TEXT NOT NULL, title TEXT NOT NULL) STRICT"],
 };
 
-/// The topic service's.
+/// The tables of the topic service.
 pub static TOPIC: Schema = Schema {
     application_id: 0x6d73_7401,
     migrations: &["CREATE TABLE topics (
@@ -62,10 +64,10 @@ type Read = Box<dyn FnOnce(&Connection) + Send>;
 
 /// One write of a group commit.
 trait Job: Send {
-    /// Runs inside the transaction; returns what went wrong, for the case that it ended the transaction.
+    /// Runs inside the transaction. Returns the error, which may be why the transaction has ended.
     fn run(&mut self, db: &Connection) -> Option<StoreError>;
-    /// Tells the caller, once the transaction has ended.
-    fn tell(self: Box<Self>, committed: Result<(), StoreError>);
+    /// Sends the result to the caller, once the transaction has ended.
+    fn reply(self: Box<Self>, committed: Result<(), StoreError>);
 }
 
 struct WriteJob<F, T> {
@@ -85,13 +87,13 @@ where
         self.result.as_ref().err().cloned()
     }
 
-    fn tell(self: Box<Self>, committed: Result<(), StoreError>) {
-        // a caller who no longer waits is no reason not to have written
+    fn reply(self: Box<Self>, committed: Result<(), StoreError>) {
+        // the caller may no longer wait; the write has happened all the same
         let _ = self.reply.send(committed.and(self.result));
     }
 }
 
-/// A handle to the two threads; they end when it is dropped and the queues are empty.
+/// A handle to the two threads. They end when it has been dropped and their queues are empty.
 #[derive(Debug)]
 pub struct Sqlite {
     writes: mpsc::Sender<Write>,
@@ -103,7 +105,7 @@ impl Sqlite {
     /// Opens or makes the file and migrates it, under SQLite's own lock.
     ///
     /// # Errors
-    /// A text that says what is wrong with the file.
+    /// The text says what is wrong with the file.
     pub fn open(path: &Path, schema: &'static Schema) -> Result<Self, String> {
         let mut db = connect(path).map_err(|e| e.to_string())?;
         migrate(&mut db, schema)?;
@@ -173,7 +175,7 @@ fn migrate(db: &mut Connection, schema: &Schema) -> Result<(), String> {
         }
         if version as usize > schema.migrations.len() {
             return Ok(Err(format!(
-                "is of version {version}, this program knows {}",
+                "is of version {version}, this program knows versions up to {}",
                 schema.migrations.len()
             )));
         }
@@ -199,7 +201,7 @@ fn run_writes(db: &Connection, mut queue: mpsc::Receiver<Write>, full: &AtomicBo
         let committed = commit(db, &mut batch);
         full.store(matches!(committed, Err(StoreError::Full)), Relaxed);
         for job in batch.drain(..) {
-            job.tell(committed.clone());
+            job.reply(committed.clone());
         }
     }
 }
@@ -300,7 +302,7 @@ impl FeedStore for Sqlite {
 
 #[async_trait]
 impl ProfileStore for Sqlite {
-    async fn put(&self, profile: PutProfileRequest) -> Result<(), StoreError> {
+    async fn put(&self, profile: Profile) -> Result<(), StoreError> {
         self.write(move |db| {
             db.prepare_cached(
                 "INSERT INTO profiles (user_id, name, company, title) VALUES (?1, ?2, ?3, ?4)
@@ -313,16 +315,11 @@ impl ProfileStore for Sqlite {
         .await
     }
 
-    async fn get(&self, user_id: i64) -> Result<Option<PutProfileRequest>, StoreError> {
+    async fn get(&self, user_id: i64) -> Result<Option<Profile>, StoreError> {
         self.read(move |db| {
             db.prepare_cached("SELECT name, company, title FROM profiles WHERE user_id = ?1")?
                 .query_row(params![user_id], |row| {
-                    Ok(PutProfileRequest {
-                        user_id,
-                        name: row.get(0)?,
-                        company: row.get(1)?,
-                        title: row.get(2)?,
-                    })
+                    Ok(Profile { user_id, name: row.get(0)?, company: row.get(1)?, title: row.get(2)? })
                 })
                 .optional()
         })
@@ -332,7 +329,7 @@ impl ProfileStore for Sqlite {
 
 #[async_trait]
 impl TopicStore for Sqlite {
-    async fn put(&self, topic: PutTopicRequest) -> Result<(), StoreError> {
+    async fn put(&self, topic: Topic) -> Result<(), StoreError> {
         self.write(move |db| {
             db.prepare_cached(
                 "INSERT INTO topics (topic_id, subject, content) VALUES (?1, ?2, ?3)
@@ -344,11 +341,11 @@ impl TopicStore for Sqlite {
         .await
     }
 
-    async fn get(&self, topic_id: i64) -> Result<Option<PutTopicRequest>, StoreError> {
+    async fn get(&self, topic_id: i64) -> Result<Option<Topic>, StoreError> {
         self.read(move |db| {
             db.prepare_cached("SELECT subject, content FROM topics WHERE topic_id = ?1")?
                 .query_row(params![topic_id], |row| {
-                    Ok(PutTopicRequest { topic_id, subject: row.get(0)?, content: row.get(1)? })
+                    Ok(Topic { topic_id, subject: row.get(0)?, content: row.get(1)? })
                 })
                 .optional()
         })

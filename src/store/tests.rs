@@ -1,6 +1,7 @@
 //! One contract for every store: each test runs over `memory:` and `sqlite:`.
 
 use super::*;
+use crate::api::proto::feed::FeedRecord;
 use crate::api::validate::{MAX_ANSWER, MAX_CONTENT};
 
 /// Every kind of store; the directory keeps the SQLite file until the test ends.
@@ -92,12 +93,8 @@ async fn profiles_and_topics_are_kept() {
     for url in profiles {
         let store = profile(&url, &metrics()).unwrap();
         assert_eq!(store.get(1).await.unwrap(), None);
-        let ada = PutProfileRequest {
-            user_id: 1,
-            name: "Ada".to_owned(),
-            company: String::new(),
-            title: "t".to_owned(),
-        };
+        let ada =
+            Profile { user_id: 1, name: "Ada".to_owned(), company: String::new(), title: "t".to_owned() };
         store.put(ada.clone()).await.unwrap();
         assert_eq!(store.get(1).await.unwrap(), Some(ada));
     }
@@ -106,7 +103,7 @@ async fn profiles_and_topics_are_kept() {
         let store = topic(&url, &metrics()).unwrap();
         for id in [3, 1, 2, i64::MAX] {
             let (subject, content) = (format!("s{id}"), "c".to_owned());
-            store.put(PutTopicRequest { topic_id: id, subject, content }).await.unwrap();
+            store.put(Topic { topic_id: id, subject, content }).await.unwrap();
         }
         assert_eq!(store.get(2).await.unwrap().unwrap().subject, "s2");
         let page = async |after, size| {
@@ -166,7 +163,7 @@ async fn every_operation_is_measured_by_how_it_ends() {
     store.get(1).await.unwrap();
     store.get(2).await.unwrap();
     let failing = metrics.operation("topic", "get");
-    failing.time(async { Err::<(), _>(StoreError::Closed) }).await.unwrap_err();
+    failing.measure(async { Err::<(), _>(StoreError::Closed) }).await.unwrap_err();
     let text = crate::telemetry::metrics::text(&registry);
     for (operation, outcome, count) in
         [("get", "ok", 2), ("get", "error", 1), ("put", "ok", 0), ("list", "error", 0)]

@@ -1,4 +1,4 @@
-//! What a process tells about itself: log lines, traces, metrics.
+//! What a process reports about itself: log lines, traces, metrics.
 
 pub mod log;
 pub mod metrics;

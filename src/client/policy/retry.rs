@@ -5,9 +5,9 @@
 //! |---|---|
 //! | no instance can be called | no |
 //! | the call was not sent | yes, at another instance, at once; it does not count as an attempt |
-//! | the peer says that it did not process the call | once, at another instance, at once, for every rpc |
-//! | a code that the policy names | at another instance, after a short wait or the one that the server asked for |
-//! | an attempt of a read takes long (`client.attempt_timeout_ms`) | at another instance, and the slow attempt is given up |
+//! | the peer says that it did not process the call | yes, once, at another instance, at once, for every rpc |
+//! | a code that the policy names | yes, at another instance, after a short wait or the server's pushback |
+//! | an attempt of a read exceeds `client.attempt_timeout_ms` | yes, at another instance; the slow one is given up |
 //! | anything else | no |
 //!
 //! Every attempt after the first one of a call is taken from the service's budget, also if the peer did not
@@ -63,10 +63,10 @@ impl Reason {
     }
 }
 
-/// Why a failed call that may be retried is not; a metric label.
+/// Why a failed attempt that may be retried is not; a metric label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// It has had all its attempts, or it is itself part of a retry by a caller above.
+    /// The call has had all its attempts, or it is itself part of a retry by a caller above.
     Attempts,
     /// The budget is used up.
     Budget,
@@ -99,6 +99,19 @@ pub struct RetryMetrics {
     pub granted: [IntCounter; Reason::ALL.len()],
     /// `client_retry_refused_total`, in the order of [`Refusal::ALL`].
     pub refused: [IntCounter; Refusal::ALL.len()],
+}
+
+/// The attempts of one call so far.
+struct Attempts {
+    /// Attempts that were sent.
+    sent: u32,
+    /// Tries that were not sent, which are not attempts.
+    not_sent: u32,
+    /// Attempts that a handler may have executed.
+    executed: u32,
+    /// Attempts that callers above this call have made.
+    inherited: u32,
+    backoff: Backoff,
 }
 
 /// Decides about further attempts of the calls to one service.
@@ -134,82 +147,7 @@ impl RetryPolicy {
     fn attempt_timeout(&self, call: &Call) -> Duration {
         self.attempt_timeout.unwrap_or_else(|| (call.context.remaining() / 3).max(MIN_TIME_TO_ANSWER))
     }
-}
 
-/// Makes further attempts.
-pub struct Retry<S> {
-    inner: S,
-    policy: RetryPolicy,
-}
-
-/// The attempts of one call so far.
-struct Attempts {
-    /// Attempts that were sent.
-    sent: u32,
-    /// Tries that were not sent, which are not attempts.
-    not_sent: u32,
-    /// Attempts that a handler may have executed.
-    executed: u32,
-    /// Attempts that callers above this call have made.
-    inherited: u32,
-    backoff: Backoff,
-}
-
-impl<S: CallLayer> Retry<S> {
-    /// Puts retries before `inner`.
-    pub const fn new(inner: S, policy: RetryPolicy) -> Self {
-        Self { inner, policy }
-    }
-}
-
-impl<S: CallLayer> CallLayer for Retry<S> {
-    async fn send(&self, mut call: Call) -> Outcome {
-        self.policy.budget.deposit();
-        let deadline = call.context.deadline;
-        let attempt_timeout = self.policy.attempt_timeout(&call);
-        let backoff = Backoff::new(self.policy.backoff, self.policy.backoff.saturating_mul(4));
-        let inherited = call.context.previous_attempts;
-        let mut made = Attempts { sent: 0, not_sent: 0, executed: 0, inherited, backoff };
-        loop {
-            call.context.previous_attempts = inherited.saturating_add(made.sent);
-            call.attempt_deadline = if call.rpc.policy().attempt_timeout {
-                deadline.min(Instant::now() + attempt_timeout)
-            } else {
-                deadline
-            };
-            call.picked.store(0, Relaxed);
-            let outcome = {
-                let mut attempt = std::pin::pin!(self.inner.send(call.clone()));
-                if call.attempt_deadline < deadline {
-                    match tokio::time::timeout_at(call.attempt_deadline, attempt.as_mut()).await {
-                        Ok(outcome) => Some(outcome),
-                        Err(_) if self.policy.give_up(&call, &mut made) => None,
-                        Err(_) => Some(attempt.await),
-                    }
-                } else {
-                    Some(attempt.await)
-                }
-            };
-            let Some(outcome) = outcome else {
-                call.tried.push(call.picked.load(Relaxed));
-                continue;
-            };
-            let failure = match outcome {
-                Ok(answer) => return Ok(Answer { earlier_executions: made.executed, ..answer }),
-                Err(failure) => failure,
-            };
-            let Some(wait) = self.policy.judge(&call, &failure, &mut made) else {
-                return Err(failure);
-            };
-            call.tried.push(call.picked.load(Relaxed));
-            if !wait.is_zero() {
-                tokio::time::sleep(wait).await;
-            }
-        }
-    }
-}
-
-impl RetryPolicy {
     /// Returns true if a slow attempt is to be given up for another one.
     fn give_up(&self, call: &Call, made: &mut Attempts) -> bool {
         let others = (self.instances)() > call.tried.len() + 1;
@@ -225,7 +163,7 @@ impl RetryPolicy {
         true
     }
 
-    /// Returns how long to wait before the next attempt; `None` if there is none and the caller gets the failure.
+    /// Returns how long to wait before the next attempt, `None` if the failure goes to the caller.
     fn judge(&self, call: &Call, failure: &Failure, made: &mut Attempts) -> Option<Duration> {
         let policy = call.rpc.policy();
         if failure.delivery == Delivery::NotSent {
@@ -279,6 +217,66 @@ impl RetryPolicy {
             counter.inc();
         }
         None
+    }
+}
+
+/// Makes further attempts after a failed one.
+pub struct Retry<S> {
+    inner: S,
+    policy: RetryPolicy,
+}
+
+impl<S: CallLayer> Retry<S> {
+    /// Puts retries before `inner`.
+    pub const fn new(inner: S, policy: RetryPolicy) -> Self {
+        Self { inner, policy }
+    }
+}
+
+impl<S: CallLayer> CallLayer for Retry<S> {
+    async fn send(&self, mut call: Call) -> Outcome {
+        self.policy.budget.deposit();
+        let deadline = call.context.deadline;
+        let attempt_timeout = self.policy.attempt_timeout(&call);
+        let backoff = Backoff::new(self.policy.backoff, self.policy.backoff.saturating_mul(4));
+        let inherited = call.context.previous_attempts;
+        let mut made = Attempts { sent: 0, not_sent: 0, executed: 0, inherited, backoff };
+        loop {
+            call.context.previous_attempts = inherited.saturating_add(made.sent);
+            call.attempt_deadline = if call.rpc.policy().attempt_timeout {
+                deadline.min(Instant::now() + attempt_timeout)
+            } else {
+                deadline
+            };
+            call.picked.store(0, Relaxed);
+            let outcome = {
+                let mut attempt = std::pin::pin!(self.inner.send(call.clone()));
+                if call.attempt_deadline < deadline {
+                    match tokio::time::timeout_at(call.attempt_deadline, attempt.as_mut()).await {
+                        Ok(outcome) => Some(outcome),
+                        Err(_) if self.policy.give_up(&call, &mut made) => None,
+                        Err(_) => Some(attempt.await),
+                    }
+                } else {
+                    Some(attempt.await)
+                }
+            };
+            let Some(outcome) = outcome else {
+                call.tried.push(call.picked.load(Relaxed));
+                continue;
+            };
+            let failure = match outcome {
+                Ok(answer) => return Ok(Answer { earlier_executions: made.executed, ..answer }),
+                Err(failure) => failure,
+            };
+            let Some(wait) = self.policy.judge(&call, &failure, &mut made) else {
+                return Err(failure);
+            };
+            call.tried.push(call.picked.load(Relaxed));
+            if !wait.is_zero() {
+                tokio::time::sleep(wait).await;
+            }
+        }
     }
 }
 

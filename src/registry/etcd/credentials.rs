@@ -1,5 +1,5 @@
-//! What this process shows to etcd and believes of it. All of it comes from files, which are read anew for
-//! each connection: whoever replaces a file need not restart anything.
+//! The credentials for etcd: certificate, key and password of this process, and the authorities that it trusts. All of
+//! them come from files, which are read again for each connection, so a replaced file needs no restart.
 
 use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use super::tls::{Part, Tls};
 use crate::config::Registry;
 
-/// Longest file that is read, bytes: several times a system's bundle of every public authority.
+/// Largest file that is read, bytes: several times the bundle of all public authorities.
 const LONGEST: u64 = 1 << 20;
 
-/// A file that cannot be used; names the setting and the path, never what the file holds.
+/// A file that cannot be used. The text names the setting and the path, never what the file holds.
 #[derive(Debug, thiserror::Error)]
 #[error("`{key}`: {}: {reason}", path.display())]
 pub struct Unusable {
@@ -35,7 +35,7 @@ struct Source {
     path: PathBuf,
 }
 
-/// What was read. No `Debug`: it holds secrets.
+/// The content of the files. It holds secrets, so it has no `Debug`.
 pub struct Credentials {
     /// `None` without https.
     pub tls: Option<Tls>,
@@ -43,7 +43,7 @@ pub struct Credentials {
     pub user: Option<(String, String)>,
 }
 
-/// Which version of each file there is, `None` for a file that cannot be looked at.
+/// The version of each file, `None` for one that cannot be examined.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Stamp(Vec<Option<Version>>);
 
@@ -51,7 +51,7 @@ pub struct Stamp(Vec<Option<Version>>);
 type Version = (u64, u64, u64, i64, i64);
 
 impl Files {
-    /// Notes the names; a relative one is below `directory` if that is given. Opens nothing.
+    /// Takes the names from the settings; relative ones are below `directory` if it is given. Opens nothing.
     pub fn new(settings: &Registry, directory: Option<&Path>) -> Self {
         let source = |key, path: &Option<PathBuf>| {
             let path = path.as_ref()?;
@@ -72,12 +72,12 @@ impl Files {
         [&self.ca, &self.cert, &self.key, &self.password].into_iter().flatten()
     }
 
-    /// Returns true if no file is named: then nothing can change.
+    /// Returns true if the settings name no file, so that nothing can change.
     pub fn is_empty(&self) -> bool {
         self.all().next().is_none()
     }
 
-    /// Looks which versions there are. A few calls of `stat`, so not worth a thread of their own.
+    /// Returns the current versions. It makes a few calls of `stat`, which are not worth a thread.
     pub fn stamp(&self) -> Stamp {
         let stamp = |source: &Source| {
             let it = std::fs::metadata(&source.path).ok()?;
@@ -89,7 +89,7 @@ impl Files {
     /// Reads the files.
     ///
     /// # Errors
-    /// The first one that cannot be read or does not hold what it should.
+    /// The first file that cannot be read or does not hold what it should.
     pub fn read(&self) -> Result<Credentials, Unusable> {
         let user = match (&self.user, &self.password) {
             (Some(user), Some(password)) => Some((user.clone(), password.password()?)),
@@ -105,8 +105,8 @@ impl Files {
             (Some(cert), Some(key)) => Some((cert, cert.read()?, key, key.read()?)),
             _ => None,
         };
-        let shown = pair.as_ref().map(|(_, cert, _, key)| (cert.as_slice(), key.as_slice()));
-        Tls::new(&authorities, shown, self.server_name.as_deref()).map_err(|(part, reason)| {
+        let own = pair.as_ref().map(|(_, cert, _, key)| (cert.as_slice(), key.as_slice()));
+        Tls::new(&authorities, own, self.server_name.as_deref()).map_err(|(part, reason)| {
             let source = match (part, &pair) {
                 (Part::Certificate, Some((cert, ..))) => cert,
                 (Part::Key, Some((_, _, key, _))) => key,

@@ -1,14 +1,15 @@
-//! What is published of the registry: its word, stabilised, so that trouble in the registry does not
-//! empty the view.
+//! Decides which changes of the registry are believed, so that trouble in the registry does not empty the view.
 //!
-//! Additions apply at once; so do removals of instances that said `draining`. A removal that looks more
-//! like the registry's fault than the instance's goes into **limbo**: the instance stays in the view,
-//! is probed, and leaves with its first failed probe or ends its limbo by returning to the registry.
-//! Suspicious are: the removal of a service's last instance, or of more than half of its instances
-//! within a second (a frozen etcd deletes every expired key in the instant it wakes up), and whatever
-//! vanished from a list of another cluster, of a lower revision, or without any instance.
+//! Additions apply at once, and so do removals of instances that were `draining`. A removal that is more likely the
+//! registry's fault than the instance's puts the instance into **limbo**: it stays in the view and is probed. It leaves
+//! the view with its first failed probe; the limbo ends when it returns to the registry. These removals are suspicious:
 //!
-//! This file decides and remembers; it does no input or output, and is told the time.
+//! - the last instance of a service,
+//! - more than half of the instances of a service within a second (an etcd that was frozen deletes every expired key in
+//!   the instant it wakes up),
+//! - whatever is missing from a list of another cluster, of a lower revision, or without any instance.
+//!
+//! This file does no input or output and reads no clock: its callers pass the time.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -16,35 +17,37 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::registry::{Instance, Instances, Vanished, View};
+use crate::registry::instance::{Instance, Instances};
+use crate::registry::vanished::Vanished;
+use crate::registry::view::View;
 
-/// In which removals count as one event.
+/// Removals within this time count as one event.
 const WINDOW: Duration = Duration::from_secs(1);
 
 /// The stabilised view.
 #[derive(Debug, Default)]
 pub struct Keeper {
-    /// The registry's word.
-    truth: BTreeMap<String, Arc<Instances>>,
-    /// Removed, but still believed in, by service and address.
+    /// What the registry holds, as far as it has been observed.
+    observed: BTreeMap<String, Arc<Instances>>,
+    /// Removed from the registry, but still in the view; by service and address.
     limbo: BTreeMap<(String, String), Arc<Instance>>,
     /// Removals without `draining` of the last [`WINDOW`].
     recent: VecDeque<(Instant, Arc<Instance>)>,
-    /// Removed without `draining`, and no longer believed in.
+    /// Removed without `draining`, and no longer in the view.
     vanished: Arc<Vanished>,
     cluster_id: u64,
     revision: i64,
     epoch: u64,
-    /// Keys below the prefix that could not be read.
+    /// Number of keys below the prefix that cannot be read as instances.
     pub ignored: usize,
 }
 
 impl Keeper {
-    /// Takes over a view that was kept on disk.
+    /// Returns a keeper that begins with a view from disk.
     #[must_use]
     pub fn restored(view: &View) -> Self {
         Self {
-            truth: view.services.clone(),
+            observed: view.services.clone(),
             cluster_id: view.cluster_id,
             revision: view.revision,
             epoch: view.epoch,
@@ -55,7 +58,7 @@ impl Keeper {
     /// Returns the view to publish.
     #[must_use]
     pub fn view(&self) -> View {
-        let mut services = self.truth.clone();
+        let mut services = self.observed.clone();
         for ((service, addr), instance) in &self.limbo {
             let instances = services.entry(service.clone()).or_default();
             Arc::make_mut(instances).insert(addr.clone(), instance.clone());
@@ -71,9 +74,9 @@ impl Keeper {
         }
     }
 
-    /// Replaces the registry's word by a whole list. Returns true if the list is not a later state of
-    /// what was known before: another cluster, or a lower revision (a wiped etcd keeps its cluster id).
-    /// `older` says that a key in it has an older modification than was known.
+    /// Applies a whole list. Returns true if the list is not a later state of what was observed before: it is of another
+    /// cluster, or of a lower revision (a wiped etcd keeps its cluster id). `older` means that the last modification of
+    /// some key in it is older than the one that was observed.
     pub fn list(
         &mut self,
         cluster_id: u64,
@@ -89,7 +92,7 @@ impl Keeper {
         }
         (self.cluster_id, self.revision) = (cluster_id, revision);
         let suspicious = reset || listed.is_empty();
-        let before = std::mem::take(&mut self.truth);
+        let before = std::mem::take(&mut self.observed);
         for instance in listed {
             self.add(instance);
         }
@@ -109,7 +112,7 @@ impl Keeper {
         reset
     }
 
-    /// Notes how far the registry has come, also by keys that are not ours to read.
+    /// Notes the revision of an event, also of one whose key cannot be read.
     pub fn advance(&mut self, revision: i64) {
         self.revision = self.revision.max(revision);
     }
@@ -121,10 +124,10 @@ impl Keeper {
 
     /// Applies a delete of the registry.
     pub fn delete(&mut self, service: &str, addr: &str, now: Instant) {
-        let Some(instances) = self.truth.get_mut(service) else { return };
+        let Some(instances) = self.observed.get_mut(service) else { return };
         let removed = Arc::make_mut(instances).remove(addr);
         if instances.is_empty() {
-            self.truth.remove(service);
+            self.observed.remove(service);
         }
         if let Some(instance) = removed {
             self.note(instance, now);
@@ -136,7 +139,7 @@ impl Keeper {
         if let Some(instance) = self.limbo.remove(&(service.to_owned(), addr.to_owned())) {
             Arc::make_mut(&mut self.vanished).remember(instance, now);
         }
-        // its end is certain: it must not come back when others vanish
+        // its end is certain: it must not come back into limbo when others vanish
         self.recent.retain(|(_, i)| (i.service.as_str(), i.addr.as_str()) != (service, addr));
     }
 
@@ -146,17 +149,17 @@ impl Keeper {
     }
 
     fn has(&self, service: &str, addr: &str) -> bool {
-        self.truth.get(service).is_some_and(|instances| instances.contains_key(addr))
+        self.observed.get(service).is_some_and(|instances| instances.contains_key(addr))
     }
 
     fn add(&mut self, instance: Instance) {
         self.limbo.remove(&(instance.service.clone(), instance.addr.clone()));
         self.unvanish(&instance);
-        let instances = self.truth.entry(instance.service.clone()).or_default();
+        let instances = self.observed.entry(instance.service.clone()).or_default();
         Arc::make_mut(instances).insert(instance.addr.clone(), Arc::new(instance));
     }
 
-    /// Notes a removal and decides whether it, and what went just before, is to be doubted.
+    /// Notes a removal, and decides whether it and the other recent ones are suspicious.
     fn note(&mut self, instance: Arc<Instance>, now: Instant) {
         if instance.draining {
             return;
@@ -167,9 +170,9 @@ impl Keeper {
         Arc::make_mut(&mut self.vanished).remember(instance.clone(), now);
         let service = instance.service.clone();
         self.recent.push_back((now, instance));
-        let left = self.truth.get(&service).map_or(0, |instances| instances.len());
+        let left = self.observed.get(&service).map_or(0, |instances| instances.len());
         if self.recent.len() <= left {
-            return; // not even all of them together are more than half
+            return; // not even all recent removals together are more than half
         }
         let removed: Vec<_> = self
             .recent
@@ -179,16 +182,16 @@ impl Keeper {
             .cloned()
             .collect();
         if removed.len() > left {
-            // more than half of what there was within the window, or the last one
+            // more than half of those that existed within the window, or the last one
             for instance in removed {
                 self.doubt(instance);
             }
         }
     }
 
-    /// Forgets that anything vanished behind an instance's admin address.
+    /// Forgets that anything vanished at the admin address of an instance.
     fn unvanish(&mut self, instance: &Instance) {
-        // copied only if it changes: readers share it
+        // readers share it, so it is copied only if it changes
         if self.vanished.is_replaced_by(instance) {
             Arc::make_mut(&mut self.vanished).replace(instance);
         }
@@ -251,7 +254,7 @@ mod tests {
         many.delete("feed", "a", now);
         many.delete("feed", "b", now);
         assert_eq!(shown(&many), "c d e");
-        // the third makes it a majority: the two before are doubted too
+        // the third makes it a majority: the two before go into limbo too
         many.delete("feed", "c", now + WINDOW);
         assert_eq!(shown(&many), "a? b? c? d e");
     }
@@ -276,14 +279,14 @@ mod tests {
         keeper.put(instance("a"));
         keeper.give_up("feed", "b", now);
         assert_eq!(shown(&keeper), "a");
-        // neither counts as suddenly removed any more
+        // neither counts as a recent removal any more
         keeper.put(instance("c"));
         keeper.delete("feed", "c", now);
         assert_eq!(shown(&keeper), "a");
     }
 
     #[test]
-    fn a_list_of_another_cluster_or_an_older_state_is_a_reset_and_removes_nobody() {
+    fn a_list_of_another_cluster_or_an_older_state_is_a_reset_and_removes_no_instance() {
         for (cluster, revision, older) in [(2, 99, false), (1, 3, false), (1, 10, true)] {
             let (mut keeper, now) = keeper(&["a", "b", "c"]);
             assert!(keeper.list(cluster, revision, older, vec![instance("a")], now));
@@ -294,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_list_removes_nobody_but_a_later_one_is_believed() {
+    fn an_empty_list_removes_no_instance_but_a_later_one_is_believed() {
         let (mut keeper, now) = keeper(&["a", "b", "c"]);
         assert!(!keeper.list(1, 11, false, Vec::new(), now));
         assert_eq!(shown(&keeper), "a? b? c?");
@@ -313,14 +316,14 @@ mod tests {
     }
 
     #[test]
-    fn who_goes_without_a_word_has_vanished_and_who_drains_has_not() {
+    fn an_instance_that_leaves_without_draining_has_vanished() {
         let (mut keeper, now) = keeper(&["a", "b", "c", "d"]);
         // both in one step: a reader of the view may see neither
         keeper.put(Instance { draining: true, ..instance("a") });
         keeper.delete("feed", "a", now);
         keeper.delete("feed", "b", now);
         assert_eq!((shown(&keeper), vanished(&keeper, now)), ("c d".to_owned(), "b".to_owned()));
-        // a majority: all of them are believed in again
+        // a majority: all of them are in the view again
         keeper.delete("feed", "c", now);
         assert_eq!((shown(&keeper), vanished(&keeper, now)), ("b? c? d".to_owned(), String::new()));
         keeper.give_up("feed", "b", now);
@@ -334,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn a_view_from_disk_is_held_against_the_first_list() {
+    fn a_view_from_disk_is_compared_with_the_first_list() {
         let (old, now) = keeper(&["a", "b"]);
         let mut restored = Keeper::restored(&old.view());
         assert_eq!(shown(&restored), "a b");

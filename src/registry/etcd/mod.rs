@@ -1,33 +1,36 @@
-//! The registry in etcd: one task follows the view, one task a registration keeps it true.
+//! The registry in etcd. One task follows the view, and one task for each registration keeps its entry as desired.
 //!
-//! etcd-client gives raw calls: nothing reconnects a stream, an expired lease is an `Ok` with ttl 0, and
-//! its channel waits without end when no member answers. So every call here has a time limit, and after
-//! any failure the next try begins with a fresh connection.
+//! etcd-client makes single calls and no more: it does not reconnect a stream, it reports an expired lease as an `Ok`
+//! with ttl 0, and its channel waits for ever when no member answers. So every call here has a time limit, and after
+//! any failure the next try begins with a new connection.
 
-mod connect;
+mod access;
 mod credentials;
+mod dial;
+mod failure;
+mod follow;
 mod keeper;
+mod limbo;
+mod member;
+mod reader;
 mod reconcile;
 mod snapshot;
+mod stable_view;
 mod tls;
-mod view;
 
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
 
 use futures_util::future::BoxFuture;
 
-use self::connect::Access;
+use self::access::Access;
 pub use self::credentials::Unusable;
-use super::{Instance, Publisher, Registration, Registry, ViewHandle};
-use crate::backoff::Backoff;
+pub use self::dial::{Dial, Socket};
+pub use self::limbo::Probe;
+use super::Registry;
+use super::instance::Instance;
+use super::registration::Registration;
+use super::view::{Publisher, ViewHandle};
 use crate::config;
-
-/// The first wait after a failure.
-const FIRST_WAIT: Duration = Duration::from_millis(100);
-
-/// Asks an instance itself whether it serves; `Err` says why not. The caller limits its time.
-pub type Probe = Arc<dyn Fn(Arc<Instance>) -> BoxFuture<'static, Result<(), String>> + Send + Sync>;
 
 /// A registry in etcd.
 #[derive(Clone)]
@@ -38,33 +41,6 @@ pub struct Etcd {
     view: Arc<OnceLock<ViewHandle>>,
 }
 
-/// Why a session with etcd ended.
-#[derive(Debug, thiserror::Error)]
-enum Failure {
-    #[error(transparent)]
-    File(#[from] Unusable),
-    #[error("{0}")]
-    Unreachable(String),
-    #[error("{0}")]
-    Refused(String),
-    #[error("etcd's token for us has ended")]
-    Token,
-    #[error("etcd: {0}")]
-    Etcd(etcd_client::Error),
-    #[error("etcd did not answer {0} in time")]
-    Slow(&'static str),
-    #[error("etcd said nothing for {0:?}")]
-    Silent(Duration),
-    #[error("etcd ended the stream")]
-    Ended,
-    #[error("etcd cancelled the watch: {0}")]
-    Cancelled(String),
-    #[error("a list differs from the events in {0} keys")]
-    Differs(usize),
-    #[error("the lease ran out")]
-    LeaseLost,
-}
-
 impl Etcd {
     /// Returns a handle. Nothing is asked of etcd before the first [`Registry::view`] or
     /// [`Registry::register`].
@@ -72,8 +48,17 @@ impl Etcd {
     /// # Errors
     /// [`Unusable`] when a file with a certificate, key or password cannot be read or used.
     pub fn new(settings: config::Registry, probe: Probe) -> Result<Self, Unusable> {
+        let dial = dial::tcp(settings.timeout);
+        Self::with_dial(settings, probe, dial)
+    }
+
+    /// As [`Self::new`], but connections to etcd are opened by `dial`.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn with_dial(settings: config::Registry, probe: Probe, dial: Dial) -> Result<Self, Unusable> {
         let settings = Arc::new(settings);
-        let access = Arc::new(Access::new(settings.clone())?);
+        let access = Arc::new(Access::new(settings.clone(), dial)?);
         Ok(Self { settings, access, probe, view: Arc::default() })
     }
 }
@@ -82,7 +67,7 @@ impl Registry for Etcd {
     fn view(&self) -> ViewHandle {
         let begin = || {
             let (publisher, view) = Publisher::new();
-            tokio::spawn(view::follow(
+            tokio::spawn(follow::follow(
                 self.settings.clone(),
                 self.access.clone(),
                 publisher,
@@ -109,18 +94,34 @@ impl Registry for Etcd {
     }
 }
 
-/// Runs one call under the request time limit.
-async fn limit<T>(
-    settings: &config::Registry,
-    what: &'static str,
-    call: impl Future<Output = Result<T, etcd_client::Error>>,
-) -> Result<T, Failure> {
-    match tokio::time::timeout(settings.timeout, call).await {
-        Ok(result) => result.map_err(Failure::from),
-        Err(_) => Err(Failure::Slow(what)),
-    }
-}
+#[cfg(test)]
+mod tests {
+    use std::io;
+    use std::sync::Mutex;
+    use std::time::Duration;
 
-fn backoff(settings: &config::Registry) -> Backoff {
-    Backoff::new(FIRST_WAIT, settings.backoff_cap)
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn every_connection_is_opened_by_the_dialer() {
+        let dialed = Arc::new(Mutex::new(Vec::new()));
+        let dial: Dial = {
+            let dialed = dialed.clone();
+            Arc::new(move |addr| {
+                dialed.lock().unwrap().push(addr.to_owned());
+                Box::pin(async { Err(io::ErrorKind::ConnectionRefused.into()) })
+            })
+        };
+        let settings =
+            config::Registry { endpoints: vec!["etcd.example:2379".to_owned()], ..Default::default() };
+        let probe: Probe = Arc::new(|_| Box::pin(std::future::pending()));
+        let etcd = Etcd::with_dial(settings, probe, dial).unwrap();
+        let _view = etcd.view();
+        let _registration = etcd.register(Instance::bare("feed", "192.0.2.1:8082"));
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        let dialed = dialed.lock().unwrap();
+        // both tasks try again and again
+        assert!(dialed.len() > 4, "{dialed:?}");
+        assert!(dialed.iter().all(|addr| addr == "etcd.example:2379"), "{dialed:?}");
+    }
 }

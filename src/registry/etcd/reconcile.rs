@@ -1,27 +1,28 @@
-//! Keeps one instance registered: grants a lease, puts the key under it, renews it, looks whether the
-//! key is still what it should be, and begins anew whenever any of that is lost. It never gives up.
+//! Keeps one instance registered: takes a lease, puts the key under it, renews the lease, checks that the key is still
+//! what it should be, and starts over whenever any of that is lost. It never gives up.
 
 use std::sync::Arc;
 
 use etcd_client::{Client, Compare, CompareOp, KeyValue, PutOptions, Txn, TxnOp};
 use tokio::sync::watch;
 
-use super::connect::{Access, Link};
-use super::{Failure, backoff, limit};
+use super::access::{Access, Link};
+use super::failure::{Failure, backoff, limit};
 use crate::config::Registry;
-use crate::registry::{Instance, Registered, Registration, Wish, value};
+use crate::registry::instance::Instance;
+use crate::registry::registration::{Desired, Registered, Registration};
+use crate::registry::value;
 
-/// Renewals between two looks at the key that no watch event asked for.
-const RENEWALS_PER_LOOK: u32 = 10;
+/// The key is checked with every so many renewals, even if no watch event asks for it.
+const RENEWALS_PER_CHECK: u32 = 10;
 
 /// Starts the task.
 pub fn start(settings: Arc<Registry>, access: Arc<Access>, instance: Instance) -> Registration {
-    let (wish, wishes) = watch::channel(Wish::Up);
-    let (state, state_rx) = watch::channel(Registered::Unknown);
+    let (registration, desired, observed) = Registration::new(Registered::Unknown);
     let key = value::key(&settings.prefix, &instance.service, &instance.addr);
-    let reconciler = Reconciler { settings, access, instance, key, wishes, state, lease: None };
+    let reconciler = Reconciler { settings, access, instance, key, desired, observed, lease: None };
     tokio::spawn(reconciler.run());
-    Registration { wish, state: state_rx }
+    registration
 }
 
 struct Reconciler {
@@ -29,16 +30,16 @@ struct Reconciler {
     access: Arc<Access>,
     instance: Instance,
     key: String,
-    wishes: watch::Receiver<Wish>,
-    state: watch::Sender<Registered>,
-    /// Outlives a broken connection: the lease may still be good on the next one.
+    desired: watch::Receiver<Desired>,
+    observed: watch::Sender<Registered>,
+    /// Kept when a connection breaks: the lease may still be valid on the next one.
     lease: Option<i64>,
 }
 
 impl Reconciler {
     async fn run(mut self) {
         let mut backoff = backoff(&self.settings);
-        let mut told = false;
+        let mut logged = false;
         let refused = self.access.refused();
         let mut link = None;
         loop {
@@ -56,29 +57,29 @@ impl Reconciler {
             if matches!(failure, Failure::LeaseLost) {
                 self.lease = None;
             }
-            if *self.state.borrow() != Registered::Unknown {
+            if *self.observed.borrow() != Registered::Unknown {
                 backoff.reset();
-                told = false;
-                self.state.send_replace(Registered::Unknown);
+                logged = false;
+                self.observed.send_replace(Registered::Unknown);
             }
-            if *self.wishes.borrow() == Wish::Gone {
+            if *self.desired.borrow() == Desired::Gone {
                 return; // the lease ends by itself
             }
             let wait = backoff.next_wait();
-            if std::mem::replace(&mut told, true) {
-                // an outage is one line, not one a second
+            if std::mem::replace(&mut logged, true) {
+                // one line for an outage, not one every second
                 tracing::debug!(key = %self.key, error = %failure, ?wait, "not registered");
             } else {
                 tracing::warn!(key = %self.key, error = %failure, "not registered, trying until it is");
             }
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
-                changed = self.wishes.changed() => if changed.is_err() { return },
+                changed = self.desired.changed() => if changed.is_err() { return },
             }
         }
     }
 
-    /// One session, on a new connection if there is none. Returns the connection to go on with, `None` at
+    /// Runs one session, over a new connection if there is none. Returns the connection for the next session, `None` at
     /// the end.
     async fn connected(&mut self, link: Option<Link>) -> Result<Option<Link>, Failure> {
         let access = self.access.clone();
@@ -92,8 +93,8 @@ impl Reconciler {
         }
     }
 
-    /// Registers and keeps registered, until the connection is to be replaced by the returned one. `None`
-    /// when the wish is `Gone`, or when nobody wishes any more.
+    /// Registers and keeps registered, until the returned connection replaces the current one. Returns `None` when the
+    /// desired state is `Gone`, or when the [`Registration`] has been dropped.
     async fn session(&mut self, access: &Access, link: &Link) -> Result<Option<Link>, Failure> {
         let settings = self.settings.clone();
         let mut client = link.client.clone();
@@ -112,24 +113,24 @@ impl Reconciler {
             Err(Failure::Etcd(etcd_client::Error::LeaseKeepAliveError(_))) => return Err(Failure::LeaseLost),
             other => other?,
         };
-        // somebody may delete or overwrite the key
+        // others may delete or overwrite the key
         let mut own_key = limit(&settings, "a watch", client.watch(self.key.as_str(), None)).await?;
-        self.fulfil(&mut client, lease).await?;
+        self.apply(&mut client, lease).await?;
 
         let mut tick =
             tokio::time::interval_at(tokio::time::Instant::now() + settings.keepalive, settings.keepalive);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut renewals: u32 = 0;
-        // somebody else who wants this key would answer each repair at once: one a renewal is enough
+        // if another process also writes this key, each repair causes a new event: one repair between renewals is enough
         let (mut repaired, mut dirty) = (false, false);
         loop {
             tokio::select! {
-                changed = self.wishes.changed() => {
+                changed = self.desired.changed() => {
                     if changed.is_err() {
                         return Ok(None);
                     }
-                    self.fulfil(&mut client, lease).await?;
-                    if *self.wishes.borrow() == Wish::Gone {
+                    self.apply(&mut client, lease).await?;
+                    if *self.desired.borrow() == Desired::Gone {
                         return Ok(None);
                     }
                 }
@@ -141,8 +142,8 @@ impl Reconciler {
                         return Err(Failure::LeaseLost);
                     }
                     renewals = renewals.wrapping_add(1);
-                    if dirty || renewals.is_multiple_of(RENEWALS_PER_LOOK) {
-                        repaired = self.look(&mut client, lease).await?;
+                    if dirty || renewals.is_multiple_of(RENEWALS_PER_CHECK) {
+                        repaired = self.check(&mut client, lease).await?;
                     } else {
                         repaired = false;
                     }
@@ -157,7 +158,7 @@ impl Reconciler {
                         if repaired {
                             dirty = true;
                         } else {
-                            repaired = self.look(&mut client, lease).await?;
+                            repaired = self.check(&mut client, lease).await?;
                         }
                     }
                 }
@@ -165,44 +166,44 @@ impl Reconciler {
         }
     }
 
-    /// Makes the registry what is wished. Only `Up` takes the key; once draining, a key that is no longer
-    /// under our lease belongs to a successor at the same address.
-    async fn fulfil(&mut self, client: &mut Client, lease: i64) -> Result<(), Failure> {
+    /// Writes the desired state. Only `Up` takes the key from others; while draining, a key under another lease belongs
+    /// to a successor at the same address.
+    async fn apply(&mut self, client: &mut Client, lease: i64) -> Result<(), Failure> {
         let settings = self.settings.clone();
-        let wish = *self.wishes.borrow_and_update();
+        let desired = *self.desired.borrow_and_update();
         let key = self.key.as_str();
         let ours = [Compare::lease(key, CompareOp::Equal, lease)];
-        let reached = match wish {
-            Wish::Up => {
+        let reached = match desired {
+            Desired::Up => {
                 self.put(client, lease).await?;
                 Registered::Up
             }
-            Wish::Draining => {
-                let put = TxnOp::put(key, self.value(wish), Some(PutOptions::new().with_lease(lease)));
+            Desired::Draining => {
+                let put = TxnOp::put(key, self.value(desired), Some(PutOptions::new().with_lease(lease)));
                 let txn = Txn::new().when(ours).and_then([put]);
                 limit(&settings, "a put", client.txn(txn)).await?;
                 Registered::Draining
             }
-            Wish::Deleted => {
+            Desired::Deleted => {
                 let txn = Txn::new().when(ours).and_then([TxnOp::delete(key, None)]);
                 limit(&settings, "a delete", client.txn(txn)).await?;
                 Registered::Absent
             }
-            Wish::Gone => {
+            Desired::Gone => {
                 limit(&settings, "a revoke", client.lease_revoke(lease)).await?;
                 Registered::Gone
             }
         };
-        if *self.state.borrow() != reached {
+        if *self.observed.borrow() != reached {
             tracing::info!(key, state = reached.name(), "registration");
         }
-        self.state.send_replace(reached);
+        self.observed.send_replace(reached);
         Ok(())
     }
 
     async fn put(&self, client: &mut Client, lease: i64) -> Result<(), Failure> {
         let options = PutOptions::new().with_lease(lease);
-        let put = client.put(self.key.as_str(), self.value(Wish::Up), Some(options));
+        let put = client.put(self.key.as_str(), self.value(Desired::Up), Some(options));
         match limit(&self.settings, "a put", put).await {
             Err(Failure::Etcd(error)) if error.to_string().contains("lease not found") => {
                 Err(Failure::LeaseLost)
@@ -211,26 +212,26 @@ impl Reconciler {
         }
     }
 
-    fn value(&self, wish: Wish) -> String {
-        value::encode(&Instance { draining: wish == Wish::Draining, ..self.instance.clone() })
+    fn value(&self, desired: Desired) -> String {
+        value::encode(&Instance { draining: desired == Desired::Draining, ..self.instance.clone() })
     }
 
-    /// Puts the key again if somebody deleted it, overwrote it or took it from the lease. Returns whether
-    /// that was so.
-    async fn look(&self, client: &mut Client, lease: i64) -> Result<bool, Failure> {
-        if *self.wishes.borrow() != Wish::Up {
+    /// Puts the key again if others have deleted it, overwritten it or detached it from the lease. Returns whether they
+    /// had.
+    async fn check(&self, client: &mut Client, lease: i64) -> Result<bool, Failure> {
+        if *self.desired.borrow() != Desired::Up {
             return Ok(false);
         }
         let found = limit(&self.settings, "a get", client.get(self.key.as_str(), None)).await?;
         if found.kvs().first().is_some_and(|kv| self.is_ours(kv, lease)) {
             return Ok(false);
         }
-        tracing::warn!(key = %self.key, "somebody changed the key, putting it again");
+        tracing::warn!(key = %self.key, "the key was changed by others, putting it again");
         self.put(client, lease).await?;
         Ok(true)
     }
 
     fn is_ours(&self, kv: &KeyValue, lease: i64) -> bool {
-        kv.lease() == lease && kv.value() == self.value(Wish::Up).as_bytes()
+        kv.lease() == lease && kv.value() == self.value(Desired::Up).as_bytes()
     }
 }

@@ -1,8 +1,8 @@
 //! The last good view on disk, so that a gateway that restarts while etcd is away still serves.
 //!
 //! *Shape*: a line `microservice-app view 1 <checksum>`, then JSON `{"saved_at","cluster_id","revision",
-//! "epoch","services":{name:[value of each entry]}}`. Written to a file beside it and renamed, so a
-//! reader finds the old or the new one, never half of one.
+//! "epoch","services":{name:[value of each entry]}}`. Written to a temporary file beside it
+//! and renamed, so a reader finds the old file or the new one, never a part.
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
@@ -11,11 +11,17 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use crate::registry::{Instance, View, value};
+use crate::registry::instance::Instance;
+use crate::registry::value;
+use crate::registry::view::{View, ViewHandle};
 
 const HEAD: &str = "microservice-app view 1";
-/// Older snapshots are not served: too much may have moved.
+/// Older snapshots are not used: too many instances may have moved.
 const MAX_AGE: Duration = Duration::from_hours(24);
+/// Time after which an unchanged view is written again.
+const REWRITE_EVERY: Duration = Duration::from_mins(5);
+/// Least time between two writes.
+const WRITE_EVERY: Duration = Duration::from_secs(1);
 
 #[derive(Serialize, Deserialize)]
 struct Saved {
@@ -57,7 +63,7 @@ pub fn save(path: &Path, view: &View, age: Duration) -> std::io::Result<()> {
 /// Reads a view and its age.
 ///
 /// # Errors
-/// Why there is none to be used: no file, a damaged one, one that is too old.
+/// Why there is no view that can be used: no file, a damaged one, one that is too old.
 pub fn load(path: &Path) -> Result<(View, Duration), String> {
     let bytes = std::fs::read(path).map_err(|e| e.to_string())?;
     let split = bytes.iter().position(|b| *b == b'\n').ok_or("it has no first line")?;
@@ -67,7 +73,7 @@ pub fn load(path: &Path) -> Result<(View, Duration), String> {
         return Err("it is damaged or of another version".to_owned());
     }
     let saved: Saved = serde_json::from_slice(body).map_err(|e| e.to_string())?;
-    // a clock that was set back makes it young, not unusable
+    // a clock that was set back makes the view look young, not unusable
     let age = Duration::from_secs(now().saturating_sub(saved.time));
     if age > MAX_AGE {
         return Err(format!("it is {} h old", age.as_secs() / 3600));
@@ -86,14 +92,41 @@ pub fn load(path: &Path) -> Result<(View, Duration), String> {
     Ok((view, age))
 }
 
+/// Writes every new view to `path`, until nothing is published any more.
+pub async fn keep(path: &Path, mut view: ViewHandle) {
+    view.mark_changed();
+    let mut failing = false;
+    loop {
+        // an unchanged view is confirmed again and again, so the file must not grow old meanwhile
+        let changed = tokio::time::timeout(REWRITE_EVERY, view.changed()).await;
+        if changed.is_ok_and(|changed| changed.is_err()) {
+            return;
+        }
+        let latest = view.take();
+        let Some(age) = view.age() else { continue };
+        let path = path.to_owned();
+        let shown = path.display().to_string();
+        let saved = tokio::task::spawn_blocking(move || save(&path, &latest, age)).await;
+        match saved {
+            Ok(Ok(())) => failing = false,
+            Ok(Err(error)) if !failing => {
+                failing = true;
+                tracing::warn!(%error, path = shown, "the view cannot be kept on disk");
+            }
+            _ => {}
+        }
+        tokio::time::sleep(WRITE_EVERY).await;
+    }
+}
+
 fn now() -> u64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     since.map_or(0, |since| since.as_secs())
 }
 
-/// Tells a torn or edited file from a whole one; not a defence against anyone.
+/// Returns a checksum that shows a damaged or edited file. It is no protection against forgery.
 fn checksum(bytes: &[u8]) -> u64 {
-    // FNV-1a: the standard library's hash is not promised to stay the same between versions
+    // FNV-1a: the hash of the standard library may change between versions
     let step = |hash: u64, byte: &u8| (hash ^ u64::from(*byte)).wrapping_mul(0x0100_0000_01b3);
     bytes.iter().fold(0xcbf2_9ce4_8422_2325, step)
 }

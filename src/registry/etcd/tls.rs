@@ -1,6 +1,6 @@
-//! TLS to etcd. Ours rather than tonic's for one reason: in TLS 1.3 a server refuses a certificate after the
-//! handshake is over for the client, in a record that is lost when the next write fails first. Here a failed
-//! write still reads what came before, so that the refusal can be told from an etcd that went away.
+//! TLS to etcd. It is not tonic's for one reason: in TLS 1.3 a server refuses a client's certificate when the handshake
+//! is already over for the client, in an alert that is lost if the next write fails first. Here a write that fails
+//! still reads what has arrived, so that a refused certificate can be told from an etcd that went away.
 
 use std::io;
 use std::pin::Pin;
@@ -8,7 +8,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::crypto::ring;
@@ -16,7 +15,9 @@ use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio_rustls::rustls::{AlertDescription, ClientConfig, Error, RootCertStore};
 
-/// Whom this process believes and what it shows. Cheap to clone.
+use super::dial::Socket;
+
+/// The authorities that this process trusts, and its own certificate. Cheap to clone.
 #[derive(Clone)]
 pub struct Tls {
     config: Arc<ClientConfig>,
@@ -24,31 +25,31 @@ pub struct Tls {
     alert: Alert,
 }
 
-/// The last alert that ended a connection.
+/// The alert that ended a connection, if one did.
 #[derive(Clone, Default)]
 pub struct Alert(Arc<Mutex<Option<AlertDescription>>>);
 
-/// Which part cannot be used.
+/// The part of the credentials that cannot be used.
 #[derive(Debug)]
 pub enum Part {
-    /// The authorities' certificates.
+    /// The certificates of the authorities.
     Authorities,
-    /// Our certificate.
+    /// The certificate of this process.
     Certificate,
-    /// Our key, or that it does not belong to our certificate.
+    /// The key of this process, or that it does not belong to the certificate.
     Key,
-    /// The name that etcd's certificate must bear.
+    /// The name that the certificate of etcd must have.
     ServerName,
 }
 
 impl Tls {
-    /// Prepares from PEM; `shown` is our certificate and its key.
+    /// Prepares TLS from PEM; `own` is the certificate of this process and its key.
     ///
     /// # Errors
-    /// Says which part cannot be used and why, never what is in it.
+    /// Which part cannot be used and why. The text never quotes what the part holds.
     pub fn new(
         authorities: &[u8],
-        shown: Option<(&[u8], &[u8])>,
+        own: Option<(&[u8], &[u8])>,
         server_name: Option<&str>,
     ) -> Result<Self, (Part, String)> {
         let mut roots = RootCertStore::empty();
@@ -59,7 +60,7 @@ impl Tls {
             .with_safe_default_protocol_versions()
             .map_err(|error| (Part::Authorities, error.to_string()))?
             .with_root_certificates(roots);
-        let mut config = match shown {
+        let mut config = match own {
             None => builder.with_no_client_auth(),
             Some((certificate, key)) => {
                 let certificate = chain(certificate, || Part::Certificate)?;
@@ -75,25 +76,23 @@ impl Tls {
         Ok(Self { config: Arc::new(config), server_name: server_name.transpose()?, alert: Alert::default() })
     }
 
-    /// Returns the same for one connection, with its own [`Alert`].
+    /// Returns a copy for one connection, with an [`Alert`] of its own.
     pub fn for_one(&self) -> (Self, Alert) {
         let alert = Alert::default();
         (Self { alert: alert.clone(), ..self.clone() }, alert)
     }
 
-    /// Connects to `host:port`.
+    /// Begins TLS over a byte stream to `host:port`.
     ///
     /// # Errors
-    /// When nobody listens there, or somebody whom we do not believe.
-    pub async fn connect(self, addr: String) -> io::Result<Stream> {
-        let host = addr.rsplit_once(':').map_or(addr.as_str(), |(host, _)| host);
+    /// When the stream breaks, when the server is not trusted, or when it does not speak HTTP/2.
+    pub async fn handshake(self, addr: &str, socket: Box<dyn Socket>) -> io::Result<Stream> {
+        let host = addr.rsplit_once(':').map_or(addr, |(host, _)| host);
         let name = self.server_name.map_or_else(|| name_of(host), Ok).map_err(io::Error::other)?;
-        let tcp = TcpStream::connect(addr).await?;
-        tcp.set_nodelay(true)?;
-        let tls = TlsConnector::from(self.config).connect(name, tcp).await;
+        let tls = TlsConnector::from(self.config).connect(name, socket).await;
         let tls = tls.inspect_err(|error| self.alert.note(error))?;
         if tls.get_ref().1.alpn_protocol() != Some(b"h2") {
-            return Err(io::Error::other("it speaks TLS, but not HTTP/2"));
+            return Err(io::Error::other("the server speaks TLS, but not HTTP/2"));
         }
         Ok(Stream { tls, alert: self.alert, failed: None })
     }
@@ -129,15 +128,15 @@ fn name_of(host: &str) -> Result<ServerName<'static>, String> {
 
 /// A connection that remembers the alert that ended it.
 pub struct Stream {
-    tls: TlsStream<TcpStream>,
+    tls: TlsStream<Box<dyn Socket>>,
     alert: Alert,
-    /// The error of the write that failed.
+    /// The error of a write that has failed, while the alert is awaited.
     failed: Option<io::Error>,
 }
 
 impl Stream {
-    /// Passes on what a write came to. After an error it first reads what is there, up to the end: the
-    /// reason may be waiting. A connection that cannot be written to any more has an end to read.
+    /// Returns the result of a write. After an error it first reads to the end of the stream, since an alert with the
+    /// reason may be waiting. That ends, because a connection that cannot be written to any more will be closed.
     fn explain<T>(&mut self, context: &mut Context<'_>, written: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
         let error = match written {
             Poll::Ready(Err(error)) => error,

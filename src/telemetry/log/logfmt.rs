@@ -1,9 +1,9 @@
 //! An event as one line of `key=value` pairs: `ts=2026-11-22T10:00:00.000000Z level=info
 //! target=microservice_app::gateway msg=request route=/api/feed/get_feeds status=503 trace_id=463ac35c9f6413ad`.
 //!
-//! A value is bare if it is printable and has no blank, quote, equals sign or backslash in it; else it is
-//! quoted and escaped as in JSON. A key has no character that would end it. So every line can be taken apart
-//! again, whatever it says; spans are not written, for we have none.
+//! A value stands bare if it is printable and holds no blank, quote, equals sign or backslash; else it is quoted and
+//! escaped as in JSON. A key holds no character that would end it. So every line can be parsed, whatever its values are.
+//! Spans are not written; this program has none.
 
 use std::borrow::Cow;
 use std::fmt::{self, Write as _};
@@ -16,7 +16,7 @@ use tracing_subscriber::fmt::format::{FormatEvent, FormatFields, Writer};
 use tracing_subscriber::fmt::time::{FormatTime as _, SystemTime};
 use tracing_subscriber::registry::LookupSpan;
 
-/// Keys that every line has; a field of the same name gets a prefix.
+/// Keys of every line. A field with the same name gets a prefix.
 const OWN: [&str; 4] = ["ts", "level", "target", "msg"];
 
 /// Formats events.
@@ -28,7 +28,7 @@ where
     N: for<'a> FormatFields<'a> + 'static,
 {
     fn format_event(&self, _: &FmtContext<'_, S, N>, mut out: Writer<'_>, event: &Event<'_>) -> fmt::Result {
-        // what comes from crates that use `log` tells its origin in fields
+        // events of crates that use `log` carry their origin in fields
         let normalized = event.normalized_metadata();
         let meta = normalized.as_ref().unwrap_or_else(|| event.metadata());
         out.write_str("ts=")?;
@@ -58,17 +58,17 @@ struct Line<'a> {
 }
 
 impl Line<'_> {
-    /// Writes a pair under a key of ours.
+    /// Writes a pair with a key of [`OWN`].
     fn own(&mut self, key: &str, value: fmt::Arguments<'_>) {
         self.scratch.clear();
-        // a value that fails to print itself is as long as it got
+        // a value whose formatting fails is written as far as it got
         let _ = self.scratch.write_fmt(value);
         if self.result.is_ok() {
             self.result = write_pair(&mut self.out, key, &self.scratch);
         }
     }
 
-    /// Writes a pair under the name of a field.
+    /// Writes a pair for a field.
     fn field(&mut self, name: &str, value: fmt::Arguments<'_>) {
         self.own(&key(name), value);
     }
@@ -93,7 +93,7 @@ struct Others<'a, 'b>(&'a mut Line<'b>);
 impl Visit for Others<'_, '_> {
     fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
         let name = field.name();
-        // where a line of `log` comes from is in the metadata already
+        // the origin of an event of `log` is already in the metadata
         if name != "message" && !name.starts_with("log.") {
             self.0.field(name, format_args!("{value:?}"));
         }
@@ -120,7 +120,7 @@ fn write_pair(out: &mut Writer<'_>, key: &str, value: &str) -> fmt::Result {
     write_value(out, value)
 }
 
-/// Characters that a terminal or a reader could take for something else than text.
+/// Returns true for characters that a terminal or a log reader could interpret.
 fn is_control(c: char) -> bool {
     c.is_control()
         || matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}' | '\u{feff}')
@@ -139,7 +139,7 @@ fn write_value(out: &mut Writer<'_>, value: &str) -> fmt::Result {
             '\n' => out.write_str("\\n")?,
             '\r' => out.write_str("\\r")?,
             '\t' => out.write_str("\\t")?,
-            // none of them is beyond U+FFFF
+            // all of them are at most U+FFFF
             c if is_control(c) => write!(out, "\\u{:04x}", u32::from(c))?,
             c => out.write_char(c)?,
         }
@@ -187,7 +187,7 @@ mod tests {
         (text(logfmt), text(json))
     }
 
-    /// Takes a line apart as a reader of logfmt does.
+    /// Parses a line as a reader of logfmt does.
     fn pairs(line: &str) -> Vec<(String, String)> {
         let mut rest = line;
         let mut pairs = Vec::new();

@@ -1,7 +1,7 @@
 //! Log lines: on standard error, as logfmt or JSON, at a level that can be changed while the process runs.
 //!
-//! No line holds what a user sent, at any level: ours name routes, codes and ids, and other crates' lines
-//! pass up to a level that [`log_filter`] knows.
+//! No line holds what a user sent, at any level. Lines of this program name routes, codes and ids. Lines of other crates
+//! are written up to a level that [`log_filter`] knows.
 
 mod logfmt;
 mod throttle;
@@ -16,36 +16,36 @@ use crate::config::{Log, LogFormat, log_filter};
 
 pub use throttle::LogThrottle;
 
-/// What is logged; can be changed. Cheap to clone.
+/// The log level, which can be changed. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Level {
-    /// As it was given.
+    /// The text that it was set by.
     text: Arc<Mutex<String>>,
     handle: reload::Handle<Targets, Registry>,
 }
 
 impl Level {
-    /// Returns the level, in the words in which it was set.
+    /// Returns the text that the level was set by.
     #[must_use]
     pub fn get(&self) -> String {
         self.text.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Changes the level, and logs that.
+    /// Changes the level, and logs the change.
     ///
     /// # Errors
-    /// When the text is no level; see [`log_filter::parse`].
+    /// When the text is not a level; see [`log_filter::parse`].
     pub fn set(&self, new: &str) -> Result<(), String> {
         let filter = log_filter::parse(new)?;
         let mut text = self.text.lock().unwrap_or_else(PoisonError::into_inner);
         let from = std::mem::replace(&mut *text, new.to_owned());
-        // said at whichever of the two levels lets it through, the earlier one first
-        let said = tracing::enabled!(tracing::Level::INFO);
-        if said {
+        // logged under the old level if that allows it, else under the new one
+        let logged = tracing::enabled!(tracing::Level::INFO);
+        if logged {
             tracing::info!(from, to = new, "log level changes");
         }
         self.handle.reload(filter).map_err(|error| error.to_string())?;
-        if !said {
+        if !logged {
             tracing::info!(from, to = new, "log level has changed");
         }
         Ok(())
@@ -62,7 +62,7 @@ pub fn init(settings: &Log) -> anyhow::Result<Level> {
     let registry = tracing_subscriber::registry().with(filter);
     let lines = fmt::layer().with_ansi(false).with_writer(std::io::stderr);
     std::panic::set_hook(Box::new(|panic| {
-        // without its message, which may quote what a user sent
+        // without the message of the panic, which may quote what a user sent
         let location = panic.location().map(ToString::to_string);
         tracing::error!(location, thread = std::thread::current().name(), "panicked");
     }));

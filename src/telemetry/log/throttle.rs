@@ -1,4 +1,4 @@
-//! Log lines about what may happen thousands of times a second.
+//! Limits log lines about events that may happen thousands of times a second.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 

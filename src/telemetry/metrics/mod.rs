@@ -1,9 +1,8 @@
-//! What every layer's metrics are made with: registration, the edges of histograms, the text page, and the metrics
-//! of the process itself. Each layer has its own metrics beside its code and registers them in the registry that it is
-//! given; [`crate::app::metrics`] puts them together.
+//! Tools for metrics: registration, the buckets of histograms, the text page, and the metrics of the process itself.
+//! The metrics of a layer are beside its code; the layer registers them in the registry that it is given.
 //!
-//! Labels are bounded: route templates, rpc names of [`crate::api::rpc`], statuses and codes; never a path, a
-//! user or an address.
+//! The values of labels are bounded: route templates, rpc names of [`crate::api::rpc`], statuses and codes; never a
+//! path, a user or an address.
 
 mod process;
 mod rpc_durations;
@@ -17,17 +16,17 @@ use crate::build_info;
 
 pub use rpc_durations::RpcDurations;
 
-/// Edges of the histogram of requests, seconds: from a loopback request that a store answers from memory
-/// (under 1 ms) to the default deadline (2 s) and what outlives it. 0.25 is the objective's.
+/// Bucket edges for whole requests, seconds: from a loopback request answered from memory (under 1 ms) to the default
+/// deadline (2 s) and beyond. 0.25 is the edge of the service level objective.
 pub const REQUEST_SECONDS: [f64; 12] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5];
 
-/// Edges of the histograms of single hops, seconds: as above, and finer below. Without a network between them a
-/// service answers from memory in about 0.1 ms, and a quantile is only as good as its bucket.
+/// Bucket edges for single hops, seconds: as above, and finer below 1 ms. On one host a service answers from memory in
+/// about 0.1 ms, and a quantile is only as precise as its bucket.
 pub const HOP_SECONDS: [f64; 14] =
     [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5];
 
-/// Registers a collector that was just made.
+/// Registers a new collector and returns it.
 fn register<C: prometheus::core::Collector + Clone + 'static>(
     registry: &Registry,
     made: prometheus::Result<C>,
@@ -40,7 +39,7 @@ fn register<C: prometheus::core::Collector + Clone + 'static>(
 /// Registers a counter.
 ///
 /// # Errors
-/// When the name is invalid or taken; the same holds for the functions below.
+/// When the name is invalid or taken; this holds for the functions below too.
 pub fn counter(registry: &Registry, name: &str, help: &str) -> prometheus::Result<IntCounter> {
     register(registry, IntCounter::new(name, help))
 }
@@ -86,7 +85,7 @@ pub fn histograms(
     register(registry, HistogramVec::new(HistogramOpts::new(name, help).buckets(edges.to_vec()), labels))
 }
 
-/// Registers the metrics that any process has: what was built, CPU, memory, descriptors, start time.
+/// Registers the metrics of the process: build, CPU, memory, file descriptors, start time.
 ///
 /// # Errors
 /// When a name is taken.
@@ -97,7 +96,7 @@ pub fn register_process(registry: &Registry) -> prometheus::Result<()> {
     registry.register(Box::new(process::Process::new()))
 }
 
-/// Returns everything in a registry in Prometheus' text format.
+/// Returns all metrics of a registry in the text format of Prometheus.
 #[must_use]
 pub fn text(registry: &Registry) -> String {
     let mut out = Vec::new();

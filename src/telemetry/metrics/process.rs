@@ -1,8 +1,11 @@
-//! The metrics of the process, as every Prometheus client has them. The crate's collector reads them from
-//! `/proc`; only the start time it counts from the boot time in `/proc/stat`, which a unit with
-//! `ProcSubset=pid` cannot see, and then says 0. Here the start time is the clock's when the metrics are made,
-//! a few milliseconds after the process began. And CPU time the crate counts in whole seconds: as a rate over a
-//! minute a process that uses a tenth of a core would seem to jump between nothing and a quarter of one.
+//! The metrics of the process that every Prometheus client exports. They are those of the crate `prometheus`, except for
+//! two:
+//!
+//! - Start time: the crate derives it from the boot time in `/proc/stat`, and exports 0 in a systemd unit with
+//!   `ProcSubset=pid`, which cannot read that file. Here it is the time at which the metrics are registered, a few
+//!   milliseconds after the process has started.
+//! - CPU time: the crate counts whole seconds. In a rate over a minute, a process that uses a tenth of a core would
+//!   seem to jump between nothing and a quarter of a core. Here it is exact.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -14,7 +17,7 @@ use rustix::time::{ClockId, clock_gettime};
 const START: &str = "process_start_time_seconds";
 const CPU: &str = "process_cpu_seconds_total";
 
-/// Collects them.
+/// Collects the metrics of this process.
 pub struct Process {
     collector: ProcessCollector,
     /// Seconds since 1970.
@@ -31,7 +34,7 @@ impl Process {
 
 impl Collector for Process {
     fn desc(&self) -> Vec<&Desc> {
-        self.collector.desc() // both are among them
+        self.collector.desc() // includes the two that are replaced
     }
 
     fn collect(&self) -> Vec<MetricFamily> {
@@ -74,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_start_is_told_once_and_is_now() {
+    fn the_start_time_is_exported_once_and_is_now() {
         let families = Process::new().collect();
         let starts: Vec<_> = families.iter().filter(|family| family.name() == START).collect();
         let [start] = starts[..] else { panic!("{} families", starts.len()) };
@@ -85,7 +88,7 @@ mod tests {
     }
 
     #[test]
-    fn cpu_time_is_told_in_parts_of_a_second() {
+    fn cpu_time_is_exported_in_fractions_of_a_second() {
         let used = || {
             let families = Process::new().collect();
             let cpu: Vec<_> = families.iter().filter(|family| family.name() == CPU).collect();

@@ -1,4 +1,4 @@
-//! A histogram of rpcs by code: what a server answered, or what attempts came to.
+//! A histogram of the durations of rpcs, by method and code; for servers and for attempts of clients.
 
 use std::sync::OnceLock;
 use std::time::Duration;
@@ -11,17 +11,17 @@ use crate::api::rpc::{PerRpc, Rpc};
 /// gRPC codes, 0 to 16.
 const CODES: usize = 17;
 
-/// The calls of one service, or of a server.
+/// The rpcs of one server, or of the client of one service.
 #[derive(Debug)]
 pub struct RpcDurations {
     family: HistogramVec,
-    /// By rpc and code. Resolved when it first happens: not every code does for every rpc.
+    /// By rpc and code. A cell is resolved when its code first occurs, since most codes never do.
     cells: Box<PerRpc<[OnceLock<Histogram>; CODES]>>,
 }
 
 impl RpcDurations {
-    /// Returns the cells of a family with the labels service, method and code. The `usual` codes of the rpcs of
-    /// `service`, by its registry name, are there from the start.
+    /// Wraps a family with the labels service, method and code. The `usual` codes of the rpcs of `service`, which is a name
+    /// in the registry, are exported from the start.
     pub fn new(family: HistogramVec, service: &str, usual: &[tonic::Code]) -> Self {
         let calls = Self { family, cells: Box::default() };
         for rpc in Rpc::of_service(service) {
@@ -32,7 +32,7 @@ impl RpcDurations {
         calls
     }
 
-    /// Notes one call and its outcome.
+    /// Records one rpc.
     pub fn observe(&self, rpc: Rpc, code: tonic::Code, took: Duration) {
         if let Some(cell) = self.cell(rpc, code) {
             cell.observe(took.as_secs_f64());

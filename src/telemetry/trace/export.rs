@@ -6,19 +6,20 @@ use std::time::Duration;
 use http::Uri;
 use tokio_util::sync::CancellationToken;
 
-use super::Record;
 use super::queue::Queue;
+use super::record::Record;
 use super::zipkin::Zipkin;
 use crate::backoff::Backoff;
 
-/// Time that a stop leaves for what is in the queue: a gateway's callers wait in its socket meanwhile.
+/// Time for what is in the queue when the process stops. It is short: new callers of a gateway wait in its socket
+/// meanwhile.
 const FLUSH: Duration = Duration::from_millis(500);
-/// Waits after failures. While it waits the queue fills, then spans are dropped as they end: a collector that
-/// is away costs neither JSON nor connections.
+/// Waits after failures. Meanwhile the queue fills, then new spans are dropped, so a collector that is away costs
+/// neither encoding nor connections.
 const FIRST_WAIT: Duration = Duration::from_secs(1);
 const LONGEST_WAIT: Duration = Duration::from_secs(10);
 
-/// Sends until `stop`, then what is left, for at most [`FLUSH`].
+/// Sends batches until `stop`, then what is left in the queue, for at most [`FLUSH`].
 pub async fn run(queue: Arc<Queue>, collector: Uri, stop: CancellationToken) {
     let zipkin = Zipkin::new(collector);
     let end = async {
@@ -31,7 +32,7 @@ pub async fn run(queue: Arc<Queue>, collector: Uri, stop: CancellationToken) {
     }
     let mut left = 0;
     loop {
-        let batch = InHand::new(&queue);
+        let batch = Batch::take(&queue);
         if batch.count == 0 {
             break;
         }
@@ -42,29 +43,29 @@ pub async fn run(queue: Arc<Queue>, collector: Uri, stop: CancellationToken) {
     }
 }
 
-/// A batch that has left the queue. Dropped before it has been sent it counts as dropped.
-struct InHand<'a> {
+/// A batch that was taken from the queue. If it is dropped before [`Self::sent`], its spans count as dropped.
+struct Batch<'a> {
     queue: &'a Queue,
     spans: Vec<Record>,
     count: u64,
 }
 
-impl<'a> InHand<'a> {
-    fn new(queue: &'a Queue) -> Self {
+impl<'a> Batch<'a> {
+    fn take(queue: &'a Queue) -> Self {
         let spans = queue.take();
         let count = spans.len() as u64;
         Self { queue, spans, count }
     }
 
     fn sent(mut self) {
-        self.queue.meters.exported.inc_by(self.count);
+        self.queue.metrics.exported.inc_by(self.count);
         self.count = 0;
     }
 }
 
-impl Drop for InHand<'_> {
+impl Drop for Batch<'_> {
     fn drop(&mut self) {
-        self.queue.meters.dropped_export.inc_by(self.count);
+        self.queue.metrics.dropped_export.inc_by(self.count);
     }
 }
 
@@ -73,7 +74,7 @@ async fn send_all(queue: &Queue, zipkin: &Zipkin, stop: &CancellationToken) {
     let mut failing = false;
     loop {
         let stopping = stop.run_until_cancelled(queue.wait()).await.is_none();
-        let mut batch = InHand::new(queue);
+        let mut batch = Batch::take(queue);
         if batch.count == 0 {
             if stopping {
                 return;
@@ -86,13 +87,17 @@ async fn send_all(queue: &Queue, zipkin: &Zipkin, stop: &CancellationToken) {
                 batch.sent();
                 backoff.reset();
                 if std::mem::take(&mut failing) {
-                    tracing::info!("the collector takes spans again");
+                    tracing::info!("the collector accepts spans again");
                 }
             }
             Err(error) => {
                 drop(batch);
                 if !std::mem::replace(&mut failing, true) {
-                    tracing::warn!(error, spans = count, "the collector takes no spans; they are dropped");
+                    tracing::warn!(
+                        error,
+                        spans = count,
+                        "the collector does not accept spans; they are dropped"
+                    );
                 }
                 if stop.is_cancelled() {
                     return;

@@ -20,42 +20,43 @@ const B3: &str = "b3";
 const SAMPLED: &str = "x-b3-sampled";
 const TRACEPARENT: &str = "traceparent";
 const TRACESTATE: &str = "tracestate";
-/// What may tell of a trace.
+/// The headers that are read.
 const READ: [&str; 7] = [B3, "x-b3-traceid", "x-b3-spanid", SAMPLED, "x-b3-flags", TRACEPARENT, TRACESTATE];
 
-/// Longest value, bytes: what W3C wants to be passed on of `tracestate`. It goes to every service.
+/// Longest value that is read, bytes: what W3C asks implementations to pass on of `tracestate`. It goes to every service.
 const LONGEST: usize = 512;
 
-/// As opentelemetry-zipkin has them: whether the request is followed is left to others; it has to be.
+/// The sampling decision is left to the receiver; the value of opentelemetry-zipkin.
 const DEFERRED: TraceFlags = TraceFlags::new(0x02);
+/// The trace must be sampled; the value of opentelemetry-zipkin.
 const DEBUG: TraceFlags = TraceFlags::new(0x04);
 
-/// What headers say.
+/// The trace that a request's headers describe.
 #[derive(Debug, Default)]
-pub struct Joined {
-    /// The trace.
+pub struct Incoming {
+    /// The trace id.
     pub trace_id: Option<TraceId>,
     /// The caller's span.
     pub span_id: Option<SpanId>,
-    /// Whether it is followed, if that is decided.
+    /// The sampling decision, if the caller has made one.
     pub sampled: Option<bool>,
-    /// What others want to be passed on with it (`tracestate`).
+    /// `tracestate`, which is passed on unchanged.
     pub state: TraceState,
 }
 
-/// Returns the flags for a decision.
+/// Returns the flags for a sampling decision.
 pub fn flags(sampled: Option<bool>) -> TraceFlags {
     sampled.map_or(DEFERRED, |sampled| TraceFlags::default().with_sampled(sampled))
 }
 
-/// Reads what headers say of a trace. What is garbled is as if it were not there.
-pub fn read(headers: &HeaderMap) -> Joined {
+/// Reads the trace from headers. Values that cannot be parsed are ignored.
+pub fn read(headers: &HeaderMap) -> Incoming {
     if !READ.iter().any(|name| headers.contains_key(*name)) {
-        return Joined::default();
+        return Incoming::default();
     }
     let carrier = Read(READ.map(|name| {
         let text = headers.get(name)?.to_str().ok().filter(|text| text.len() <= LONGEST)?;
-        // ids in upper case are wrong, and seen
+        // ids in upper case are wrong, but some callers send them
         let is_upper = text.bytes().any(|b| b.is_ascii_uppercase()) && name != TRACESTATE;
         Some(if is_upper { Cow::Owned(text.to_ascii_lowercase()) } else { Cow::Borrowed(text) })
     }));
@@ -68,14 +69,14 @@ pub fn read(headers: &HeaderMap) -> Joined {
     let span = found.span();
     let context = span.span_context();
     if !context.is_valid() {
-        // a trace without a span, or no more than a decision
+        // the headers hold a trace id without a span, or only a sampling decision
         let trace_id = carrier.get(TRACE_ID.as_str()).and_then(trace_id);
-        return Joined { trace_id, sampled: decision(&carrier), ..Joined::default() };
+        return Incoming { trace_id, sampled: decision(&carrier), ..Incoming::default() };
     }
     let flags = context.trace_flags();
     let is = |flag: TraceFlags| flags & flag == flag;
     let sampled = is(TraceFlags::SAMPLED) || is(DEBUG);
-    Joined {
+    Incoming {
         trace_id: Some(context.trace_id()),
         span_id: Some(context.span_id()),
         sampled: (sampled || !is(DEFERRED)).then_some(sampled),
@@ -96,7 +97,7 @@ fn decision(carrier: &Read<'_>) -> Option<bool> {
     }
 }
 
-/// Writes a trace, whose span must be valid.
+/// Writes a trace. Its span id must be valid.
 pub fn write(context: &SpanContext, headers: &mut HeaderMap) {
     let context = Context::new().with_remote_span_context(context.clone());
     let mut carrier = Write(headers);
@@ -124,7 +125,7 @@ impl Injector for Write<'_> {
     fn set(&mut self, key: &str, value: String) {
         let name = HeaderName::from_bytes(key.as_bytes());
         if let (Ok(name), Ok(mut value), false) = (name, HeaderValue::from_str(&value), value.is_empty()) {
-            // HPACK must not keep what never comes again
+            // ids never repeat, so HPACK must not put them into its table
             value.set_sensitive(value.len() > 1);
             self.0.insert(name, value);
         }
@@ -147,9 +148,9 @@ mod tests {
     const SPAN: &str = "b7ad6b7169203331";
 
     fn seen(list: &[(&'static str, &str)]) -> (String, String, Option<bool>) {
-        let joined = read(&headers(list));
-        let trace_id = joined.trace_id.map_or(String::new(), |id| super::super::Id(id).to_string());
-        (trace_id, joined.span_id.map_or(String::new(), |id| id.to_string()), joined.sampled)
+        let incoming = read(&headers(list));
+        let trace_id = incoming.trace_id.map_or(String::new(), |id| super::super::id::Id(id).to_string());
+        (trace_id, incoming.span_id.map_or(String::new(), |id| id.to_string()), incoming.sampled)
     }
 
     #[test]
@@ -167,14 +168,14 @@ mod tests {
         assert_eq!(seen(&multi), of_multi);
         assert_eq!(seen(&[&multi[..], &[("traceparent", &w3c)]].concat()), of_multi);
         assert_eq!(seen(&[&multi[..], &[("b3", &single), ("traceparent", &w3c)]].concat()), all);
-        // garbage steps aside
+        // a garbled header does not hide the next one
         assert_eq!(seen(&[&multi[..], &[("b3", "x-y-1")]].concat()), of_multi);
         assert_eq!(seen(&[("b3", "x-y-1"), ("x-b3-traceid", "zz"), ("traceparent", &w3c)]), of_w3c(true));
         assert_eq!(seen(&[("traceparent", "00-xyz"), ("b3", "")]), (String::new(), String::new(), None));
     }
 
     #[test]
-    fn what_is_not_decided_is_left_open() {
+    fn a_missing_decision_stays_missing() {
         let ids = format!("{LONG}-{SPAN}");
         assert_eq!(seen(&[("b3", &ids)]).2, None);
         assert_eq!(seen(&[("b3", &format!("{ids}-d"))]).2, Some(true));
@@ -184,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn less_than_a_span_is_taken_as_far_as_it_goes() {
+    fn headers_without_a_span_are_read_as_far_as_possible() {
         assert_eq!(seen(&[("b3", "0")]).2, Some(false));
         assert_eq!(seen(&[("x-b3-sampled", "1")]).2, Some(true));
         assert_eq!(seen(&[("x-b3-traceid", SHORT)]), (SHORT.to_owned(), String::new(), None));
@@ -196,19 +197,19 @@ mod tests {
     }
 
     #[test]
-    fn what_others_want_passed_on_is_bounded() {
+    fn a_long_tracestate_is_not_passed_on() {
         let parent = format!("00-{LONG}-{SPAN}-01");
         for (members, kept) in [(4, true), (5, false)] {
             let member = |n| format!("v{n}={}", "x".repeat(100));
             let state = (0..members).map(member).collect::<Vec<_>>().join(",");
-            let joined = read(&headers(&[("traceparent", &parent), ("tracestate", &state)]));
-            assert_eq!(joined.trace_id, TraceId::from_hex(LONG).ok());
-            assert_eq!(joined.state.get("v0").is_some(), kept, "{} bytes", state.len());
+            let incoming = read(&headers(&[("traceparent", &parent), ("tracestate", &state)]));
+            assert_eq!(incoming.trace_id, TraceId::from_hex(LONG).ok());
+            assert_eq!(incoming.state.get("v0").is_some(), kept, "{} bytes", state.len());
         }
     }
 
     #[test]
-    fn what_is_written_is_read_again() {
+    fn headers_survive_the_round_trip() {
         for sampled in [None, Some(false), Some(true)] {
             let state = TraceState::from_key_value([("vendor", "Opaque")]).unwrap();
             let trace_id = TraceId::from_hex(LONG).unwrap();
@@ -222,9 +223,9 @@ mod tests {
             assert_eq!(headers["traceparent"], format!("00-{LONG}-{SPAN}-{bit}"));
             assert_eq!(headers["tracestate"], "vendor=Opaque");
             assert!(headers["traceparent"].is_sensitive());
-            let joined = read(&headers);
+            let incoming = read(&headers);
             assert_eq!(
-                (joined.trace_id, joined.span_id, joined.sampled),
+                (incoming.trace_id, incoming.span_id, incoming.sampled),
                 (Some(trace_id), Some(span_id), sampled)
             );
             headers.retain_w3c();

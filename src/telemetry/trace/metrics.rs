@@ -1,4 +1,4 @@
-//! What is counted of spans.
+//! The metrics of spans.
 
 use prometheus::{IntCounter, IntGauge, Registry};
 
@@ -7,11 +7,11 @@ use crate::telemetry::metrics::{counter, counters, gauge};
 /// The metrics of the spans of a process.
 #[derive(Clone, Debug)]
 pub struct Metrics {
-    /// Spans that the collector has taken: `trace_spans_exported_total`.
+    /// Spans that the collector has accepted: `trace_spans_exported_total`.
     pub exported: IntCounter,
-    /// Spans for which the queue had no room: `trace_spans_dropped_total{reason="queue"}`.
+    /// Spans that did not fit into the queue: `trace_spans_dropped_total{reason="queue"}`.
     pub dropped_full: IntCounter,
-    /// Spans that the collector did not take: `trace_spans_dropped_total{reason="export"}`.
+    /// Spans that the collector did not accept: `trace_spans_dropped_total{reason="export"}`.
     pub dropped_export: IntCounter,
     /// Spans that wait to be sent: `trace_spans_queued`.
     pub queued: IntGauge,

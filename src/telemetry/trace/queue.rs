@@ -1,4 +1,4 @@
-//! Ended spans on their way out: bounded, and never in anybody's way.
+//! The queue of ended spans that wait to be exported. It is bounded, and adding a span never waits.
 
 use std::collections::VecDeque;
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
-use super::Record;
 use super::metrics::Metrics;
+use super::record::Record;
 
-/// Most spans in a batch, about 300 kB of JSON.
+/// Largest batch, spans: about 300 kB of JSON.
 pub const BATCH: usize = 500;
-/// Longest time that a span waits for others.
+/// Longest time that a span waits for a batch to fill.
 const DELAY: Duration = Duration::from_secs(1);
 
 /// The queue.
@@ -21,41 +21,41 @@ pub struct Queue {
     capacity: usize,
     /// Notified at the first span, and when there are enough for a batch.
     filled: Notify,
-    /// What is counted.
-    pub meters: Metrics,
+    /// Counts spans by how they left the queue.
+    pub metrics: Metrics,
 }
 
 impl Queue {
-    /// Returns an empty one that holds at most `capacity` spans.
-    pub fn new(capacity: usize, meters: Metrics) -> Self {
-        Self { spans: Mutex::default(), capacity, filled: Notify::new(), meters }
+    /// Returns an empty queue for at most `capacity` spans.
+    pub fn new(capacity: usize, metrics: Metrics) -> Self {
+        Self { spans: Mutex::default(), capacity, filled: Notify::new(), metrics }
     }
 
-    /// Adds a span; if there is no room for it, it is counted and dropped.
+    /// Adds a span. If the queue is full, the span is counted and dropped.
     pub fn push(&self, span: Record) {
         let mut spans = self.lock();
         if spans.len() >= self.capacity {
             drop(spans);
-            self.meters.dropped_full.inc();
+            self.metrics.dropped_full.inc();
             return;
         }
         spans.push_back(span);
         let length = spans.len();
         drop(spans);
-        self.meters.queued.inc();
+        self.metrics.queued.inc();
         if length == 1 || length == BATCH.min(self.capacity) {
             self.filled.notify_one();
         }
     }
 
-    /// Waits until there are spans, and then, but not for long, until they make a batch.
+    /// Waits until there are spans, and then at most [`DELAY`] until they fill a batch.
     pub async fn wait(&self) {
-        self.has(1).await;
-        // the time being over is as good
-        let _ = tokio::time::timeout(DELAY, self.has(BATCH)).await;
+        self.holds(1).await;
+        // after that time a smaller batch will do
+        let _ = tokio::time::timeout(DELAY, self.holds(BATCH)).await;
     }
 
-    async fn has(&self, spans: usize) {
+    async fn holds(&self, spans: usize) {
         while self.lock().len() < spans.min(self.capacity) {
             self.filled.notified().await;
         }
@@ -67,7 +67,7 @@ impl Queue {
         let length = spans.len().min(BATCH);
         let batch: Vec<_> = spans.drain(..length).collect();
         drop(spans);
-        self.meters.queued.sub(i64::try_from(batch.len()).unwrap_or(0));
+        self.metrics.queued.sub(i64::try_from(batch.len()).unwrap_or(0));
         batch
     }
 
@@ -79,7 +79,7 @@ impl Queue {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::telemetry::trace::tests::record;
+    use crate::telemetry::trace::record::tests::record;
     use tokio::time::{Instant, timeout};
 
     fn queue(capacity: usize) -> Queue {
@@ -92,10 +92,10 @@ mod tests {
         for n in 0..5 {
             queue.push(record(n));
         }
-        assert_eq!((queue.meters.dropped_full.get(), queue.meters.queued.get()), (2, 3));
-        let kept: Vec<_> = queue.take().iter().map(|span| span.took.as_millis()).collect();
+        assert_eq!((queue.metrics.dropped_full.get(), queue.metrics.queued.get()), (2, 3));
+        let kept: Vec<_> = queue.take().iter().map(|span| span.duration.as_millis()).collect();
         assert_eq!(kept, [0, 1, 2], "the oldest are kept, in order");
-        assert_eq!(queue.meters.queued.get(), 0);
+        assert_eq!(queue.metrics.queued.get(), 0);
     }
 
     #[tokio::test(start_paused = true)]

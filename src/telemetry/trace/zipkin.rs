@@ -1,4 +1,7 @@
-//! Spans as Zipkin's API v2 wants them: a JSON array, sent with POST.
+//! Sends spans to Zipkin's API v2: a JSON array in a POST request.
+//!
+//! The exporter of opentelemetry-zipkin is not used: it is deprecated, and writes neither the service name nor the
+//! remote endpoint.
 
 use std::net::IpAddr;
 use std::time::{Duration, SystemTime};
@@ -12,15 +15,16 @@ use hyper_util::rt::TokioExecutor;
 use serde::Serialize;
 use serde::ser::{SerializeMap as _, Serializer};
 
-use super::{Endpoint, Id, Kind, Record, Tag};
+use super::id::Id;
+use super::record::{Endpoint, Kind, Record, Tag};
 use crate::api::error::chain;
 
-/// Longest time for a batch; a collector that takes longer is as good as none.
+/// Longest time to send a batch. A slower collector counts as failed.
 const LIMIT: Duration = Duration::from_secs(10);
 /// Longest time to connect.
 const CONNECT: Duration = Duration::from_secs(3);
 
-/// Zipkin's collector.
+/// A client of a Zipkin collector.
 pub struct Zipkin {
     client: Client<HttpConnector, Full<Bytes>>,
     uri: Uri,
@@ -39,9 +43,9 @@ impl Zipkin {
     /// Sends a batch, in at most [`LIMIT`].
     ///
     /// # Errors
-    /// Why it has not been taken.
+    /// Why the collector did not accept the batch.
     pub async fn send(&self, spans: Vec<Record>) -> Result<(), String> {
-        // a request waits for nobody's JSON
+        // on another thread: requests must not wait while a batch is encoded
         let body = tokio::task::spawn_blocking(move || encode(&spans));
         let body = body.await.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
         let mut request = Request::new(Full::new(Bytes::from(body)));
@@ -53,7 +57,9 @@ impl Zipkin {
         let answer = answer.map_err(|_| format!("no answer within {LIMIT:?}"))?.map_err(|e| chain(&e))?;
         match answer.status() {
             status if status.is_success() => Ok(()),
-            StatusCode::NOT_FOUND => Err(format!("404 Not Found: {} is not Zipkin's", self.uri.path())),
+            StatusCode::NOT_FOUND => {
+                Err(format!("404 Not Found: {} is not a path of Zipkin", self.uri.path()))
+            }
             status => Err(status.to_string()),
         }
     }
@@ -66,7 +72,7 @@ fn encode(spans: &[Record]) -> serde_json::Result<Vec<u8>> {
     Ok(out)
 }
 
-/// A span on the wire.
+/// A span as Zipkin's JSON has it.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Span<'a> {
@@ -104,7 +110,7 @@ impl<'a> From<&'a Record> for Span<'a> {
             },
             name: &record.name,
             timestamp: micros(since),
-            duration: micros(record.took).max(1),
+            duration: micros(record.duration).max(1),
             local_endpoint: &record.local,
             remote_endpoint: &record.remote,
             tags: Tags(&record.tags),
@@ -122,7 +128,7 @@ impl Serialize for Endpoint {
         if !self.service.is_empty() {
             map.serialize_entry("serviceName", self.service)?;
         }
-        // every interface is no address
+        // an unspecified address (every interface) is left out
         match self.ip.map(|ip| ip.to_canonical()).filter(|ip| !ip.is_unspecified()) {
             Some(IpAddr::V4(ip)) => map.serialize_entry("ipv4", &ip)?,
             Some(IpAddr::V6(ip)) => map.serialize_entry("ipv6", &ip)?,
@@ -157,7 +163,7 @@ impl Serialize for Tag {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::telemetry::trace::tests::record;
+    use crate::telemetry::trace::record::tests::record;
 
     #[test]
     fn a_span_is_what_zipkin_reads() {

@@ -1,0 +1,64 @@
+//! What the admin listener of a process reports on.
+
+use std::net::SocketAddr;
+
+use tokio::sync::watch;
+
+use crate::client::Client;
+use crate::registry::metrics::Metrics as RegistryMetrics;
+use crate::registry::{Registered, ViewHandle};
+use crate::service::Service;
+use crate::telemetry::log;
+
+/// The phase of a role between its start and its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// Requests are answered.
+    Serving,
+    /// The last requests are being answered.
+    Draining,
+}
+
+impl Phase {
+    /// Returns the word for it in `/status` and `/readyz`.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Serving => "serving",
+            Self::Draining => "draining",
+        }
+    }
+}
+
+/// One role of the process.
+#[derive(Clone)]
+pub struct Role {
+    /// `feed`, `apigateway`, ...
+    pub name: &'static str,
+    /// The bound address.
+    pub addr: SocketAddr,
+    /// Its phase.
+    pub phase: watch::Receiver<Phase>,
+    /// The service; `None` for a gateway.
+    pub service: Option<Service>,
+    /// Its entry in the registry; `None` if it does not register.
+    pub registration: Option<watch::Receiver<Registered>>,
+    /// Warnings of its start.
+    pub warnings: Vec<String>,
+}
+
+/// The whole process.
+pub struct State {
+    /// Its roles.
+    pub roles: Vec<Role>,
+    /// Its clients of services.
+    pub clients: Vec<Client>,
+    /// The view of the registry; `None` in a process that calls no service.
+    pub view: Option<ViewHandle>,
+    /// All metrics of the process.
+    pub metrics: prometheus::Registry,
+    /// Those of them that are set when they are read.
+    pub registry_metrics: RegistryMetrics,
+    /// The log level; `None` if it was not set by [`log::init`].
+    pub level: Option<log::Level>,
+}

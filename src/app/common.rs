@@ -1,0 +1,76 @@
+//! What the members of one process share.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+use tokio::sync::watch;
+
+use super::metrics::Metrics;
+use super::role::{Member, ServiceKind};
+use crate::admin::{Phase, Role};
+use crate::client::{Client, Connector};
+use crate::config::Settings;
+use crate::limit::Limit;
+use crate::registry::{Registration, Registry};
+use crate::server::{Limits, MAX_UNSENT};
+use crate::service::Service;
+use crate::telemetry::trace::Traces;
+
+/// What the members of one process share.
+pub struct Common {
+    pub settings: Settings,
+    pub metrics: Metrics,
+    pub traces: Traces,
+    pub registry: Arc<dyn Registry>,
+    /// The bound address of the admin listener.
+    pub admin: SocketAddr,
+    /// Opens the connections to services.
+    pub connector: Connector,
+    /// Every client that was made, for the admin listener.
+    pub clients: Vec<Client>,
+}
+
+impl Common {
+    /// Returns a client for the services that a member calls. Must be called inside a tokio runtime.
+    pub fn client(&mut self, member: Member) -> Client {
+        let services: Vec<_> = member.calls().iter().copied().map(ServiceKind::name).collect();
+        let client = Client::new(
+            &services,
+            &self.settings.client,
+            &self.settings.registry.prefix,
+            &self.registry.view(),
+            &self.metrics.client,
+            &self.connector,
+        );
+        self.clients.push(client.clone());
+        client
+    }
+}
+
+/// A member that serves.
+pub struct Serving {
+    /// Its row for the admin listener.
+    pub role: Role,
+    /// Waits until it is its turn to drain, then drains.
+    pub drain: BoxFuture<'static, ()>,
+}
+
+/// Returns the row of a member that has begun to serve, and the sender of its phase.
+pub fn role(
+    name: &'static str,
+    addr: SocketAddr,
+    service: Option<Service>,
+    registration: Option<&Registration>,
+    warnings: Vec<String>,
+) -> (Role, watch::Sender<Phase>) {
+    let (phase, phase_rx) = watch::channel(Phase::Serving);
+    let registration = registration.map(Registration::state);
+    (Role { name, addr, phase: phase_rx, service, registration, warnings }, phase)
+}
+
+/// Returns the limits of the listeners of one member.
+pub fn limits(max_connections: usize, write_timeout: Duration) -> Limits {
+    Limits { max_connections, write_timeout, unsent: Limit::new(MAX_UNSENT, None) }
+}

@@ -1,0 +1,36 @@
+//! What a role registers about itself.
+
+use std::net::SocketAddr;
+use std::time::SystemTime;
+
+use crate::build_info;
+use crate::config::Settings;
+use crate::random;
+use crate::registry::{Instance, advertise};
+
+/// Returns the instance to register for a role that others call at `addr`, `host:port`, and warnings for operators.
+/// `admin` is the bound address of the admin listener.
+pub fn describe(
+    settings: &Settings,
+    service: &'static str,
+    addr: String,
+    admin: SocketAddr,
+) -> (Instance, Vec<String>) {
+    let registry = &settings.registry;
+    let admin = advertise::admin(admin, settings.admin.advertise_addr.as_ref(), &addr, registry);
+    let unreachable = "the admin address is a loopback one and etcd is remote: it is not advertised";
+    let warnings = if admin.is_none() { vec![unreachable.to_owned()] } else { Vec::new() };
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let instance = Instance {
+        service: service.to_owned(),
+        addr,
+        id: format!("{:016x}", random::id()),
+        version: build_info::VERSION.to_owned(),
+        zone: registry.zone.clone(),
+        weight: registry.weight,
+        draining: false,
+        admin,
+        started_at: now.map_or(0, |now| now.as_secs()),
+    };
+    (instance, warnings)
+}

@@ -1,0 +1,82 @@
+//! Runs one role from its settings to its exit.
+
+use std::time::Duration;
+
+use rustix::process::{Resource, getrlimit, setrlimit};
+
+use super::process::Process;
+use super::role::ServiceKind;
+use super::{shutdown, up};
+use crate::config::{Role, Settings};
+use crate::registry::advertise;
+use crate::telemetry::log;
+
+/// Longest time that a service waits at its start for a route to the registry.
+const ROUTE_LIMIT: Duration = Duration::from_secs(30);
+
+/// Runs a role until a signal ends it. `level` is the log level that the admin listener may change.
+///
+/// # Errors
+/// When the role cannot start, or when the registry refuses its credentials at the start.
+pub async fn run(role: Role, settings: Settings, level: log::Level) -> anyhow::Result<()> {
+    let stop = shutdown::on_signal()?;
+    raise_file_limit();
+    if advertises_route_source(role, &settings) {
+        let wait = advertise::wait_for_route(&settings.registry, ROUTE_LIMIT);
+        if stop.run_until_cancelled(wait).await.is_none() {
+            return Ok(());
+        }
+    }
+    let mut process = assemble(role, settings)?;
+    process.set_level(level);
+    let addresses = process.addresses();
+    process
+        .run(stop, || {
+            if role == Role::Up && up::greet(&addresses, std::io::stdout()).is_err() {
+                tracing::debug!("nobody reads standard output");
+            }
+            shutdown::ready();
+        })
+        .await
+}
+
+/// Returns true if a role advertises the source address of its route to the registry, so that it needs the route.
+fn advertises_route_source(role: Role, settings: &Settings) -> bool {
+    match role {
+        Role::Feed | Role::Profile | Role::Topic => {
+            settings.grpc.addr.0.ip().is_unspecified() && settings.grpc.advertise_addr.is_none()
+        }
+        Role::Apigateway | Role::Up => false,
+    }
+}
+
+fn assemble(role: Role, settings: Settings) -> anyhow::Result<Process> {
+    match role {
+        Role::Up => up::assemble(settings),
+        Role::Apigateway => {
+            let mut process = Process::new(settings)?;
+            process.add_gateway()?;
+            Ok(process)
+        }
+        Role::Feed => single(ServiceKind::Feed, settings),
+        Role::Profile => single(ServiceKind::Profile, settings),
+        Role::Topic => single(ServiceKind::Topic, settings),
+    }
+}
+
+fn single(kind: ServiceKind, settings: Settings) -> anyhow::Result<Process> {
+    let (addr, store) = (settings.grpc.addr, settings.store.url.clone());
+    let mut process = Process::new(settings)?;
+    process.add_service(kind, addr, &store)?;
+    Ok(process)
+}
+
+/// Raises the soft limit of open files to the hard one. Each connection is a file descriptor, and the soft limit is
+/// usually 1024, for programs that use `select`.
+fn raise_file_limit() {
+    let mut limit = getrlimit(Resource::Nofile);
+    limit.current = limit.maximum;
+    if let Err(error) = setrlimit(Resource::Nofile, limit) {
+        tracing::debug!(%error, "the limit of open files cannot be raised");
+    }
+}

@@ -1,0 +1,139 @@
+//! One instance of a service in a process: bind, build, serve, register, drain.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http::HeaderValue;
+use tokio::task::JoinHandle;
+use tokio_util::sync::CancellationToken;
+
+use super::common::{self, Common, Serving};
+use super::drain::Turn;
+use super::instance;
+use super::role::{Member, ServiceKind};
+use crate::admin::Phase;
+use crate::api::headers::service_identity;
+use crate::config::{ListenAddr, StoreUrl};
+use crate::limit::Limit;
+use crate::registry::{Instance, Registration, advertise};
+use crate::server::listener::Listener;
+use crate::server::{Protocol, Stop, serve};
+use crate::service::{Handler, Service};
+
+/// An instance that is bound, but does not serve yet.
+pub struct Bound {
+    pub kind: ServiceKind,
+    pub service: Service,
+    pub listener: Listener,
+    /// What others are to call, `host:port`.
+    advertised: String,
+}
+
+/// Opens the store of a service.
+pub fn open(common: &mut Common, kind: ServiceKind, store: &StoreUrl) -> anyhow::Result<Service> {
+    let service = match kind {
+        ServiceKind::Feed => Service::feed(store, &common.metrics.store)?,
+        ServiceKind::Profile => {
+            let client = common.client(Member::Service(kind));
+            Service::profile(store, &common.metrics.store, client)?
+        }
+        ServiceKind::Topic => Service::topic(store, &common.metrics.store)?,
+    };
+    Ok(service)
+}
+
+/// A started instance, as its drain needs it.
+struct Running {
+    handler: Handler,
+    registration: Registration,
+    /// Begins the drain of the server.
+    begin: CancellationToken,
+    server: JoinHandle<()>,
+    /// How long `draining` stands in the registry before the entry is deleted.
+    announce: Duration,
+}
+
+impl Bound {
+    /// Binds the listener of an instance and finds the address to advertise.
+    pub fn new(
+        common: &Common,
+        kind: ServiceKind,
+        service: Service,
+        addr: ListenAddr,
+    ) -> anyhow::Result<Self> {
+        let listener = Listener::bind(addr.0)?;
+        let configured = common.settings.grpc.advertise_addr.as_ref();
+        let advertised = advertise::service(listener.addr(), configured, &common.settings.registry)?;
+        Ok(Self { kind, service, listener, advertised })
+    }
+
+    /// Builds the handler, serves, and registers.
+    pub async fn start(self, common: &Common, turn: Turn) -> anyhow::Result<Serving> {
+        let Self { kind, service, listener, advertised } = self;
+        let (name, bound) = (kind.name(), listener.addr());
+        let (instance, warnings) = instance::describe(&common.settings, name, advertised, common.admin);
+        let grpc = &common.settings.grpc;
+        let limits = common::limits(grpc.max_connections, grpc.write_timeout);
+        let handler = build(common, kind, &service, &instance, bound, limits.unsent.clone()).await?;
+
+        let begin = CancellationToken::new();
+        let stop = Stop { begin: begin.clone(), grace: common.settings.shutdown.grace };
+        let protocol = Protocol::Http2 { max_concurrent_streams: grpc.max_concurrent_streams };
+        let server = tokio::spawn({
+            let (handler, metrics) = (handler.clone(), common.metrics.server.clone());
+            let answer = move |request, peer| handler.clone().call(request, peer);
+            async move { serve(listener, protocol, limits, &metrics, answer, stop).await }
+        });
+        handler.set_serving(true).await;
+        tracing::info!(service = name, addr = %bound, advertised = instance.addr, admin = %common.admin, "serving");
+        for warning in service.store().warnings().iter().chain(&warnings) {
+            tracing::warn!(service = name, "{warning}");
+        }
+
+        let registration = common.registry.register(instance);
+        let (role, phase) = common::role(name, bound, Some(service), Some(&registration), warnings);
+        let announce = common.settings.shutdown.announce;
+        let running = Running { handler, registration, begin, server, announce };
+        let drain = Box::pin(async move {
+            let present = turn.begin().await;
+            phase.send_replace(Phase::Draining);
+            let registration = running.drain(name).await;
+            drop(present);
+            registration.revoke().await;
+        });
+        Ok(Serving { role, drain })
+    }
+}
+
+/// Builds the handler of an instance. While `unsent`, that of its server, is full, calls are refused.
+async fn build(
+    common: &Common,
+    kind: ServiceKind,
+    service: &Service,
+    instance: &Instance,
+    bound: SocketAddr,
+    unsent: Arc<Limit>,
+) -> anyhow::Result<Handler> {
+    let identity = service_identity(&common.settings.registry.prefix, kind.name());
+    let id = HeaderValue::from_str(&instance.id)?;
+    let tracer = common.traces.tracer(kind.name(), instance.addr.parse().unwrap_or(bound));
+    Handler::new(service, identity, id, &common.metrics.server, tracer, &common.settings, unsent).await
+}
+
+impl Running {
+    /// Leaves the registry step by step, then finishes the calls in flight. Returns the registration, of which only the
+    /// lease is left.
+    async fn drain(mut self, name: &'static str) -> Registration {
+        self.registration.drain().await;
+        self.handler.set_serving(false).await;
+        tokio::time::sleep(self.announce).await;
+        self.registration.delete().await;
+        self.handler.end_watches().await;
+        self.begin.cancel();
+        if let Err(error) = self.server.await {
+            tracing::error!(%error, service = name, "server failed");
+        }
+        self.registration
+    }
+}

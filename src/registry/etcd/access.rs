@@ -1,0 +1,254 @@
+//! Access to etcd: which member a connection goes to, with which credentials, and when it is replaced.
+//!
+//! A connection leads to one member and is proved to work: a linearizable read has succeeded, so the member knows a
+//! leader and accepts the credentials. Members are tried one after the other, the next one as soon as one has failed or
+//! has not answered within [`STAGGER`].
+//!
+//! **Refused credentials.** That etcd is away is never an error of this process. That etcd answers and refuses the
+//! credentials is one, but only at the start: etcd has to refuse them twice, [`CONFIRM`] apart, within [`STARTING`] and
+//! before it has ever accepted them. (The files are read again in between, since somebody may be replacing them; and a
+//! supervisor that restarts the process at once is slowed down.) Then [`Access::refused`] holds the reason and the
+//! process ends. A later refusal does not end the process, since one that serves is worth more than one that has ended.
+//! Refused credentials are tried again as soon as a file changes, else every [`RETRY_REFUSED`]: each try costs etcd a
+//! deliberately slow password hash.
+
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use etcd_client::Client;
+use futures_util::StreamExt as _;
+use futures_util::stream::FuturesUnordered;
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior};
+
+use super::credentials::{Files, Stamp, Unusable};
+use super::dial::Dial;
+use super::failure::Failure;
+use super::member;
+use crate::backoff::Backoff;
+use crate::config;
+
+/// How long one member may take before the next one is tried as well.
+const STAGGER: Duration = Duration::from_millis(250);
+/// Time between two checks whether a file has changed.
+const CHECK_FILES: Duration = Duration::from_secs(2);
+/// Longest wait between two tries to replace a connection that still works.
+const RENEW_CAP: Duration = Duration::from_secs(30);
+/// How long a process counts as starting.
+const STARTING: Duration = Duration::from_mins(1);
+/// Time between the two refusals that end a start.
+const CONFIRM: Duration = Duration::from_secs(1);
+/// Time between two tries with refused credentials, once the process has started.
+const RETRY_REFUSED: Duration = Duration::from_secs(10);
+/// Least age of a connection that is replaced without a wait when its token has expired.
+const SETTLED: Duration = Duration::from_secs(1);
+
+/// Connects the tasks of this process to etcd.
+pub struct Access {
+    settings: Arc<config::Registry>,
+    dial: Dial,
+    files: Files,
+    begun: Instant,
+    /// Index of the endpoint to try first.
+    preferred: AtomicUsize,
+    /// True once etcd has accepted the credentials.
+    accepted: AtomicBool,
+    refusal: Mutex<Option<Refusal>>,
+    /// The reason, once it is certain that they are wrong.
+    refused: watch::Sender<Option<String>>,
+}
+
+/// The last refusal of the credentials.
+struct Refusal {
+    reason: String,
+    of: Stamp,
+    count: u32,
+    again: Instant,
+}
+
+/// A connection that has been proved to work.
+pub struct Link {
+    /// Makes calls over it.
+    pub client: Client,
+    /// Index of the member.
+    endpoint: usize,
+    /// The versions of the files that it was made with.
+    made_of: Stamp,
+    made: Instant,
+}
+
+impl Access {
+    /// Reads the files; does not connect.
+    ///
+    /// # Errors
+    /// [`Unusable`] for a file that cannot be read or used.
+    pub fn new(settings: Arc<config::Registry>, dial: Dial) -> Result<Self, Unusable> {
+        let directory = std::env::var_os("CREDENTIALS_DIRECTORY").map(std::path::PathBuf::from);
+        let files = Files::new(&settings, directory.as_deref());
+        files.read()?;
+        if settings.user.is_some() && settings.ca_file.is_none() && settings.is_remote() {
+            tracing::warn!("the password goes to etcd unencrypted; use https:// in registry.endpoints");
+        }
+        Ok(Self {
+            begun: Instant::now(),
+            // random, so that the processes are spread over the members
+            preferred: AtomicUsize::new(crate::random::range(0..settings.endpoints.len().max(1))),
+            accepted: AtomicBool::new(false),
+            refusal: Mutex::default(),
+            refused: watch::Sender::default(),
+            settings,
+            dial,
+            files,
+        })
+    }
+
+    /// Returns a channel that holds the reason once the credentials count as wrong.
+    pub fn refused(&self) -> watch::Receiver<Option<String>> {
+        self.refused.subscribe()
+    }
+
+    /// Returns a working connection.
+    ///
+    /// # Errors
+    /// [`Failure::Refused`] if a member refuses the credentials and no other accepts them; this may be the answer of an
+    /// earlier try. Else what went wrong with each member.
+    pub async fn connect(&self) -> Result<Link, Failure> {
+        let stamp = self.files.stamp();
+        if let Some(refusal) = &*self.refusal()
+            && refusal.of == stamp
+            && Instant::now() < refusal.again
+        {
+            return Err(Failure::Refused(refusal.reason.clone()));
+        }
+        let result = self.open().await;
+        if let Err(Failure::Refused(reason)) = &result {
+            self.note_refusal(stamp, reason);
+        }
+        result
+    }
+
+    /// Waits until a file has changed and a connection with the new content works; returns that connection. The old one
+    /// is used meanwhile, so a wrong or half-written file costs no more than a warning.
+    ///
+    /// *Cancellation*: nothing is lost.
+    pub async fn renewed(&self, link: &Link) -> Link {
+        if self.files.is_empty() {
+            return std::future::pending().await;
+        }
+        let mut look = tokio::time::interval(CHECK_FILES);
+        look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut backoff = Backoff::new(CHECK_FILES, RENEW_CAP);
+        let mut tried: Option<(Stamp, Instant)> = None;
+        loop {
+            look.tick().await;
+            let stamp = self.files.stamp();
+            if stamp == link.made_of {
+                tried = None;
+                continue;
+            }
+            let again = tried.as_ref().filter(|(of, _)| *of == stamp).map(|(_, again)| *again);
+            if again.is_some_and(|again| Instant::now() < again) {
+                continue;
+            }
+            match self.open().await {
+                Ok(renewed) => {
+                    tracing::info!("credentials for etcd have changed, connected with the new ones");
+                    return renewed;
+                }
+                Err(error) if again.is_none() => {
+                    backoff.reset();
+                    tracing::warn!(
+                        %error,
+                        "credentials for etcd have changed and do not work yet, going on with the old connection"
+                    );
+                }
+                Err(error) => tracing::debug!(%error, "the new credentials for etcd do not work yet"),
+            }
+            tried = Some((stamp, Instant::now() + backoff.next_wait()));
+        }
+    }
+
+    /// Decides what follows the failure of a session over `link`. If its token is no longer valid (expired, or withdrawn
+    /// when the password changed), returns a new connection at once.
+    ///
+    /// # Errors
+    /// The failure in all other cases, or that of the new connection.
+    pub async fn recover(&self, link: &Link, failure: Failure) -> Result<Link, Failure> {
+        let expired = matches!(failure, Failure::Refused(_) | Failure::Token);
+        if expired && link.made.elapsed() > SETTLED {
+            return self.connect().await;
+        }
+        // another member may work; of the tasks that leave this one only the first moves the preference
+        let next = link.endpoint + 1;
+        let _ = self.preferred.compare_exchange(link.endpoint, next, Relaxed, Relaxed);
+        Err(failure)
+    }
+
+    /// Tries the members, the preferred one first.
+    async fn open(&self) -> Result<Link, Failure> {
+        // stamp before reading: a change in between is then noticed later
+        let made_of = self.files.stamp();
+        let credentials = self.files.read()?;
+        let endpoints = &self.settings.endpoints;
+        let first = self.preferred.load(Relaxed);
+        let mut waiting = (0..endpoints.len()).map(|n| (first + n) % endpoints.len());
+        let mut attempts = FuturesUnordered::new();
+        let (mut refused, mut failed) = (None, Vec::new());
+        loop {
+            match waiting.next() {
+                Some(index) => {
+                    let attempt = Box::pin(member::connect(
+                        &self.settings,
+                        &endpoints[index],
+                        &credentials,
+                        &self.dial,
+                    ));
+                    attempts.push(async move { (index, attempt.await) });
+                }
+                None if attempts.is_empty() => {
+                    return Err(refused.unwrap_or_else(|| Failure::Unreachable(failed.join("; "))));
+                }
+                None => {}
+            }
+            let stagger = if waiting.len() == 0 { Duration::MAX } else { STAGGER };
+            let Ok(Some((index, result))) = tokio::time::timeout(stagger, attempts.next()).await else {
+                continue;
+            };
+            match result {
+                Ok(client) => {
+                    self.preferred.store(index, Relaxed);
+                    self.accepted.store(true, Relaxed);
+                    *self.refusal() = None;
+                    return Ok(Link { client, endpoint: index, made_of, made: Instant::now() });
+                }
+                Err(failure @ Failure::Refused(_)) => refused = Some(failure),
+                Err(failure) => failed.push(format!("{}: {failure}", endpoints[index])),
+            }
+        }
+    }
+
+    fn note_refusal(&self, of: Stamp, reason: &str) {
+        let now = Instant::now();
+        let starting = !self.accepted.load(Relaxed) && now.duration_since(self.begun) < STARTING;
+        let mut last = self.refusal();
+        let count = match &*last {
+            // several tasks try at the same time
+            Some(last) if last.of == of && now < last.again => return,
+            Some(last) if last.of == of => last.count.saturating_add(1),
+            _ => 1,
+        };
+        let again = now + if starting { CONFIRM } else { RETRY_REFUSED };
+        *last = Some(Refusal { reason: reason.to_owned(), of, count, again });
+        drop(last);
+        if starting && count > 1 {
+            self.refused.send_replace(Some(reason.to_owned()));
+        } else if count == 1 {
+            tracing::error!(reason, "credentials refused, trying again");
+        }
+    }
+
+    fn refusal(&self) -> MutexGuard<'_, Option<Refusal>> {
+        self.refusal.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

@@ -1,0 +1,62 @@
+//! Follows etcd: a session lists and watches, and after any failure a new one begins.
+
+use std::sync::Arc;
+
+use super::access::Access;
+use super::failure::backoff;
+use super::limbo::{self, Probe};
+use super::reader::Reader;
+use super::snapshot;
+use super::stable_view::StableView;
+use crate::config::Registry;
+use crate::registry::view::Publisher;
+
+/// Follows etcd until nobody reads the view any more.
+pub async fn follow(settings: Arc<Registry>, access: Arc<Access>, publisher: Publisher, probe: Probe) {
+    let stable = StableView::restore(&settings, publisher);
+    let keep_snapshot = async {
+        match &settings.snapshot_file {
+            Some(path) => snapshot::keep(path, stable.subscribe()).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::select! {
+        () = stable.closed() => {}
+        () = follow_etcd(&settings, &access, &stable) => {}
+        () = stable.publish() => {}
+        () = limbo::probe(&stable, probe) => {}
+        () = keep_snapshot => {}
+    }
+}
+
+async fn follow_etcd(settings: &Registry, access: &Access, stable: &StableView) {
+    let mut backoff = backoff(settings);
+    let mut reader = Reader::default();
+    let mut first = true;
+    let mut link = None;
+    loop {
+        reader.listed = false;
+        let failure = match Box::pin(reader.connected(settings, access, link.take(), stable)).await {
+            Ok(renewed) => {
+                link = Some(renewed);
+                continue;
+            }
+            Err(failure) => failure,
+        };
+        let error = failure.to_string();
+        if reader.listed {
+            backoff.reset();
+        }
+        let wait = backoff.next_wait();
+        if reader.listed {
+            tracing::warn!(error, "lost the registry, keeping the last view");
+        } else if first {
+            tracing::warn!(error, "the registry cannot be reached yet");
+        } else {
+            // one line for an outage, not one every second
+            tracing::debug!(error, ?wait, "the registry cannot be reached");
+        }
+        first = false;
+        tokio::time::sleep(wait).await;
+    }
+}
