@@ -72,8 +72,8 @@ in
           default = null;
           example = "services";
           description = ''
-            ${ours.describe "registry.user"} One role's own user goes into its `settings.registry.user`, and
-            its password into `credentials.etcd-password`.
+            ${ours.describe "registry.user"} To give one role a user of its own, set its
+            `settings.registry.user` and its `credentials.etcd-password`.
           '';
         };
         passwordFile = fileOption "etcd-password" "registry.password_file";

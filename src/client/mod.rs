@@ -16,7 +16,7 @@
 //!   Exchange          sends the request, reads the answer      (transport::pool, wire, outcome)
 //! ```
 //!
-//! Each layer implements [`call::CallLayer`] in a file of its own. No layer queues calls: where it could not go
+//! Each layer implements `call::CallLayer` in a file of its own. No layer queues calls: where it could not go
 //! on it fails at once. `policy` imports from `balance`, and `balance` from `transport`, never the other way.
 //! What each rpc allows is in [`crate::api::rpc`].
 

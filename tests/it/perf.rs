@@ -16,9 +16,9 @@ use crate::kit::{etcd, free_addr, wait_for};
 
 /// Connections of the driver, each with one request at a time.
 const CALLERS: usize = 32;
-/// Feeds in an answer, and the length of each one's content: an answer has about 3 kB.
+/// Feeds in an answer, and the length of each one's content: an answer has about 3.7 kB.
 const FEEDS: usize = 20;
-const CONTENT: usize = 90;
+const CONTENT: usize = 55;
 const PATH: &str = "/api/feed/get_feeds?user_id=7&size=20";
 
 /// A program. Killed when dropped.
@@ -73,7 +73,7 @@ impl Build {
             assert_eq!(put(addr, "/api/feed/create_feed", &body).await.status, 200);
         }
         let answer = send(addr, request("GET", PATH, "")).await.expect("an answer");
-        assert!((2500..3500).contains(&answer.body.len()), "{} bytes", answer.body.len());
+        assert!((2500..4500).contains(&answer.body.len()), "{} bytes", answer.body.len());
         Self { gateway, feed, addr, _etcd: etcd }
     }
 
@@ -178,5 +178,6 @@ async fn compare() {
         let Comparison { median, low, high, .. } = compared;
         println!("{name:<26} {before:>9.1} {after:>9.1} {median:>7.3}  {low:.3} to {high:.3}");
     }
-    println!("\nother processes took {:.0} % of the cores", others * 100.0);
+    let void = if others > 0.2 { ": a void comparison, take it again on a quiet machine" } else { "" };
+    println!("\nother processes took {:.0} % of the cores{void}", others * 100.0);
 }

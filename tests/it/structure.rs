@@ -255,9 +255,8 @@ fn tree(tokens: &[String], at: &mut usize, before: &[String], found: &mut Vec<Ve
                 *at += 1;
                 return;
             }
-            "::" => {}
+            "::" | "*" => {}
             "as" => *at += 1,
-            "*" => {}
             "," | "}" => {
                 *at -= 1;
                 break;

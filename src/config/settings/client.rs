@@ -15,16 +15,19 @@ section! {
 
     /// Time to open one connection to an instance, up to the first HTTP/2 frame of the instance. (The default is
     /// linkerd2-proxy's.)
-    "client.connect_timeout_ms" => connect_timeout: Duration = Duration::from_secs(1), Kind::milliseconds(10, 60_000);
+    "client.connect_timeout_ms" => connect_timeout: Duration =
+        Duration::from_secs(1), Kind::milliseconds(10, 60_000);
 
     /// Longest wait between two attempts to connect to an instance that is down. The first wait is 50 ms.
-    "client.reconnect_cap_ms" => reconnect_cap: Duration = Duration::from_secs(1), Kind::milliseconds(100, 60_000);
+    "client.reconnect_cap_ms" => reconnect_cap: Duration =
+        Duration::from_secs(1), Kind::milliseconds(100, 60_000);
 
     /// Time between two HTTP/2 pings on a connection with calls in flight.
     "client.keepalive_ms" => keepalive: Duration = Duration::from_secs(5), Kind::milliseconds(100, 600_000);
 
     /// Time after which a connection with an unanswered ping is closed.
-    "client.keepalive_timeout_ms" => keepalive_timeout: Duration = Duration::from_secs(2), Kind::milliseconds(100, 60_000);
+    "client.keepalive_timeout_ms" => keepalive_timeout: Duration =
+        Duration::from_secs(2), Kind::milliseconds(100, 60_000);
 
     /// Most HTTP/2 connections to each instance. The first is always open; a further one is opened when each open
     /// one has 8 calls in flight. Measured with 64 calls in flight, two connections carry 1.2 times (through the
@@ -69,11 +72,13 @@ section! {
 
     /// Time a breaker stays open at first. It doubles each time, with up to half of it as jitter. (The default is
     /// linkerd2-proxy's.)
-    "client.breaker_backoff_ms" => breaker_backoff: Duration = Duration::from_secs(1), Kind::milliseconds(100, 60_000);
+    "client.breaker_backoff_ms" => breaker_backoff: Duration =
+        Duration::from_secs(1), Kind::milliseconds(100, 60_000);
 
     /// Longest time a breaker stays open before one call tries the instance again. For the only instance of a
     /// service it is at most 2000. (The default is linkerd2-proxy's.)
-    "client.breaker_backoff_cap_ms" => breaker_backoff_cap: Duration = Duration::from_mins(1), Kind::milliseconds(100, 600_000);
+    "client.breaker_backoff_cap_ms" => breaker_backoff_cap: Duration =
+        Duration::from_mins(1), Kind::milliseconds(100, 600_000);
 
     /// Most attempts of one call, the first included. (gRPC A6 allows 5.)
     "client.attempts" => attempts: u32 = 3, Kind::number(1, 5);
@@ -84,7 +89,8 @@ section! {
 
     /// Longest wait before the second attempt; twice that before the third. The wait is random, at least half of
     /// it.
-    "client.retry_backoff_ms" => retry_backoff: Duration = Duration::from_millis(10), Kind::milliseconds(0, 10_000);
+    "client.retry_backoff_ms" => retry_backoff: Duration =
+        Duration::from_millis(10), Kind::milliseconds(0, 10_000);
 
     /// Retries that the calls of a service earn for it, as a share of the calls. (The default is Finagle's and
     /// Envoy's.)

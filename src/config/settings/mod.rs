@@ -153,15 +153,27 @@ macro_rules! section {
     (@roles $roles:expr, $own_roles:expr) => { $own_roles };
 }
 
+mod admin;
 mod client;
-mod listeners;
-mod process;
+mod grpc;
+mod http;
+mod log;
 mod registry;
+mod shutdown;
+mod store;
+mod trace;
+mod up;
 
+pub use admin::Admin;
 pub use client::Client;
-pub use listeners::{Admin, Grpc, Http};
-pub use process::{Log, Shutdown, Store, Trace, Up};
+pub use grpc::Grpc;
+pub use http::Http;
+pub use log::Log;
 pub use registry::Registry;
+pub use shutdown::Shutdown;
+pub use store::Store;
+pub use trace::Trace;
+pub use up::Up;
 
 /// Puts the sections together.
 macro_rules! sections {

@@ -31,7 +31,8 @@ section! {
     "registry.key_file" => key_file: Option<PathBuf> = None, Kind::text(PATH);
 
     /// Name that etcd's certificate must have. Without it, the host of the endpoint.
-    "registry.tls_server_name" => tls_server_name: Option<String> = None, Kind::text("a host name or an IP address");
+    "registry.tls_server_name" => tls_server_name: Option<String> =
+        None, Kind::text("a host name or an IP address");
 
     /// User name for the login at etcd. Goes with `registry.password_file`.
     "registry.user" => user: Option<String> = None, Kind::text("a name");
@@ -46,18 +47,21 @@ section! {
     "registry.ttl_s" => ttl: Duration = Duration::from_secs(3), Kind::seconds(1, 3600);
 
     /// Time between two renewals of the lease. At most half of `registry.ttl_s`.
-    "registry.keepalive_ms" => keepalive: Duration = Duration::from_secs(1), Kind::milliseconds(100, 1_800_000);
+    "registry.keepalive_ms" => keepalive: Duration =
+        Duration::from_secs(1), Kind::milliseconds(100, 1_800_000);
 
     /// Deadline of one request to etcd.
     "registry.timeout_ms" => timeout: Duration = Duration::from_secs(1), Kind::milliseconds(100, 60_000);
 
     /// Longest wait between two attempts while etcd cannot be reached. The first wait is 100 ms, each next one up
     /// to twice as long, with jitter. With the default, every key is registered again 2 s after etcd returns.
-    "registry.backoff_cap_ms" => backoff_cap: Duration = Duration::from_secs(2), Kind::milliseconds(100, 60_000);
+    "registry.backoff_cap_ms" => backoff_cap: Duration =
+        Duration::from_secs(2), Kind::milliseconds(100, 60_000);
 
     /// Silence on etcd's watch stream after which the stream is opened again. A progress request is sent every
     /// third of this time.
-    "registry.watch_silence_ms" => watch_silence: Duration = Duration::from_secs(3), Kind::milliseconds(1000, 60_000);
+    "registry.watch_silence_ms" => watch_silence: Duration =
+        Duration::from_secs(3), Kind::milliseconds(1000, 60_000);
 
     /// Time between two complete reads that verify what the watch reported.
     "registry.relist_ms" => relist: Duration = Duration::from_secs(30), Kind::milliseconds(1000, 3_600_000);

@@ -38,7 +38,7 @@ async fn metric_of_views(app: &App) -> f64 {
     app.metric("client_breaker_transitions_total{method=\"GetTopic\",service=\"topic\",to=\"open\"}").await
 }
 
-/// The only instance is spared after a run of failures, at most 2 s at a time, and back at once.
+/// The only instance gets no calls after consecutive failures, for at most 2 s at a time, and serves again at once.
 #[tokio::test]
 async fn the_only_instance_is_spared_for_a_while_and_then_tried_again() {
     let (count, asked) = counting();
@@ -56,13 +56,13 @@ async fn the_only_instance_is_spared_for_a_while_and_then_tried_again() {
         }
     })
     .await;
-    // as long as it may be spared: the calls below must fit into that
+    // as long as its breaker may be open: the calls below must fit into that
     let spare = |settings: &mut Settings| settings.client.breaker_backoff = Duration::from_secs(2);
     let app = app_with(&[&peer], spare).await;
     let answers = calls(&app, LIST, 5).await;
     assert!(answers.iter().all(|answer| answer.status == 500), "{answers:?}");
-    let spared = calls(&app, LIST, 5).await;
-    assert!(spared.iter().all(|answer| answer.status == 503), "{spared:?}");
+    let refused = calls(&app, LIST, 5).await;
+    assert!(refused.iter().all(|answer| answer.status == 503), "{refused:?}");
     assert_eq!(asked(), 5);
     let state = topic(&app, peer.addr).await;
     assert_eq!(

@@ -140,9 +140,9 @@ async fn every_role_tells_metrics_without_a_fault() {
     assert!(build.contains("commit=\"") && build.contains(&format!("version=\"{version}\"")), "{build}");
     up.stop(SOON);
 
-    // what a caller can do without is spared when it keeps failing, and that can be seen
+    // best-effort calls are suspended while they keep failing, and that can be seen
     drop(feed);
-    wait_for("feed is being spared", || async {
+    wait_for("best-effort calls of feed are suspended", || async {
         assert_eq!(get(gateway.addr, "/api/profile/get_profile?user_id=7").await.status, StatusCode::OK);
         let status = profile.status().await;
         (status["best_effort"][0]["feed"]["GetFeeds"] == "open").then_some(())

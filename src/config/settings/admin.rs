@@ -1,0 +1,25 @@
+//! The admin listener of every role.
+
+use super::super::types::{HostPort, ListenAddr};
+use super::{EVERY_ROLE, Kind, Role};
+
+section! {
+    /// The second listener of every role, for operators: metrics, health, status.
+    Admin as admin, read by EVERY_ROLE, defaults of role:
+
+    /// Address of the admin listener: `/metrics`, `/livez`, `/readyz`, `/status`. Port 0 takes a free port.
+    "admin.addr" => addr: ListenAddr = ListenAddr::loopback(match role {
+        Role::Apigateway | Role::Up => 6060,
+        Role::Feed => 6062,
+        Role::Profile => 6063,
+        Role::Topic => 6064,
+    }), Kind::text(ListenAddr::FORM);
+
+    /// Address of the admin listener that is registered for Prometheus. Port 0 stands for the bound port. Without
+    /// it, the address is chosen as for `grpc.advertise_addr`, and a loopback address is not registered in an etcd
+    /// on another host.
+    "admin.advertise_addr" => advertise_addr: Option<HostPort> = None, Kind::text(HostPort::FORM);
+
+    /// Most open connections.
+    "admin.max_connections" => max_connections: usize = 256, Kind::number(1, 100_000);
+}

@@ -1,0 +1,39 @@
+//! The gRPC listener of a service: address, limits, timeouts.
+
+use std::time::Duration;
+
+use super::super::types::{HostPort, ListenAddr};
+use super::{Kind, Role, SERVICES, SERVICES_AND_UP};
+
+section! {
+    /// The gRPC listener of a service.
+    Grpc as grpc, read by SERVICES_AND_UP, defaults of role:
+
+    /// Address of the gRPC listener. Port 0 takes a free port.
+    "grpc.addr" read by SERVICES => addr: ListenAddr = ListenAddr::any(match role {
+        Role::Profile => 8083,
+        Role::Topic => 8084,
+        _ => 8082,
+    }), Kind::text(ListenAddr::FORM);
+
+    /// Address that is registered for others to call. Port 0 stands for the bound port. Without it, the bound
+    /// address is registered if it is a specific one, else the source address of the route to etcd.
+    "grpc.advertise_addr" => advertise_addr: Option<HostPort> = None, Kind::text(HostPort::FORM);
+
+    /// Most open connections. At the limit, a new connection replaces the one that has been idle longest. If none
+    /// is idle, the new connection waits in the backlog.
+    "grpc.max_connections" => max_connections: usize = 10_000, Kind::number(1, 1_000_000);
+
+    /// Most calls at the same time on one connection.
+    "grpc.max_concurrent_streams" => max_concurrent_streams: u32 = 1024, Kind::number(1, 100_000);
+
+    /// Most calls in progress. Further calls are refused at once with UNAVAILABLE and `grpc-retry-pushback-ms`.
+    /// Health checks and reflection do not count and are not refused. The default keeps the wait short: a store
+    /// call takes less than 1 ms of a service's thread, so 512 of them take at most a quarter of the default
+    /// deadline.
+    "grpc.max_in_flight" => max_in_flight: usize = 512, Kind::number(1, 1_000_000);
+
+    /// Time in which a client must accept some bytes of its answers. Then the connection is closed.
+    "grpc.write_timeout_ms" => write_timeout: Duration =
+        Duration::from_secs(10), Kind::milliseconds(1000, 600_000);
+}
