@@ -153,13 +153,17 @@ fn read_file(path: &Path) -> Result<Config, ConfigError> {
 /// Returns the leaves of a tree by their dotted keys, `section.key`.
 fn leaves(tree: Value) -> BTreeMap<String, Value> {
     fn walk(at: &str, value: Value, out: &mut BTreeMap<String, Value>) {
-        if let ValueKind::Table(table) = value.kind {
-            for (key, inner) in table {
-                let path = if at.is_empty() { key } else { format!("{at}.{key}") };
-                walk(&path, inner, out);
+        match value.kind {
+            // an empty table in place of a value is a wrong value, an empty section is not
+            ValueKind::Table(table) if !table.is_empty() || settings::find(at).is_none() => {
+                for (key, inner) in table {
+                    let path = if at.is_empty() { key } else { format!("{at}.{key}") };
+                    walk(&path, inner, out);
+                }
             }
-        } else {
-            out.insert(at.to_owned(), value);
+            _ => {
+                out.insert(at.to_owned(), value);
+            }
         }
     }
     let mut out = BTreeMap::new();

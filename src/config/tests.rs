@@ -48,6 +48,9 @@ fn an_error_names_key_and_origin() {
             "`client.deadline_ms` in app.toml: -1 is out of range, want 1 to 600000",
         ),
         ("[client]\ndeadline_ms = []", "`client.deadline_ms` in app.toml: want a whole number"),
+        ("[client]\ndeadline_ms = {}", "`client.deadline_ms` in app.toml: want a whole number"),
+        ("[client.deadline_ms]", "`client.deadline_ms` in app.toml: want a whole number"),
+        ("[log]\nlevel = {}", "`log.level` in app.toml: "),
         (
             "[client]\nattempts = \"yes\"",
             "`client.attempts` in app.toml: string \"yes\" is not a whole number",
