@@ -158,8 +158,14 @@ fn arg(flag: &Flag, role: Role) -> Arg {
     let default = if default.is_empty() { "none" } else { &default };
     let meaning = setting.meaning();
     let first = meaning.split_inclusive(". ").next().unwrap_or(meaning).trim_end().trim_end_matches('.');
+    let form = match setting.kind {
+        Kind::Text { form } => format!(" Values: {form}."),
+        Kind::List { form } => format!(" Values, separated by commas: {form}."),
+        // clap lists the names
+        Kind::Choice { .. } | Kind::Integer { .. } | Kind::Ratio => String::new(),
+    };
     arg.help(format!("{first} [default: {default}]"))
-        .long_help(format!("{meaning} Sets `{}`. [default: {default}]", flag.key))
+        .long_help(format!("{meaning}{form} Sets `{}`. [default: {default}]", flag.key))
 }
 
 fn default(key: &str, role: Role) -> String {

@@ -198,6 +198,9 @@ fn every_flag_sets_a_key_that_its_role_reads_and_says_what_the_definition_says()
                 (arg.get_help().unwrap().to_string(), arg.get_long_help().unwrap().to_string());
             assert!(long.starts_with(setting.meaning()), "{name}: {long}");
             assert!(long.contains(&format!("`{}`", flag.key)), "{name}: {long}");
+            if let Kind::Text { form } | Kind::List { form } = setting.kind {
+                assert!(long.contains(form), "{name}: {long}");
+            }
             let begin = short.split(" [default: ").next().unwrap();
             assert!(begin.len() > 10 && setting.meaning().starts_with(begin), "{name}: {short}");
             let default = setting.default(role);
