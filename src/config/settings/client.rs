@@ -13,7 +13,7 @@ section! {
     /// and cannot extend it.
     "client.deadline_ms" => deadline: Duration = Duration::from_secs(2), Kind::milliseconds(1, 600_000);
 
-    /// Time to open one connection to an instance, up to the first HTTP/2 frame of the instance. (The default is
+    /// Time to open one connection to an instance, up to its answer to the health watch. (The default is
     /// linkerd2-proxy's.)
     "client.connect_timeout_ms" => connect_timeout: Duration =
         Duration::from_secs(1), Kind::milliseconds(10, 60_000);

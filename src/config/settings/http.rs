@@ -34,9 +34,9 @@ section! {
         Duration::from_secs(10), Kind::milliseconds(1000, 600_000);
 
     /// Most requests in progress. Further requests are answered 503 at once. A request counts from the end of its
-    /// body to the end of its answer; in the worst case each holds about 6 MiB. The default keeps the wait short:
-    /// a request costs a gateway less than 0.5 ms, so 1024 of them take at most a quarter of the default deadline.
-    /// (Envoy's `max_requests` is 1024 too.)
+    /// body until its answer is ready to be sent; in the worst case each holds about 6 MiB. The default keeps the
+    /// wait short: a request costs a gateway less than 0.5 ms, so 1024 of them take at most a quarter of the default
+    /// deadline. (Envoy's `max_requests` is 1024 too.)
     "http.max_in_flight" => max_in_flight: usize = 1024, Kind::number(1, 1_000_000);
 
     /// Requests a second that one client may send on average; further requests are answered 429. 0 is no limit. A
