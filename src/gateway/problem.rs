@@ -103,8 +103,8 @@ impl Problem {
     }
 
     /// 503 for an answer of a service that cannot be decoded.
-    pub fn garbled(service: &str) -> Self {
-        Error::unavailable(format!("{service} gave a garbled answer")).into()
+    pub fn malformed(service: &str) -> Self {
+        Error::unavailable(format!("{service} gave a malformed answer")).into()
     }
 
     /// Returns true if the request was refused for overload.

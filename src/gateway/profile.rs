@@ -49,7 +49,7 @@ pub async fn get(client: Client, mut input: Fields, context: Context) -> Result<
         name: profile.name,
         company: profile.company,
         title: profile.title,
-        feeds: feeds.collect::<Result<_, _>>().map_err(|_| Problem::garbled("profile"))?,
+        feeds: feeds.collect::<Result<_, _>>().map_err(|_| Problem::malformed("profile"))?,
     };
     Ok(reply::mark(reply::json(&body), &reply.headers))
 }
