@@ -119,6 +119,16 @@ async fn a_slow_upload_takes_no_place() {
     assert_eq!(&answer, b"HTTP/1.1 503");
 }
 
+/// Only the body of a PUT is read, so any other request is in progress from its head on.
+#[tokio::test]
+async fn a_body_that_is_not_read_is_not_waited_for() {
+    let (app, _topic, _registered) = held(|_| {}).await;
+    let mut stream = TcpStream::connect(app.gateway()).await.unwrap();
+    let begin = format!("GET {LIST} HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{{");
+    stream.write_all(begin.as_bytes()).await.unwrap();
+    in_flight(&app, 1).await;
+}
+
 #[tokio::test]
 async fn a_client_over_its_rate_is_told_when_to_come_again() {
     let app = App::start_with(|settings| {
