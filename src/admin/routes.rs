@@ -76,6 +76,10 @@ impl Handler {
 
     /// Answers one request of the caller at `peer`.
     pub async fn call(self, mut request: http::Request<Incoming>, peer: IpAddr) -> Response {
+        if request.uri().path().is_empty() {
+            // `CONNECT host:port` and `GET host:port`, on which warp's path filter panics (warp#1166)
+            return text(StatusCode::BAD_REQUEST, "the target must be a path, such as /status\n".to_owned());
+        }
         request.extensions_mut().insert(Peer(peer));
         match warp::service(self.0).call(request).await {
             Ok(response) => response,

@@ -101,6 +101,10 @@ impl Gateway {
                 span.tag("deadline_ms", time_limit);
                 if request.uri().path_and_query().is_some_and(|uri| uri.as_str().len() > MAX_URI) {
                     Problem::uri_too_long(MAX_URI).into_response()
+                } else if request.uri().path().is_empty() {
+                    // `CONNECT host:port` and `GET host:port`, on which warp's path filter panics (warp#1166)
+                    Problem::from(Error::bad("target", "must be a path, such as /api/topic/list"))
+                        .into_response()
                 } else if let Err(error) = requested {
                     Problem::from(error).into_response()
                 } else {
@@ -151,7 +155,8 @@ impl Gateway {
             needs_permit: permit.is_none(),
         };
         request.extensions_mut().insert(accepted);
-        let answer = warp::service(self.routes.clone()).call(request);
+        // warp calls the filter before it returns a future: both are within the guard against panics
+        let answer = async { warp::service(self.routes.clone()).call(request).await };
         match lifecycle.run(answer).await {
             Ok(Ok(response)) => response,
             Err(panicked) => Problem::from(Error::from(panicked)).into_response(),

@@ -13,7 +13,8 @@ section! {
     "grpc.addr" read by SERVICES => addr: ListenAddr = ListenAddr::any(match role {
         Role::Profile => 8083,
         Role::Topic => 8084,
-        _ => 8082,
+        // the gateway and `up` have no listener of their own here
+        Role::Feed | Role::Apigateway | Role::Up => 8082,
     }), Kind::text(ListenAddr::FORM);
 
     /// Address that is registered for others to call. Port 0 stands for the bound port. Without it, the bound

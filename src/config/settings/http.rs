@@ -12,7 +12,7 @@ section! {
     /// Address of the HTTP listener. Port 0 takes a free port.
     "http.addr" => addr: ListenAddr = match role {
         Role::Up => ListenAddr::loopback(8080),
-        _ => ListenAddr::any(8080),
+        Role::Apigateway | Role::Feed | Role::Profile | Role::Topic => ListenAddr::any(8080),
     }, Kind::text(ListenAddr::FORM);
 
     /// Most open connections. At the limit, a new connection replaces the one that has been idle longest. If none

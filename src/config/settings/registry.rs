@@ -18,7 +18,7 @@ section! {
     /// empty list, which only `up` accepts, is a registry inside the process.
     "registry.endpoints" => endpoints: Vec<String> = match role {
         Role::Up => Vec::new(),
-        _ => vec!["127.0.0.1:2379".to_owned()],
+        Role::Apigateway | Role::Feed | Role::Profile | Role::Topic => vec!["127.0.0.1:2379".to_owned()],
     }, Kind::list("host:port, http://host:port or https://host:port");
 
     /// File with the certificates (PEM) of the authorities that may sign etcd's certificate. Needed with `https://`.

@@ -14,6 +14,6 @@ section! {
     /// and `topic.db` in `up.data_dir`.)
     "store.url" => url: StoreUrl = match role {
         Role::Up => StoreUrl::Sqlite(PathBuf::from("data")),
-        _ => StoreUrl::Memory,
+        Role::Apigateway | Role::Feed | Role::Profile | Role::Topic => StoreUrl::Memory,
     }, Kind::text(StoreUrl::FORM);
 }

@@ -215,6 +215,9 @@ fn cases() -> Vec<(&'static str, Vec<u8>, Want)> {
         ("long path", get(&format!("/{}", "a".repeat(9000))), Problem(414, None)),
         ("URI over hyper's limit", get(&format!("/{}", "a".repeat(70_000))), Bare(414)),
         ("header bomb", with_header("/api/topic/list", &format!("x: {}", "a".repeat(200_000))), Bare(431)),
+        // a target without a path
+        ("a host for a target", message("GET example.com:80 HTTP/1.1\nhost: x\n\n", b""), bad("target")),
+        ("a tunnel", message("CONNECT example.com:80 HTTP/1.1\nhost: x\n\n", b""), bad("target")),
         // not HTTP
         ("NUL in the request line", message("GET /\0 HTTP/1.1\nhost: x\n\n", b""), Bare(400)),
         (
@@ -305,4 +308,22 @@ async fn every_bad_request_gets_its_exact_answer() {
         crate::kit::http::get(gateway, "/api/topic/list").await.json()["topics"],
         serde_json::json!([])
     );
+}
+
+#[tokio::test]
+async fn the_admin_port_refuses_a_target_without_a_path() {
+    let app = App::start().await;
+    for request in ["GET example.com:80", "CONNECT example.com:80"] {
+        let answer = raw(
+            app.addresses.admin,
+            &message(&format!("{request} HTTP/1.1\nhost: x\nconnection: close\n\n"), b""),
+        )
+        .await;
+        let (status, _, body) = parse(&answer);
+        assert_eq!(
+            (status, body.as_str()),
+            (400, "the target must be a path, such as /status\n"),
+            "{request}"
+        );
+    }
 }

@@ -341,10 +341,10 @@ async fn all_bad(time: Duration) -> Findings {
     }
     let last = samples[samples.len() - 1];
     let (requests, attempts) = (last.requests - first.requests, last.attempts - first.attempts);
-    // the budget's window is 10 s
-    let seconds = (last.at - first.at).as_secs_f64().max(10.0);
+    // G4 over each of the 10 s that the fault begins
+    let windows = ((last.at - first.at).as_secs_f64() / 10.0).ceil();
     findings.tell("requests", requests, "");
-    findings.count("attempts", attempts as usize, (1.2 * requests + 10.0 * seconds).ceil() as usize);
+    findings.count("attempts", attempts as usize, (1.2 * requests + 100.0 * windows).ceil() as usize);
     findings.share("attempts, for somebody must be asked", attempts, 1.0);
     let again = bench.fakes.iter().flat_map(Fake::seen).filter(|call| call.previous_attempts > 0).count();
     findings.tell("of them told that they are retries", again as f64, "");
@@ -705,7 +705,6 @@ async fn against_raw_channel(time: Duration) -> Findings {
                 .await;
         findings.compared(&format!("requests/s, {what} connections / one"), &pooled);
     }
-    findings.compared("requests/s, ours / raw", &compared);
-    findings.timed_share("requests/s, ours / raw", compared.median, 0.95);
+    findings.compared_at_least("requests/s, ours / raw", &compared, 0.95);
     findings
 }

@@ -54,6 +54,14 @@ use rows;
 
 /// One second; bounds and rows count in it.
 const SECOND: Duration = Duration::from_secs(1);
+/// Fewest rounds of a comparison whose interval says something; with fewer its ratio has no bound.
+const MIN_ROUNDS: usize = 6;
+
+/// Returns the rounds of a row that measures `phases` times in each: 10, or 2 if a phase would be too short for a
+/// number worth a bound.
+fn rounds(time: Duration, phases: u32) -> u32 {
+    if time / (10 * phases) >= SECOND / 4 { 10 } else { 2 }
+}
 
 /// One fault.
 #[derive(Clone, Copy)]
@@ -191,7 +199,23 @@ impl Findings {
         self.timed_guarantee("G6", guarantees::bounded_wait(record));
     }
 
-    /// Notes a comparison; its median, or an end of its interval, is judged by the caller.
+    /// Notes a comparison whose ratio must not be over `most`: it fails only if the whole interval is.
+    pub fn compared_at_most(&mut self, what: &str, compared: &Comparison, most: f64) {
+        self.compared(what, compared);
+        if compared.ratios.len() >= MIN_ROUNDS {
+            self.ratio("  low end of the interval", compared.low, most);
+        }
+    }
+
+    /// Notes a comparison whose ratio must be at least `least`: it fails only if the whole interval is below.
+    pub fn compared_at_least(&mut self, what: &str, compared: &Comparison, least: f64) {
+        self.compared(what, compared);
+        if compared.ratios.len() >= MIN_ROUNDS {
+            self.timed_share("  high end of the interval", compared.high, least);
+        }
+    }
+
+    /// Notes a comparison without a bound.
     pub fn compared(&mut self, what: &str, compared: &Comparison) {
         let spread = compared.ratios.iter().copied();
         self.tell(&format!("{what}: median of the rounds"), compared.median, "");

@@ -8,7 +8,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::{Bound, Findings, SECOND, rows};
+use super::{Bound, Findings, SECOND, rounds, rows};
 use crate::kit::collector::{Collector, Manner};
 use crate::kit::cpu::Meter;
 use crate::kit::etcd::Etcd;
@@ -105,7 +105,7 @@ async fn collector_in_trouble(time: Duration) -> Findings {
     let dead = format!("http://{}/api/v2/spans", free_addr());
     let base = System::start(&etcd, "healthy", &healthy.url(), "1", QUEUE).await;
     base.calls(SECOND / 2).await;
-    let rounds = if time >= 60 * SECOND { 10 } else { 2 };
+    let rounds = rounds(time, 3 * 2);
     let phase = time / (3 * 2 * rounds);
     for (trouble, url) in [("dead", &dead), ("slow", &slow.url()), ("500", &refusing.url())] {
         let what = |text: &str| format!("{trouble}: {text}");
@@ -127,8 +127,7 @@ async fn collector_in_trouble(time: Duration) -> Findings {
             },
         );
         let compared = compared.await;
-        findings.compared(&what("CPU a call / with a healthy one"), &compared);
-        findings.ratio(&what("CPU a call"), compared.median, 1.05);
+        findings.compared_at_most(&what("CPU a call / with a healthy one"), &compared, 1.05);
         findings.count(&what("failed calls"), failed, 0);
         findings.count(&what("spans in the queue of a process"), most as usize, QUEUE);
         findings.count(&what("growth of a process, MB"), (grown >> 20) as usize, (MEMORY >> 20) as usize);
@@ -184,7 +183,7 @@ async fn scrapers(time: Duration) -> Findings {
     const SCRAPERS: usize = 100;
     let (etcd, mut findings) = (Etcd::start().await, Findings::default());
     let system = System::start(&etcd, "scraped", "", "0", QUEUE).await;
-    let rounds = if time >= 30 * SECOND { 10 } else { 1 };
+    let rounds = rounds(time, 2);
     let phase = time / (2 * rounds);
     let (mut failed, mut scraped, mut unanswered) = (0, 0, 0);
     let load = async || Load::get(system.gateway.addr, 200.0, LIST).run(phase).await;
@@ -206,8 +205,7 @@ async fn scrapers(time: Duration) -> Findings {
         record.latency(0.99).as_secs_f64()
     };
     let compared = ab::compare(rounds as usize, quiet, storm).await;
-    findings.compared("p99 with the scrapers / without", &compared);
-    findings.ratio("low end of the interval", compared.low, 1.25);
+    findings.compared_at_most("p99 with the scrapers / without", &compared, 1.25);
     findings.count("failed calls", failed, 0);
     findings.share("scrapes", f64::from(scraped), 1.0);
     findings.count("scrapes without an answer", unanswered, 0);
@@ -221,7 +219,7 @@ async fn tracing(time: Duration) -> Findings {
     let sink = Collector::start(Manner::Discard);
     let queue = 8192;
     let off = System::start(&etcd, "off", "", "0", queue).await;
-    let rounds = if time >= 30 * SECOND { 10 } else { 1 };
+    let rounds = rounds(time, 2 * 2);
     let phase = time / (2 * 2 * rounds);
     for (ratio, least) in [("0.01", 0.95), ("1", 0.65)] {
         let what = |text: &str| format!("traced {ratio}: {text}");
@@ -237,8 +235,7 @@ async fn tracing(time: Duration) -> Findings {
         };
         let compared =
             ab::compare(rounds as usize, async || rate(&off).await, async || rate(&on).await).await;
-        findings.compared(&what("requests/s / without"), &compared);
-        findings.timed_share(&what("requests/s / without"), compared.median, least);
+        findings.compared_at_least(&what("requests/s / without"), &compared, least);
         findings.count(&what("failed calls"), failed.get(), 0);
         let sent = wait_for("every span is sent", || async {
             let queued = on.metric("trace_spans_queued").await;

@@ -94,7 +94,10 @@ async fn a_wrong_level_is_refused_by_name_and_changes_nothing() {
     let mut up = up(&[]);
     let long = "x".repeat(2000);
     for (body, reason) in [
-        ("deubg", "level: \"deubg\" is not a level, want off, error, warn, info, debug, trace, or module=level,..."),
+        (
+            "deubg",
+            "level: \"deubg\" is not a level, want off, error, warn, info, debug, trace, or module=level,...",
+        ),
         ("info,h2=loud", "level: \"loud\" is not a level"),
         ("", "level: \"\" is not a level"),
         (&long, "level: is over 1024 bytes"),
