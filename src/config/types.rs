@@ -1,4 +1,4 @@
-//! The value types of the settings: each parses from one string and says what it wants when it cannot.
+//! The value types of the settings: each is parsed from a text, and its errors name the accepted form.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};

@@ -32,7 +32,7 @@ const MAX_HOPS: usize = 16;
 const MAX_CLIENTS: usize = 65_536;
 /// Buckets that all other clients share.
 const SHARED: usize = 1024;
-/// Clients below which there is no clean-up.
+/// Number of clients up to which full buckets are not looked for and removed.
 const FEW: usize = 1024;
 /// Least time between two clean-ups.
 const CLEAN_PAUSE: Duration = Duration::from_secs(1);
