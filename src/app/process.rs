@@ -17,7 +17,7 @@ use super::service::{self, Bound};
 use crate::admin;
 use crate::client::{self, Connector};
 use crate::config::{ListenAddr, Role, Settings, StoreUrl};
-use crate::registry::{Etcd, Local, Registry};
+use crate::registry::{Dial, Etcd, Local, Registry, dial_tcp};
 use crate::server::listener::Listener;
 use crate::server::{Protocol, Stop, serve};
 use crate::telemetry::log;
@@ -48,6 +48,22 @@ impl Addresses {
     }
 }
 
+/// How a process opens connections. A simulation passes its own.
+pub struct Network {
+    /// To instances of services.
+    pub services: Connector,
+    /// To etcd.
+    pub etcd: Dial,
+}
+
+impl Network {
+    /// Returns connections over TCP.
+    #[must_use]
+    pub fn tcp(settings: &Settings) -> Self {
+        Self { services: Connector::default(), etcd: dial_tcp(settings.registry.timeout) }
+    }
+}
+
 /// A process whose listeners are bound, but which answers nothing yet.
 pub struct Process {
     common: Common,
@@ -64,8 +80,17 @@ impl Process {
     /// # Errors
     /// When the address is taken, or a file with credentials for etcd cannot be used.
     pub fn new(settings: Settings) -> anyhow::Result<Self> {
-        let connector = Connector::default();
-        let registry = registry(&settings, connector.clone())?;
+        let network = Network::tcp(&settings);
+        Self::with_network(settings, network)
+    }
+
+    /// As [`Self::new`], but its connections to services and to etcd are opened by `network`.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn with_network(settings: Settings, network: Network) -> anyhow::Result<Self> {
+        let connector = network.services.clone();
+        let registry = registry(&settings, network)?;
         let metrics = Metrics::register()?;
         let admin = Listener::bind(settings.admin.addr.0)?;
         let common = Common {
@@ -159,12 +184,12 @@ impl Process {
     }
 }
 
-fn registry(settings: &Settings, connector: Connector) -> anyhow::Result<Arc<dyn Registry>> {
+fn registry(settings: &Settings, network: Network) -> anyhow::Result<Arc<dyn Registry>> {
     if settings.registry.endpoints.is_empty() {
         return Ok(Arc::new(Local::default()));
     }
-    let probe = client::probe(settings.client.clone(), settings.registry.prefix.clone(), connector);
-    Ok(Arc::new(Etcd::new(settings.registry.clone(), probe)?))
+    let probe = client::probe(settings.client.clone(), settings.registry.prefix.clone(), network.services);
+    Ok(Arc::new(Etcd::new(settings.registry.clone(), probe, network.etcd)?))
 }
 
 /// Starts every member, the gateways first. Returns their rows for the admin listener, and the tasks that end when they

@@ -42,7 +42,11 @@ impl ViewMetrics {
                 "registry_view_revision",
                 "Revision of the view; grows within an epoch of the registry.",
             )?,
-            instances: gauge(r, "registry_view_instances", "Instances in the view, those in limbo too.")?,
+            instances: gauge(
+                r,
+                "registry_view_instances",
+                "Instances in the view, including those in limbo.",
+            )?,
             limbo: gauge(
                 r,
                 "registry_view_limbo",

@@ -51,7 +51,7 @@ pub struct Conn {
     pub close: Notify,
     /// What it has yet to send.
     pub output: Arc<Output>,
-    /// The progress of the output at the last check, and the number of checks since that saw no other. Checks
+    /// The progress of the output at the last check, and the number of checks since then without progress. Checks
     /// and not time, because a pause of this process must not count against its peers.
     seen: AtomicU64,
     seen_again: AtomicU64,

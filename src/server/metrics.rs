@@ -57,19 +57,19 @@ impl Metrics {
             http_refused: counters(
                 r,
                 "http_server_refused_total",
-                "Requests refused without work, by the limit that they met.",
+                "Requests refused before any work, by limit.",
                 &["reason"],
             )?,
             grpc_refused: counters(
                 r,
                 "grpc_server_refused_total",
-                "Calls refused without work, by the limit that they met.",
+                "Calls refused before any work, by limit.",
                 &["service", "reason"],
             )?,
             cut: Cuts::new(&counters(
                 r,
                 "server_connections_cut_total",
-                "Connections ended because of what their peer does.",
+                "Connections ended because the peer stopped reading, reads too slowly or floods.",
                 &["reason"],
             )?),
         })

@@ -99,9 +99,9 @@ section! {
     /// Retries of a service that are always allowed. (The default is Finagle's.)
     "client.retry_budget_per_second" => retry_budget_per_second: u32 = 10, Kind::per_second(0, 1000);
 
-    /// Memory for the last good answers, which stand in when a service cannot answer. 0 turns this off.
+    /// Memory for the last good answers, which are used when a service cannot answer. 0 turns this off.
     "client.fallback_kib" => fallback_kib: usize = 8 * 1024, Kind::kibibytes(0, 1_048_576);
 
-    /// Age up to which an earlier answer may stand in.
+    /// Age up to which an earlier answer is used.
     "client.fallback_age_s" => fallback_age: Duration = Duration::from_mins(10), Kind::seconds(1, 86_400);
 }

@@ -12,7 +12,7 @@ section! {
     "trace.zipkin_addr" => zipkin_addr: Option<Collector> = None, Kind::text(Collector::FORM);
 
     /// Share of the requests that are traced, of those whose headers do not decide it. The default suits a few
-    /// requests a second; a busy system wants 0.01.
+    /// requests a second; use 0.01 on a busy system.
     "trace.sample_ratio" => sample_ratio: f64 = 1.0, Kind::Ratio;
 
     /// Most spans that wait to be sent, each below 1 KiB. Further spans are counted and dropped. The default is

@@ -24,7 +24,7 @@ use futures_util::future::BoxFuture;
 
 use self::access::Access;
 pub use self::credentials::Unusable;
-pub use self::dial::{Dial, Socket};
+pub use self::dial::{Dial, Socket, tcp as dial_tcp};
 pub use self::limbo::Probe;
 use super::Registry;
 use super::instance::Instance;
@@ -42,21 +42,12 @@ pub struct Etcd {
 }
 
 impl Etcd {
-    /// Returns a handle. Nothing is asked of etcd before the first [`Registry::view`] or
+    /// Returns a handle whose connections are opened by `dial`. Nothing is asked of etcd before the first [`Registry::view`] or
     /// [`Registry::register`].
     ///
     /// # Errors
     /// [`Unusable`] when a file with a certificate, key or password cannot be read or used.
-    pub fn new(settings: config::Registry, probe: Probe) -> Result<Self, Unusable> {
-        let dial = dial::tcp(settings.timeout);
-        Self::with_dial(settings, probe, dial)
-    }
-
-    /// As [`Self::new`], but connections to etcd are opened by `dial`.
-    ///
-    /// # Errors
-    /// As [`Self::new`].
-    pub fn with_dial(settings: config::Registry, probe: Probe, dial: Dial) -> Result<Self, Unusable> {
+    pub fn new(settings: config::Registry, probe: Probe, dial: Dial) -> Result<Self, Unusable> {
         let settings = Arc::new(settings);
         let access = Arc::new(Access::new(settings.clone(), dial)?);
         Ok(Self { settings, access, probe, view: Arc::default() })
@@ -115,7 +106,7 @@ mod tests {
         let settings =
             config::Registry { endpoints: vec!["etcd.example:2379".to_owned()], ..Default::default() };
         let probe: Probe = Arc::new(|_| Box::pin(std::future::pending()));
-        let etcd = Etcd::with_dial(settings, probe, dial).unwrap();
+        let etcd = Etcd::new(settings, probe, dial).unwrap();
         let _view = etcd.view();
         let _registration = etcd.register(Instance::bare("feed", "192.0.2.1:8082"));
         tokio::time::sleep(Duration::from_secs(1)).await;

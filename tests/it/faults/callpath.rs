@@ -341,7 +341,7 @@ async fn all_bad(time: Duration) -> Findings {
     }
     let last = samples[samples.len() - 1];
     let (requests, attempts) = (last.requests - first.requests, last.attempts - first.attempts);
-    // G4 over each of the 10 s that the fault begins
+    // as G4 has it for any 10 s: the reserve of 100 is full when the fault begins, and full again 10 s after it was spent
     let windows = ((last.at - first.at).as_secs_f64() / 10.0).ceil();
     findings.tell("requests", requests, "");
     findings.count("attempts", attempts as usize, (1.2 * requests + 100.0 * windows).ceil() as usize);

@@ -123,7 +123,7 @@ async fn slow_callers(time: Duration) -> Findings {
         p99(&record)
     };
     let compared = ab::compare(rounds as usize, async || p99(&load().await), attack).await;
-    findings.compared_at_most("p99 of others with the attack / without", &compared, 1.25);
+    findings.p99_compared_at_most("p99 of others with the attack / without", &compared, 1.25);
     findings.count("failed calls of others", failed, 0);
     findings.count("attackers that were answered otherwise", otherwise, 0);
 

@@ -199,19 +199,27 @@ impl Findings {
         self.timed_guarantee("G6", guarantees::bounded_wait(record));
     }
 
-    /// Notes a comparison whose ratio must not be over `most`: it fails only if the whole interval is.
+    /// Notes a comparison whose median must not be over `most`.
     pub fn compared_at_most(&mut self, what: &str, compared: &Comparison, most: f64) {
         self.compared(what, compared);
         if compared.ratios.len() >= MIN_ROUNDS {
-            self.ratio("  low end of the interval", compared.low, most);
+            self.ratio(&format!("{what}: judged"), compared.median, most);
         }
     }
 
-    /// Notes a comparison whose ratio must be at least `least`: it fails only if the whole interval is below.
+    /// Notes a comparison whose median must be at least `least`.
     pub fn compared_at_least(&mut self, what: &str, compared: &Comparison, least: f64) {
         self.compared(what, compared);
         if compared.ratios.len() >= MIN_ROUNDS {
-            self.timed_share("  high end of the interval", compared.high, least);
+            self.timed_share(&format!("{what}: judged"), compared.median, least);
+        }
+    }
+
+    /// Notes a comparison of 99th percentiles, which scatter: it fails only if its whole interval is over `most`.
+    pub fn p99_compared_at_most(&mut self, what: &str, compared: &Comparison, most: f64) {
+        self.compared(what, compared);
+        if compared.ratios.len() >= MIN_ROUNDS {
+            self.ratio(&format!("{what}: judged, low end of the interval"), compared.low, most);
         }
     }
 

@@ -205,7 +205,7 @@ async fn scrapers(time: Duration) -> Findings {
         record.latency(0.99).as_secs_f64()
     };
     let compared = ab::compare(rounds as usize, quiet, storm).await;
-    findings.compared_at_most("p99 with the scrapers / without", &compared, 1.25);
+    findings.p99_compared_at_most("p99 with the scrapers / without", &compared, 1.25);
     findings.count("failed calls", failed, 0);
     findings.share("scrapes", f64::from(scraped), 1.0);
     findings.count("scrapes without an answer", unanswered, 0);
