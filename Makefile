@@ -51,6 +51,8 @@ fmt: ## format the code
 
 # a new definition in src/config/settings, or a new flag in src/cli/flags.rs, wants this
 generate: ## rewrite docs/configuration.md and nixos/modules/settings.json
+	@tests/deps build
+	@mkdir -p target
 	cargo run --locked --quiet -- settings > target/configuration.md
 	cargo run --locked --quiet -- settings --format json > target/settings.json
 	mv target/configuration.md docs/configuration.md

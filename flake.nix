@@ -42,7 +42,6 @@
         default = buildOf.${system}.package;
         oci-image = call system ./nixos/image.nix;
         options = (call system ./nixos/options.nix).page;
-        # zipkin-server will come with the tracing module
       });
 
       apps = eachSystem (system: {
@@ -62,7 +61,6 @@
           options = (call system ./nixos/options.nix).check;
           nix = call system ./nixos/lint.nix;
           app = call system ./nixos/tests/app.nix;
-          # add the VM tests monitoring, tracing, ha and upgrade here
         }
       );
 

@@ -28,7 +28,6 @@ in
     self.nixosModules.registry
     self.nixosModules.service
     self.nixosModules.gateway
-    # add the modules for monitoring, tracing and the database here
   ];
   registry = role ./registry.nix;
   service = role ./service.nix;

@@ -40,7 +40,7 @@ Try it:
   curl -XPUT http://localhost:8080/api/feed/create_feed -d '{\"id\":100,\"user_id\":123,\"content\":\"hello world\"}'
   curl \"http://localhost:8080/api/feed/get_feeds?user_id=123&size=2\"
 
-Exit status: 0 after a stop by signal, 1 when running failed, 2 for wrong flags or settings.";
+Exit status: 0 after a stop by signal, 1 when running failed, 2 for wrong flags or settings, 130 after a second signal.";
 
 /// What to run. [`command`] adds the flags of the roles.
 #[derive(Debug, Subcommand)]

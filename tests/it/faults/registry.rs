@@ -671,7 +671,7 @@ async fn first_call(time: Duration) -> Findings {
 
 async fn large_list(time: Duration) -> Findings {
     use microservice_app::config;
-    use microservice_app::registry::{Etcd as Registry, Registry as _};
+    use microservice_app::registry::{Etcd as Registry, Registry as _, dial_tcp};
     let (etcd, mut findings) = (Etcd::start().await, Findings::default());
     let mut client = etcd.client().await;
     for n in 0..1000 {
@@ -684,8 +684,9 @@ async fn large_list(time: Duration) -> Findings {
     let (begun, mut times) = (Instant::now(), Vec::new());
     while begun.elapsed() < time || times.len() < 5 {
         let settings = config::Registry { endpoints: vec![etcd.addr.to_string()], ..Default::default() };
-        let registry = Registry::new(settings, std::sync::Arc::new(|_| std::future::pending().boxed()))
-            .expect("plain access");
+        let (dial, probe) =
+            (dial_tcp(settings.timeout), std::sync::Arc::new(|_| std::future::pending().boxed()));
+        let registry = Registry::new(settings, probe, dial).expect("plain access");
         let asked = Instant::now();
         let mut view = registry.view();
         while view.get().instances("feed").map_or(0, |instances| instances.len()) < 1000 {
