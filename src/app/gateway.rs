@@ -53,7 +53,7 @@ pub fn start(common: &mut Common, listeners: Vec<Listener>, drain: &Drain) -> Ve
             let answer = move |request, peer| gateway.clone().call(request, peer);
             async move { serve(listener, protocol, limits, &metrics, answer, stop).await }
         });
-        let (registration, warnings) = register(common, bound);
+        let (mut registration, warnings) = register(common, bound);
         for warning in &warnings {
             tracing::warn!(service = name, "{warning}");
         }
@@ -63,7 +63,6 @@ pub fn start(common: &mut Common, listeners: Vec<Listener>, drain: &Drain) -> Ve
             phase.send_replace(Phase::Draining);
             // the server already drains; `draining` is for those who watch gateways: one that leaves the registry
             // without it has crashed
-            let mut registration = registration;
             if let Some(registration) = &mut registration {
                 registration.drain().await;
             }

@@ -154,19 +154,11 @@ impl ServiceMetrics {
     fn new(families: &Metrics, service: &'static str) -> Self {
         let of = |family: &IntCounterVec, label: &str| family.with_label_values(&[service, label]);
         let single = |family: &IntCounterVec| family.with_label_values(&[service]);
-        let states = |family: &IntGaugeVec| -> BreakerGauges {
-            PerRpc::from_fn(|rpc| {
-                let labels = |state: BreakerState| [service, rpc.method(), state.name()];
-                let of = |state| family.with_label_values(&labels(state));
-                (rpc.service() == service).then(|| PerState::from_fn(of))
-            })
-        };
+        let states =
+            |family: &IntGaugeVec| by_rpc_and_state(service, |labels| family.with_label_values(labels));
         let transitions = |family: &IntCounterVec| {
-            Arc::new(Transitions::new(PerRpc::from_fn(|rpc| {
-                let labels = |state: BreakerState| [service, rpc.method(), state.name()];
-                let of = |state| family.with_label_values(&labels(state));
-                (rpc.service() == service).then(|| PerState::from_fn(of))
-            })))
+            let counters = by_rpc_and_state(service, |labels| family.with_label_values(labels));
+            Arc::new(Transitions::new(counters))
         };
         Self {
             retry: RetryMetrics {
@@ -218,6 +210,17 @@ impl ServiceMetrics {
 
 /// How many breakers of each rpc are in which state.
 type BreakerGauges = PerRpc<Option<PerState<IntGauge>>>;
+
+/// Returns what `handle` gives for the labels service, method and state, for each rpc of a service.
+fn by_rpc_and_state<T>(
+    service: &'static str,
+    handle: impl Fn(&[&'static str]) -> T,
+) -> PerRpc<Option<PerState<T>>> {
+    PerRpc::from_fn(|rpc| {
+        let of = |state: BreakerState| handle(&[service, rpc.method(), state.name()]);
+        (rpc.service() == service).then(|| PerState::from_fn(of))
+    })
+}
 
 /// Sets the gauge of each state to how often it occurs.
 fn set(gauges: Option<&PerState<IntGauge>>, states: impl Iterator<Item = BreakerState>) {

@@ -147,7 +147,7 @@ impl Client {
             (*name, Service::new(name, dialer, cache.clone(), view, metrics))
         };
         let services = Arc::new(services.iter().map(follow).collect());
-        Self { services, cache: cache.clone(), default_deadline }
+        Self { services, cache, default_deadline }
     }
 
     /// Returns the instances of every service that is called, for `/status` and `/readyz`.

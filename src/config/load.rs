@@ -110,7 +110,7 @@ impl<'a> Layers<'a> {
             return format!("flag {flag}");
         }
         if self.env.contains_key(key) {
-            return format!("the environment variable MSA__{}", key.to_uppercase().replace('.', "__"));
+            return format!("the environment variable {}", settings::variable(key));
         }
         match &self.source.file {
             Some(path) if self.file.contains_key(key) => path.display().to_string(),

@@ -49,7 +49,7 @@ impl Setting {
     /// Returns the environment variable that sets it, `MSA__CLIENT__DEADLINE_MS`.
     #[must_use]
     pub fn variable(&self) -> String {
-        format!("MSA__{}", self.key.to_uppercase().replace('.', "__"))
+        variable(self.key)
     }
 
     /// Reads, checks and stores a value.
@@ -59,6 +59,11 @@ impl Setting {
     pub(super) fn set(&self, settings: &mut Settings, value: Value) -> Result<(), String> {
         (self.set)(settings, value, self.kind)
     }
+}
+
+/// Returns the environment variable of a dotted key, known or not.
+pub(super) fn variable(key: &str) -> String {
+    format!("MSA__{}", key.to_uppercase().replace('.', "__"))
 }
 
 /// Settings about one subject; a table in the TOML file.
