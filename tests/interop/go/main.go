@@ -5,6 +5,7 @@ package main
 import (
 	"encoding/json"
 	"flag"
+	"io"
 	"log"
 	"os"
 )
@@ -31,4 +32,10 @@ func main() {
 // say prints a line of JSON.
 func say(value any) error {
 	return json.NewEncoder(os.Stdout).Encode(value)
+}
+
+// endOfInput closes a channel when standard input has ended.
+func endOfInput(ended chan<- struct{}) {
+	_, _ = io.Copy(io.Discard, os.Stdin)
+	close(ended)
 }

@@ -24,7 +24,7 @@ func resolve(flags *flag.FlagSet, args []string) error {
 	authority := flags.String("authority", "", "grpc.WithAuthority; empty for none")
 	instances := flags.Int("instances", 0, "wait until so many have answered, then count")
 	calls := flags.Int("calls", 300, "calls of a round")
-	rounds := flags.Int("rounds", 1, "how many rounds")
+	rounds := flags.Int("rounds", 1, "how many rounds; 0: until standard input ends")
 	if err := flags.Parse(args); err != nil {
 		return err
 	}
@@ -61,7 +61,16 @@ func resolve(flags *flag.FlagSet, args []string) error {
 		}
 		seen[instance] = true
 	}
-	for round := 0; round < *rounds; round++ {
+	ended := make(chan struct{})
+	if *rounds == 0 {
+		go endOfInput(ended)
+	}
+	for round := 0; *rounds == 0 || round < *rounds; round++ {
+		select {
+		case <-ended:
+			return nil
+		default:
+		}
 		result := counts{Calls: map[string]int{}, Codes: map[string]int{}}
 		for call := 0; call < *calls; call++ {
 			instance, err := createFeed(ctx, conn)

@@ -3,21 +3,22 @@ package main
 import (
 	"context"
 	"flag"
-	"io"
 	"net"
-	"os"
+	"strings"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/naming/endpoints"
 	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/health"
 	"google.golang.org/grpc/health/grpc_health_v1"
 	"google.golang.org/grpc/stats"
+	"google.golang.org/grpc/status"
 )
 
-// serve is a feed server with grpc-go's defaults, registered by etcd's own client. It answers every call with an empty
-// message, says when connections begin and end, and ends with its standard input.
+// serve is a feed server with grpc-go's defaults, registered by etcd's own client. It answers every rpc of feed
+// with an empty message, says when connections begin and end, and ends with its standard input.
 func serve(flags *flag.FlagSet, args []string) error {
 	etcd := flags.String("etcd", "", "client address of etcd")
 	target := flags.String("target", "", "what it registers below, without the last slash")
@@ -32,6 +33,9 @@ func serve(flags *flag.FlagSet, args []string) error {
 		return err
 	}
 	answer := func(_ any, stream grpc.ServerStream) error {
+		if method, _ := grpc.MethodFromServerStream(stream); !strings.HasPrefix(method, "/feed.Feed/") {
+			return status.Error(codes.Unimplemented, "no such service")
+		}
 		var asked []byte
 		if err := stream.RecvMsg(&asked); err != nil {
 			return err
@@ -67,10 +71,7 @@ func serve(flags *flag.FlagSet, args []string) error {
 		return err
 	}
 	stdin := make(chan struct{})
-	go func() {
-		_, _ = io.Copy(io.Discard, os.Stdin)
-		close(stdin)
-	}()
+	go endOfInput(stdin)
 	select {
 	case err := <-failed:
 		return err
