@@ -12,11 +12,14 @@ use hyper::body::Incoming;
 use hyper::server::conn::http2;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use prost::Message as _;
 use tokio::io::DuplexStream;
 use tokio::task::AbortHandle;
 
 use super::*;
 use crate::api::proto::topic::{ListTopicsRequest, ListTopicsResponse};
+use crate::client::call::Answer;
+use crate::client::call::testing::{self, ScriptedEnd, failure};
 use crate::registry::{Instance, Local, Registry as _};
 
 const ADDR: &str = "nowhere:1";
@@ -61,6 +64,37 @@ async fn answer(request: Request<Incoming>) -> Result<Response<BoxBody<Bytes, In
     let message = wire::frame(&ListTopicsResponse { next: 7, ..ListTopicsResponse::default() });
     let body = Full::new(message.expect("a short message"));
     Ok(Response::new(body.with_trailers(std::future::ready(Some(Ok(trailers)))).boxed()))
+}
+
+/// A garbled answer does not replace the last good one, and a degraded one is not kept.
+#[tokio::test(start_paused = true)]
+async fn only_whole_answers_are_kept_for_the_fallback() {
+    let end = ScriptedEnd::new(|n, _| async move {
+        let next = if n == 0 { 7 } else { 8 };
+        let message = ListTopicsResponse { next, ..ListTopicsResponse::default() }.encode_to_vec().into();
+        match n {
+            0 => Ok(Answer { message, ..Answer::default() }),
+            1 => Ok(Answer { message: Bytes::from_static(b"\xff"), ..Answer::default() }),
+            2 => Ok(Answer {
+                message,
+                headers: HeaderMap::from_iter([(DEGRADED, HeaderValue::from_static("x"))]),
+                ..Answer::default()
+            }),
+            _ => Err(failure(Code::Unavailable)),
+        }
+    });
+    let cache = Arc::new(Cache::new(1024 * 1024, Duration::from_mins(1)));
+    let path = Fallback::new(end, cache.clone(), Arc::default());
+    let list = async || {
+        let request = ListTopicsRequest { after: 0, size: 1 };
+        let call = testing::call(Rpc::ListTopics, Duration::from_secs(1));
+        super::exchange::<ListTopicsResponse>(&path, &cache, Call { about: request.about(), ..call }).await
+    };
+    let next = |reply: Result<Reply<ListTopicsResponse>, Error>| reply.map(|reply| reply.message.next).ok();
+    assert_eq!(next(list().await), Some(7));
+    assert_eq!(next(list().await), None, "garbled");
+    assert_eq!(next(list().await), Some(8), "degraded");
+    assert_eq!(next(list().await), Some(7), "the last whole one");
 }
 
 #[tokio::test(start_paused = true)]
