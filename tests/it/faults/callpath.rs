@@ -51,7 +51,7 @@ rows! { "callpath"
 pub(super) struct Bench {
     etcd: Etcd,
     pub(super) gateway: Role,
-    fakes: Vec<Fake>,
+    pub(super) fakes: Vec<Fake>,
     pub(super) relays: Vec<Relay>,
 }
 
@@ -92,7 +92,7 @@ impl Bench {
     }
 
     /// Returns how many calls reached each fake.
-    fn calls(&self) -> Vec<usize> {
+    pub(super) fn calls(&self) -> Vec<usize> {
         self.fakes.iter().map(Fake::calls).collect()
     }
 }

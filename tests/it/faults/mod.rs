@@ -10,6 +10,7 @@
 mod callpath;
 mod connections;
 mod edge;
+mod pauses;
 mod registry;
 mod telemetry;
 
@@ -29,7 +30,7 @@ use crate::kit::skip;
 
 /// Every row, in the order of the table.
 fn all() -> Vec<Row> {
-    [registry::ROWS, callpath::ROWS, connections::ROWS, edge::ROWS, telemetry::ROWS].concat()
+    [registry::ROWS, callpath::ROWS, connections::ROWS, pauses::ROWS, edge::ROWS, telemetry::ROWS].concat()
 }
 
 /// Makes the rows of a group and the named tests of their short forms.
