@@ -69,7 +69,7 @@ impl Bound {
     }
 
     /// Builds the handler, serves, and registers.
-    pub async fn start(self, common: &Common, turn: Turn) -> anyhow::Result<Serving> {
+    pub fn start(self, common: &Common, turn: Turn) -> anyhow::Result<Serving> {
         let Self { kind, service, listener, advertised } = self;
         let (name, bound) = (kind.name(), listener.addr());
         let (instance, warnings) = instance::describe(&common.settings, name, advertised, common.admin);

@@ -8,7 +8,9 @@
 //! its bound: it is void, and tried again up to three times.
 
 mod callpath;
+mod connections;
 mod edge;
+mod pauses;
 mod registry;
 mod telemetry;
 
@@ -28,7 +30,7 @@ use crate::kit::skip;
 
 /// Every row, in the order of the table.
 fn all() -> Vec<Row> {
-    [registry::ROWS, callpath::ROWS, edge::ROWS, telemetry::ROWS].concat()
+    [registry::ROWS, callpath::ROWS, connections::ROWS, pauses::ROWS, edge::ROWS, telemetry::ROWS].concat()
 }
 
 /// Makes the rows of a group and the named tests of their short forms.
