@@ -102,3 +102,34 @@ const fn status(known: bool, report: Report) -> ServingStatus {
 fn answer(status: ServingStatus) -> HealthCheckResponse {
     HealthCheckResponse { status: status.into() }
 }
+
+#[cfg(test)]
+mod tests {
+    use health_server::Health as _;
+
+    use super::*;
+
+    fn ask(service: &str) -> Request<HealthCheckRequest> {
+        Request::new(HealthCheckRequest { service: service.to_owned() })
+    }
+
+    async fn watched(health: &Health, service: &str) -> Vec<ServingStatus> {
+        let stream = health.watch(ask(service)).await.unwrap().into_inner();
+        stream.map(|answer| answer.unwrap().status()).collect().await
+    }
+
+    #[tokio::test]
+    async fn the_last_part_of_a_drain_is_not_serving_and_holds_nobody() {
+        let health = Health::new("feed.Feed");
+        health.set_serving(true);
+        assert_eq!(health.check(ask("")).await.unwrap().into_inner().status(), ServingStatus::Serving);
+        health.end_watches();
+        for service in ["", "feed.Feed"] {
+            let checked = health.check(ask(service)).await.unwrap().into_inner();
+            assert_eq!(checked.status(), ServingStatus::NotServing);
+            assert_eq!(watched(&health, service).await, [ServingStatus::NotServing]);
+        }
+        assert_eq!(health.check(ask("feed")).await.unwrap_err().code(), tonic::Code::NotFound);
+        assert_eq!(watched(&health, "feed").await, [ServingStatus::ServiceUnknown]);
+    }
+}
