@@ -80,7 +80,7 @@ impl Handler {
         Self { routes: routes.or(unknown).unify().boxed(), names }
     }
 
-    /// Answers one request of the caller at `peer`.
+    /// Answers one request of the caller at `peer`. A panic is logged, and answered.
     pub async fn call(self, request: Request<RequestBody>, peer: IpAddr) -> Response {
         // a handler that panicked is dropped: nothing sees its state any more
         let answered = AssertUnwindSafe(self.answer(request, peer)).catch_unwind().await;
@@ -104,5 +104,43 @@ impl Handler {
         match warp::service(self.routes).call(request).await {
             Ok(response) => response,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::limit::Limit;
+    use crate::server::listener::Listener;
+    use crate::server::metrics::Metrics;
+    use crate::server::{Limits, Protocol, Stop, serve};
+
+    #[tokio::test]
+    async fn a_panic_in_a_route_is_answered_with_500() {
+        let routes = warp::any().map(|| -> Response { panic!("a defect") }).boxed();
+        let handler = Handler { routes, names: Arc::default() };
+        let listener = Listener::bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let addr = listener.addr();
+        let write_timeout = Duration::from_secs(10);
+        let limits = Limits { max_connections: 1, write_timeout, unsent: Limit::new(1024, None) };
+        let stop = Stop { begin: CancellationToken::new(), grace: Duration::ZERO };
+        let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
+        let protocol = Protocol::Http1 { header_timeout: Duration::from_secs(10) };
+        let answer = move |request, peer| handler.clone().call(request, peer);
+        tokio::spawn(async move { serve(listener, protocol, limits, &metrics, answer, stop).await });
+        let mut stream = tokio::net::TcpStream::connect(addr).await.unwrap();
+        stream
+            .write_all(b"GET /livez HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+            .await
+            .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 500 "), "{answer}");
+        assert!(answer.ends_with("\r\n\r\nthe handler failed\n"), "{answer}");
     }
 }

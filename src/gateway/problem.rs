@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderValue, Method, StatusCode, header};
 use serde::Serialize;
 use warp::reply::Response;
 
@@ -103,6 +103,13 @@ impl Problem {
     pub fn slow_body() -> Self {
         let detail = "the request body did not arrive in time";
         Self { close: true, ..Self::new(StatusCode::REQUEST_TIMEOUT, "slow_request", detail) }
+    }
+
+    /// 400 for a body where there must be none. The connection is closed: something on the way may take the body for
+    /// another request.
+    pub fn unexpected_body(method: &Method) -> Self {
+        let detail = format!("{method} takes no body: its input is the query");
+        Self { close: true, ..Error::bad("body", detail).into() }
     }
 
     /// 413 for a body over `limit` bytes.

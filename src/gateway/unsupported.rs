@@ -61,6 +61,5 @@ fn check_no_body<B: Body>(request: &Request<B>) -> Result<(), Problem> {
     if request.body().is_end_stream() {
         return Ok(());
     }
-    let detail = format!("{} takes no body: its input is the query", request.method());
-    Err(Error::bad("body", detail).into())
+    Err(Problem::unexpected_body(request.method()))
 }

@@ -5,24 +5,26 @@
 //!
 //! - A FIN that came with the request does not end it: nobody asks and leaves at once.
 //! - A write is carried out and answered whatever comes: it must not be written and left unanswered.
-//! - Any other FIN means, after [`HANG_UP`], that the caller has given up, and the request is cancelled.
+//! - Any other FIN means, some 20 ms later, that the caller has given up, and the request is cancelled.
 //!
 //! A body that is cut short can never be read to its end: then the end is passed on at once.
 
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::task::AtomicWaker;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
-use tokio::time::Sleep;
+use tokio::time::{Instant, Sleep};
 
-/// Time from a FIN that comes after a read until the read is cancelled. Usual reads are answered within it.
-const HANG_UP: Duration = Duration::from_millis(20);
+/// The time from a FIN that comes after a read until the read is cancelled: this many ticks. Usual reads are answered
+/// within it. Ticks and not time, because a pause of this process must not count against its callers.
+const TICKS: u8 = 10;
+const TICK: Duration = Duration::from_millis(2);
 
 /// The receiving side of one connection of HTTP/1.
 #[derive(Debug, Default)]
@@ -68,13 +70,14 @@ pub struct End {
     quiet: bool,
     /// True once the FIN has come, and whether it came with the request.
     seen: Option<bool>,
-    hang_up: Option<Pin<Box<Sleep>>>,
+    tick: Option<Pin<Box<Sleep>>>,
+    ticks: u8,
 }
 
 impl End {
     /// Returns the end of a connection that is open.
     pub const fn new(input: Arc<Input>) -> Self {
-        Self { input, quiet: false, seen: None, hang_up: None }
+        Self { input, quiet: false, seen: None, tick: None, ticks: 0 }
     }
 
     /// Returns true once the FIN has come.
@@ -105,8 +108,13 @@ impl End {
         if self.seen == Some(true) || input.write.load(Relaxed) {
             return Poll::Pending;
         }
-        let hang_up = self.hang_up.get_or_insert_with(|| Box::pin(tokio::time::sleep(HANG_UP)));
-        hang_up.as_mut().poll(cx)
+        let tick = self.tick.get_or_insert_with(|| Box::pin(tokio::time::sleep(TICK)));
+        while self.ticks < TICKS {
+            ready!(tick.as_mut().poll(cx));
+            self.ticks += 1;
+            tick.as_mut().reset(Instant::now() + TICK);
+        }
+        Poll::Ready(())
     }
 }
 

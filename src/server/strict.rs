@@ -92,16 +92,12 @@ pub fn host_name(host: &str) -> &str {
 /// fields look that something on the way has joined.
 fn is_host(value: &[u8]) -> bool {
     let Ok(text) = std::str::from_utf8(value) else { return false };
-    let (valid, rest) = match text.strip_prefix('[') {
-        Some(rest) => match rest.split_once(']') {
-            Some((address, rest)) => (address.parse::<Ipv6Addr>().is_ok(), rest),
-            None => return false,
-        },
-        None => {
-            let end = text.find(':').unwrap_or(text.len());
-            let (name, rest) = text.split_at(end);
-            (is_name(name.as_bytes()), rest)
-        }
+    let (valid, rest) = if let Some(rest) = text.strip_prefix('[') {
+        let Some((address, rest)) = rest.split_once(']') else { return false };
+        (address.parse::<Ipv6Addr>().is_ok(), rest)
+    } else {
+        let (name, rest) = text.split_at(text.find(':').unwrap_or(text.len()));
+        (is_name(name.as_bytes()), rest)
     };
     valid && rest.strip_prefix(':').map_or(rest.is_empty(), is_port)
 }

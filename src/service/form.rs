@@ -7,26 +7,27 @@ use tonic::body::Body;
 /// Checks the form of a call.
 ///
 /// # Errors
-/// The answer: 405 for another method than POST, 415 for a content type that is not gRPC with protobuf, 400 for a host
-/// that is named twice, and differently.
-pub fn check<B>(request: &Request<B>) -> Result<(), Response<Body>> {
+/// The status to answer: 405 for another method than POST, 415 for a content type that is not gRPC with protobuf, 400 for
+/// hosts that contradict each other.
+pub fn check<B>(request: &Request<B>) -> Result<(), StatusCode> {
     if request.method() != Method::POST {
-        let mut response = refusal(StatusCode::METHOD_NOT_ALLOWED);
-        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("POST"));
-        return Err(response);
+        Err(StatusCode::METHOD_NOT_ALLOWED)
+    } else if !is_grpc(request.headers()) {
+        Err(StatusCode::UNSUPPORTED_MEDIA_TYPE)
+    } else if !names_one_host(request) {
+        Err(StatusCode::BAD_REQUEST)
+    } else {
+        Ok(())
     }
-    if !is_grpc(request.headers()) {
-        return Err(refusal(StatusCode::UNSUPPORTED_MEDIA_TYPE));
-    }
-    if !names_one_host(request) {
-        return Err(refusal(StatusCode::BAD_REQUEST));
-    }
-    Ok(())
 }
 
-fn refusal(status: StatusCode) -> Response<Body> {
+/// Returns the answer to what is no gRPC call.
+pub fn refusal(status: StatusCode) -> Response<Body> {
     let mut response = Response::new(Body::empty());
     *response.status_mut() = status;
+    if status == StatusCode::METHOD_NOT_ALLOWED {
+        response.headers_mut().insert(header::ALLOW, HeaderValue::from_static("POST"));
+    }
     response
 }
 

@@ -132,8 +132,8 @@ impl Handler {
         peer: IpAddr,
         begun: Instant,
     ) -> Response<Body> {
-        if let Err(response) = form::check(&request) {
-            return response;
+        if let Err(status) = form::check(&request) {
+            return form::refusal(status);
         }
         if request.headers().get(SERVICE).is_some_and(|named| named != self.identity) {
             let error = Error::unavailable("this is another service");

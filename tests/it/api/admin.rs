@@ -7,8 +7,8 @@ use crate::kit::process::Process;
 
 /// Returns status and body of a request with these header lines.
 async fn ask(admin: SocketAddr, request: &str, headers: &[&str]) -> (u16, String) {
-    let headers: String = headers.iter().map(|line| format!("{line}\r\n")).collect();
-    let message = format!("{request} HTTP/1.1\r\n{headers}content-length: 0\r\nconnection: close\r\n\r\n");
+    let headers = [headers, &["content-length: 0", "connection: close", ""]].concat().join("\r\n");
+    let message = format!("{request} HTTP/1.1\r\n{headers}\r\n");
     let (status, _, body) = parse(&raw(admin, message.as_bytes()).await);
     (status, body)
 }

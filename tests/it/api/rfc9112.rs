@@ -152,6 +152,10 @@ fn field_rows() -> Vec<Row> {
         get("5.1 a blank before the colon", "host : x\r\n", Refused(400)),
         get("5.1 a tab before the colon", "host\t: x\r\n", Refused(400)),
         get("5.1 whitespace around a value", "host: \t x \t\r\n", Served),
+        get("5.5 a control character in a value", "host: x\r\na: b\u{1}c\r\n", Refused(400)),
+        get("5.5 DEL in a value", "host: x\r\na: b\u{7f}c\r\n", Refused(400)),
+        get("5.5 raw bytes in a value", "host: x\r\na: \u{e9}\r\n", Served),
+        get("5.1 a field name of raw bytes", "host: x\r\n\u{e9}: b\r\n", Refused(400)),
         get("5.2 a folded line", "host: x\r\na: b\r\n c\r\n", Refused(400)),
         get("5.2 a folded Host", "host:\r\n x\r\n", Refused(400)),
     ]
@@ -281,6 +285,41 @@ fn outcome(answers: &str) -> Result<Want, String> {
         }
         (status @ 400.., 1) => Ok(Refused(status)),
         _ => Err(format!("{answers:?}")),
+    }
+}
+
+/// Returns the status of each answer.
+fn statuses(answers: &str) -> Vec<&str> {
+    let starts = answers.match_indices("HTTP/1.1 ").map(|(at, start)| at + start.len());
+    starts.map(|at| answers.get(at..at + 3).unwrap_or_default()).collect()
+}
+
+/// What a request carries is never taken for the next request, whether or not its body is read.
+#[tokio::test]
+async fn a_body_is_never_read_as_a_request() {
+    let app = App::start().await;
+    let inner = "GET /inner HTTP/1.1\r\nhost: x\r\n\r\n";
+    let next = "GET /api/topic/list HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    for (request, first) in [
+        ("GET /api/topic/list", "400"),
+        ("HEAD /api/topic/list", "400"),
+        ("DELETE /api/feed/delete_feed?user_id=1&id=1", "400"),
+        ("OPTIONS /api/topic/list", "405"),
+        ("TRACE /api/topic/list", "405"),
+        ("GET /unknown", "404"),
+        ("PUT /api/feed/create_feed", "400"),
+        ("PUT /api/feed/create_feed?x", "400"),
+    ] {
+        let sized = format!("content-length: {}\r\n\r\n{inner}", inner.len());
+        let chunked = format!("transfer-encoding: chunked\r\n\r\n{:x}\r\n{inner}\r\n0\r\n\r\n", inner.len());
+        let expecting = format!("expect: 100-continue\r\n{sized}");
+        for rest in [sized, chunked, expecting] {
+            let answers =
+                raw(app.gateway(), format!("{request} HTTP/1.1\r\nhost: x\r\n{rest}{next}").as_bytes()).await;
+            let mut seen = statuses(&answers);
+            seen.retain(|status| *status != "100");
+            assert!(seen == [first] || seen == [first, "200"], "{request} {rest:?}: {answers}");
+        }
     }
 }
 
