@@ -5,7 +5,7 @@
 //!
 //! - A FIN that came with the request does not end it: nobody asks and leaves at once.
 //! - A write is carried out and answered whatever comes: it must not be written and left unanswered.
-//! - Any other FIN means, some 20 ms later, that the caller has given up, and the request is cancelled.
+//! - Any other FIN means, some 10 ms later, that the caller has given up, and the request is cancelled.
 //!
 //! A body that is cut short can never be read to its end: then the end is passed on at once.
 
@@ -24,7 +24,7 @@ use tokio::time::{Instant, Sleep};
 /// The time from a FIN that comes after a read until the read is cancelled: this many ticks. Usual reads are answered
 /// within it. Ticks and not time, because a pause of this process must not count against its callers.
 const TICKS: u8 = 10;
-const TICK: Duration = Duration::from_millis(2);
+const TICK: Duration = Duration::from_millis(1);
 
 /// The receiving side of one connection of HTTP/1.
 #[derive(Debug, Default)]
