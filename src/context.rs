@@ -119,7 +119,9 @@ impl Context {
 /// Returns the time limit of a gRPC request, if it has a valid one.
 #[must_use]
 pub fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
-    let text = headers.get(GRPC_TIMEOUT)?.to_str().ok()?;
+    let mut given = headers.get_all(GRPC_TIMEOUT).iter();
+    let (Some(value), None) = (given.next(), given.next()) else { return None };
+    let text = value.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     if digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
         return None;

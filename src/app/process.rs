@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::common::{self, Common, Serving};
 use super::drain::Drain;
 use super::gateway;
+use super::instance;
 use super::metrics::Metrics;
 use super::role::{Member, ServiceKind};
 use super::service::{self, Bound};
@@ -226,7 +227,8 @@ fn serve_admin(
     // a process that calls no service does not follow the registry
     let view = (!clients.is_empty()).then(|| common.registry.view());
     let (metrics, registry_metrics) = (common.metrics.registry.clone(), common.metrics.view.clone());
-    let state = admin::State { roles, clients, view, metrics, registry_metrics, level };
+    let names = instance::names(&common.settings);
+    let state = admin::State { roles, clients, view, names, metrics, registry_metrics, level };
     let admin = admin::Handler::new(state);
     let stop = CancellationToken::new();
     let stop_server = Stop { begin: stop.clone(), grace: ADMIN_GRACE };

@@ -8,7 +8,6 @@ use std::time::Duration;
 
 use http::{HeaderValue, Request, Response};
 use http_body_util::{BodyExt as _, Full};
-use hyper::body::Incoming;
 use tokio::time::Instant;
 use tonic::Status;
 use tonic::body::Body;
@@ -17,20 +16,22 @@ use tower::ServiceExt as _;
 
 use super::failure::Failure;
 use super::feed::Feed;
+use super::form;
 use super::health::Health;
 use super::kind::Service;
 use super::profile::Profile;
-use super::receive::receive;
+use super::receive::{receive, receive_health_check};
 use super::reflection;
 use super::topic::Topic;
 use crate::api::error::{Code, Error, code_name};
-use crate::api::headers::{INSTANCE, SERVICE, WRONG_SERVICE};
+use crate::api::headers::{GRPC_TIMEOUT, INSTANCE, SERVICE, WRONG_SERVICE};
 use crate::api::rpc::Rpc;
 use crate::config::Settings;
 use crate::context::{Context, MAX_DEADLINE, grpc_timeout};
 use crate::limit::Limit;
+use crate::server::RequestBody;
 use crate::server::admission::Admission;
-use crate::server::lifecycle::{Lifecycle, Outcome, Record};
+use crate::server::lifecycle::{Lifecycle, Outcome, Panicked, Record, guard};
 use crate::server::metrics::Metrics;
 use crate::telemetry::log::LogThrottle;
 use crate::telemetry::metrics::RpcDurations;
@@ -105,15 +106,31 @@ impl Handler {
     /// Answers one call. Every failure becomes a gRPC status.
     ///
     /// *Cancellation*: a caller that hangs up drops the future, and the work with it.
-    pub async fn call(self, request: Request<Incoming>, peer: IpAddr) -> Response<Body> {
+    pub async fn call(self, request: Request<RequestBody>, peer: IpAddr) -> Response<Body> {
         let begun = Instant::now();
+        let rpc = Rpc::of_path(request.uri().path());
+        let record = CallRecord { handled: self.handled.clone(), rpc };
+        let answered =
+            guard(record, tonic::Code::Internal, begun, self.serve(rpc, request, peer, begun)).await;
+        answered.unwrap_or_else(|_| Failure::from(Error::from(Panicked)).into_response())
+    }
+
+    async fn serve(
+        &self,
+        rpc: Rpc,
+        request: Request<RequestBody>,
+        peer: IpAddr,
+        begun: Instant,
+    ) -> Response<Body> {
+        if let Err(status) = form::check(&request) {
+            return form::refusal(status);
+        }
         if request.headers().get(SERVICE).is_some_and(|named| named != self.identity) {
             let error = Error::unavailable("this is another service");
             let mut response = Failure::from(error).into_response();
-            response.headers_mut().insert(WRONG_SERVICE, self.identity);
+            response.headers_mut().insert(WRONG_SERVICE, self.identity.clone());
             return response;
         }
-        let rpc = Rpc::of_path(request.uri().path());
         let time_limit = grpc_timeout(request.headers());
         let time_limit = time_limit.map_or(self.default_deadline, |limit| limit.min(MAX_DEADLINE));
         let context = Context::from_grpc(request.headers(), begun + time_limit, &self.tracer);
@@ -138,7 +155,7 @@ impl Handler {
                 (failure.into_response(), overloaded)
             }
         };
-        response.headers_mut().insert(INSTANCE, self.instance);
+        response.headers_mut().insert(INSTANCE, self.instance.clone());
         let code = status_of(&response);
         lifecycle.tag("grpc.status_code", code_name(code));
         lifecycle.finish(code, overloaded);
@@ -149,7 +166,7 @@ impl Handler {
     async fn answer(
         &self,
         rpc: Rpc,
-        request: Request<Incoming>,
+        request: Request<RequestBody>,
         context: &Context,
     ) -> Result<Response<Body>, Failure> {
         if !rpc.is_unary() {
@@ -162,13 +179,16 @@ impl Handler {
                 }))
             }));
         }
+        if request.headers().contains_key(GRPC_TIMEOUT) && grpc_timeout(request.headers()).is_none() {
+            // the caller's deadline would be replaced by a longer one
+            return Err(Error::bad("grpc-timeout", "must be one number of up to 8 digits and a unit").into());
+        }
         if context.remaining().is_zero() {
             return Err(self.admission.deadline_passed().into());
         }
         let answer = async {
             if !rpc.is_ours() {
-                // a service that refuses calls for overload still tells its health
-                return Ok(self.handle(request.map(Body::new), context).await);
+                return self.answer_other(rpc, request, context).await;
             }
             let (head, body) = request.into_parts();
             let (message, _permit) = receive(&self.admission, body).await?;
@@ -180,6 +200,22 @@ impl Handler {
         };
         let late = |_| Err(Error::new(Code::Timeout, "the deadline has passed").into());
         tokio::time::timeout_at(context.deadline, answer).await.unwrap_or_else(late)
+    }
+
+    /// Answers a unary call that is not one of our services': a service that refuses calls for overload still tells its
+    /// health.
+    async fn answer_other(
+        &self,
+        rpc: Rpc,
+        request: Request<RequestBody>,
+        context: &Context,
+    ) -> Result<Response<Body>, Failure> {
+        if rpc != Rpc::HealthCheck {
+            return Ok(self.handle(request.map(Body::new), context).await);
+        }
+        let (head, body) = request.into_parts();
+        let message = receive_health_check(body).await?;
+        Ok(self.handle(Request::from_parts(head, Body::new(Full::new(message))), context).await)
     }
 
     async fn handle(&self, mut request: Request<Body>, context: &Context) -> Response<Body> {

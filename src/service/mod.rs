@@ -5,6 +5,7 @@
 
 mod failure;
 mod feed;
+mod form;
 mod handler;
 mod health;
 mod kind;
