@@ -88,10 +88,12 @@ let
     pkgs.etcd
     pkgs.jre_headless
     pkgs.libfaketime
+    pkgs.openssl
     pkgs.prometheus
     pkgs.prometheus-alertmanager # amtool
     pkgs.prometheus.cli # promtool
-    pkgs.util-linux # deploy/stack: flock, setsid
+    pkgs.sqlite # sqlite3
+    pkgs.util-linux # deploy/stack: flock, setsid; script
   ];
   # The file that tests/deps fetches when ZIPKIN_JAR is not set.
   zipkinJar = pkgs.fetchurl {

@@ -7,6 +7,7 @@
 
 mod logfmt;
 mod metrics;
+mod output;
 mod throttle;
 mod writer;
 

@@ -150,6 +150,8 @@ pub const INLINE: &[(&str, &str, Use)] = &[
     ("docs/runbook.md", "systemctl status etcd", Not(SYSTEMD)),
     ("docs/runbook.md", "curl INSTANCE/readyz", Run(Up)),
     ("docs/runbook.md", "curl INSTANCE/status", Run(Up)),
+    ("docs/runbook.md", "curl INSTANCE/loglevel", Run(Up)),
+    ("docs/runbook.md", "systemctl status systemd-journald", Not(SYSTEMD)),
     ("docs/runbook.md", "curl GATEWAY/status", Run(Up)),
     ("docs/runbook.md", "curl GATEWAY/sd/targets", Run(Up)),
     ("docs/runbook.md", "microservice-app check-config", Run(Tools)),

@@ -95,6 +95,7 @@ async fn what_the_pages_show_of_up_is_what_it_prints() {
     for (command, part) in [
         ("curl INSTANCE/readyz", "ready\n"),
         ("curl INSTANCE/status", "\"version\""),
+        ("curl INSTANCE/loglevel", "info,microservice_app::client=debug\n"),
         ("curl GATEWAY/status", "\"version\""),
         ("curl GATEWAY/sd/targets", "["),
     ] {

@@ -13,6 +13,8 @@ use crate::kit::http::{Connection, request};
 const PAGE: &str = "docs/operations.md";
 /// Time between two writes: more often than those under which SQLite's `.backup` never ends.
 const PAUSE: Duration = Duration::from_millis(20);
+/// So many times 2 MB are in the store: SQLite's `.backup` takes longer for that than the pause.
+const LARGE: i64 = 20;
 /// Longest time for a backup.
 const LIMIT: Duration = Duration::from_secs(10);
 
@@ -91,7 +93,9 @@ async fn a_backup_ends_under_writes_and_can_be_restored() {
         (get(gateway, "/api/feed/get_feeds?user_id=7").await.status == 404).then_some(())
     })
     .await;
-    crate::kit::http::fill(gateway, 8).await;
+    for user in 100..100 + LARGE {
+        crate::kit::http::fill(gateway, user).await;
+    }
     let first = r#"{"id":1,"user_id":7,"content":"first"}"#;
     assert_eq!(crate::kit::http::put(gateway, "/api/feed/create_feed", first).await.status, 200);
 
