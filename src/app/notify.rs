@@ -11,7 +11,7 @@ use std::time::Duration;
 
 /// Longest time to wait for room in the manager's socket. A unit whose start is not reported is ended by the manager,
 /// by default after 90 s.
-const LIMIT: Duration = Duration::from_secs(60);
+const LIMIT: Duration = Duration::from_mins(1);
 
 /// Reports that the process is ready, and then, as often as the manager's watchdog asks, that its runtime is alive.
 pub fn ready() {

@@ -217,7 +217,7 @@ mod tests {
     fn what_is_logged_is_written_before_the_process_ends() {
         let (mut reader, file) = pipe();
         let (writer, _) = writer(file);
-        let lines: String = (0..100).map(|n| format!("line {n}\n")).collect();
+        let lines = (0..100).map(|n| format!("line {n}\n")).collect::<Vec<_>>().concat();
         lines.split_inclusive('\n').for_each(|line| log(&writer, line));
         drop(writer.guard());
         let mut read = vec![0; lines.len()];

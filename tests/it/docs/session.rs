@@ -150,8 +150,9 @@ impl Session {
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut child = command.spawn().unwrap();
         let mut input = child.stdin.take().unwrap();
-        let typed = lines.iter().map(|line| format!("{line}\n")).collect::<String>();
-        input.write_all(typed.as_bytes()).unwrap();
+        for line in lines {
+            writeln!(input, "{line}").unwrap();
+        }
         // the terminal stays open until the script has ended
         let output = child.wait_with_output().unwrap();
         drop(input);
