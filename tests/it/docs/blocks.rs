@@ -103,6 +103,7 @@ pub const BLOCKS: &[(&str, &str, Use)] = &[
     ("docs/telemetry.md", "heaptrack", Not("needs heaptrack, and root")),
     ("docs/telemetry.md", "curl localhost:6060/sd/targets", Run(Up)),
     ("docs/telemetry.md", "promtool check", Run(Tools)),
+    ("docs/telemetry.md", "promtool test", Not("takes a minute; operations::alerts runs it")),
     ("docs/telemetry.md", "cargo test --test it alerts::", Not(BUILD)),
     ("docs/telemetry.md", "make test-stack", Not(BUILD)),
 ];

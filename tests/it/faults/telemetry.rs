@@ -165,8 +165,6 @@ async fn collector_in_trouble(time: Duration) -> Findings {
 async fn stderr_in_trouble(time: Duration) -> Findings {
     /// What a slow reader takes, bytes a second: a tenth of what the load writes.
     const SLOW: usize = 10_000;
-    /// What the queue of lines and the memory that it leaves behind may add to a process, bytes.
-    const MEMORY: u64 = 8 << 20;
     let mut findings = Findings::default();
     for (name, trouble) in [
         ("blocked", Trouble::Blocked),
@@ -193,7 +191,10 @@ async fn stderr_in_trouble(time: Duration) -> Findings {
         }
         findings.share(&what("lines lost and counted"), lost, 1.0);
         let record = Load::get(gateway, 200.0, LIST).run(time / 4).await;
-        findings.guarantee(&what("G9"), guarantees::telemetry_is_free_to_fail(&record));
+        // on a busy machine a call takes its second; a process that waits for standard error answers none at all
+        findings.timed_guarantee(&what("G9"), guarantees::telemetry_is_free_to_fail(&record));
+        let (made, failed) = calls(gateway, SECOND / 4).await;
+        findings.share(&what("good calls while lines are lost"), (made - failed) as f64, 1.0);
         findings.tell(&what("p99, s"), record.latency(0.99).as_secs_f64(), "");
         let grown = up.resident().saturating_sub(before);
         findings.count(&what("growth of the process, MB"), (grown >> 20) as usize, (MEMORY >> 20) as usize);
