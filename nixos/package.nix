@@ -92,6 +92,7 @@ let
     pkgs.etcd
     pkgs.jre_headless
     pkgs.libfaketime
+    pkgs.openssl
     pkgs.prometheus
     pkgs.prometheus-alertmanager # amtool
     pkgs.prometheus.cli # promtool
@@ -99,7 +100,8 @@ let
       packages.grpcio
       packages.protobuf
     ]))
-    pkgs.util-linux # deploy/stack: flock, setsid
+    pkgs.sqlite # sqlite3
+    pkgs.util-linux # deploy/stack: flock, setsid; script
   ];
   # The file that tests/deps fetches when ZIPKIN_JAR is not set.
   zipkinJar = pkgs.fetchurl {

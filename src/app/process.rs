@@ -71,7 +71,7 @@ pub struct Process {
     admin: Listener,
     services: Vec<Bound>,
     gateways: Vec<Listener>,
-    level: Option<log::Level>,
+    log: Option<log::Log>,
 }
 
 impl Process {
@@ -103,7 +103,7 @@ impl Process {
             registry,
             settings,
         };
-        Ok(Self { common, admin, services: Vec::new(), gateways: Vec::new(), level: None })
+        Ok(Self { common, admin, services: Vec::new(), gateways: Vec::new(), log: None })
     }
 
     /// Adds an instance of a service: opens its store, binds its listener, finds the address to advertise.
@@ -143,9 +143,14 @@ impl Process {
         Ok(())
     }
 
-    /// Lets the admin listener change the log level.
-    pub fn set_level(&mut self, level: log::Level) {
-        self.level = Some(level);
+    /// Lets the admin listener show what the log has lost, and change its level.
+    ///
+    /// # Errors
+    /// When it is called twice.
+    pub fn set_log(&mut self, log: log::Log) -> anyhow::Result<()> {
+        log.writer.metrics().register(&self.common.metrics.registry)?;
+        self.log = Some(log);
+        Ok(())
     }
 
     /// Returns the registry of the process.
@@ -168,8 +173,9 @@ impl Process {
     /// When a service cannot be built, or when the registry refuses the credentials of this process before
     /// it has ever accepted them: then the process drains and returns the reason.
     pub async fn run(self, stop: CancellationToken, ready: impl FnOnce()) -> anyhow::Result<()> {
-        let Self { mut common, admin, services, gateways, level } = self;
-        let (roles, mut drains) = start_members(&mut common, services, gateways, &stop)?;
+        let Self { mut common, admin, services, gateways, log } = self;
+        let (roles, mut drains) = start_members(&mut common, services, gateways, &stop).await?;
+        let level = log.map(|log| log.level);
         let (admin, stop_admin) = serve_admin(&common, admin, roles, level);
         ready();
         let refused = wait_for_drains(&mut drains, common.registry.as_ref(), &stop).await?;
