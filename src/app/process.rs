@@ -109,13 +109,15 @@ impl Process {
     ///
     /// # Errors
     /// When one of these fails; the text says which.
-    pub fn add_service(
+    ///
+    /// *Cancellation*: a thread that waits for the store's lock is left behind, until the process ends.
+    pub async fn add_service(
         &mut self,
         kind: ServiceKind,
         addr: ListenAddr,
         store: &StoreUrl,
     ) -> anyhow::Result<()> {
-        let service = service::open(&mut self.common, kind, store)?;
+        let service = service::open(&mut self.common, kind, store).await?;
         self.services.push(Bound::new(&self.common, kind, service, addr)?);
         Ok(())
     }

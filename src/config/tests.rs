@@ -75,6 +75,20 @@ fn an_error_names_key_and_origin() {
             "`grpc.advertise_addr` in app.toml: `a b:1` is not an address to call",
         ),
         ("[store]\nurl = \"mysql:x\"", "`store.url` in app.toml: `mysql:x` is not a store"),
+        ("[store]\nurl = \"sqlite:\"", "`store.url` in app.toml: `sqlite:` is not a store"),
+        ("[store]\nurl = \"sqlite:  \"", "`store.url` in app.toml: `sqlite:  ` is not a store"),
+        ("[store]\nurl = \"sqlite::memory:\"", "`store.url` in app.toml: `sqlite::memory:` is no file"),
+        (
+            "[store]\nurl = \"sqlite:file:x?mode=memory\"",
+            "`store.url` in app.toml: `sqlite:file:x?mode=memory` has a URI",
+        ),
+        ("[store]\nurl = \"sqlite:FILE:x.db\"", "`store.url` in app.toml: `sqlite:FILE:x.db` has a URI"),
+        (
+            "[store]\nurl = \"sqlite:x.db?mode=ro\"",
+            "`store.url` in app.toml: `sqlite:x.db?mode=ro` has a URI",
+        ),
+        ("[store]\nurl = \"sqlite:x.db#a\"", "`store.url` in app.toml: `sqlite:x.db#a` has a URI"),
+        ("[store]\nurl = \"sqlite://x.db\"", "`store.url` in app.toml: `sqlite://x.db` has a URI"),
         ("[registry]\nprefix = \"services\"", "`registry.prefix` in app.toml: "),
         (
             "[registry]\nendpoints = [\"nowhere\"]",

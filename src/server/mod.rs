@@ -13,10 +13,12 @@ pub mod admission;
 mod connection;
 mod conns;
 mod flood;
+pub mod input;
 pub mod lifecycle;
 pub mod listener;
 pub mod metrics;
 mod output;
+pub mod pause;
 mod rate;
 
 pub use accept::serve;

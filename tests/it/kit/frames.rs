@@ -8,6 +8,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
@@ -77,6 +78,16 @@ fn head(path: &str) -> Vec<u8> {
     text(&mut out, &[0x0f, 0x10], "application/grpc");
     text(&mut out, &[0x00, 2, b't', b'e'], "trailers");
     out
+}
+
+/// Returns a whole call and its reset by the caller. `stream` is odd and grows with each call.
+pub fn cancelled_call(stream: u32, path: &str, message: &impl prost::Message) -> Vec<u8> {
+    let message = message.encode_to_vec();
+    let length = u32::try_from(message.len()).expect("a short message").to_be_bytes();
+    let message = [&[0], length.as_slice(), message.as_slice()].concat();
+    let (call, body) =
+        (frame(HEADERS, END_HEADERS, stream, &head(path)), frame(DATA, END_STREAM, stream, &message));
+    [call, body, frame(RST_STREAM, 0, stream, &8_u32.to_be_bytes())].concat()
 }
 
 /// Returns a connection that has said hello.

@@ -12,6 +12,7 @@ mod pprof;
 mod settings;
 mod shutdown;
 mod stack;
+mod store;
 mod systemd;
 mod targets;
 mod traces;
