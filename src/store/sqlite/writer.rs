@@ -1,17 +1,23 @@
 //! The thread that writes: group commits, and what is no longer wanted once its turn has come.
 
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::sync::{Mutex, PoisonError, mpsc as sync_mpsc};
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
 use super::super::error::StoreError;
 use super::file::Files;
+use crate::server::input;
 
 /// Most writes in one transaction, so that the first of them does not wait long.
 const BATCH: usize = 256;
+/// Age from which on a write is made only after the connections of this process were read: its caller may have said
+/// meanwhile that it is not wanted, and after a pause of the process this thread may run first.
+const OLD: Duration = Duration::from_millis(20);
+/// Longest time for that, in which the file stays locked.
+const ASK: Duration = Duration::from_secs(1);
 /// Time from which on a write that waits is worth a warning.
 const LONG: Duration = Duration::from_secs(1);
 
@@ -21,6 +27,8 @@ pub type Write = Box<dyn Job>;
 pub trait Job: Send {
     /// Returns true if nobody waits for the write any more: its caller is gone, or its deadline has passed.
     fn is_abandoned(&self) -> bool;
+    /// Returns the runtime of the caller if the write is [`OLD`].
+    fn asks(&self) -> Option<&Handle>;
     /// Runs inside the transaction. Returns the error, which may be why the transaction has ended.
     fn run(&mut self, db: &Connection) -> Option<StoreError>;
     /// Sends the result to the caller, once the transaction has ended.
@@ -31,14 +39,17 @@ pub trait Job: Send {
 pub struct WriteJob<F, T> {
     run: Option<F>,
     result: Result<T, StoreError>,
+    queued: Instant,
     deadline: Instant,
+    runtime: Handle,
     reply: oneshot::Sender<Result<T, StoreError>>,
 }
 
 impl<F, T> WriteJob<F, T> {
-    /// Returns a write that begins before `deadline` or not at all.
-    pub const fn new(run: F, deadline: Instant, reply: oneshot::Sender<Result<T, StoreError>>) -> Self {
-        Self { run: Some(run), result: Err(StoreError::Late), deadline, reply }
+    /// Returns a write that begins before `deadline` or not at all. Must be called inside the caller's runtime.
+    pub fn new(run: F, deadline: Instant, reply: oneshot::Sender<Result<T, StoreError>>) -> Self {
+        let (queued, runtime) = (Instant::now(), Handle::current());
+        Self { run: Some(run), result: Err(StoreError::Late), queued, deadline, runtime, reply }
     }
 }
 
@@ -48,8 +59,11 @@ where
     T: Send,
 {
     fn is_abandoned(&self) -> bool {
-        // both: after a pause of the process this thread may run before the one that would drop the receiver
         self.reply.is_closed() || self.deadline <= Instant::now()
+    }
+
+    fn asks(&self) -> Option<&Handle> {
+        (!self.is_abandoned() && self.queued.elapsed() >= OLD).then_some(&self.runtime)
     }
 
     fn run(&mut self, db: &Connection) -> Option<StoreError> {
@@ -117,12 +131,35 @@ pub fn run(db: &Connection, files: &Files, mut queue: mpsc::Receiver<Write>, pro
     }
 }
 
+/// Waits until the connections of a runtime were read once more. Writes whose callers have given up are then abandoned.
+///
+/// # Errors
+/// When that takes too long.
+fn read_connections(runtime: &Handle) -> Result<(), StoreError> {
+    let (send, done) = sync_mpsc::sync_channel(1);
+    runtime.spawn(async move {
+        input::read_pending().await;
+        let _ = send.send(());
+    });
+    match done.recv_timeout(ASK) {
+        Err(sync_mpsc::RecvTimeoutError::Timeout) => Err(StoreError::Failed(format!(
+            "this process does not get on: its calls did not move in {ASK:?}"
+        ))),
+        // a runtime that has ended has dropped its calls
+        Ok(()) | Err(sync_mpsc::RecvTimeoutError::Disconnected) => Ok(()),
+    }
+}
+
 /// Runs the batch as one transaction, without the writes that nobody waits for when the lock is there. A statement
 /// that fails undoes only itself; a failure that ends the transaction (disk full, I/O error) fails every write of the
 /// batch.
 fn commit(db: &Connection, files: &Files, batch: &mut [Write]) -> Result<(), StoreError> {
     files.check()?;
     db.execute_batch("BEGIN IMMEDIATE").map_err(|e| StoreError::from(&e))?;
+    if let Some(runtime) = batch.iter().find_map(|job| job.asks()) {
+        let asked = read_connections(runtime);
+        asked.inspect_err(|_| drop(db.execute_batch("ROLLBACK")))?;
+    }
     // from here on no other process writes: what begins now cannot come after a newer write
     for job in batch.iter_mut().filter(|job| !job.is_abandoned()) {
         let error = job.run(db);

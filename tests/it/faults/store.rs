@@ -20,8 +20,9 @@ use crate::kit::wait_for;
 const KEYS: i64 = 40;
 /// Records from this one on are not written again by the caller after a write was cancelled.
 const LEFT: i64 = 21;
-/// The caller's limit of writes that are to be cancelled.
+/// The caller's limit of writes that are to be cancelled, or the time after which the caller hangs up.
 const SHORT: Duration = Duration::from_millis(300);
+const LONG: Duration = Duration::from_secs(2);
 const MS: Duration = Duration::from_millis(1);
 
 rows! { "store"
@@ -46,7 +47,7 @@ impl Side {
         Self { _etcd: etcd, gateway, feed }
     }
 
-    /// Writes a version of a record. Nothing is returned if the caller gives up after `patience`.
+    /// Writes a version of a record. Nothing is returned if the caller hangs up after `patience`.
     async fn put(&self, key: i64, version: u64, limit: Duration, patience: Duration) -> Option<Answer> {
         let body = format!(r#"{{"id":{key},"user_id":1,"content":"{version}"}}"#);
         let mut put = request("PUT", "/api/feed/create_feed", &body);
@@ -74,6 +75,8 @@ struct Bench {
     writes: Vec<Write>,
     /// By record: the last version that was acknowledged.
     acknowledged: BTreeMap<i64, u64>,
+    /// The version up to which the records were judged.
+    judged: u64,
     /// Records that hold a version whose caller was told that it failed, or hung up.
     resurrected: usize,
     /// Cancelled writes.
@@ -87,17 +90,31 @@ impl Bench {
         let store = format!("sqlite:{}", file.display());
         let (one, other) = (Side::start(&store).await, Side::start(&store).await);
         let (version, writes, acknowledged) = (0, Vec::new(), BTreeMap::new());
-        let mut bench =
-            Self { one, other, file, _dir: dir, version, writes, acknowledged, resurrected: 0, cancelled: 0 };
+        let mut bench = Self {
+            one,
+            other,
+            file,
+            _dir: dir,
+            version,
+            writes,
+            acknowledged,
+            judged: 0,
+            resurrected: 0,
+            cancelled: 0,
+        };
         bench.rewrite(1).await;
         bench
     }
 
-    /// Writes every record through the first instance, which is kept from it. The callers hang up after `patience`.
-    async fn cancelled(&mut self, patience: Duration) {
+    /// Writes every record through the first instance, which is kept from it, and does `meanwhile`. Every other caller
+    /// hangs up long before its limit.
+    async fn cancelled(&mut self, meanwhile: impl AsyncFn(&Side)) {
         self.version += 1;
-        let puts = (1..=KEYS).map(|key| self.one.put(key, self.version, SHORT, patience));
-        let answers = join_all(puts).await;
+        let puts = (1..=KEYS).map(|key| {
+            let (limit, patience) = if key % 2 == 0 { (SHORT, 2 * SHORT) } else { (LONG, SHORT) };
+            self.one.put(key, self.version, limit, patience)
+        });
+        let (answers, ()) = tokio::join!(join_all(puts), meanwhile(&self.one));
         for (key, answer) in (1..=KEYS).zip(answers) {
             let acknowledged = answer.is_some_and(|answer| answer.status == 200);
             self.note(key, acknowledged);
@@ -109,9 +126,8 @@ impl Bench {
     async fn rewrite(&mut self, from: i64) {
         self.version += 1;
         let keys: Vec<_> = (1..=KEYS).filter(|key| from == 1 && self.version == 1 || *key < LEFT).collect();
-        let second = Duration::from_secs(2);
         let answers =
-            join_all(keys.iter().map(|key| self.other.put(*key, self.version, second, 2 * second))).await;
+            join_all(keys.iter().map(|key| self.other.put(*key, self.version, LONG, 2 * LONG))).await;
         for (key, answer) in keys.into_iter().zip(answers) {
             self.note(key, answer.is_some_and(|answer| answer.status == 200));
         }
@@ -142,7 +158,11 @@ impl Bench {
                 (feed["id"].as_i64().expect("an id"), content.expect("a version"))
             })
             .collect();
-        let wrong = found.iter().filter(|(key, version)| self.acknowledged.get(key) != Some(version)).count();
+        // from this step; what an earlier one has left was counted there
+        let before = std::mem::replace(&mut self.judged, self.version);
+        let cancelled =
+            |(key, version): &(&i64, &u64)| **version > before && self.acknowledged.get(key) != Some(version);
+        let wrong = found.iter().filter(cancelled).count();
         if wrong > 0 {
             eprintln!("{step}: {wrong} of {KEYS} records hold a cancelled write");
         }
@@ -155,7 +175,7 @@ impl Bench {
     /// The instance is frozen when the writes come, and thaws after their callers were told that they failed.
     async fn frozen_instance(&mut self, findings: &mut Findings) {
         self.one.feed.process.signal(Signal::STOP);
-        self.cancelled(2 * SHORT).await;
+        self.cancelled(async |_| {}).await;
         self.rewrite(LEFT).await;
         self.one.feed.process.signal(Signal::CONT);
         self.judge(findings, "frozen instance").await;
@@ -164,7 +184,7 @@ impl Bench {
     /// Another program holds the lock of the file when the writes come.
     async fn locked_file(&mut self, findings: &mut Findings) {
         let lock = self.lock();
-        self.cancelled(2 * SHORT).await;
+        self.cancelled(async |_| {}).await;
         let release = async {
             sleep(100 * MS).await;
             lock.execute_batch("COMMIT").expect("the lock is ours");
@@ -178,18 +198,11 @@ impl Bench {
     /// The instance is frozen while its writes wait for the lock.
     async fn frozen_behind_a_lock(&mut self, findings: &mut Findings) {
         let lock = self.lock();
-        let freeze = async |process: &crate::kit::process::Process| {
+        self.cancelled(async |one| {
             sleep(SHORT / 2).await;
-            process.signal(Signal::STOP);
-        };
-        self.version += 1;
-        let puts = (1..=KEYS).map(|key| self.one.put(key, self.version, SHORT, 2 * SHORT));
-        let (answers, ()) = tokio::join!(join_all(puts), freeze(&self.one.feed.process));
-        for (key, answer) in (1..=KEYS).zip(answers) {
-            let acknowledged = answer.is_some_and(|answer| answer.status == 200);
-            self.note(key, acknowledged);
-            self.cancelled += usize::from(!acknowledged);
-        }
+            one.feed.process.signal(Signal::STOP);
+        })
+        .await;
         lock.execute_batch("COMMIT").expect("the lock is ours");
         self.rewrite(LEFT).await;
         self.one.feed.process.signal(Signal::CONT);
@@ -199,7 +212,7 @@ impl Bench {
     /// The gateway is frozen, and thaws after its callers have hung up.
     async fn frozen_gateway(&mut self, findings: &mut Findings) {
         self.one.gateway.process.signal(Signal::STOP);
-        self.cancelled(SHORT).await;
+        self.cancelled(async |_| {}).await;
         self.rewrite(LEFT).await;
         self.one.gateway.process.signal(Signal::CONT);
         self.judge(findings, "frozen gateway").await;
