@@ -134,7 +134,7 @@ async fn follow_store(name: &'static str, service: Service, handler: Handler) {
             match found {
                 Ok(()) => tracing::info!(service = name, "the store can be used again"),
                 Err(error) => {
-                    tracing::error!(service = name, %error, "not serving: the store cannot be used")
+                    tracing::error!(service = name, %error, "not serving: the store cannot be used");
                 }
             }
             handler.set_serving(serving).await;

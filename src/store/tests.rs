@@ -23,7 +23,7 @@ fn record(user_id: i64, id: i64, content: &str) -> FeedRecord {
 
 /// A deadline that no write here misses.
 fn soon() -> Instant {
-    Instant::now() + Duration::from_secs(60)
+    Instant::now() + Duration::from_mins(1)
 }
 
 fn ids(page: &FeedPage) -> Vec<i64> {

@@ -35,6 +35,10 @@ pub fn open(path: &Path, schema: &Schema) -> Result<Opened, String> {
     }
     let give_up = Instant::now() + BUSY;
     let mut writer = connect(&path).map_err(|e| e.to_string())?;
+    // SQLite does not fail if it may not write: it opens the file for reading
+    if writer.is_readonly("main").map_err(|e| e.to_string())? {
+        return Err("can only be read".to_owned());
+    }
     waiting(give_up, || prepare(&mut writer, schema))??;
     let reader = connect(&path).map_err(|e| e.to_string())?;
     waiting(give_up, || reader.pragma_update(None, "query_only", true))?;

@@ -25,7 +25,7 @@ fn fixture() -> Fixture {
 }
 
 fn soon() -> Instant {
-    Instant::now() + 60_000 * MS
+    Instant::now() + Duration::from_mins(1)
 }
 
 fn record(content: &str) -> FeedRecord {

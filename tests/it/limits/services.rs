@@ -168,12 +168,12 @@ async fn a_call_that_nobody_waits_for_is_not_begun() {
 
 #[tokio::test]
 async fn a_call_whose_caller_has_given_up_is_not_begun() {
-    const CALLS: usize = 60;
+    const CALLS: i32 = 60;
     let app = App::start().await;
     let addr = app.addresses.of(Role::Feed).unwrap();
     let mut callers = Vec::new();
     for id in 1..=CALLS {
-        let record = feed::FeedRecord { id: id as i64, user_id: 7, content: "x".to_owned() };
+        let record = feed::FeedRecord { id: id.into(), user_id: 7, content: "x".to_owned() };
         let mut caller = frames::hello(addr).await;
         // so that the connection is served, and all of what follows is read at once
         tokio::time::sleep(5 * MS).await;
@@ -188,7 +188,7 @@ async fn a_call_whose_caller_has_given_up_is_not_begun() {
     let ended = "grpc_server_handling_seconds_count{code=\"CANCELLED\",method=\"CreateFeed\"";
     // a call whose connection ends may not even be seen; the last one is reset
     wait_for("the calls have ended", || async {
-        app.metric_above(ended, CALLS as f64 / 2.0 - 0.5).await.then_some(())
+        app.metric_above(ended, f64::from(CALLS / 2) - 0.5).await.then_some(())
     })
     .await;
     let asked = feed::GetFeedsRequest { user_id: 7, size: 100, before: 0 };
@@ -217,7 +217,7 @@ async fn a_write_that_a_stopped_process_finds_late_is_not_begun() {
     let pushback: u64 = pushback.to_str().unwrap().parse().unwrap();
     assert!(pushback <= 1000, "{pushback}");
     let count = "grpc_server_refused_total{reason=\"deadline\",service=\"feed.Feed\"}";
-    assert_eq!(metric(admin, count).await, 1.0);
+    assert_eq!(metric(admin, count).await as u32, 1);
     tokio::time::sleep(Duration::from_millis(pushback)).await;
     assert_eq!(write(4, "500m").await.code(), Code::Ok, "the stop is over");
     let asked = feed::GetFeedsRequest { user_id: 7, size: 100, before: 0 };

@@ -1,7 +1,11 @@
 //! The file of a store: how a start meets it, and what happens when it is taken away while it is in use.
 
+use std::fs::Permissions;
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use microservice_app::api::proto::feed::{FeedRecord, GetFeedsRequest, GetFeedsResponse, OkResponse};
@@ -15,7 +19,7 @@ use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
 use crate::kit::grpc::{call, channel};
 use crate::kit::http::get;
-use crate::kit::process::Process;
+use crate::kit::process::{PROGRAM, Process};
 use crate::kit::wait_for;
 
 const MS: Duration = Duration::from_millis(1);
@@ -129,6 +133,31 @@ async fn a_start_on_a_current_store_needs_no_lock() {
         "{page:?}"
     );
     first.signal(Signal::CONT);
+}
+
+/// A current store is opened without a write, so that the start would not notice by itself.
+#[tokio::test]
+async fn a_store_that_cannot_be_written_is_refused_at_the_start() {
+    const NOBODY: u32 = 65_534;
+    let dir = Dir::new();
+    let mut feed = dir.launch();
+    let (addr, _) = feed.wait_for_role("feed");
+    write(addr, 1).await.unwrap();
+    feed.stop(5000 * MS);
+    let allow = |path: PathBuf, mode| std::fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
+    allow(dir.path(""), 0o755);
+    allow(dir.path("data"), 0o777);
+    allow(dir.store(), 0o444);
+    let mut command = Command::new(PROGRAM);
+    let store = format!("sqlite:{}", dir.store().display());
+    command.args(["feed", "--addr", "127.0.0.1:0", "--debug-addr", "127.0.0.1:0", "--store", &store]);
+    if rustix::process::getuid().is_root() {
+        command.uid(NOBODY).gid(NOBODY); // root may write everything
+    }
+    let mut feed = Process::spawn(command);
+    assert_eq!(feed.wait(5000 * MS).code(), Some(1));
+    let words = format!("{:?}", feed.seen);
+    assert!(words.contains("feed.db: can only be read"), "{words}");
 }
 
 /// Takes the file of a running service away in some way. Expects that nothing is acknowledged any more, and that
