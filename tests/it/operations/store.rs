@@ -143,7 +143,7 @@ async fn a_store_that_cannot_be_written_is_refused_at_the_start() {
     let mut feed = dir.launch();
     let (addr, _) = feed.wait_for_role("feed");
     write(addr, 1).await.unwrap();
-    feed.stop(5000 * MS);
+    feed.kill();
     let allow = |path: PathBuf, mode| std::fs::set_permissions(path, Permissions::from_mode(mode)).unwrap();
     allow(dir.path(""), 0o755);
     allow(dir.path("data"), 0o777);
