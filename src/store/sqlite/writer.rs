@@ -28,7 +28,7 @@ pub trait Job: Send {
     /// Returns true if nobody waits for the write any more: its caller is gone, or its deadline has passed.
     fn is_abandoned(&self) -> bool;
     /// Returns the runtime of the caller if the write is [`OLD`].
-    fn asks(&self) -> Option<&Handle>;
+    fn runtime_to_ask(&self) -> Option<&Handle>;
     /// Runs inside the transaction. Returns the error, which may be why the transaction has ended.
     fn run(&mut self, db: &Connection) -> Option<StoreError>;
     /// Sends the result to the caller, once the transaction has ended.
@@ -62,7 +62,7 @@ where
         self.reply.is_closed() || self.deadline <= Instant::now()
     }
 
-    fn asks(&self) -> Option<&Handle> {
+    fn runtime_to_ask(&self) -> Option<&Handle> {
         (!self.is_abandoned() && self.queued.elapsed() >= OLD).then_some(&self.runtime)
     }
 
@@ -142,9 +142,9 @@ fn read_connections(runtime: &Handle) -> Result<(), StoreError> {
         let _ = send.send(());
     });
     match done.recv_timeout(ASK) {
-        Err(sync_mpsc::RecvTimeoutError::Timeout) => Err(StoreError::Failed(format!(
-            "this process does not get on: its calls did not move in {ASK:?}"
-        ))),
+        Err(sync_mpsc::RecvTimeoutError::Timeout) => {
+            Err(StoreError::Failed(format!("the runtime did not answer within {ASK:?}")))
+        }
         // a runtime that has ended has dropped its calls
         Ok(()) | Err(sync_mpsc::RecvTimeoutError::Disconnected) => Ok(()),
     }
@@ -156,7 +156,7 @@ fn read_connections(runtime: &Handle) -> Result<(), StoreError> {
 fn commit(db: &Connection, files: &Files, batch: &mut [Write]) -> Result<(), StoreError> {
     files.check()?;
     db.execute_batch("BEGIN IMMEDIATE").map_err(|e| StoreError::from(&e))?;
-    if let Some(runtime) = batch.iter().find_map(|job| job.asks()) {
+    if let Some(runtime) = batch.iter().find_map(|job| job.runtime_to_ask()) {
         let asked = read_connections(runtime);
         asked.inspect_err(|_| drop(db.execute_batch("ROLLBACK")))?;
     }

@@ -225,6 +225,29 @@ async fn a_store_whose_file_is_put_back_goes_on() {
 }
 
 #[tokio::test]
+async fn other_programs_may_use_the_file() {
+    let dir = Dir::new();
+    let mut feed = dir.launch();
+    let (addr, admin) = feed.wait_for_role("feed");
+    write(addr, 1).await.unwrap();
+    for (id, work) in [
+        (2, "SELECT count(*) FROM feeds"),
+        (3, "DELETE FROM feeds WHERE id = 1"),
+        (4, "PRAGMA wal_checkpoint(TRUNCATE)"),
+        (5, "VACUUM"),
+    ] {
+        // the last one to close a file removes what is beside it, but this is not the last one
+        let other = Connection::open(dir.store()).unwrap();
+        other.prepare(work).unwrap().query([]).unwrap().next().unwrap();
+        drop(other);
+        write(addr, id).await.unwrap_or_else(|error| panic!("after {work}: {error}"));
+    }
+    assert_eq!((ids(addr).await, get(admin, "/readyz").await.status.as_u16()), (vec![2, 3, 4, 5], 200));
+    let _sibling = dir.launch().wait_for_role("feed");
+    write(addr, 6).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_file_behind_a_link_is_followed_to_where_it_is() {
     let dir = Dir::new();
     std::fs::create_dir(dir.path("disk")).unwrap();
