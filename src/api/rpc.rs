@@ -198,6 +198,12 @@ impl Rpc {
         !self.service().is_empty()
     }
 
+    /// Returns true if the rpc changes something.
+    #[must_use]
+    pub const fn is_write(self) -> bool {
+        matches!(self, Self::CreateFeed | Self::DeleteFeed | Self::PutProfile | Self::PutTopic)
+    }
+
     /// Returns how the rpc may be called.
     #[must_use]
     pub const fn policy(self) -> Policy {
@@ -268,6 +274,7 @@ mod tests {
     #[test]
     fn the_policy_of_each_rpc_is_what_its_kind_allows() {
         for rpc in Rpc::ALL {
+            assert_eq!(rpc.is_write(), rpc.policy() == Policy::WRITE, "{rpc:?}");
             let policy = rpc.policy();
             let reads = rpc.method().starts_with("Get") || rpc.method().starts_with("List");
             let ours = rpc.is_ours();

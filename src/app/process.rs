@@ -110,13 +110,15 @@ impl Process {
     ///
     /// # Errors
     /// When one of these fails; the text says which.
-    pub fn add_service(
+    ///
+    /// *Cancellation*: a thread that waits for the store's lock is left behind, until the process ends.
+    pub async fn add_service(
         &mut self,
         kind: ServiceKind,
         addr: ListenAddr,
         store: &StoreUrl,
     ) -> anyhow::Result<()> {
-        let service = service::open(&mut self.common, kind, store)?;
+        let service = service::open(&mut self.common, kind, store).await?;
         self.services.push(Bound::new(&self.common, kind, service, addr)?);
         Ok(())
     }
@@ -174,7 +176,7 @@ impl Process {
     /// it has ever accepted them: then the process drains and returns the reason.
     pub async fn run(self, stop: CancellationToken, ready: impl FnOnce()) -> anyhow::Result<()> {
         let Self { mut common, admin, services, gateways, log } = self;
-        let (roles, mut drains) = start_members(&mut common, services, gateways, &stop).await?;
+        let (roles, mut drains) = start_members(&mut common, services, gateways, &stop)?;
         let level = log.map(|log| log.level);
         let (admin, stop_admin) = serve_admin(&common, admin, roles, level);
         ready();

@@ -14,10 +14,12 @@ mod connection;
 mod conns;
 mod flood;
 mod half_close;
+pub mod input;
 pub mod lifecycle;
 pub mod listener;
 pub mod metrics;
 mod output;
+pub mod pause;
 mod rate;
 pub mod strict;
 

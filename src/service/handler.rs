@@ -31,8 +31,10 @@ use crate::context::{Context, MAX_DEADLINE, grpc_timeout};
 use crate::limit::Limit;
 use crate::server::RequestBody;
 use crate::server::admission::Admission;
+use crate::server::input;
 use crate::server::lifecycle::{Lifecycle, Outcome, Panicked, Record, guard};
 use crate::server::metrics::Metrics;
+use crate::server::pause::{Late, Pauses};
 use crate::telemetry::log::LogThrottle;
 use crate::telemetry::metrics::RpcDurations;
 use crate::telemetry::trace::Tracer;
@@ -47,6 +49,7 @@ pub struct Handler {
     /// The id of this instance, which every answer carries.
     instance: HeaderValue,
     admission: Arc<Admission>,
+    pauses: Arc<Pauses>,
     handled: Arc<RpcDurations>,
     tracer: Tracer,
     default_deadline: Duration,
@@ -86,6 +89,7 @@ impl Handler {
             identity,
             instance,
             admission: Admission::grpc(service.grpc_name(), &settings.grpc, unsent, metrics),
+            pauses: Pauses::watch(),
             handled: metrics.handled(service.name()),
             tracer,
             default_deadline: settings.client.deadline,
@@ -133,6 +137,9 @@ impl Handler {
         }
         let time_limit = grpc_timeout(request.headers());
         let time_limit = time_limit.map_or(self.default_deadline, |limit| limit.min(MAX_DEADLINE));
+        // a write that its caller has given up must not come after what the caller has written since
+        let late = if rpc.is_write() { self.pauses.late() } else { None };
+        let time_limit = time_limit.saturating_sub(late.map_or(Duration::ZERO, |late| late.waited));
         let context = Context::from_grpc(request.headers(), begun + time_limit, &self.tracer);
         let attempt = u64::from(context.previous_attempts) + 1;
         let record = CallRecord { handled: self.handled.clone(), rpc };
@@ -146,7 +153,7 @@ impl Handler {
             span.tag("attempt", attempt);
             span.tag("deadline_ms", time_limit);
         }
-        let answer = lifecycle.run(self.answer(rpc, request, lifecycle.context())).await;
+        let answer = lifecycle.run(self.answer(rpc, request, late, lifecycle.context())).await;
         let answer = answer.unwrap_or_else(|panicked| Err(Error::from(panicked).into()));
         let (mut response, overloaded) = match answer {
             Ok(response) => (response, false),
@@ -167,6 +174,7 @@ impl Handler {
         &self,
         rpc: Rpc,
         request: Request<RequestBody>,
+        late: Option<Late>,
         context: &Context,
     ) -> Result<Response<Body>, Failure> {
         if !rpc.is_unary() {
@@ -184,7 +192,8 @@ impl Handler {
             return Err(Error::bad("grpc-timeout", "must be one number of up to 8 digits and a unit").into());
         }
         if context.remaining().is_zero() {
-            return Err(self.admission.deadline_passed().into());
+            let refusal = self.admission.deadline_passed();
+            return Err(late.map_or(refusal.into(), |late| Failure::Late { retry_after: late.retry_after }));
         }
         let answer = async {
             if !rpc.is_ours() {
@@ -192,6 +201,9 @@ impl Handler {
             }
             let (head, body) = request.into_parts();
             let (message, _permit) = receive(&self.admission, body).await?;
+            if rpc.is_write() {
+                input::read_pending().await;
+            }
             if context.remaining().is_zero() {
                 return Err(self.admission.deadline_passed().into());
             }
