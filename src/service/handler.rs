@@ -126,7 +126,8 @@ impl Handler {
         let rpc = Rpc::of_path(request.uri().path());
         let time_limit = grpc_timeout(request.headers());
         let time_limit = time_limit.map_or(self.default_deadline, |limit| limit.min(MAX_DEADLINE));
-        let context = Context::from_grpc(request.headers(), begun + time_limit, &self.tracer);
+        let context = Context::from_grpc(request.headers(), begun + time_limit, &self.tracer)
+            .with_limit(time_limit, self.default_deadline);
         let attempt = u64::from(context.previous_attempts) + 1;
         let record = CallRecord { handled: self.handled.clone(), rpc };
         // a stream lasts as long as its caller wants: it is never slow

@@ -1,14 +1,13 @@
 //! The layer of the breakers of one instance: lets a call through or not, and reports its outcome.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::api::error::Error;
+use crate::api::error::{Code, Error};
 use crate::client::balance::breaker::{BreakerPermit, Breakers};
 use crate::client::balance::load::Load;
-use crate::client::call::{Call, CallLayer, Delivery, Failure, MIN_TIME_TO_ANSWER, Outcome};
+use crate::client::call::{Attempt, Call, CallLayer, Delivery, Failure, Outcome};
 
 /// Puts the breakers of one instance before its other layers.
 #[derive(Clone)]
@@ -28,13 +27,12 @@ impl<S: CallLayer> CircuitBreaker<S> {
 
 impl<S: CallLayer> CallLayer for CircuitBreaker<S> {
     async fn send(&self, call: Call) -> Outcome {
-        let rpc = call.rpc;
+        let (rpc, full_time) = (call.rpc, call.has_full_time());
         let Some(admitted) = AdmittedCall::admit(&self.breakers, &call) else {
             let error = Error::unavailable(format!("the circuit breaker of {} is open", rpc.service()));
             return Err(Failure::new(Delivery::NotSent, error));
         };
         let outcome = self.inner.send(call).await;
-        let took = admitted.took();
         let closed = match &outcome {
             Ok(_) => admitted.record(false, None),
             Err(failure) if matches!(failure.delivery, Delivery::NotSent | Delivery::Unprocessed) => {
@@ -42,7 +40,12 @@ impl<S: CallLayer> CallLayer for CircuitBreaker<S> {
                 admitted.release();
                 false
             }
-            Err(failure) => admitted.record(failure.is_instance_fault(took), failure.broken_connection),
+            Err(failure) if failure.error.code == Code::Timeout && !full_time => {
+                // it had less time than usual, so it says nothing either
+                admitted.release();
+                false
+            }
+            Err(failure) => admitted.record(failure.is_instance_fault(full_time), failure.broken_connection),
         };
         if closed {
             self.load.clear(rpc);
@@ -51,26 +54,27 @@ impl<S: CallLayer> CallLayer for CircuitBreaker<S> {
     }
 }
 
-/// A call that a breaker has let through. If it is dropped before its outcome was recorded, it was given up:
-/// after its attempt deadline that is a failure of the instance, before it says nothing.
+/// A call that a breaker has let through. If it is dropped before its outcome was recorded, it was given up: at its
+/// deadline that is a failure, if it had the usual time; else it says nothing.
 pub struct AdmittedCall<'a> {
     breakers: &'a Breakers,
     permit: Option<BreakerPermit>,
-    begun: Instant,
-    attempt_deadline: Instant,
+    deadline: Instant,
+    full_time: bool,
+    attempt: Arc<Attempt>,
 }
 
 impl<'a> AdmittedCall<'a> {
     /// Asks the breaker of the call's rpc; `None` if it does not let the call through.
     pub fn admit(breakers: &'a Breakers, call: &Call) -> Option<Self> {
         let permit = breakers.admit(call.rpc, call.ignore_breaker)?;
-        let attempt_deadline = call.attempt_deadline;
-        Some(Self { breakers, permit: Some(permit), begun: Instant::now(), attempt_deadline })
-    }
-
-    /// Returns how long the call has been under way.
-    pub fn took(&self) -> Duration {
-        self.begun.elapsed()
+        Some(Self {
+            breakers,
+            permit: Some(permit),
+            deadline: call.context.deadline,
+            full_time: call.has_full_time(),
+            attempt: call.attempt.clone(),
+        })
     }
 
     /// Reports the outcome to the breaker; returns true if that closed it.
@@ -92,7 +96,9 @@ impl Drop for AdmittedCall<'_> {
         let Some(permit) = self.permit.take() else {
             return;
         };
-        if Instant::now() >= self.attempt_deadline && self.took() >= MIN_TIME_TO_ANSWER {
+        if self.attempt.is_lost() {
+            self.breakers.release_later(&permit);
+        } else if self.full_time && Instant::now() >= self.deadline {
             self.breakers.record(&permit, true, None);
         } else {
             self.breakers.release(&permit);

@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use tokio::time::Instant;
 
+use crate::api::error::Code;
 use crate::api::rpc::Rpc;
 use crate::client::balance::load::Load;
-use crate::client::call::{Call, CallLayer, Delivery, MIN_TIME_TO_ANSWER, Outcome};
+use crate::client::call::{Call, CallLayer, Delivery, Outcome};
 use crate::telemetry::metrics::RpcDurations;
 
 /// Measures attempts, including those that are given up.
@@ -32,7 +33,8 @@ impl<S: CallLayer> CallLayer for Measure<S> {
             durations: &self.durations,
             rpc: call.rpc,
             begun: Instant::now(),
-            attempt_deadline: call.attempt_deadline,
+            deadline: call.context.deadline,
+            full_time: call.has_full_time(),
             ended: false,
         };
         let outcome = self.inner.send(call).await;
@@ -43,10 +45,14 @@ impl<S: CallLayer> CallLayer for Measure<S> {
             Err(failure) if failure.delivery == Delivery::NotSent => return outcome, // not an attempt
             Err(failure) => {
                 let sheds = failure.pushback.is_some() || failure.delivery == Delivery::Unprocessed;
-                (failure.error.code.grpc(), sheds || failure.is_instance_fault(took))
+                (failure.error.code.grpc(), sheds || failure.is_instance_fault(attempt.full_time))
             }
         };
-        self.load.observe(attempt.rpc, took, failed);
+        if !failed && code == Code::Timeout.grpc() {
+            self.load.observe_at_least(attempt.rpc, took); // its time was up, there was no answer
+        } else {
+            self.load.observe(attempt.rpc, took, failed);
+        }
         self.durations.observe(attempt.rpc, code, took);
         outcome
     }
@@ -58,7 +64,9 @@ struct MeasuredAttempt<'a> {
     durations: &'a RpcDurations,
     rpc: Rpc,
     begun: Instant,
-    attempt_deadline: Instant,
+    deadline: Instant,
+    /// True if it had the time that calls have by default.
+    full_time: bool,
     ended: bool,
 }
 
@@ -69,8 +77,8 @@ impl Drop for MeasuredAttempt<'_> {
         }
         let (now, rpc) = (Instant::now(), self.rpc);
         let took = now.saturating_duration_since(self.begun);
-        let expired = now >= self.attempt_deadline;
-        if expired && took >= MIN_TIME_TO_ANSWER {
+        let expired = now >= self.deadline;
+        if expired && self.full_time {
             self.load.observe(rpc, took, true);
         } else {
             self.load.observe_at_least(rpc, took);

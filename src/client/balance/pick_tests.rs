@@ -13,6 +13,7 @@ use crate::client::balance::endpoint::ServiceContext;
 use crate::client::call::testing;
 use crate::client::metrics::Metrics;
 use crate::client::transport::connection::{Connector, Dialer};
+use crate::client::transport::state::ConnectionState;
 use crate::config;
 use crate::registry::Instance;
 

@@ -50,7 +50,7 @@ impl<S: CallLayer> CallLayer for Fallback<S> {
         let deadline = call.context.deadline.checked_sub(reserve).unwrap_or_else(Instant::now);
         let context = call.context.with_deadline(deadline);
         let (rpc, key) = (call.rpc, Key::from(&call));
-        match self.inner.send(Call { context, attempt_deadline: deadline, ..call }).await {
+        match self.inner.send(Call { context, ..call }).await {
             Ok(answer) => {
                 // a degraded answer is not a good one
                 if !answer.headers.contains_key(DEGRADED) {

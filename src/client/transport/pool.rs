@@ -8,7 +8,8 @@
 //! A connection counts as up only once the peer has answered a health watch on it, even if with a refusal: a
 //! socket that is bound but not served accepts connections, too. A connection on which an HTTP/2 ping stays
 //! unanswered is closed. One that is old, or on which a call was given up and a health check then stays
-//! unanswered, is replaced: calls move to its successor once that is open, and calls in flight on it finish.
+//! unanswered, is replaced: calls move to its successor once that is open, and calls in flight on it finish. Until
+//! then a connection that does not respond gets new calls only if there is no other one, to any instance.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed};
@@ -100,8 +101,8 @@ struct OpenConnection {
     /// Distinguishes it from every other connection of this process.
     number: u64,
     calls: AtomicUsize,
-    /// Notified when a call on it was given up: either its handler is slow or the connection is dead.
-    suspect: Notify,
+    /// Notified when a call on it was given up or is slow: either its handler is slow or the connection is dead.
+    suspect: Arc<Notify>,
 }
 
 /// One call on a connection, from pick to end.
@@ -127,6 +128,12 @@ impl CallOnConnection {
     #[must_use]
     pub fn connection_number(&self) -> u64 {
         self.connection.number
+    }
+
+    /// Returns what to notify to have the connection checked.
+    #[must_use]
+    pub fn suspect(&self) -> Arc<Notify> {
+        self.connection.suspect.clone()
     }
 
     /// Notes that the exchange has ended. A call that is dropped before was given up.
@@ -209,12 +216,14 @@ impl Pool {
         slots.for_each(|slot| slot.state.store(state as u8, std::sync::atomic::Ordering::Release));
     }
 
-    /// Picks the open connection with the fewest calls; `None` if there is none.
+    /// Picks the open connection with the fewest calls, if possible one that responds; `None` if there is none.
     #[must_use]
     pub fn pick(&self) -> Option<CallOnConnection> {
         let slots = &self.connections.slots;
-        let open = slots.iter().filter_map(|slot| slot.open.load_full());
-        let best = open.min_by_key(|connection| connection.calls.load(Relaxed))?;
+        let open = slots.iter().filter_map(|slot| Some((slot.state(), slot.open.load_full()?)));
+        let (_, best) = open.min_by_key(|(state, connection)| {
+            (*state == ConnectionState::Unresponsive, connection.calls.load(Relaxed))
+        })?;
         if best.calls.load(Relaxed) >= CALLS_BEFORE_GROWTH
             && slots.iter().any(|slot| slot.open.load().is_none())
         {
@@ -242,6 +251,13 @@ impl Connections {
     fn set_health(&self, slot: &Slot, serving: bool) {
         if slot.state() != ConnectionState::WrongService {
             self.set_state(slot, if serving { ConnectionState::Up } else { ConnectionState::NotServing });
+        }
+    }
+
+    /// Notes that the peer does not answer a health check on one connection.
+    fn set_unresponsive(&self, slot: &Slot) {
+        if slot.state() == ConnectionState::Up {
+            self.set_state(slot, ConnectionState::Unresponsive);
         }
     }
 
@@ -307,11 +323,11 @@ async fn offer(
 ) -> Result<WatchedConnection, String> {
     let (addr, identity) = (&connections.addr, &connections.dialer.identity);
     let WatchedConnection { sender, mut ended, watch } = opened;
-    if !matches!(connections.state(), ConnectionState::Up | ConnectionState::NotServing) {
+    if !connections.state().is_connected() {
         (connections.events.on_connect)(watch.instance().as_deref());
     }
     connections.metrics.opened.inc();
-    let (calls, suspect) = (AtomicUsize::new(0), Notify::new());
+    let (calls, suspect) = (AtomicUsize::new(0), Arc::default());
     let open = Arc::new(OpenConnection { sender: sender.clone(), number, calls, suspect });
     slot.open.store(Some(open.clone()));
     match watch.wrong_service() {
@@ -326,6 +342,7 @@ async fn offer(
             () = tokio::time::sleep(age) => {}
             () = unresponsive(connections, &open) => {
                 tracing::info!(addr, "a connection does not respond, opening another");
+                connections.set_unresponsive(slot);
             }
         }
         open_successor(connections).await

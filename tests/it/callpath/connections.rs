@@ -89,7 +89,6 @@ async fn late_answers_to_callers_that_hung_up_break_nobody_else() {
         settings.client.connections = 1;
         // a slow machine must not turn the delay into a deadline
         settings.client.deadline = Duration::from_secs(30);
-        settings.client.attempt_timeout = Duration::from_secs(30);
     });
     let _registered = app.register("topic", relay.addr);
     wait_for("it is up", || async { (topic(&app, relay.addr).await["state"] == "up").then_some(()) }).await;
