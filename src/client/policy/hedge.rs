@@ -35,7 +35,7 @@ impl Hedging {
     /// Returns hedging that has seen no answer yet.
     #[must_use]
     pub fn new(settings: &config::Client) -> Self {
-        let (percentile, share) = (settings.hedge_percentile, settings.hedge_budget_percent);
+        let (percentile, share) = (settings.hedge_after_percent, settings.hedge_budget_percent);
         let hedges = percentile > 0 && share > 0;
         Self {
             windows: hedges.then(|| PerRpc::from_fn(|_| LatencyWindow::new(percentile))),
@@ -128,7 +128,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn settings_turn_it_off() {
         for off in [
-            hedging(|settings| settings.hedge_percentile = 0),
+            hedging(|settings| settings.hedge_after_percent = 0),
             hedging(|settings| settings.hedge_budget_percent = 0),
         ] {
             answers(&off, 1000, MS);

@@ -250,7 +250,7 @@ async fn a_slow_attempt_is_raced_and_the_first_good_answer_wins() {
 async fn there_is_no_hedge_without_data_another_instance_or_a_grant() {
     let slow = || vec![(2500, None); 3];
     let alone = warm(slow(), 1, |_| {}).await;
-    let off = warm(slow(), 3, |settings| settings.hedge_percentile = 0).await;
+    let off = warm(slow(), 3, |settings| settings.hedge_after_percent = 0).await;
     let one_attempt = warm(slow(), 3, |settings| settings.attempts = 1).await;
     let no_retries = |settings: &mut config::Client| {
         (settings.retry_budget_percent, settings.retry_budget_per_second) = (0, 0);

@@ -86,7 +86,7 @@ section! {
 
     /// Per cent of the answers to an rpc in the last 15 to 30 s that came before another attempt of a read may race
     /// the first one on another instance (a hedge). 0 turns hedges off. They begin with 20 answers.
-    "client.hedge_percentile" => hedge_percentile: u32 = 99, Kind::percent(0, 99);
+    "client.hedge_after_percent" => hedge_after_percent: u32 = 99, Kind::percent(0, 100);
 
     /// Least time after which an attempt is raced.
     "client.hedge_min_delay_ms" => hedge_min_delay: Duration =

@@ -23,8 +23,8 @@ use crate::kit::system::Role;
 use crate::kit::{ab, quantile, wait_for};
 
 /// Calls a second while a fault lasts.
-const RATE: f64 = 200.0;
-const LIST: &str = "/api/topic/list";
+pub const RATE: f64 = 200.0;
+pub const LIST: &str = "/api/topic/list";
 const VIEW: &str = "/api/topic/view?topic_id=1";
 
 rows! { "callpath"
@@ -48,19 +48,19 @@ rows! { "callpath"
 }
 
 /// A gateway over etcd and so many fakes that are registered as topic, each behind a relay.
-struct Bench {
+pub struct Bench {
     etcd: Etcd,
-    gateway: Role,
-    fakes: Vec<Fake>,
-    relays: Vec<Relay>,
+    pub gateway: Role,
+    pub fakes: Vec<Fake>,
+    pub relays: Vec<Relay>,
 }
 
 impl Bench {
-    async fn start(count: usize) -> Self {
+    pub async fn start(count: usize) -> Self {
         Self::start_with(count, usize::MAX >> 3, &[]).await
     }
 
-    async fn start_with(count: usize, workers: usize, env: &[(&str, &str)]) -> Self {
+    pub async fn start_with(count: usize, workers: usize, env: &[(&str, &str)]) -> Self {
         let etcd = Etcd::start().await;
         let gateway = Role::start(&etcd.addr.to_string(), "apigateway", "127.0.0.1:0", env);
         let mut bench = Self { etcd, gateway, fakes: Vec::new(), relays: Vec::new() };
@@ -80,7 +80,7 @@ impl Bench {
         self.etcd.client().await.put(key, addr.to_string(), None).await.expect("etcd answers");
     }
 
-    fn load(&self, path: &'static str) -> Load {
+    pub fn load(&self, path: &'static str) -> Load {
         Load::get(self.gateway.addr, RATE, path)
     }
 
@@ -213,7 +213,7 @@ struct Attempts {
     timed_out: f64,
 }
 
-const ATTEMPTS: &str = "grpc_client_attempt_duration_seconds_count{code=";
+pub const ATTEMPTS: &str = "grpc_client_attempt_duration_seconds_count{code=";
 const TIMED_OUT: &str = "grpc_client_attempt_duration_seconds_count{code=\"DEADLINE_EXCEEDED\"";
 
 /// Waits until the attempts of the first second of a fault have ended, and counts from then on.

@@ -10,6 +10,7 @@
 mod callpath;
 mod edge;
 mod registry;
+mod slow;
 mod telemetry;
 
 use std::collections::BTreeSet;
@@ -28,7 +29,7 @@ use crate::kit::skip;
 
 /// Every row, in the order of the table.
 fn all() -> Vec<Row> {
-    [registry::ROWS, callpath::ROWS, edge::ROWS, telemetry::ROWS].concat()
+    [registry::ROWS, callpath::ROWS, slow::ROWS, edge::ROWS, telemetry::ROWS].concat()
 }
 
 /// Makes the rows of a group and the named tests of their short forms.
