@@ -105,3 +105,99 @@ impl Drop for AdmittedCall<'_> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use prometheus::IntCounter;
+
+    use super::*;
+    use crate::api::rpc::Rpc;
+    use crate::client::balance::breaker::BreakerSettings;
+    use crate::client::balance::breaker_state::BreakerState;
+    use crate::client::balance::ejection::EjectionLimit;
+    use crate::client::call::testing::{ScriptedEnd, call, failure};
+    use crate::config;
+    use crate::limit::Limit;
+
+    const MS: Duration = Duration::from_millis(1);
+    const RPC: Rpc = Rpc::GetFeeds;
+
+    fn layer(end: ScriptedEnd) -> CircuitBreaker<ScriptedEnd> {
+        let settings = config::Client::default();
+        let ejection = EjectionLimit::unbounded(IntCounter::new("x", "x").unwrap());
+        let breakers = Breakers::new(BreakerSettings::from(&settings), Arc::new(ejection), Arc::default());
+        let load = Arc::new(Load::new(&settings, Limit::new(100, None)));
+        CircuitBreaker::new(end, Arc::new(breakers), load)
+    }
+
+    fn stalling() -> CircuitBreaker<ScriptedEnd> {
+        layer(ScriptedEnd::new(|_, _| std::future::pending()))
+    }
+
+    fn state(layer: &CircuitBreaker<ScriptedEnd>) -> BreakerState {
+        layer.breakers.state(RPC, Instant::now())
+    }
+
+    /// Makes calls until the breaker opens, 20 at most; each is dropped after `time`.
+    async fn dropped_after(layer: &CircuitBreaker<ScriptedEnd>, call: impl Fn() -> Call, time: Duration) {
+        for _ in 0..20 {
+            let _ = tokio::time::timeout(time, layer.send(call())).await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn only_what_had_the_usual_time_counts_as_a_failure() {
+        let full = || call(RPC, 2000 * MS);
+        let shortened = || {
+            let mut call = call(RPC, 1000 * MS);
+            call.context.shortened = true;
+            call
+        };
+        // a later attempt, whose call has used more than a tenth of its time
+        let second = || Call { time_limit: 2000 * MS, ..call(RPC, 1700 * MS) };
+        let lost = || {
+            let call = full();
+            call.attempt.set_lost();
+            call
+        };
+        let cases: [(&str, &dyn Fn() -> Call, u32, bool); 5] = [
+            ("its deadline", &full, 2000, true),
+            ("its caller hung up", &full, 1999, false),
+            ("shortened", &shortened, 1000, false),
+            ("not the first attempt", &second, 1700, false),
+            ("lost", &lost, 2000, false),
+        ];
+        for (what, make, time, opens) in cases {
+            let layer = stalling();
+            dropped_after(&layer, make, time * MS).await;
+            assert_eq!(state(&layer) != BreakerState::Closed, opens, "{what}");
+        }
+        // the same for a server that sees the deadline first
+        for (shortened, opens) in [(true, false), (false, true)] {
+            let layer = layer(ScriptedEnd::new(|_, _| async { Err(failure(Code::Timeout)) }));
+            for _ in 0..20 {
+                let mut call = full();
+                call.context.shortened = shortened;
+                layer.send(call).await.unwrap_err();
+            }
+            assert_eq!(state(&layer) != BreakerState::Closed, opens, "answered, shortened: {shortened}");
+        }
+    }
+
+    /// Neither good nor bad: a share of good answers is not diluted by calls that say nothing.
+    #[tokio::test(start_paused = true)]
+    async fn what_says_nothing_is_no_request_either() {
+        let layer = layer(ScriptedEnd::new(|n, _| async move {
+            match n % 4 {
+                0 => Ok(crate::client::call::Answer::default()),
+                1 => Err(failure(Code::Internal)),
+                _ => std::future::pending().await,
+            }
+        }));
+        // one in two that count is bad; of all calls it is one in four
+        dropped_after(&layer, || call(RPC, 2000 * MS), MS).await;
+        assert_eq!(state(&layer), BreakerState::Open);
+    }
+}

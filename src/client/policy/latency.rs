@@ -28,7 +28,8 @@ pub struct LatencyWindow {
     /// Per cent of the answers that are not slower than the percentile.
     percent: u64,
     born: Instant,
-    answers: Mutex<Answers>,
+    /// In a box, because a window is part of the call path of each service.
+    answers: Mutex<Box<Answers>>,
 }
 
 #[derive(Debug)]
@@ -48,7 +49,7 @@ impl LatencyWindow {
     pub fn new(percent: u32) -> Self {
         let empty = [0; BUCKETS];
         let answers = Answers { half: 0, current: empty, before: empty, percentile: None, computed: None };
-        Self { percent: percent.into(), born: Instant::now(), answers: Mutex::new(answers) }
+        Self { percent: percent.into(), born: Instant::now(), answers: Mutex::new(Box::new(answers)) }
     }
 
     /// Records a good answer.

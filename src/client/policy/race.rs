@@ -52,6 +52,9 @@ fn next_look(policy: &RetryPolicy, call: &mut Call, begun: Instant) -> Option<In
     if now < begun + delay {
         return Some(begun + delay);
     }
+    if call.context.shortened && call.context.remaining() < delay {
+        return Some(call.context.deadline); // a caller in a hurry does not use up what others may need
+    }
     let picked = call.attempt.picked();
     if picked == 0 {
         return Some(again(begun)); // it waits for an instance
@@ -107,7 +110,9 @@ async fn race(
             Err(failure) => failure.is_answer() || running.is_empty(),
         };
         if decided {
-            running.iter().for_each(|slower| slower.attempt.set_lost());
+            for slower in &running {
+                slower.attempt.set_lost();
+            }
             made.running = 0;
             if ended.hedge && outcome.is_ok() {
                 policy.count_hedge_win();

@@ -125,9 +125,11 @@ pub struct RetryPolicy {
     /// When a slow attempt is raced.
     pub hedging: Hedging,
     metrics: RetryMetrics,
-    /// Returns true if an instance can be called that is not among these numbers.
-    others: Box<dyn Fn(&[u64]) -> bool + Send + Sync>,
+    others: Box<Others>,
 }
+
+/// Returns true if an instance can be called that is not among these numbers.
+pub type Others = dyn Fn(&[u64]) -> bool + Send + Sync;
 
 impl RetryPolicy {
     /// Returns the policy with a full budget. `others` returns true if an instance can be called that is not among

@@ -273,6 +273,19 @@ async fn there_is_no_hedge_without_data_another_instance_or_a_grant() {
     assert_eq!(end.calls(), 52);
 }
 
+/// Else callers in a hurry could use up the hedges of all others, for nothing.
+#[tokio::test(start_paused = true)]
+async fn a_shortened_call_is_hedged_only_if_the_hedge_has_time() {
+    for (limit, attempts) in [(30, 1), (40, 1), (60, 2)] {
+        let (layer, _, end) = warm(vec![(9000, None), (20, None)], 3, |_| {}).await;
+        let mut hurried = call(Rpc::GetFeeds, Duration::from_millis(limit));
+        hurried.context.shortened = true;
+        let time = Duration::from_millis(limit);
+        let answered = tokio::time::timeout(time, layer.send(hurried)).await.is_ok();
+        assert_eq!((end.calls() - 50, answered), (attempts, attempts == 2), "{limit} ms");
+    }
+}
+
 /// The answers of other calls are the data.
 #[tokio::test(start_paused = true)]
 async fn an_attempt_from_before_there_was_data_is_raced_once_there_is() {

@@ -5,12 +5,15 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
+use microservice_app::config::Balancer;
+use serde_json::Value;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tonic::Code;
 
 use super::{LIST, app_with, app_with_feed, calls, counting, failed, good, outcome, topic, topics};
 use crate::kit::app::App;
+use crate::kit::collector::{Collector, Manner};
 use crate::kit::http::{Answer, get, request, send};
 use crate::kit::peer::{self, Peer};
 use crate::kit::wait_for;
@@ -180,7 +183,7 @@ async fn a_read_that_waits_for_an_instance_that_has_left_is_made_elsewhere() {
     let (other, _) = good().await;
     let app = App::launch(|settings| {
         settings.up.topic_replicas = 0;
-        settings.client.balancer = microservice_app::config::Balancer::RoundRobin;
+        settings.client.balancer = Balancer::RoundRobin;
         settings.client.hedge_min_delay = 400 * MS;
     });
     let _other = app.register("topic", other.addr);
@@ -201,4 +204,43 @@ async fn a_read_that_waits_for_an_instance_that_has_left_is_made_elsewhere() {
     wait_for("it has left", || async { (topics(&app).await.len() == 1).then_some(()) }).await;
     let answers = reads.join_all().await;
     assert_eq!(failed(&answers), 0, "{answers:?}");
+}
+
+/// A hedge is a span of its own; the attempt that lost is neither an error nor a hang-up.
+#[tokio::test]
+async fn the_attempt_that_lost_is_no_error_in_its_trace() {
+    let (peer, stalls, stalled) = stalling_when_told().await;
+    let (other, _) = good().await;
+    let collector = Collector::start(Manner::Keep);
+    let app = app_with(&[&peer, &other], |settings| {
+        settings.trace.zipkin_addr = Some(collector.url().parse().unwrap());
+        settings.trace.sample_ratio = 0.0;
+        settings.client.balancer = Balancer::RoundRobin;
+    })
+    .await;
+    assert_eq!(failed(&calls(&app, LIST, 60).await), 0);
+    stalls.store(true, Relaxed);
+    let attempts = wait_for("a traced hedge", || async {
+        let before = stalled.load(Relaxed);
+        let mut asked = request("GET", LIST, "");
+        asked
+            .headers_mut()
+            .insert("b3", "463ac35c9f6413ad48485a3953bb6124-a2fb4a1d1a96d312-1".parse().unwrap());
+        assert_eq!(outcome(&send(app.gateway(), asked).await.unwrap()), (200, ""));
+        if stalled.load(Relaxed) == before {
+            return None;
+        }
+        let spans = wait_for("its spans", || async {
+            let spans = collector.spans();
+            let hedge = |span: &&Value| span["tags"]["hedge"].is_string();
+            (spans.iter().filter(hedge).count() >= 2).then_some(spans)
+        });
+        Some(spans.await)
+    })
+    .await;
+    let with = |value: &str| attempts.iter().find(|span| span["tags"]["hedge"] == value).expect(value);
+    let (sent, lost) = (with("sent"), with("lost"));
+    assert_eq!((&sent["tags"]["attempt"], &sent["tags"]["grpc.status_code"]), (&"2".into(), &"OK".into()));
+    assert_eq!((&lost["tags"]["attempt"], &lost["tags"]["error"]), (&"1".into(), &Value::Null));
+    assert_eq!(sent["parentId"], lost["parentId"]);
 }
