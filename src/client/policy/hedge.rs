@@ -64,10 +64,13 @@ impl Hedging {
         self.min
     }
 
-    /// Records a good answer to a call that took so long.
-    pub fn record(&self, rpc: Rpc, now: Instant, took: Duration) {
+    /// Records a good answer to a call. `took` is the time of the whole call, `None` if an attempt of it failed before:
+    /// then waits between attempts are part of it.
+    pub fn record(&self, rpc: Rpc, now: Instant, took: Option<Duration>) {
         if let Some(windows) = self.windows.as_ref().filter(|_| rpc.policy().hedge) {
-            windows[rpc].record(now, took);
+            if let Some(took) = took {
+                windows[rpc].record(now, took);
+            }
             self.budget.deposit();
         }
     }
@@ -97,7 +100,7 @@ mod tests {
     }
 
     fn answers(hedging: &Hedging, count: usize, took: Duration) {
-        (0..count).for_each(|_| hedging.record(READ, Instant::now(), took));
+        (0..count).for_each(|_| hedging.record(READ, Instant::now(), Some(took)));
     }
 
     #[tokio::test(start_paused = true)]
@@ -107,7 +110,10 @@ mod tests {
             answers(&hedging, 100, took * MS);
             let delay = hedging.delay(READ, Instant::now()).unwrap();
             assert!((want * MS..=want * MS * 9 / 8).contains(&delay), "{took} ms: {delay:?}");
-            // each rpc has its own
+            // a call that was repeated says nothing, and each rpc has its own
+            (0..100).for_each(|_| hedging.record(READ, Instant::now(), None));
+            tokio::time::advance(100 * MS).await;
+            assert_eq!(hedging.delay(READ, Instant::now()), Some(delay));
             assert_eq!(hedging.delay(Rpc::GetTopic, Instant::now()), None);
         }
     }

@@ -47,7 +47,8 @@ impl<S: CallLayer> CallLayer for Retry<S> {
             let outcome = race::attempt(&self.inner, policy, &mut call, &mut made).await;
             if outcome.as_ref().err().is_none_or(Failure::is_answer) {
                 let now = Instant::now();
-                policy.hedging.record(rpc, now, now.saturating_duration_since(begun));
+                let took = made.none_failed().then(|| now.saturating_duration_since(begun));
+                policy.hedging.record(rpc, now, took);
             }
             let failure = match outcome {
                 Ok(answer) => return Ok(Answer { earlier_executions: made.executed, ..answer }),

@@ -110,6 +110,12 @@ pub struct Attempts {
 }
 
 impl Attempts {
+    /// Returns true if no attempt has failed.
+    #[must_use]
+    pub const fn none_failed(&self) -> bool {
+        self.sent == 0 && self.not_sent == 0
+    }
+
     /// Returns how many attempts were made before the next one, those of callers above this call included.
     #[must_use]
     pub const fn before_next(&self) -> u32 {

@@ -87,3 +87,29 @@ impl ConnectionState {
         states.max_by_key(|state| weight(*state)).unwrap_or(Self::Down)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_state_has_its_number() {
+        for state in ConnectionState::ALL {
+            assert_eq!(ConnectionState::of(state as u8), state);
+        }
+    }
+
+    #[test]
+    fn an_instance_with_one_connection_that_responds_is_up() {
+        use ConnectionState::{Down, NotServing, Unresponsive, Up};
+        for (connections, want) in [
+            ([Unresponsive, Up], Up),
+            ([Unresponsive, Down], Unresponsive),
+            ([Unresponsive, NotServing], NotServing),
+        ] {
+            assert_eq!(ConnectionState::combined(connections.into_iter()), want, "{connections:?}");
+        }
+        // of several callers the one that sees it worse
+        assert_eq!((Up.worse(Unresponsive), Unresponsive.worse(Down)), (Unresponsive, Down));
+    }
+}

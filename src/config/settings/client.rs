@@ -84,15 +84,16 @@ section! {
     /// Most attempts of one call, the first included. (gRPC A6 allows 5.)
     "client.attempts" => attempts: u32 = 3, Kind::number(1, 5);
 
-    /// Per cent of the answers to an rpc in the last 15 to 30 s that came before another attempt of a read may race
-    /// the first one on another instance (a hedge). 0 turns hedges off. They begin with 20 answers.
+    /// When a read takes longer than this share of the answers to the same rpc in the last 15 to 30 s did, another
+    /// instance is asked as well, and the first good answer wins (a hedge). 0 turns hedges off. There are none before
+    /// 20 answers.
     "client.hedge_after_percent" => hedge_after_percent: u32 = 99, Kind::percent(0, 100);
 
-    /// Least time after which an attempt is raced.
+    /// Least time after which a hedge is sent.
     "client.hedge_min_delay_ms" => hedge_min_delay: Duration =
         Duration::from_millis(10), Kind::milliseconds(1, 600_000);
 
-    /// Longest time after which an attempt is raced, if there is a hedge at all.
+    /// Longest time after which a hedge is sent, if there is one at all.
     "client.hedge_max_delay_ms" => hedge_max_delay: Duration =
         Duration::from_secs(1), Kind::milliseconds(1, 600_000);
 
