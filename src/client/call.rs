@@ -11,6 +11,7 @@ use tokio::sync::Notify;
 
 use crate::api::error::{Code, Error};
 use crate::api::rpc::Rpc;
+use crate::api::subject::Subjects;
 use crate::context::Context;
 
 /// One call on its way down. Cheap to clone: a retry sends the same bytes again.
@@ -20,6 +21,8 @@ pub struct Call {
     pub rpc: Rpc,
     /// The request as it goes over the wire, with its length prefix.
     pub framed: Bytes,
+    /// What the request is about.
+    pub about: Subjects,
     /// Deadline and ids. `previous_attempts` includes the attempts of this call.
     pub context: Context,
     /// The part of `context.previous_attempts` that was made above this call, by the callers of this process.
@@ -48,6 +51,7 @@ impl Call {
             rpc,
             framed,
             time_limit: context.remaining(),
+            about: [None; 2],
             inherited_attempts: context.previous_attempts,
             context,
             tried: Vec::new(),

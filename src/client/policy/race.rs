@@ -14,6 +14,7 @@ use tokio::time::Instant;
 
 use crate::client::call::{Attempt, Call, CallLayer, Outcome};
 use crate::client::policy::retry_policy::{Attempts, RetryPolicy};
+use crate::timeout::timeout_at;
 
 /// Makes one attempt; returns its outcome or that of the attempt that was faster. `call.attempt` is then the
 /// attempt that ended last.
@@ -30,7 +31,7 @@ pub async fn attempt<S: CallLayer>(
     let begun = Instant::now();
     let mut look = begun + policy.hedging.delay(call.rpc, begun).unwrap_or(policy.hedging.min_delay());
     while look < call.context.deadline {
-        if let Ok(outcome) = tokio::time::timeout_at(look, first.as_mut()).await {
+        if let Ok(outcome) = timeout_at(look, first.as_mut()).await {
             return outcome;
         }
         look = match next_look(policy, call, begun) {

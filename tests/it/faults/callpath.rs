@@ -23,8 +23,8 @@ use crate::kit::system::Role;
 use crate::kit::{ab, quantile, wait_for};
 
 /// Calls a second while a fault lasts.
-pub const RATE: f64 = 200.0;
-pub const LIST: &str = "/api/topic/list";
+pub(super) const RATE: f64 = 200.0;
+pub(super) const LIST: &str = "/api/topic/list";
 const VIEW: &str = "/api/topic/view?topic_id=1";
 
 rows! { "callpath"
@@ -48,19 +48,19 @@ rows! { "callpath"
 }
 
 /// A gateway over etcd and so many fakes that are registered as topic, each behind a relay.
-pub struct Bench {
+pub(super) struct Bench {
     etcd: Etcd,
-    pub gateway: Role,
-    pub fakes: Vec<Fake>,
-    pub relays: Vec<Relay>,
+    pub(super) gateway: Role,
+    pub(super) fakes: Vec<Fake>,
+    pub(super) relays: Vec<Relay>,
 }
 
 impl Bench {
-    pub async fn start(count: usize) -> Self {
+    pub(super) async fn start(count: usize) -> Self {
         Self::start_with(count, usize::MAX >> 3, &[]).await
     }
 
-    pub async fn start_with(count: usize, workers: usize, env: &[(&str, &str)]) -> Self {
+    pub(super) async fn start_with(count: usize, workers: usize, env: &[(&str, &str)]) -> Self {
         let etcd = Etcd::start().await;
         let gateway = Role::start(&etcd.addr.to_string(), "apigateway", "127.0.0.1:0", env);
         let mut bench = Self { etcd, gateway, fakes: Vec::new(), relays: Vec::new() };
@@ -80,7 +80,7 @@ impl Bench {
         self.etcd.client().await.put(key, addr.to_string(), None).await.expect("etcd answers");
     }
 
-    pub fn load(&self, path: &'static str) -> Load {
+    pub(super) fn load(&self, path: &'static str) -> Load {
         Load::get(self.gateway.addr, RATE, path)
     }
 
@@ -92,7 +92,7 @@ impl Bench {
     }
 
     /// Returns how many calls reached each fake.
-    fn calls(&self) -> Vec<usize> {
+    pub(super) fn calls(&self) -> Vec<usize> {
         self.fakes.iter().map(Fake::calls).collect()
     }
 }
@@ -213,7 +213,7 @@ struct Attempts {
     timed_out: f64,
 }
 
-pub const ATTEMPTS: &str = "grpc_client_attempt_duration_seconds_count{code=";
+pub(super) const ATTEMPTS: &str = "grpc_client_attempt_duration_seconds_count{code=";
 const TIMED_OUT: &str = "grpc_client_attempt_duration_seconds_count{code=\"DEADLINE_EXCEEDED\"";
 
 /// Waits until the attempts of the first second of a fault have ended, and counts from then on.

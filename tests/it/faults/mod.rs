@@ -8,7 +8,10 @@
 //! its bound: it is void, and tried again up to three times.
 
 mod callpath;
+mod chaos;
+mod connections;
 mod edge;
+mod pauses;
 mod registry;
 mod slow;
 mod telemetry;
@@ -29,7 +32,17 @@ use crate::kit::skip;
 
 /// Every row, in the order of the table.
 fn all() -> Vec<Row> {
-    [registry::ROWS, callpath::ROWS, slow::ROWS, edge::ROWS, telemetry::ROWS].concat()
+    [
+        registry::ROWS,
+        callpath::ROWS,
+        slow::ROWS,
+        connections::ROWS,
+        pauses::ROWS,
+        edge::ROWS,
+        telemetry::ROWS,
+        chaos::ROWS,
+    ]
+    .concat()
 }
 
 /// Makes the rows of a group and the named tests of their short forms.
@@ -388,7 +401,7 @@ fn a_choice_of_rows_runs_what_it_names_or_is_refused() {
     }
     for wrong in ["F0", "store", "registry F11x"] {
         let error = names(wrong).unwrap_err();
-        assert!(error.contains("groups: callpath registry telemetry; rows: F11 F12"), "{error}");
+        assert!(error.contains("groups: callpath chaos registry telemetry; rows: F11 F12"), "{error}");
     }
     let hour = Duration::from_hours(1);
     assert_eq!((scale("", hour), scale("30", hour), scale("90.5", hour)), (Ok(1.0), Ok(0.5), Ok(1.0)));

@@ -145,6 +145,8 @@ impl Record {
     }
 }
 
+/// The calls that have ended so far, in the order of their ends.
+type Ended = Arc<Mutex<Vec<Call>>>;
 type Make = Arc<dyn Fn(u64) -> Request<Full<Bytes>> + Send + Sync>;
 
 /// What to send, where and how often.
@@ -180,9 +182,9 @@ impl Load {
     /// Begins, and goes on until [`Running::finish`].
     pub fn start(self) -> Running {
         let stop = CancellationToken::new();
-        let sent = Arc::new(AtomicUsize::new(0));
-        let task = tokio::spawn(drive(self, stop.clone(), sent.clone()));
-        Running { stop, sent, task }
+        let (sent, ended) = (Arc::new(AtomicUsize::new(0)), Ended::default());
+        let task = tokio::spawn(drive(self, stop.clone(), sent.clone(), ended.clone()));
+        Running { stop, sent, ended, task }
     }
 
     /// Runs for a time.
@@ -197,6 +199,7 @@ impl Load {
 pub struct Running {
     stop: CancellationToken,
     sent: Arc<AtomicUsize>,
+    ended: Ended,
     task: tokio::task::JoinHandle<Record>,
 }
 
@@ -212,6 +215,15 @@ impl Running {
         super::wait_for("more calls", || async { (self.sent() >= until).then_some(()) }).await;
     }
 
+    /// Waits until an instance has answered a call.
+    pub async fn answer_of(&self, instance: &str) {
+        super::wait_for("an answer of the instance", || async {
+            let ended = self.ended.lock().unwrap_or_else(PoisonError::into_inner);
+            ended.iter().rev().any(|call| call.instance == instance).then_some(())
+        })
+        .await;
+    }
+
     /// Sends no more, waits for the answers and returns the record.
     pub async fn finish(self) -> Record {
         self.stop.cancel();
@@ -219,9 +231,8 @@ impl Running {
     }
 }
 
-async fn drive(load: Load, stop: CancellationToken, sent: Arc<AtomicUsize>) -> Record {
+async fn drive(load: Load, stop: CancellationToken, sent: Arc<AtomicUsize>, calls: Ended) -> Record {
     let pool = Arc::new(Pool { target: load.target, idle: Mutex::default() });
-    let calls = Arc::new(Mutex::new(Vec::new()));
     let (tasks, mut unsent) = (TaskTracker::new(), 0);
     let mut random = StdRng::seed_from_u64(load.seed);
     let mut due = Instant::now();
