@@ -13,6 +13,7 @@ mod connections;
 mod edge;
 mod pauses;
 mod registry;
+mod slow;
 mod store;
 mod telemetry;
 
@@ -35,6 +36,7 @@ fn all() -> Vec<Row> {
     [
         registry::ROWS,
         callpath::ROWS,
+        slow::ROWS,
         connections::ROWS,
         pauses::ROWS,
         edge::ROWS,
