@@ -9,6 +9,7 @@
 
 mod callpath;
 mod edge;
+mod limbo;
 mod registry;
 mod telemetry;
 
@@ -28,7 +29,7 @@ use crate::kit::skip;
 
 /// Every row, in the order of the table.
 fn all() -> Vec<Row> {
-    [registry::ROWS, callpath::ROWS, edge::ROWS, telemetry::ROWS].concat()
+    [registry::ROWS, limbo::ROWS, callpath::ROWS, edge::ROWS, telemetry::ROWS].concat()
 }
 
 /// Makes the rows of a group and the named tests of their short forms.
