@@ -13,11 +13,14 @@ use tokio::time::Instant;
 use super::stable_view::StableView;
 use crate::registry::instance::Instance;
 
-/// Time between two probes of an instance, and longest time for the answer.
+/// Time between two probes of an instance.
 const PROBE_EVERY: Duration = Duration::from_millis(500);
+/// Longest time for the answer. A host that is overloaded may need half a second, and trouble in etcd often has the same
+/// cause; the dead are to leave within a second.
+const PROBE_LIMIT: Duration = Duration::from_millis(900);
 /// A probe that ends so much after its time limit was held up by this process, which was stopped or overloaded.
 const OWN_PAUSE: Duration = Duration::from_millis(100);
-/// Most probes at the same time: each is a connection. A thousand silent instances are found dead in 2 s.
+/// Most probes at the same time: each is a connection. A thousand silent instances are found dead in 4 s.
 const MAX_PROBES: usize = 256;
 
 /// Asks an instance whether it serves; `Err` holds the reason why not. The caller limits the time.
@@ -55,7 +58,7 @@ async fn until_decided(stable: &StableView, probe: &Probe, permits: &Semaphore, 
         // the semaphore is never closed
         let permit = permits.acquire().await;
         let begun = Instant::now();
-        let answer = tokio::time::timeout(PROBE_EVERY, probe(instance.clone())).await;
+        let answer = tokio::time::timeout(PROBE_LIMIT, probe(instance.clone())).await;
         drop(permit);
         let reason = match answer {
             Ok(Ok(())) => {
@@ -67,7 +70,7 @@ async fn until_decided(stable: &StableView, probe: &Probe, permits: &Semaphore, 
             Err(_) => "no answer".to_owned(),
         };
         // the answer may have come while this process was stopped: the instance is asked once more
-        if begun.elapsed() > PROBE_EVERY + OWN_PAUSE && !std::mem::replace(&mut excused, true) {
+        if begun.elapsed() > PROBE_LIMIT + OWN_PAUSE && !std::mem::replace(&mut excused, true) {
             continue;
         }
         let (service, addr) = (&instance.service, &instance.addr);
@@ -110,17 +113,17 @@ mod tests {
                 }
             })
         });
-        probe_for(&stable, PROBE_EVERY / 10, probe.clone()).await;
+        probe_for(&stable, PROBE_LIMIT / 10, probe.clone()).await;
         assert_eq!(stable.in_limbo().len(), 2);
         // those that enter limbo meanwhile do not wait for the silent one either
         stable.change(|keeper| keeper.put(Instance::bare("feed", "10.0.0.1:1")));
         let both = async {
-            tokio::time::sleep(PROBE_EVERY / 10).await;
+            tokio::time::sleep(PROBE_LIMIT / 10).await;
             stable.change(|keeper| keeper.delete("feed", "10.0.0.1:1"));
-            tokio::time::sleep(PROBE_EVERY / 10).await;
+            tokio::time::sleep(PROBE_LIMIT / 10).await;
             assert_eq!(stable.in_limbo().len(), 2);
         };
-        tokio::join!(both, probe_for(&stable, 4 * PROBE_EVERY, probe));
+        tokio::join!(both, probe_for(&stable, 4 * PROBE_LIMIT, probe));
         assert_eq!(stable.in_limbo().len(), 1, "the silent one has left, the one that serves has not");
     }
 
@@ -139,7 +142,7 @@ mod tests {
                 })
             })
         };
-        probe_for(&stable, 4 * PROBE_EVERY + OWN_PAUSE, probe).await;
+        probe_for(&stable, 4 * PROBE_LIMIT + OWN_PAUSE, probe).await;
         assert_eq!((most.load(Relaxed), stable.in_limbo().len()), (MAX_PROBES, 0));
     }
 
@@ -168,14 +171,14 @@ mod tests {
                 Box::pin(async move {
                     if number == 0 {
                         // everything is late, the time limit too
-                        tokio::time::advance(4 * PROBE_EVERY).await;
+                        tokio::time::advance(2 * PROBE_LIMIT).await;
                         std::future::pending::<()>().await;
                     }
                     Ok(())
                 })
             })
         };
-        probe_for(&stable, 6 * PROBE_EVERY, probe).await;
+        probe_for(&stable, 4 * PROBE_LIMIT, probe).await;
         assert!(asked.load(Relaxed) > 1);
         assert_eq!(stable.in_limbo().len(), 1);
     }

@@ -16,12 +16,12 @@ use crate::kit::system::{Role, alive};
 const LIST: &str = "/api/topic/list";
 /// How long etcd is frozen each time, ms: about as long as it keeps the leases of these instances, which is 2 s,
 /// the least that it grants.
-const FROZEN: std::ops::Range<u64> = 1600..2300;
+const FROZEN: std::ops::Range<u64> = 1700..2000;
 /// How long it is awake between, ms: long enough to end leases, too short to renew all of them.
 const AWAKE: std::ops::Range<u64> = 100..300;
 
 rows! { "registry"
-    "F57" f57_etcd_wakes_for_moments wakes_for_moments 60 8 "etcd is frozen for a lease again and again, and awake for moments";
+    "F57" f57_etcd_wakes_for_moments wakes_for_moments 60 6 "etcd is frozen for a lease again and again, and awake for moments";
 }
 
 async fn wakes_for_moments(time: Duration) -> Findings {
