@@ -11,6 +11,7 @@ mod callpath;
 mod chaos;
 mod connections;
 mod edge;
+mod limbo;
 mod pauses;
 mod registry;
 mod slow;
@@ -35,6 +36,7 @@ use crate::kit::skip;
 fn all() -> Vec<Row> {
     [
         registry::ROWS,
+        limbo::ROWS,
         callpath::ROWS,
         slow::ROWS,
         connections::ROWS,
