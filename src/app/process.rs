@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::common::{self, Common, Serving};
 use super::drain::Drain;
 use super::gateway;
+use super::instance;
 use super::metrics::Metrics;
 use super::role::{Member, ServiceKind};
 use super::service::{self, Bound};
@@ -109,13 +110,15 @@ impl Process {
     ///
     /// # Errors
     /// When one of these fails; the text says which.
-    pub fn add_service(
+    ///
+    /// *Cancellation*: a thread that waits for the store's lock is left behind, until the process ends.
+    pub async fn add_service(
         &mut self,
         kind: ServiceKind,
         addr: ListenAddr,
         store: &StoreUrl,
     ) -> anyhow::Result<()> {
-        let service = service::open(&mut self.common, kind, store)?;
+        let service = service::open(&mut self.common, kind, store).await?;
         self.services.push(Bound::new(&self.common, kind, service, addr)?);
         Ok(())
     }
@@ -173,7 +176,7 @@ impl Process {
     /// it has ever accepted them: then the process drains and returns the reason.
     pub async fn run(self, stop: CancellationToken, ready: impl FnOnce()) -> anyhow::Result<()> {
         let Self { mut common, admin, services, gateways, log } = self;
-        let (roles, mut drains) = start_members(&mut common, services, gateways, &stop).await?;
+        let (roles, mut drains) = start_members(&mut common, services, gateways, &stop)?;
         let level = log.map(|log| log.level);
         let (admin, stop_admin) = serve_admin(&common, admin, roles, level);
         ready();
@@ -200,7 +203,7 @@ fn registry(settings: &Settings, network: Network) -> anyhow::Result<Arc<dyn Reg
 
 /// Starts every member, the gateways first. Returns their rows for the admin listener, and the tasks that end when they
 /// have drained.
-async fn start_members(
+fn start_members(
     common: &mut Common,
     services: Vec<Bound>,
     gateways: Vec<Listener>,
@@ -215,7 +218,7 @@ async fn start_members(
     gateway::start(common, gateways, &drain).into_iter().for_each(&mut add);
     for service in services {
         let turn = drain.join(Member::Service(service.kind));
-        add(service.start(common, turn).await?);
+        add(service.start(common, turn)?);
     }
     drain.close();
     Ok((roles, drains))
@@ -232,7 +235,8 @@ fn serve_admin(
     // a process that calls no service does not follow the registry
     let view = (!clients.is_empty()).then(|| common.registry.view());
     let (metrics, registry_metrics) = (common.metrics.registry.clone(), common.metrics.view.clone());
-    let state = admin::State { roles, clients, view, metrics, registry_metrics, level };
+    let names = instance::names(&common.settings);
+    let state = admin::State { roles, clients, view, names, metrics, registry_metrics, level };
     let admin = admin::Handler::new(state);
     let stop = CancellationToken::new();
     let stop_server = Stop { begin: stop.clone(), grace: ADMIN_GRACE };

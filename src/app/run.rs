@@ -27,7 +27,11 @@ pub async fn run(role: Role, settings: Settings, log: log::Log) -> anyhow::Resul
             return Ok(());
         }
     }
-    let mut process = assemble(role, settings)?;
+    // a store may wait for the lock of another process
+    let Some(process) = stop.run_until_cancelled(assemble(role, settings)).await else {
+        return Ok(());
+    };
+    let mut process = process?;
     process.set_log(log)?;
     let addresses = process.addresses();
     process
@@ -62,24 +66,24 @@ fn advertises_route_source(role: Role, settings: &Settings) -> bool {
     }
 }
 
-fn assemble(role: Role, settings: Settings) -> anyhow::Result<Process> {
+async fn assemble(role: Role, settings: Settings) -> anyhow::Result<Process> {
     match role {
-        Role::Up => up::assemble(settings),
+        Role::Up => up::assemble(settings).await,
         Role::Apigateway => {
             let mut process = Process::new(settings)?;
             process.add_gateway()?;
             Ok(process)
         }
-        Role::Feed => single(ServiceKind::Feed, settings),
-        Role::Profile => single(ServiceKind::Profile, settings),
-        Role::Topic => single(ServiceKind::Topic, settings),
+        Role::Feed => single(ServiceKind::Feed, settings).await,
+        Role::Profile => single(ServiceKind::Profile, settings).await,
+        Role::Topic => single(ServiceKind::Topic, settings).await,
     }
 }
 
-fn single(kind: ServiceKind, settings: Settings) -> anyhow::Result<Process> {
+async fn single(kind: ServiceKind, settings: Settings) -> anyhow::Result<Process> {
     let (addr, store) = (settings.grpc.addr, settings.store.url.clone());
     let mut process = Process::new(settings)?;
-    process.add_service(kind, addr, &store)?;
+    process.add_service(kind, addr, &store).await?;
     Ok(process)
 }
 

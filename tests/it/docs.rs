@@ -217,6 +217,18 @@ async fn the_api_page_lists_every_error() {
         let answer = send(app.gateway(), request(method, path, &body)).await.unwrap();
         note(answer.status.as_u16(), &answer.body);
     }
+    for (target, header) in [
+        ("/api/topic/put_topic", "content-encoding: gzip"),
+        ("/api/topic/put_topic", "expect: x"),
+        ("https://x/api/topic/put_topic", "accept: */*"),
+    ] {
+        let refused = format!(
+            "PUT {target} HTTP/1.1\r\nhost: x\r\n{header}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+        );
+        let answer = crate::kit::http::raw(app.gateway(), refused.as_bytes()).await;
+        let (status, _, body) = crate::kit::http::parse(&answer);
+        note(status, &body);
+    }
     let slow = "PUT /api/topic/put_topic HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{";
     let (status, _, body) =
         crate::kit::http::parse(&crate::kit::http::raw(app.gateway(), slow.as_bytes()).await);

@@ -11,8 +11,11 @@ mod callpath;
 mod chaos;
 mod connections;
 mod edge;
+mod limbo;
 mod pauses;
 mod registry;
+mod slow;
+mod store;
 mod telemetry;
 
 use std::collections::BTreeSet;
@@ -33,10 +36,13 @@ use crate::kit::skip;
 fn all() -> Vec<Row> {
     [
         registry::ROWS,
+        limbo::ROWS,
         callpath::ROWS,
+        slow::ROWS,
         connections::ROWS,
         pauses::ROWS,
         edge::ROWS,
+        store::ROWS,
         telemetry::ROWS,
         chaos::ROWS,
     ]
@@ -397,9 +403,9 @@ fn a_choice_of_rows_runs_what_it_names_or_is_refused() {
     for group in groups {
         assert!(choose(group).is_ok_and(|rows| !rows.is_empty()), "{group}");
     }
-    for wrong in ["F0", "store", "registry F11x"] {
+    for wrong in ["F0", "stores", "registry F11x"] {
         let error = names(wrong).unwrap_err();
-        assert!(error.contains("groups: callpath chaos registry telemetry; rows: F11 F12"), "{error}");
+        assert!(error.contains("groups: callpath chaos registry store telemetry; rows: F11 F12"), "{error}");
     }
     let hour = Duration::from_hours(1);
     assert_eq!((scale("", hour), scale("30", hour), scale("90.5", hour)), (Ok(1.0), Ok(0.5), Ok(1.0)));

@@ -13,6 +13,7 @@ mod settings;
 mod shutdown;
 mod stack;
 mod stderr;
+mod store;
 mod systemd;
 mod targets;
 mod traces;
