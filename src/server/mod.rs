@@ -10,6 +10,7 @@
 
 pub mod accept;
 pub mod admission;
+mod clock;
 mod connection;
 mod conns;
 mod flood;
@@ -18,7 +19,9 @@ pub mod listener;
 pub mod metrics;
 mod output;
 mod rate;
+mod unsent;
 
 pub use accept::serve;
 pub use connection::{Protocol, Stop};
-pub use conns::{Limits, MAX_UNSENT};
+pub use conns::{Limits, MAX_UNSENT, Peer};
+pub use unsent::UnsentLimit;

@@ -28,13 +28,17 @@ use crate::api::headers::{INSTANCE, SERVICE, WRONG_SERVICE};
 use crate::api::rpc::Rpc;
 use crate::config::Settings;
 use crate::context::{Context, MAX_DEADLINE, grpc_timeout};
-use crate::limit::Limit;
+use crate::server::UnsentLimit;
 use crate::server::admission::Admission;
 use crate::server::lifecycle::{Lifecycle, Outcome, Record};
 use crate::server::metrics::Metrics;
 use crate::telemetry::log::LogThrottle;
 use crate::telemetry::metrics::RpcDurations;
 use crate::telemetry::trace::Tracer;
+
+/// Largest message of a health check or of reflection, bytes: a name and little more. While such a message arrives
+/// it counts nowhere else.
+const MAX_STANDARD_MESSAGE: usize = 4096;
 
 /// Answers the calls of one listener. Cheap to clone.
 #[derive(Clone)]
@@ -66,15 +70,17 @@ impl Handler {
         metrics: &Metrics,
         tracer: Tracer,
         settings: &Settings,
-        unsent: Arc<Limit>,
+        unsent: Arc<UnsentLimit>,
     ) -> anyhow::Result<Self> {
         use crate::api::proto::{DESCRIPTORS, feed::feed_server::FeedServer};
         use crate::api::proto::{profile::profile_server::ProfileServer, topic::topic_server::TopicServer};
         let (reporter, health) = tonic_health::server::health_reporter();
+        let health = health.max_decoding_message_size(MAX_STANDARD_MESSAGE);
         let reflection = tonic_reflection::server::Builder::configure()
             .register_encoded_file_descriptor_set(DESCRIPTORS)
             .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-            .build_v1()?;
+            .build_v1()?
+            .max_decoding_message_size(MAX_STANDARD_MESSAGE);
         let routes = match service.clone() {
             Service::Feed(store) => Routes::new(FeedServer::new(Feed { store })),
             Service::Profile(store, client) => {
@@ -181,7 +187,7 @@ impl Handler {
                 return Ok(self.handle(request.map(Body::new), context).await);
             }
             let (head, body) = request.into_parts();
-            let (message, _permit) = receive(&self.admission, body).await?;
+            let (message, _permit) = receive(&self.admission, &head, body).await?;
             if context.remaining().is_zero() {
                 return Err(self.admission.deadline_passed().into());
             }

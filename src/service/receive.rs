@@ -3,13 +3,15 @@
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use http::request::Parts;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 
 use super::failure::Failure;
 use crate::api::error::{Code, Error, chain};
 use crate::limit::Permit;
-use crate::server::admission::{Admission, MAX_BODY};
+use crate::server::Peer;
+use crate::server::admission::{Admission, BodyBytes, MAX_BODY};
 
 /// Time for a whole message. The deadline does not bound it well: the caller chooses it, and it may be far away.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
@@ -18,16 +20,22 @@ const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// When the service is overloaded, or the message is too large, too slow or broken.
-pub async fn receive(admission: &Admission, body: Incoming) -> Result<(Bytes, Permit), Failure> {
-    admission.check_memory()?;
+pub async fn receive(
+    admission: &Admission,
+    head: &Parts,
+    body: Incoming,
+) -> Result<(Bytes, Permit), Failure> {
+    let peer = head.extensions.get::<Peer>();
+    admission.check_memory(peer)?;
     admission.check_in_flight()?;
-    let message = tokio::time::timeout(BODY_TIMEOUT, read(admission, body)).await;
+    let message = tokio::time::timeout(BODY_TIMEOUT, read(admission.body(peer), head, body)).await;
     let message = message.map_err(|_| Error::new(Code::Timeout, "the request did not arrive in time"))??;
     Ok((message, admission.acquire()?))
 }
 
-async fn read(admission: &Admission, mut body: Incoming) -> Result<Bytes, Failure> {
-    let mut account = admission.body();
+async fn read(mut account: BodyBytes<'_>, head: &Parts, mut body: Incoming) -> Result<Bytes, Failure> {
+    // the head waits as well, and there are as many as calls that have begun
+    account.grow(head.headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum())?;
     let (mut first, mut more) = (Bytes::new(), BytesMut::new());
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| {

@@ -13,6 +13,7 @@ mod edge;
 mod pauses;
 mod registry;
 mod telemetry;
+mod unread;
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -30,7 +31,16 @@ use crate::kit::skip;
 
 /// Every row, in the order of the table.
 fn all() -> Vec<Row> {
-    [registry::ROWS, callpath::ROWS, connections::ROWS, pauses::ROWS, edge::ROWS, telemetry::ROWS].concat()
+    [
+        registry::ROWS,
+        callpath::ROWS,
+        connections::ROWS,
+        pauses::ROWS,
+        edge::ROWS,
+        unread::ROWS,
+        telemetry::ROWS,
+    ]
+    .concat()
 }
 
 /// Makes the rows of a group and the named tests of their short forms.
