@@ -125,6 +125,8 @@ pub struct Bare {
     /// Bytes of messages that the other side is ready for.
     window: Arc<AtomicI64>,
     streams: u32,
+    /// How often the window of an answer was opened.
+    opened: u32,
 }
 
 impl Bare {
@@ -154,7 +156,7 @@ impl Bare {
             }
             kinds
         });
-        Self { write, read, window, streams: 0 }
+        Self { write, read, window, streams: 0, opened: 0 }
     }
 
     /// Sends bytes; a connection that has ended takes none.
@@ -187,12 +189,11 @@ impl Bare {
         self.send(&[head, frame(DATA, flags, stream, message)].concat()).await;
     }
 
-    /// Lets the other side send one byte more of each answer.
+    /// Lets the other side send one byte more of an answer, each time of another one.
     pub async fn open_by_one_byte(&mut self) {
-        let one = 1_u32.to_be_bytes();
-        let frames: Vec<_> =
-            (0..self.streams).flat_map(|n| frame(WINDOW_UPDATE, 0, 2 * n + 1, &one)).collect();
-        self.send(&frames).await;
+        let stream = 2 * (self.opened % self.streams.max(1)) + 1;
+        self.opened += 1;
+        self.send(&frame(WINDOW_UPDATE, 0, stream, &1_u32.to_be_bytes())).await;
     }
 
     /// Sends a ping, which has to be acknowledged.
