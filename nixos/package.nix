@@ -21,6 +21,10 @@ let
         (fileset.maybeMissing ../tests/check-dashboards)
         (fileset.maybeMissing ../tests/check-nix)
         (fileset.maybeMissing ../tests/deps)
+        (fileset.maybeMissing ../tests/interop/build)
+        (fileset.maybeMissing ../tests/interop/go)
+        (fileset.maybeMissing ../tests/interop/node)
+        (fileset.maybeMissing ../tests/interop/tools)
         (fileset.maybeMissing ../tests/parts)
       ]
     ))
@@ -91,6 +95,10 @@ let
     pkgs.prometheus
     pkgs.prometheus-alertmanager # amtool
     pkgs.prometheus.cli # promtool
+    (pkgs.python3.withPackages (packages: [
+      packages.grpcio
+      packages.protobuf
+    ]))
     pkgs.util-linux # deploy/stack: flock, setsid
   ];
   # The file that tests/deps fetches when ZIPKIN_JAR is not set.
@@ -135,6 +143,7 @@ in
     packages = testTools ++ [
       pkgs.cargo-deny
       pkgs.deadnix
+      pkgs.go
       pkgs.jq
       pkgs.nixfmt
     ];

@@ -78,6 +78,8 @@ pub enum Rpc {
     HealthWatch,
     /// grpc.reflection.v1.ServerReflection/ServerReflectionInfo
     Reflection,
+    /// grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo
+    ReflectionAlpha,
     /// Every other path.
     Unknown,
 }
@@ -117,7 +119,7 @@ impl Rpc {
     pub const COUNT: usize = Self::ALL.len();
 
     /// Every rpc, in the order of the enum.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::GetFeeds,
         Self::CreateFeed,
         Self::DeleteFeed,
@@ -129,6 +131,7 @@ impl Rpc {
         Self::HealthCheck,
         Self::HealthWatch,
         Self::Reflection,
+        Self::ReflectionAlpha,
         Self::Unknown,
     ];
 
@@ -148,6 +151,13 @@ impl Rpc {
             Self::Reflection => {
                 &description!("", "grpc.reflection.v1.ServerReflection", "ServerReflectionInfo", stream, ONCE)
             }
+            Self::ReflectionAlpha => &description!(
+                "",
+                "grpc.reflection.v1alpha.ServerReflection",
+                "ServerReflectionInfo",
+                stream,
+                ONCE
+            ),
             Self::Unknown => &description!("", "unknown", "unknown", unary, ONCE),
         }
     }

@@ -168,7 +168,7 @@ impl Process {
     /// it has ever accepted them: then the process drains and returns the reason.
     pub async fn run(self, stop: CancellationToken, ready: impl FnOnce()) -> anyhow::Result<()> {
         let Self { mut common, admin, services, gateways, level } = self;
-        let (roles, mut drains) = start_members(&mut common, services, gateways, &stop).await?;
+        let (roles, mut drains) = start_members(&mut common, services, gateways, &stop)?;
         let (admin, stop_admin) = serve_admin(&common, admin, roles, level);
         ready();
         let refused = wait_for_drains(&mut drains, common.registry.as_ref(), &stop).await?;
@@ -194,7 +194,7 @@ fn registry(settings: &Settings, network: Network) -> anyhow::Result<Arc<dyn Reg
 
 /// Starts every member, the gateways first. Returns their rows for the admin listener, and the tasks that end when they
 /// have drained.
-async fn start_members(
+fn start_members(
     common: &mut Common,
     services: Vec<Bound>,
     gateways: Vec<Listener>,
@@ -209,7 +209,7 @@ async fn start_members(
     gateway::start(common, gateways, &drain).into_iter().for_each(&mut add);
     for service in services {
         let turn = drain.join(Member::Service(service.kind));
-        add(service.start(common, turn).await?);
+        add(service.start(common, turn)?);
     }
     drain.close();
     Ok((roles, drains))

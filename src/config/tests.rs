@@ -76,6 +76,12 @@ fn an_error_names_key_and_origin() {
         ),
         ("[store]\nurl = \"mysql:x\"", "`store.url` in app.toml: `mysql:x` is not a store"),
         ("[registry]\nprefix = \"services\"", "`registry.prefix` in app.toml: "),
+        ("[registry]\nprefix = \"services/\"", "`registry.prefix` in app.toml: "),
+        ("[registry]\nprefix = \"/services-\"", "`registry.prefix` in app.toml: "),
+        ("[registry]\nprefix = \"my services-\"", "`registry.prefix` in app.toml: "),
+        ("[registry]\nprefix = \"-\"", "`registry.prefix` in app.toml: "),
+        ("[registry]\nprefix = \"/\"", "`registry.prefix` in app.toml: "),
+        ("[registry]\nprefix = \"\"", "`registry.prefix` in app.toml: "),
         (
             "[registry]\nendpoints = [\"nowhere\"]",
             "`registry.endpoints` in app.toml: \"nowhere\" is not an etcd address",

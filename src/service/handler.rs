@@ -13,15 +13,15 @@ use tokio::time::Instant;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::service::Routes;
-use tonic_health::ServingStatus;
-use tonic_health::server::HealthReporter;
 use tower::ServiceExt as _;
 
 use super::failure::Failure;
 use super::feed::Feed;
+use super::health::Health;
 use super::kind::Service;
 use super::profile::Profile;
 use super::receive::receive;
+use super::reflection;
 use super::topic::Topic;
 use crate::api::error::{Code, Error, code_name};
 use crate::api::headers::{INSTANCE, SERVICE, WRONG_SERVICE};
@@ -36,16 +36,11 @@ use crate::telemetry::log::LogThrottle;
 use crate::telemetry::metrics::RpcDurations;
 use crate::telemetry::trace::Tracer;
 
-/// Largest message of a health check or of reflection, bytes: a name and little more. While such a message arrives
-/// it counts nowhere else.
-const MAX_STANDARD_MESSAGE: usize = 4096;
-
 /// Answers the calls of one listener. Cheap to clone.
 #[derive(Clone)]
 pub struct Handler {
     routes: Routes,
-    health: HealthReporter,
-    name: &'static str,
+    health: Health,
     /// `<key prefix><service>`: calls that name another service are refused.
     identity: HeaderValue,
     /// The id of this instance, which every answer carries.
@@ -63,7 +58,7 @@ impl Handler {
     ///
     /// # Errors
     /// When the descriptors of the services cannot be read.
-    pub async fn new(
+    pub fn new(
         service: &Service,
         identity: HeaderValue,
         instance: HeaderValue,
@@ -72,15 +67,9 @@ impl Handler {
         settings: &Settings,
         unsent: Arc<UnsentLimit>,
     ) -> anyhow::Result<Self> {
-        use crate::api::proto::{DESCRIPTORS, feed::feed_server::FeedServer};
-        use crate::api::proto::{profile::profile_server::ProfileServer, topic::topic_server::TopicServer};
-        let (reporter, health) = tonic_health::server::health_reporter();
-        let health = health.max_decoding_message_size(MAX_STANDARD_MESSAGE);
-        let reflection = tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(DESCRIPTORS)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-            .build_v1()?
-            .max_decoding_message_size(MAX_STANDARD_MESSAGE);
+        use crate::api::proto::topic::topic_server::TopicServer;
+        use crate::api::proto::{feed::feed_server::FeedServer, profile::profile_server::ProfileServer};
+        let health = Health::new(service.grpc_name());
         let routes = match service.clone() {
             Service::Feed(store) => Routes::new(FeedServer::new(Feed { store })),
             Service::Profile(store, client) => {
@@ -89,10 +78,10 @@ impl Handler {
             }
             Service::Topic(store) => Routes::new(TopicServer::new(Topic { store })),
         };
-        let handler = Self {
-            routes: routes.add_service(health).add_service(reflection).prepare(),
-            health: reporter,
-            name: service.grpc_name(),
+        let routes = reflection::add(routes.add_service(health.server()), service.descriptors())?;
+        Ok(Self {
+            routes: routes.prepare(),
+            health,
             identity,
             instance,
             admission: Admission::grpc(service.grpc_name(), &settings.grpc, unsent, metrics),
@@ -100,22 +89,17 @@ impl Handler {
             tracer,
             default_deadline: settings.client.deadline,
             slow: settings.log.slow,
-        };
-        handler.set_serving(false).await;
-        Ok(handler)
+        })
     }
 
     /// Sets the health that checks and watches report, for the service and for the whole server (`""`).
-    pub async fn set_serving(&self, serving: bool) {
-        let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
-        self.health.set_service_status("", status).await;
-        self.health.set_service_status(self.name, status).await;
+    pub fn set_serving(&self, serving: bool) {
+        self.health.set_serving(serving);
     }
 
     /// Ends the health watches, so that a drain does not wait for them.
-    pub async fn end_watches(&mut self) {
-        self.health.clear_service_status("").await;
-        self.health.clear_service_status(self.name).await;
+    pub fn end_watches(&self) {
+        self.health.end_watches();
     }
 
     /// Answers one call. Every failure becomes a gRPC status.

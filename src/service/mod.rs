@@ -6,9 +6,11 @@
 mod failure;
 mod feed;
 mod handler;
+mod health;
 mod kind;
 mod profile;
 mod receive;
+mod reflection;
 mod topic;
 
 pub use handler::Handler;

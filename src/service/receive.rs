@@ -16,6 +16,10 @@ use crate::server::admission::{Admission, BodyBytes, MAX_BODY};
 /// Time for a whole message. The deadline does not bound it well: the caller chooses it, and it may be far away.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Largest message of a health check or of reflection, bytes: a name and little more. tonic receives these itself, so
+/// no limit of all bodies counts them.
+pub const MAX_STANDARD_MESSAGE: usize = 4096;
+
 /// Receives a message and takes a permit for its call.
 ///
 /// # Errors

@@ -128,9 +128,11 @@ async fn offer(
         open_successor(connections).await
     };
     let report = |serving| connections.set_health(slot, serving);
+    let silence = connections.dialer.settings.keepalive;
     let result = tokio::select! {
         result = &mut ended => result,
-        never = health::follow(watch, sender, addr, identity, report) => match never {},
+        never = health::follow(watch, sender.clone(), addr, identity, report) => match never {},
+        never = health::keep_heard(sender, addr, identity, silence) => match never {},
         successor = replacement => return Ok(successor),
     };
     slot.open.store(None);

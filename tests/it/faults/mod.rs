@@ -8,6 +8,7 @@
 //! its bound: it is void, and tried again up to three times.
 
 mod callpath;
+mod chaos;
 mod connections;
 mod edge;
 mod pauses;
@@ -39,6 +40,7 @@ fn all() -> Vec<Row> {
         edge::ROWS,
         unread::ROWS,
         telemetry::ROWS,
+        chaos::ROWS,
     ]
     .concat()
 }
@@ -399,7 +401,7 @@ fn a_choice_of_rows_runs_what_it_names_or_is_refused() {
     }
     for wrong in ["F0", "store", "registry F11x"] {
         let error = names(wrong).unwrap_err();
-        assert!(error.contains("groups: callpath registry telemetry; rows: F11 F12"), "{error}");
+        assert!(error.contains("groups: callpath chaos registry telemetry; rows: F11 F12"), "{error}");
     }
     let hour = Duration::from_hours(1);
     assert_eq!((scale("", hour), scale("30", hour), scale("90.5", hour)), (Ok(1.0), Ok(0.5), Ok(1.0)));

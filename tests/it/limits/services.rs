@@ -203,6 +203,18 @@ async fn a_request_over_its_limit_is_refused() {
     assert_eq!((refused.code(), refused.message()), (Code::InvalidArgument, "request: is over 262144 bytes"));
 }
 
+/// Such messages count in no limit, so they are short.
+#[tokio::test]
+async fn a_health_check_over_its_limit_is_refused() {
+    let app = App::start().await;
+    let channel = channel(app.addresses.of(Role::Feed).unwrap()).await;
+    let asked = HealthCheckRequest { service: "x".repeat(5000) };
+    let refused = HealthClient::new(channel.clone()).check(asked.clone()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::OutOfRange, "{refused:?}");
+    let refused = HealthClient::new(channel).watch(asked).await.unwrap_err();
+    assert_eq!(refused.code(), Code::OutOfRange, "{refused:?}");
+}
+
 #[tokio::test]
 async fn f31_a_caller_that_opens_no_window_is_cut() {
     let app = App::start_with(|settings| {
