@@ -11,19 +11,20 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::clock::{Clock, ms};
 use super::half_close::Input;
 use super::metrics::{Cut, Metrics};
 use super::output::{Output, Unsent};
-use crate::limit::Limit;
+use super::unsent::UnsentLimit;
 
-/// Most bytes that all connections of a listener may have unsent: 64 of the largest answers. Peers take
-/// typical answers (a few KiB) at once, so only large answers to slow readers come near it.
+/// Most bytes that the connections of a listener may have unsent, each counted up to its share: 64 of the largest
+/// answers. Peers take typical answers (a few KiB) at once, so only large answers to slow readers come near it.
 pub const MAX_UNSENT: usize = 128 * 1024 * 1024;
 /// Time that an answer on HTTP/1 must have waited before its connection may be cut to free memory: short
 /// enough that peers which stop reading cannot hold all of it, long enough for every peer that reads.
-const UNSENT_TIME_HTTP1: Duration = Duration::from_millis(100);
-/// The same on HTTP/2, where one connection carries many answers.
-const UNSENT_TIME_HTTP2: Duration = Duration::from_secs(1);
+const UNSENT_TIME_HTTP1: u64 = 100;
+/// Time between two looks for a connection to cut while memory is short.
+const SHORT_INTERVAL: Duration = Duration::from_millis(50);
 
 /// What bounds the connections of a listener.
 #[derive(Clone, Debug)]
@@ -32,20 +33,18 @@ pub struct Limits {
     pub max_connections: usize,
     /// A connection whose output does not move for this long is cut, at most an eighth of it (or 1 s) later.
     pub write_timeout: Duration,
-    /// Bytes of answers that all connections together have unsent. From half of it on, the connection whose
-    /// answer has waited longest is cut; while it is full, new requests should be refused.
-    pub unsent: Arc<Limit>,
+    /// Bytes of answers that all connections together have unsent. While they are short, connections that do not
+    /// read are cut; while they are used up, new requests should be refused.
+    pub unsent: Arc<UnsentLimit>,
 }
 
 /// The state of one connection.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Conn {
     /// Requests that are being answered.
-    pub active: AtomicUsize,
+    active: AtomicUsize,
     /// When the last request ended, ms on the server's clock.
     idle_since: AtomicU64,
-    /// True once a request has arrived.
-    pub used: AtomicBool,
     /// True once it was asked to close.
     closing: AtomicBool,
     /// Asks it to close.
@@ -58,10 +57,63 @@ pub struct Conn {
     /// and not time, because a pause of this process must not count against its peers.
     seen: AtomicU64,
     seen_again: AtomicU64,
-    /// When its answer began to wait, ms on the server's clock.
-    unsent_since: AtomicU64,
     /// Ends it at once.
     pub cut: Notify,
+    /// Bytes of the bodies that it sends.
+    bodies: AtomicUsize,
+}
+
+impl Conn {
+    /// Returns a connection that was opened at `now`, ms on the server's clock.
+    pub fn new(output: Output, now: u64) -> Self {
+        Self {
+            active: AtomicUsize::new(0),
+            idle_since: AtomicU64::new(now),
+            closing: AtomicBool::new(false),
+            close: Notify::new(),
+            input: Arc::default(),
+            output: Arc::new(output),
+            seen: AtomicU64::new(0),
+            seen_again: AtomicU64::new(0),
+            cut: Notify::new(),
+            bodies: AtomicUsize::new(0),
+        }
+    }
+
+    /// Returns true while a request is being answered or its answer sent. A stream that goes on, such as a health
+    /// watch, does not count between its messages: it must not keep an idle connection from being closed.
+    pub fn is_busy(&self) -> bool {
+        self.active.load(Relaxed) > 0 || self.output.is_pending()
+    }
+
+    /// Returns since when it is idle, if it is, ms on the server's clock.
+    fn idle_since(&self) -> u64 {
+        self.idle_since.load(Relaxed).max(self.output.emptied())
+    }
+}
+
+/// The connection of a request over HTTP/2, where one carries many: what bounds them together. In the extensions
+/// of the request.
+#[derive(Clone, Debug)]
+pub struct Peer(Arc<Conn>);
+
+impl Peer {
+    /// Returns the connection as requests see it.
+    pub const fn new(conn: Arc<Conn>) -> Self {
+        Self(conn)
+    }
+
+    /// Returns true if it holds as many bytes of unsent answers as one connection may.
+    #[must_use]
+    pub fn has_share_of_unsent(&self) -> bool {
+        self.0.output.parts().has_share()
+    }
+
+    /// Returns the bytes of the bodies that it sends.
+    #[must_use]
+    pub fn bodies(&self) -> &AtomicUsize {
+        &self.0.bodies
+    }
 }
 
 /// A request that is being answered; it ends when this is dropped.
@@ -75,7 +127,6 @@ impl ActiveRequest {
     pub fn new(conn: &Arc<Conn>, conns: &Arc<Conns>, write: bool) -> Self {
         conn.active.fetch_add(1, Relaxed);
         conn.input.begin(write);
-        conn.used.store(true, Relaxed);
         Self { conn: conn.clone(), conns: conns.clone() }
     }
 
@@ -89,7 +140,7 @@ impl ActiveRequest {
 
 impl Drop for ActiveRequest {
     fn drop(&mut self) {
-        self.conn.idle_since.store(self.conns.now(), Relaxed);
+        self.conn.idle_since.store(self.conns.clock.now(), Relaxed);
         self.conn.active.fetch_sub(1, Relaxed);
         self.conn.input.finish();
     }
@@ -100,8 +151,7 @@ pub struct TrackedBody<B> {
     body: Pin<Box<B>>,
     conn: Arc<Conn>,
     conns: Arc<Conns>,
-    /// On HTTP/1 the request ends with its body. On HTTP/2 it has ended already: a body that goes on is a
-    /// health watch, which must not keep an idle connection from being closed.
+    /// On HTTP/1 the request ends with its body. On HTTP/2 it has ended already, see [`Conn::is_busy`].
     _active: Option<ActiveRequest>,
 }
 
@@ -146,64 +196,76 @@ pub struct Conns {
     http1: bool,
     limits: Limits,
     metrics: Metrics,
-    clock: Instant,
+    pub clock: Arc<Clock>,
     /// Ordered by age, so that the choice among equals is always the same.
     list: Mutex<BTreeMap<u64, Arc<Conn>>>,
+    /// Tells the watch that memory has become short.
+    short: Notify,
 }
 
 impl Conns {
     /// Returns an empty list.
     pub fn new(http1: bool, limits: Limits, metrics: &Metrics) -> Arc<Self> {
-        let metrics = metrics.clone();
-        Arc::new(Self { http1, limits, metrics, clock: Instant::now(), list: Mutex::default() })
+        let (metrics, clock) = (metrics.clone(), Arc::new(Clock::new()));
+        Arc::new(Self { http1, limits, metrics, clock, list: Mutex::default(), short: Notify::new() })
     }
 
     /// Adds a connection. It stays on the list until the second value is dropped.
     pub fn add(self: &Arc<Self>, id: u64) -> (Arc<Conn>, Listed) {
-        let conn = Arc::new(Conn::default());
-        conn.idle_since.store(self.now(), Relaxed);
+        let conn = Arc::new(Conn::new(Output::new(&self.limits.unsent, &self.clock), self.clock.now()));
         self.lock().insert(id, conn.clone());
         (conn, Listed { conns: self.clone(), id })
-    }
-
-    fn now(&self) -> u64 {
-        ms(self.clock.elapsed())
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, Arc<Conn>>> {
         self.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts a part of an answer until it is sent. If all connections together have too much unsent, cuts one.
+    /// Counts a part of an answer until it is sent.
     fn unsent(&self, conn: &Conn, bytes: Bytes) -> Unsent {
-        let permit = self.limits.unsent.acquire(bytes.len());
-        if !conn.output.has_unsent() {
-            conn.unsent_since.store(self.now(), Relaxed);
-        }
-        let unsent = Unsent::new(bytes, &conn.output, permit);
-        if self.limits.unsent.is_half_full() {
-            self.cut_longest_unsent();
+        let unsent = Unsent::new(bytes, &conn.output);
+        if self.limits.unsent.is_short() {
+            if self.http1 {
+                self.cut_longest_unsent();
+            }
+            self.short.notify_one();
         }
         unsent
     }
 
-    /// Cuts the connection whose answer has waited longest, if that is unusually long. A connection of HTTP/2
-    /// carries many answers: it waits only while none of them moves.
+    /// Cuts connections so that memory is no longer short. It need not be new answers that bring this about: while
+    /// all are refused, there are none.
+    fn make_room(&self) {
+        if self.http1 { self.cut_longest_unsent() } else { self.cut_stalled_answers() }
+    }
+
+    /// Cuts the connection whose answer has waited longest, if that is unusually long.
     fn cut_longest_unsent(&self) {
-        let conns = self.lock();
+        let (conns, now) = (self.lock(), self.clock.now());
         let waiting = conns.values().filter(|conn| conn.output.has_unsent() && !conn.output.is_cut());
-        let now = self.now();
-        let waited = |conn: &Arc<Conn>| {
-            if self.http1 {
-                now.saturating_sub(conn.unsent_since.load(Relaxed))
-            } else {
-                conn.seen_again.load(Relaxed).saturating_mul(ms(self.check_interval()))
-            }
-        };
-        let least = if self.http1 { UNSENT_TIME_HTTP1 } else { UNSENT_TIME_HTTP2 };
-        let longest = waiting.max_by_key(|conn| waited(conn));
-        if let Some(conn) = longest.filter(|conn| waited(conn) >= ms(least)) {
+        let waits = waiting.filter_map(|conn| Some((conn.output.parts().longest_wait(now)?, conn)));
+        if let Some((_, conn)) =
+            waits.max_by_key(|(wait, _)| *wait).filter(|(wait, _)| *wait >= UNSENT_TIME_HTTP1)
+        {
             self.cut(conn, Cut::Unsent);
+        }
+    }
+
+    /// Cuts the connections that hold most of what their peers do not take, until enough is free.
+    fn cut_stalled_answers(&self) {
+        let (conns, now) = (self.lock(), self.clock.now());
+        let holding = conns.values().filter(|conn| conn.output.has_unsent());
+        let mut stalled: Vec<_> = holding
+            .map(|conn| (conn.output.parts().stalled(now), conn))
+            .filter(|(bytes, conn)| *bytes > 0 && !conn.output.is_cut())
+            .collect();
+        stalled.sort_by_key(|(bytes, _)| std::cmp::Reverse(*bytes));
+        for (_, conn) in stalled {
+            if !self.limits.unsent.is_short() {
+                return;
+            }
+            self.cut(conn, Cut::Unsent);
+            conn.output.parts().discount();
         }
     }
 
@@ -240,26 +302,44 @@ impl Conns {
         if conns.values().any(|conn| conn.closing.load(Relaxed)) {
             return;
         }
-        let idle = |conn: &&Arc<Conn>| conn.active.load(Relaxed) == 0;
-        if let Some(conn) = conns.values().filter(idle).min_by_key(|conn| conn.idle_since.load(Relaxed)) {
+        let idle = conns.values().filter(|conn| !conn.is_busy());
+        if let Some(conn) = idle.min_by_key(|conn| conn.idle_since()) {
             conn.closing.store(true, Relaxed);
             conn.close.notify_one();
         }
     }
 
-    /// Cuts connections whose output stalls, for as long as it is polled.
-    pub async fn watch(self: Arc<Self>) {
-        let mut tick = tokio::time::interval(self.check_interval());
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        loop {
-            tick.tick().await;
-            self.cut_stalled();
+    /// Waits until a connection has been idle for so long, from now on.
+    pub async fn idle(&self, conn: &Conn, time: Duration) {
+        let begun = self.clock.now();
+        let mut left = ms(time);
+        while left > 0 {
+            tokio::time::sleep(Duration::from_millis(left)).await;
+            let idle_since = if conn.is_busy() { self.clock.now() } else { conn.idle_since().max(begun) };
+            left = ms(time).saturating_sub(self.clock.now().saturating_sub(idle_since));
         }
     }
-}
 
-fn ms(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+    /// Cuts connections whose output stalls, for as long as it is polled.
+    pub async fn watch(self: Arc<Self>) {
+        let interval = self.check_interval();
+        let mut checked = Instant::now();
+        loop {
+            let short = self.limits.unsent.is_short();
+            let sleep = self.clock.sleep(if short { interval.min(SHORT_INTERVAL) } else { interval });
+            tokio::select! {
+                () = sleep => {}
+                () = self.short.notified(), if !short => {}
+            }
+            if checked.elapsed() >= interval {
+                checked = Instant::now();
+                self.cut_stalled();
+            }
+            if self.limits.unsent.is_short() {
+                self.make_room();
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -269,7 +349,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn of_equally_idle_connections_the_oldest_closes() {
         let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
-        let limits = Limits { max_connections: 9, write_timeout: Duration::MAX, unsent: Limit::new(9, None) };
+        let limits = Limits { max_connections: 9, write_timeout: Duration::MAX, unsent: UnsentLimit::new(9) };
         let conns = Conns::new(true, limits, &metrics);
         let open: Vec<_> = (1..=9).map(|id| conns.add(id)).collect();
         let active = ActiveRequest::new(&open[0].0, &conns, false);

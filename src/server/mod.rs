@@ -10,6 +10,7 @@
 
 pub mod accept;
 pub mod admission;
+mod clock;
 mod connection;
 mod conns;
 mod flood;
@@ -22,8 +23,10 @@ mod output;
 pub mod pause;
 mod rate;
 pub mod strict;
+mod unsent;
 
 pub use accept::serve;
 pub use connection::{Protocol, Stop};
-pub use conns::{Limits, MAX_UNSENT};
+pub use conns::{Limits, MAX_UNSENT, Peer};
 pub use half_close::RequestBody;
+pub use unsent::UnsentLimit;

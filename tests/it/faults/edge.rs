@@ -12,7 +12,7 @@ use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
-use super::{Bound, Findings, SECOND, rows};
+use super::{Bound, Findings, SECOND, rounds, rows};
 use crate::kit::cpu::Meter;
 use crate::kit::etcd::Etcd;
 use crate::kit::frames::{Flood, flood};
@@ -85,8 +85,9 @@ fn p99(record: &Record) -> f64 {
 
 async fn slow_callers(time: Duration) -> Findings {
     let mut findings = Findings::default();
-    let long = time >= 20 * SECOND;
-    let (rounds, attackers) = if long { (10, 1000) } else { (2, 200) };
+    let rounds = rounds(time, 2);
+    let long = rounds >= 10;
+    let attackers = if long { 1000 } else { 200 };
     let phase = time / (2 * rounds);
     // they are all there for the whole phase, and all gone soon after
     let patience = (phase + SECOND * 3 / 2).as_millis().to_string();
@@ -156,8 +157,9 @@ async fn slow_callers(time: Duration) -> Findings {
 async fn floods(time: Duration) -> Findings {
     let mut findings = Findings::default();
     let app = Whole::start(&[], &[]).await;
-    let rounds = if time >= 20 * SECOND { 10 } else { 1 };
-    let phase = time / (Flood::ALL.len() as u32 * 2 * rounds);
+    let phases = 2 * Flood::ALL.len() as u32;
+    let rounds = rounds(time, phases);
+    let phase = time / (phases * rounds);
     // below what one core can do: what others lack then is the attacker's doing
     let load = || Load::get(app.gateway, RATE, LIST).run(phase);
     let goodput = |record: &Record| record.ok_share();
@@ -193,7 +195,7 @@ async fn floods(time: Duration) -> Findings {
         findings.tell(&what("connections of the attacker"), f64::from(opened as u32), "");
         findings.count(&what("not closed by the service"), opened - closed, 0);
         findings.time(&what("longest life of one"), longest, 2 * SECOND);
-        findings.add(&what("goodput of others / without"), compared.median, "", Bound::AtLeast(0.8), true);
+        findings.compared_at_least(&what("goodput of others / without"), &compared, 0.8);
         findings.tell(&what("failed calls of others"), failed as f64, "");
     }
     let cut = app.metric("server_connections_cut_total{reason=\"flood\"}").await;
@@ -202,7 +204,7 @@ async fn floods(time: Duration) -> Findings {
     findings
 }
 
-/// How long a flood may go on; less than the service waits for the first call of a connection.
+/// How long a flood may go on.
 const PATIENCE: Duration = Duration::from_secs(6);
 
 /// Returns true if a program can be started.
