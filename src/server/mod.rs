@@ -11,6 +11,7 @@
 pub mod accept;
 pub mod admission;
 mod clock;
+mod conn;
 mod connection;
 mod conns;
 mod flood;
@@ -22,6 +23,7 @@ mod rate;
 mod unsent;
 
 pub use accept::serve;
+pub use conn::Peer;
 pub use connection::{Protocol, Stop};
-pub use conns::{Limits, MAX_UNSENT, Peer};
+pub use conns::{Limits, MAX_UNSENT};
 pub use unsent::UnsentLimit;

@@ -96,7 +96,7 @@ async fn frozen(findings: &mut Findings, time: Duration, feed: &Role, greedy: &R
     findings.time("a gateway is frozen: until writes are answered", settled(healthy.addr).await, 3 * SECOND);
     let record = Load::of(healthy.addr, RATE, write).run(time).await;
     findings.no_failures(&record);
-    findings.tell("growth of the service, MB", held as f64 / 1e6, "");
+    findings.tell("growth of the service, MB", held() as f64 / 1e6, "");
     drop(readers);
     greedy.process.signal(Signal::CONT);
     // nothing of this is left when the next part begins
