@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use http::HeaderMap;
 
-use super::conns::Peer;
+use super::conn::Peer;
 use super::metrics::{Metrics, Refusals, Refused};
 use super::rate::RateLimit;
 use super::unsent::UnsentLimit;
@@ -227,7 +227,7 @@ impl Drop for BodyBytes<'_> {
 #[cfg(test)]
 mod tests {
     use super::super::clock::Clock;
-    use super::super::conns::Conn;
+    use super::super::conn::Conn;
     use super::super::output::{Output, Unsent};
     use super::*;
     use crate::telemetry::metrics::text;

@@ -15,7 +15,8 @@ use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
-use super::conns::{ActiveRequest, Conn, Conns, Peer};
+use super::conn::{Conn, Peer};
+use super::conns::{ActiveRequest, Conns};
 use super::flood;
 use super::half_close::{End, RequestBody};
 use super::metrics::{Cut, Metrics};

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::clock::{Clock, ms};
-use super::half_close::Input;
+use super::conn::Conn;
 use super::metrics::{Cut, Metrics};
 use super::output::{Output, Unsent};
 use super::unsent::UnsentLimit;
@@ -36,84 +36,6 @@ pub struct Limits {
     /// Bytes of answers that all connections together have unsent. While they are short, connections that do not
     /// read are cut; while they are used up, new requests should be refused.
     pub unsent: Arc<UnsentLimit>,
-}
-
-/// The state of one connection.
-#[derive(Debug)]
-pub struct Conn {
-    /// Requests that are being answered.
-    active: AtomicUsize,
-    /// When the last request ended, ms on the server's clock.
-    idle_since: AtomicU64,
-    /// True once it was asked to close.
-    closing: AtomicBool,
-    /// Asks it to close.
-    pub close: Notify,
-    /// What it receives.
-    pub input: Arc<Input>,
-    /// What it has yet to send.
-    pub output: Arc<Output>,
-    /// The progress of the output at the last check, and the number of checks since then without progress. Checks
-    /// and not time, because a pause of this process must not count against its peers.
-    seen: AtomicU64,
-    seen_again: AtomicU64,
-    /// Ends it at once.
-    pub cut: Notify,
-    /// Bytes of the bodies that it sends.
-    bodies: AtomicUsize,
-}
-
-impl Conn {
-    /// Returns a connection that was opened at `now`, ms on the server's clock.
-    pub fn new(output: Output, now: u64) -> Self {
-        Self {
-            active: AtomicUsize::new(0),
-            idle_since: AtomicU64::new(now),
-            closing: AtomicBool::new(false),
-            close: Notify::new(),
-            input: Arc::default(),
-            output: Arc::new(output),
-            seen: AtomicU64::new(0),
-            seen_again: AtomicU64::new(0),
-            cut: Notify::new(),
-            bodies: AtomicUsize::new(0),
-        }
-    }
-
-    /// Returns true while a request is being answered or its answer sent. A stream that goes on, such as a health
-    /// watch, does not count between its messages: it must not keep an idle connection from being closed.
-    pub fn is_busy(&self) -> bool {
-        self.active.load(Relaxed) > 0 || self.output.is_pending()
-    }
-
-    /// Returns since when it is idle, if it is, ms on the server's clock.
-    fn idle_since(&self) -> u64 {
-        self.idle_since.load(Relaxed).max(self.output.emptied())
-    }
-}
-
-/// The connection of a request over HTTP/2, where one carries many: what bounds them together. In the extensions
-/// of the request.
-#[derive(Clone, Debug)]
-pub struct Peer(Arc<Conn>);
-
-impl Peer {
-    /// Returns the connection as requests see it.
-    pub const fn new(conn: Arc<Conn>) -> Self {
-        Self(conn)
-    }
-
-    /// Returns true if it holds as many bytes of unsent answers as one connection may.
-    #[must_use]
-    pub fn has_share_of_unsent(&self) -> bool {
-        self.0.output.parts().has_share()
-    }
-
-    /// Returns the bytes of the bodies that it sends.
-    #[must_use]
-    pub fn bodies(&self) -> &AtomicUsize {
-        &self.0.bodies
-    }
 }
 
 /// A request that is being answered; it ends when this is dropped.
@@ -344,13 +266,23 @@ impl Conns {
 
 #[cfg(test)]
 mod tests {
+    use tokio_util::task::AbortOnDropHandle;
+
     use super::*;
+
+    fn conns(http1: bool, unsent: usize) -> Arc<Conns> {
+        let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
+        let unsent = UnsentLimit::new(unsent);
+        Conns::new(
+            http1,
+            Limits { max_connections: 9, write_timeout: Duration::from_mins(1), unsent },
+            &metrics,
+        )
+    }
 
     #[tokio::test(start_paused = true)]
     async fn of_equally_idle_connections_the_oldest_closes() {
-        let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
-        let limits = Limits { max_connections: 9, write_timeout: Duration::MAX, unsent: UnsentLimit::new(9) };
-        let conns = Conns::new(true, limits, &metrics);
+        let conns = conns(true, 9);
         let open: Vec<_> = (1..=9).map(|id| conns.add(id)).collect();
         let active = ActiveRequest::new(&open[0].0, &conns, false);
         let closing = || open.iter().map(|(conn, _)| conn.closing.load(Relaxed)).collect::<Vec<_>>();
@@ -360,5 +292,62 @@ mod tests {
         expected[1] = true; // the first one has a request, and one closes at a time
         assert_eq!(closing(), expected);
         drop(active);
+    }
+
+    /// On HTTP/1 and on HTTP/2 alike, where the request itself has ended with the head of its answer.
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_still_sends_is_not_idle() {
+        for http1 in [true, false] {
+            let conns = conns(http1, 1000);
+            let (sends, idle) = (conns.add(1), conns.add(2));
+            let part = Unsent::new(Bytes::from_static(b"abc"), &sends.0.output);
+            tokio::time::advance(Duration::from_secs(1)).await;
+            conns.close_longest_idle();
+            assert!(sends.0.is_busy() && !sends.0.closing.load(Relaxed) && idle.0.closing.load(Relaxed));
+            drop((idle, part));
+            // it is idle since then, and this one for longer
+            let idle = conns.add(3);
+            idle.0.idle_since.store(999, Relaxed);
+            assert!(!sends.0.is_busy());
+            conns.close_longest_idle();
+            assert!(!sends.0.closing.load(Relaxed) && idle.0.closing.load(Relaxed));
+        }
+    }
+
+    /// No answer is made while every request is refused.
+    #[tokio::test(start_paused = true)]
+    async fn room_is_made_without_any_new_answer() {
+        for (http1, patience) in [(true, 100), (false, 1000)] {
+            let conns = conns(http1, 400);
+            let _watch = AbortOnDropHandle::new(tokio::spawn(conns.clone().watch()));
+            let open: Vec<_> = (1..=4).map(|id| conns.add(id)).collect();
+            let kept: Vec<_> =
+                open.iter().map(|(conn, _)| conns.unsent(conn, Bytes::from_static(&[0; 100]))).collect();
+            let cut = || open.iter().filter(|(conn, _)| conn.output.is_cut()).count();
+            assert!(conns.limits.unsent.is_full() && cut() == 0);
+            tokio::time::sleep(Duration::from_millis(patience + 200)).await;
+            assert!(cut() > 0, "http1: {http1}");
+            assert!(
+                http1 || cut() == 3 && !conns.limits.unsent.is_short(),
+                "no more than that needs: {}",
+                cut()
+            );
+            drop(kept);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn idle_is_waited_for_while_it_is_busy() {
+        let conns = conns(false, 1000);
+        let (conn, _listed) = conns.add(1);
+        let active = ActiveRequest::new(&conn, &conns, false);
+        let begun = Instant::now();
+        let waits = conns.idle(&conn, Duration::from_millis(250));
+        let works = async {
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            drop(active);
+        };
+        tokio::join!(waits, works);
+        assert_eq!(begun.elapsed(), Duration::from_millis(3250));
     }
 }

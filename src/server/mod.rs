@@ -11,6 +11,7 @@
 pub mod accept;
 pub mod admission;
 mod clock;
+mod conn;
 mod connection;
 mod conns;
 mod flood;
@@ -26,7 +27,8 @@ pub mod strict;
 mod unsent;
 
 pub use accept::serve;
+pub use conn::Peer;
 pub use connection::{Protocol, Stop};
-pub use conns::{Limits, MAX_UNSENT, Peer};
+pub use conns::{Limits, MAX_UNSENT};
 pub use half_close::RequestBody;
 pub use unsent::UnsentLimit;
