@@ -1,7 +1,11 @@
 //! The gateway in a process: bind, build, serve, register, drain.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::time::Duration;
+
+use tokio_util::task::TaskTracker;
+use tokio_util::task::task_tracker::TaskTrackerToken;
 
 use super::common::{self, Common, Serving};
 use super::drain::Drain;
@@ -32,7 +36,7 @@ pub fn bind(addr: ListenAddr) -> anyhow::Result<Vec<Listener>> {
     Ok(listeners)
 }
 
-/// Builds the gateway, serves it on each of its listeners, and registers it once for each.
+/// Builds the gateway, serves it on each of its listeners, and registers it once for each address that they advertise.
 pub fn start(common: &mut Common, listeners: Vec<Listener>, drain: &Drain) -> Vec<Serving> {
     let Some(addr) = listeners.first().map(Listener::addr) else { return Vec::new() };
     let name = Role::Apigateway.name();
@@ -43,6 +47,7 @@ pub fn start(common: &mut Common, listeners: Vec<Listener>, drain: &Drain) -> Ve
     let tracer = common.traces.tracer(name, addr);
     let gateway = Gateway::new(client, &common.metrics.server, tracer, settings, limits.unsent.clone());
     let grace = settings.shutdown.grace.min(settings.client.deadline + DRAIN_MARGIN);
+    let mut entries = Entries::default();
     let serve_on = |listener: Listener| {
         let (bound, turn) = (listener.addr(), drain.join(Member::Gateway));
         tracing::info!(service = name, addr = %bound, admin = %common.admin, "serving");
@@ -53,25 +58,26 @@ pub fn start(common: &mut Common, listeners: Vec<Listener>, drain: &Drain) -> Ve
             let answer = move |request, peer| gateway.clone().call(request, peer);
             async move { serve(listener, protocol, limits, &metrics, answer, stop).await }
         });
-        let (mut registration, warnings) = register(common, bound);
+        let (mut entry, warnings) = entries.join(common, bound);
         for warning in &warnings {
             tracing::warn!(service = name, "{warning}");
         }
-        let (role, phase) = common::role(name, bound, None, registration.as_ref(), warnings);
+        let registration = entry.as_ref().and_then(|entry| entry.registration.as_ref());
+        let (role, phase) = common::role(name, bound, None, registration, warnings);
         let drain = Box::pin(async move {
             let present = turn.begin().await;
             phase.send_replace(Phase::Draining);
             // the server already drains; `draining` is for those who watch gateways: one that leaves the registry
             // without it has crashed
-            if let Some(registration) = &mut registration {
-                registration.drain().await;
+            if let Some(entry) = &mut entry {
+                entry.drain().await;
             }
             if let Err(error) = server.await {
                 tracing::error!(%error, service = name, "server failed");
             }
             drop(present);
-            if let Some(registration) = registration {
-                registration.revoke().await;
+            if let Some(entry) = entry {
+                entry.leave().await;
             }
         });
         Serving { role, drain }
@@ -79,15 +85,56 @@ pub fn start(common: &mut Common, listeners: Vec<Listener>, drain: &Drain) -> Ve
     listeners.into_iter().map(serve_on).collect()
 }
 
-/// Registers a gateway. Nobody balances over gateways, they register only to be seen; so a gateway serves even if no
-/// address can be advertised.
-fn register(common: &Common, bound: SocketAddr) -> (Option<Registration>, Vec<String>) {
-    match advertise::service(bound, None, &common.settings.registry) {
-        Ok(addr) => {
+/// The entries of a gateway in the registry, by advertised address. Sockets may share one: systemd passes several that
+/// are bound to the same port, or one for IPv4 and one for IPv6. Two registrations of one address would overwrite each
+/// other for ever.
+#[derive(Default)]
+struct Entries(BTreeMap<String, TaskTracker>);
+
+impl Entries {
+    /// Registers the address that a socket advertises, unless another socket has done so. Nobody balances over gateways,
+    /// they register only to be seen; so a gateway serves even if no address can be advertised.
+    fn join(&mut self, common: &Common, bound: SocketAddr) -> (Option<Entry>, Vec<String>) {
+        let addr = match advertise::service(bound, None, &common.settings.registry) {
+            Ok(addr) => addr,
+            Err(error) => return (None, vec![format!("not registered: {error}")]),
+        };
+        let (mut registration, mut warnings) = (None, Vec::new());
+        let sockets = self.0.entry(addr.clone()).or_insert_with(|| {
             let name = Role::Apigateway.name();
-            let (instance, warnings) = instance::describe(&common.settings, name, addr, common.admin);
-            (Some(common.registry.register(instance)), warnings)
+            let instance;
+            (instance, warnings) = instance::describe(&common.settings, name, addr, common.admin);
+            registration = Some(common.registry.register(instance));
+            TaskTracker::new()
+        });
+        (Some(Entry { registration, present: sockets.token(), sockets: sockets.clone() }), warnings)
+    }
+}
+
+/// One socket's part in an entry.
+struct Entry {
+    /// The first socket has it.
+    registration: Option<Registration>,
+    present: TaskTrackerToken,
+    /// Counts the sockets of the entry that have not ended.
+    sockets: TaskTracker,
+}
+
+impl Entry {
+    /// Marks the entry as draining.
+    async fn drain(&mut self) {
+        if let Some(registration) = &mut self.registration {
+            registration.drain().await;
         }
-        Err(error) => (None, vec![format!("not registered: {error}")]),
+    }
+
+    /// Ends this socket's part; with the last one the entry leaves the registry.
+    async fn leave(self) {
+        drop(self.present);
+        if let Some(registration) = self.registration {
+            self.sockets.close();
+            self.sockets.wait().await;
+            registration.revoke().await;
+        }
     }
 }

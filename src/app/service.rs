@@ -81,13 +81,13 @@ impl Bound {
     }
 
     /// Builds the handler, serves, and registers.
-    pub async fn start(self, common: &Common, turn: Turn) -> anyhow::Result<Serving> {
+    pub fn start(self, common: &Common, turn: Turn) -> anyhow::Result<Serving> {
         let Self { kind, service, listener, advertised } = self;
         let (name, bound) = (kind.name(), listener.addr());
         let (instance, warnings) = instance::describe(&common.settings, name, advertised, common.admin);
         let grpc = &common.settings.grpc;
         let limits = common::limits(grpc.max_connections, grpc.write_timeout);
-        let handler = build(common, kind, &service, &instance, bound, limits.unsent.clone()).await?;
+        let handler = build(common, kind, &service, &instance, bound, limits.unsent.clone())?;
 
         let begin = CancellationToken::new();
         let stop = Stop { begin: begin.clone(), grace: common.settings.shutdown.grace };
@@ -97,7 +97,7 @@ impl Bound {
             let answer = move |request, peer| handler.clone().call(request, peer);
             async move { serve(listener, protocol, limits, &metrics, answer, stop).await }
         });
-        handler.set_serving(true).await;
+        handler.set_serving(true);
         tracing::info!(service = name, addr = %bound, advertised = instance.addr, admin = %common.admin, "serving");
         for warning in service.store().warnings().iter().chain(&warnings) {
             tracing::warn!(service = name, "{warning}");
@@ -137,13 +137,13 @@ async fn follow_store(name: &'static str, service: Service, handler: Handler) {
                     tracing::error!(service = name, %error, "not serving: the store cannot be used");
                 }
             }
-            handler.set_serving(serving).await;
+            handler.set_serving(serving);
         }
     }
 }
 
 /// Builds the handler of an instance. While `unsent`, that of its server, is full, calls are refused.
-async fn build(
+fn build(
     common: &Common,
     kind: ServiceKind,
     service: &Service,
@@ -154,7 +154,7 @@ async fn build(
     let identity = service_identity(&common.settings.registry.prefix, kind.name());
     let id = HeaderValue::from_str(&instance.id)?;
     let tracer = common.traces.tracer(kind.name(), instance.addr.parse().unwrap_or(bound));
-    Handler::new(service, identity, id, &common.metrics.server, tracer, &common.settings, unsent).await
+    Handler::new(service, identity, id, &common.metrics.server, tracer, &common.settings, unsent)
 }
 
 impl Running {
@@ -163,10 +163,10 @@ impl Running {
     async fn drain(mut self, name: &'static str) -> Registration {
         self.registration.drain().await;
         drop(self.checks);
-        self.handler.set_serving(false).await;
+        self.handler.set_serving(false);
         tokio::time::sleep(self.announce).await;
         self.registration.delete().await;
-        self.handler.end_watches().await;
+        self.handler.end_watches();
         self.begin.cancel();
         if let Err(error) = self.server.await {
             tracing::error!(%error, service = name, "server failed");

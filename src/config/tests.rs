@@ -90,6 +90,12 @@ fn an_error_names_key_and_origin() {
         ("[store]\nurl = \"sqlite:x.db#a\"", "`store.url` in app.toml: `sqlite:x.db#a` has a URI"),
         ("[store]\nurl = \"sqlite://x.db\"", "`store.url` in app.toml: `sqlite://x.db` has a URI"),
         ("[registry]\nprefix = \"services\"", "`registry.prefix` in app.toml: "),
+        ("[registry]\nprefix = \"services/\"", "`registry.prefix` in app.toml: "),
+        ("[registry]\nprefix = \"/services-\"", "`registry.prefix` in app.toml: "),
+        ("[registry]\nprefix = \"my services-\"", "`registry.prefix` in app.toml: "),
+        ("[registry]\nprefix = \"-\"", "`registry.prefix` in app.toml: "),
+        ("[registry]\nprefix = \"/\"", "`registry.prefix` in app.toml: "),
+        ("[registry]\nprefix = \"\"", "`registry.prefix` in app.toml: "),
         (
             "[registry]\nendpoints = [\"nowhere\"]",
             "`registry.endpoints` in app.toml: \"nowhere\" is not an etcd address",

@@ -61,24 +61,6 @@ impl Vanished {
         }
     }
 
-    /// Returns whether this very instance is remembered.
-    #[must_use]
-    pub fn contains(&self, instance: &Instance) -> bool {
-        let gone = instance.admin.as_ref().and_then(|admin| self.0.get(admin));
-        gone.is_some_and(|gone| gone.instances.iter().any(|i| is_same(i, instance)))
-    }
-
-    /// Forgets one instance, but not the others at its admin address.
-    pub fn forget(&mut self, instance: &Instance) {
-        let Some(admin) = &instance.admin else { return };
-        if let Some(gone) = self.0.get_mut(admin) {
-            gone.instances.retain(|i| !is_same(i, instance));
-            if gone.instances.is_empty() {
-                self.0.remove(admin);
-            }
-        }
-    }
-
     /// Returns the instances of the last 10 minutes, by admin address.
     pub fn iter(&self, now: Instant) -> impl Iterator<Item = (&str, &[Arc<Instance>])> {
         let fresh = self.0.iter().filter(move |(_, gone)| is_fresh(gone, now));
@@ -129,19 +111,6 @@ mod tests {
         vanished.replace(&back);
         assert!(!vanished.is_replaced_by(&back));
         assert_eq!(admins(&vanished, now), ["b:1"]);
-    }
-
-    #[test]
-    fn one_of_several_behind_an_address_can_be_forgotten() {
-        let (mut vanished, now) = (Vanished::default(), Instant::now());
-        let [one, other] = ["1", "2"]
-            .map(|n| Arc::new(Instance { addr: format!("10.0.0.1:{n}"), ..(*instance("a:1")).clone() }));
-        vanished.remember(one.clone(), now);
-        vanished.remember(other.clone(), now);
-        vanished.forget(&one);
-        assert!(!vanished.contains(&one) && vanished.contains(&other));
-        vanished.forget(&other);
-        assert_eq!(vanished, Vanished::default());
     }
 
     #[test]

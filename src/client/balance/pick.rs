@@ -15,7 +15,6 @@ use crate::api::rpc::{PerRpc, Rpc};
 use crate::client::balance::breaker_state::BreakerState;
 use crate::client::balance::endpoint::Endpoint;
 use crate::client::call::Call;
-use crate::client::transport::state::ConnectionState;
 use crate::config::Balancer;
 use crate::random;
 
@@ -38,8 +37,9 @@ pub enum Suitability {
 /// Chooses among the usable instances of one service.
 #[derive(Debug)]
 pub enum Picker {
-    /// Each in turn. Each rpc has its own turn: else a caller that alternates writes and reads would send
-    /// every write to the same one of two instances.
+    /// Each in turn. Each rpc has its own turn, and only the first attempt of a call takes one: else a caller that
+    /// alternates writes and reads would send every write to the same one of two instances, and the attempt after
+    /// a failure would turn every next call to the one that fails.
     RoundRobin(PerRpc<AtomicUsize>),
     /// The one of two random instances with the smaller [`cost`](crate::client::balance::load::Load::cost)
     /// (power of two choices).
@@ -68,7 +68,8 @@ impl Picker {
         };
         match self {
             Self::RoundRobin(turns) => {
-                let turn = turns[call.rpc].fetch_add(1, Relaxed);
+                let first = call.tried.is_empty();
+                let turn = turns[call.rpc].fetch_add(usize::from(first), Relaxed);
                 let from = turn.checked_rem(usable.len())?;
                 (from..usable.len()).chain(0..from).find_map(good)
             }
@@ -87,15 +88,17 @@ impl Picker {
 /// Returns how suitable an instance is; `None` if it cannot be called.
 fn suitability(endpoint: &Endpoint, call: &Call, now: Instant) -> Option<Suitability> {
     // the connection may have broken since the snapshot was taken
-    let connected = matches!(endpoint.state(), ConnectionState::Up | ConnectionState::NotServing);
-    if !connected || endpoint.is_full() {
+    if !endpoint.state().is_connected() || endpoint.is_full() {
         return None;
     }
     let tried = call.tried.contains(&endpoint.number);
+    if call.hedge && tried {
+        return None;
+    }
     Some(match endpoint.breakers.state(call.rpc, now) {
         BreakerState::Closed if tried => Suitability::Tried,
         BreakerState::Closed => Suitability::Untried,
-        BreakerState::ProbeDue if !tried => Suitability::ProbeDue,
+        BreakerState::ProbeDue if !tried && !call.hedge => Suitability::ProbeDue,
         BreakerState::Open | BreakerState::HalfOpen | BreakerState::ProbeDue => Suitability::BreakerOpen,
     })
 }

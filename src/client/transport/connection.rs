@@ -1,4 +1,4 @@
-//! Opens HTTP/2 connections over the byte streams of a [`Connector`]. It sends nothing on them.
+//! Opens HTTP connections over the byte streams of a [`Connector`]. It sends nothing on them.
 
 use std::io;
 use std::sync::Arc;
@@ -8,6 +8,7 @@ use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use http::HeaderValue;
 use http_body_util::Full;
+use hyper::client::conn::http1;
 use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -52,7 +53,7 @@ impl Connect for Tcp {
 
 /// A [`Connect`] of any kind. Cheap to clone.
 #[derive(Clone)]
-pub struct Connector(Arc<dyn OpenHttp2>);
+pub struct Connector(Arc<dyn OpenHttp>);
 
 impl Default for Connector {
     /// Returns the connector of production, [`Tcp`].
@@ -71,15 +72,17 @@ impl Connector {
 
 /// Hides the type of the streams. Only opening a connection goes through the trait object: the task that
 /// drives the connection is of the stream's own type, so that no read or write is a dynamic call.
-trait OpenHttp2: Send + Sync {
+trait OpenHttp: Send + Sync {
     fn open<'a>(
         &'a self,
         addr: &'a str,
         settings: &'a config::Client,
     ) -> BoxFuture<'a, Result<Http2Connection, String>>;
+
+    fn open_http1<'a>(&'a self, addr: &'a str) -> BoxFuture<'a, Result<Http1Connection, String>>;
 }
 
-impl<C: Connect> OpenHttp2 for C {
+impl<C: Connect> OpenHttp for C {
     fn open<'a>(
         &'a self,
         addr: &'a str,
@@ -101,12 +104,30 @@ impl<C: Connect> OpenHttp2 for C {
         }
         .boxed()
     }
+
+    fn open_http1<'a>(&'a self, addr: &'a str) -> BoxFuture<'a, Result<Http1Connection, String>> {
+        async move {
+            let stream = self.connect(addr).await.map_err(|e| chain(&e))?;
+            let handshake = http1::handshake(TokioIo::new(stream)).await;
+            let (sender, connection) = handshake.map_err(|e| chain(&e))?;
+            Ok(Http1Connection { sender, driver: AbortOnDropHandle::new(tokio::spawn(connection)) })
+        }
+        .boxed()
+    }
 }
 
 /// An open HTTP/2 connection. The peer may not have sent anything on it yet.
 pub struct Http2Connection {
     /// Sends requests on it.
     pub sender: RequestSender,
+    /// The task that drives the connection, and ends with it.
+    pub driver: AbortOnDropHandle<hyper::Result<()>>,
+}
+
+/// An open HTTP/1.1 connection.
+pub struct Http1Connection {
+    /// Sends requests on it.
+    pub sender: http1::SendRequest<Full<Bytes>>,
     /// The task that drives the connection, and ends with it.
     pub driver: AbortOnDropHandle<hyper::Result<()>>,
 }
@@ -130,6 +151,16 @@ impl Dialer {
     pub async fn connect(&self, addr: &str) -> Result<Http2Connection, String> {
         let limit = self.settings.connect_timeout;
         let opened = tokio::time::timeout(limit, self.connector.0.open(addr, &self.settings)).await;
+        opened.unwrap_or_else(|_| Err(format!("no connection within {limit:?}")))
+    }
+
+    /// Opens one HTTP/1.1 connection, within `client.connect_timeout_ms`.
+    ///
+    /// # Errors
+    /// Why there is no connection, for operators.
+    pub async fn connect_http1(&self, addr: &str) -> Result<Http1Connection, String> {
+        let limit = self.settings.connect_timeout;
+        let opened = tokio::time::timeout(limit, self.connector.0.open_http1(addr)).await;
         opened.unwrap_or_else(|_| Err(format!("no connection within {limit:?}")))
     }
 }

@@ -10,6 +10,7 @@ use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
 use prost::Message as _;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 use tonic::Status;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
@@ -20,12 +21,17 @@ use crate::api::rpc::Rpc;
 use crate::backoff::Backoff;
 use crate::client::transport::connection::{Dialer, RequestSender};
 use crate::client::transport::{outcome, wire};
+use crate::timeout::timeout;
 
 /// Time for an answer on a connection that is suspected to be dead. A peer that is overloaded may need longer;
 /// a new connection to it costs little.
 const CHECK_TIMEOUT: Duration = Duration::from_millis(500);
 /// The first and the longest wait before a health stream that ended is opened again.
 const WATCH_BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
+
+/// After a health stream lasted this long the next attempts begin with the first wait again. Some peers, and proxies
+/// before them, end each stream at once.
+const STABLE_AFTER: Duration = Duration::from_secs(1);
 
 /// A connection on which the peer has answered.
 pub struct WatchedConnection {
@@ -59,10 +65,36 @@ pub async fn answers(mut sender: RequestSender, addr: &str, identity: &HeaderVal
     let Ok(request) = whole_server().and_then(|asked| wire::request(addr, identity, path, asked)) else {
         return true; // not the peer's fault
     };
-    match tokio::time::timeout(CHECK_TIMEOUT, sender.send_request(request)).await {
+    match timeout(CHECK_TIMEOUT, sender.send_request(request)).await {
         Ok(Ok(_)) => true,
         Ok(Err(error)) => outcome::is_reset(&error), // a refused stream is an answer, too
         Err(_) => false,
+    }
+}
+
+/// Asks for the peer's health again and again, so that it is heard on a connection that is silent otherwise. Two
+/// questions come in the time after which hyper pings a silent peer: one that answers gets no pings, and one that
+/// does not answer is found by them.
+///
+/// Pings alone would not do. A server of grpc-go or gRPC's C core closes a connection after three of them, unless
+/// it has sent something in between or they are five minutes apart.
+///
+/// *Cancellation*: the question that is on its way is reset.
+pub async fn keep_heard(
+    mut sender: RequestSender,
+    addr: &str,
+    identity: &HeaderValue,
+    silence: Duration,
+) -> Infallible {
+    loop {
+        tokio::time::sleep(silence / 2).await;
+        let request =
+            whole_server().and_then(|asked| wire::request(addr, identity, Rpc::HealthCheck.path(), asked));
+        if let Ok(request) = request {
+            // whatever the answer says: the watch tells the peer's health
+            let asked = async { Some(wire::read_answer(sender.send_request(request).await.ok()?).await) };
+            let _ = tokio::time::timeout(silence, asked).await;
+        }
     }
 }
 
@@ -140,10 +172,19 @@ pub async fn follow(
     let mut backoff = Backoff::new(WATCH_BACKOFF.0, WATCH_BACKOFF.1);
     loop {
         match watch {
-            HealthWatch::Stream(response) => match read(response, &report).await {
-                Ok(()) => backoff.reset(),
-                Err(reason) => tracing::debug!(addr, reason, "health stream failed"),
-            },
+            HealthWatch::Stream(response) => {
+                let begun = Instant::now();
+                match read(response, &report).await {
+                    Ok(Some(status)) if status.code() == tonic::Code::Unimplemented => {
+                        return std::future::pending().await;
+                    }
+                    Ok(_) => {}
+                    Err(reason) => tracing::debug!(addr, reason, "health stream failed"),
+                }
+                if begun.elapsed() >= STABLE_AFTER {
+                    backoff.reset();
+                }
+            }
             HealthWatch::Refused { retry: true, .. } => {}
             HealthWatch::Refused { .. } | HealthWatch::WrongService(_) => {
                 return std::future::pending().await;
@@ -159,20 +200,21 @@ pub async fn follow(
     }
 }
 
-/// Reads one stream to its end.
-async fn read(response: Response<Incoming>, report: &impl Fn(bool)) -> Result<(), String> {
+/// Reads one stream to its end. Returns the status that it ends with, if it has one.
+async fn read(response: Response<Incoming>, report: &impl Fn(bool)) -> Result<Option<Status>, String> {
     let mut body = response.into_body();
     let mut buffer = BytesMut::new();
     while let Some(frame) = body.frame().await {
-        let Ok(data) = frame.map_err(|e| chain(&e))?.into_data() else {
-            continue; // trailers
-        };
-        buffer.extend_from_slice(&data);
+        let frame = frame.map_err(|e| chain(&e))?;
+        if let Some(trailers) = frame.trailers_ref() {
+            return Ok(Status::from_header_map(trailers));
+        }
+        buffer.extend_from_slice(&frame.into_data().unwrap_or_default());
         while let Some(message) = wire::next_message(&mut buffer)? {
             report(is_serving(&message));
         }
     }
-    Ok(())
+    Ok(None)
 }
 
 /// Returns true if an encoded health answer says that the server serves.
@@ -191,6 +233,11 @@ pub fn whole_server() -> Result<Bytes, String> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+
+    use hyper_util::rt::{TokioExecutor, TokioIo};
+
     use super::*;
 
     #[test]
@@ -200,5 +247,61 @@ mod tests {
             assert_eq!(is_serving(&message.into()), serves, "{status}");
         }
         assert!(!is_serving(&Bytes::from_static(b"\xff")));
+    }
+
+    /// Answers health watches over memory as `answer` says; returns how often it was asked within a minute.
+    async fn asked_in_a_minute(answer: fn(&mut h2::server::SendResponse<Bytes>)) -> usize {
+        let (here, there) = tokio::io::duplex(64 * 1024);
+        let asked = Arc::new(AtomicUsize::new(0));
+        let server = tokio::spawn({
+            let asked = asked.clone();
+            async move {
+                let mut connection = h2::server::handshake(there).await.unwrap();
+                while let Some(Ok((_, mut respond))) = connection.accept().await {
+                    asked.fetch_add(1, Relaxed);
+                    answer(&mut respond);
+                }
+            }
+        });
+        let builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new());
+        let (sender, connection) = builder.handshake(TokioIo::new(here)).await.unwrap();
+        let client = tokio::spawn(connection);
+        let identity = HeaderValue::from_static("/services/feed");
+        let first = watch(sender.clone(), "peer:1", &identity).await.unwrap();
+        let following = follow(first, sender, "peer:1", &identity, |_| {});
+        tokio::time::timeout(Duration::from_mins(1), following).await.unwrap_err();
+        server.abort();
+        client.abort();
+        asked.load(Relaxed)
+    }
+
+    fn head() -> Response<()> {
+        Response::builder().header("content-type", "application/grpc").body(()).unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_ends_each_health_stream_is_asked_ever_more_rarely() {
+        let after_its_head = asked_in_a_minute(|respond| {
+            respond.send_response(head(), true).unwrap();
+        });
+        let after_its_first_message = asked_in_a_minute(|respond| {
+            let mut body = respond.send_response(head(), false).unwrap();
+            body.send_data(Bytes::from_static(&[0, 0, 0, 0, 2, 8, 1]), true).unwrap();
+        });
+        // 0.1 s, 0.2 s, ... 10 s, each with jitter
+        for asked in [after_its_head.await, after_its_first_message.await] {
+            assert!((8..=20).contains(&asked), "asked {asked} times");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_says_in_trailers_that_it_has_no_health_service_is_asked_once() {
+        let asked = asked_in_a_minute(|respond| {
+            let mut body = respond.send_response(head(), false).unwrap();
+            let mut trailers = http::HeaderMap::new();
+            trailers.insert("grpc-status", HeaderValue::from_static("12"));
+            body.send_trailers(trailers).unwrap();
+        });
+        assert_eq!(asked.await, 1);
     }
 }

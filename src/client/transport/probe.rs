@@ -1,44 +1,83 @@
-//! One health check on a connection of its own: how the registry client finds out whether an instance that the
-//! registry has lost still serves.
+//! One question on a connection of its own: how the registry client finds out whether an instance that the registry has
+//! lost still serves, and whether it is still that service which answers at its address.
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures_util::FutureExt as _;
 
 use crate::api::error::chain;
-use crate::api::headers::service_identity;
+use crate::api::headers::{INSTANCE, TRACE_ID, service_identity};
 use crate::api::rpc::Rpc;
-use crate::client::transport::connection::{Connector, Dialer, Http2Connection};
+use crate::client::transport::connection::{Connector, Dialer, Http1Connection, Http2Connection};
 use crate::client::transport::outcome::ExchangeEnd;
 use crate::client::transport::{health, wire};
-use crate::config;
-use crate::registry::Probe;
+use crate::config::{self, Role};
+use crate::registry::{Instance, Probe};
 
-/// Returns a probe of instances whose keys begin with `prefix`. An instance that has no health service
-/// (another implementation) serves as long as it answers.
+/// Returns a probe of instances whose keys begin with `prefix`: a gateway is asked by HTTP, everything else for its
+/// health by gRPC.
 pub fn probe(settings: config::Client, prefix: String, connector: Connector) -> Probe {
     let settings = Arc::new(settings);
     Arc::new(move |instance| {
         let identity = service_identity(&prefix, &instance.service);
         let dialer = Dialer { connector: connector.clone(), settings: settings.clone(), identity };
         async move {
-            let Http2Connection { mut sender, mut driver } = dialer.connect(&instance.addr).await?;
-            let (path, asked) = (Rpc::HealthCheck.path(), health::whole_server()?);
-            let request = wire::request(&instance.addr, &dialer.identity, path, asked)?;
-            let check = async {
-                let response = sender.send_request(request).await.map_err(|e| chain(&e))?;
-                match wire::read_answer(response).await {
-                    ExchangeEnd::Answered(answer) if health::is_serving(&answer.message) => Ok(()),
-                    ExchangeEnd::Answered(_) => Err("it does not serve".to_owned()),
-                    ExchangeEnd::Status(status) if status.code() == tonic::Code::Unimplemented => Ok(()),
-                    end => Err(end.to_string()),
-                }
-            };
-            tokio::select! {
-                result = check => result,
-                _ = &mut driver => Err("the connection ended".to_owned()),
+            if instance.service == Role::Apigateway.name() {
+                ask_gateway(&dialer, &instance.addr).await
+            } else {
+                ask_service(&dialer, &instance).await
             }
         }
         .boxed()
     })
+}
+
+/// Asks a gateway for a page that it does not have. Every gateway marks its answers, also its refusals, with the id of
+/// their trace; another server at its address does not.
+async fn ask_gateway(dialer: &Dialer, addr: &str) -> Result<(), String> {
+    let Http1Connection { mut sender, driver: _driver } = dialer.connect_http1(addr).await?;
+    let response = sender.send_request(wire::page_request(addr)?).await.map_err(|e| chain(&e))?;
+    let marked = response.headers().contains_key(TRACE_ID);
+    marked.then_some(()).ok_or_else(|| "another server answers at its address".to_owned())
+}
+
+/// Asks an instance of a service for its health. One that registered an id is one of ours, so it has a health service
+/// and sends an id (perhaps a new one: it has restarted). One that registered its address alone is another
+/// implementation and may have no health service; then it must know a read of its service.
+async fn ask_service(dialer: &Dialer, instance: &Instance) -> Result<(), String> {
+    let ours = !instance.id.is_empty();
+    let Http2Connection { mut sender, mut driver } = dialer.connect(&instance.addr).await?;
+    let mut ask = async |rpc: Rpc, framed: Bytes| {
+        let request = wire::request(&instance.addr, &dialer.identity, rpc.path(), framed)?;
+        let response = sender.send_request(request).await.map_err(|e| chain(&e))?;
+        Ok::<_, String>(wire::read_answer(response).await)
+    };
+    let check = async {
+        match ask(Rpc::HealthCheck, health::whole_server()?).await? {
+            ExchangeEnd::Answered(answer) if !health::is_serving(&answer.message) => {
+                Err("it does not serve".to_owned())
+            }
+            ExchangeEnd::Answered(answer) if ours && !answer.headers.contains_key(INSTANCE) => {
+                Err("another server answers at its address".to_owned())
+            }
+            ExchangeEnd::Answered(_) => Ok(()),
+            ExchangeEnd::Status(status) if !ours && status.code() == tonic::Code::Unimplemented => {
+                let read = Rpc::of_service(&instance.service).find(|rpc| rpc.policy().fallback);
+                let Some(read) = read else { return Ok(()) };
+                match ask(read, wire::frame(&()).map_err(|e| e.to_string())?).await? {
+                    ExchangeEnd::Status(status) if status.code() == tonic::Code::Unimplemented => {
+                        Err("another service answers at its address".to_owned())
+                    }
+                    ExchangeEnd::Answered(_) | ExchangeEnd::Status(_) => Ok(()),
+                    end => Err(end.to_string()),
+                }
+            }
+            end => Err(end.to_string()),
+        }
+    };
+    tokio::select! {
+        result = check => result,
+        _ = &mut driver => Err("the connection ended".to_owned()),
+    }
 }

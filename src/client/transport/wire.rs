@@ -55,6 +55,15 @@ pub fn request(
     Ok(request)
 }
 
+/// Returns an HTTP/1.1 request for the page `/`.
+///
+/// # Errors
+/// When `addr` is no host of a request.
+pub fn page_request(addr: &str) -> Result<Request<Full<Bytes>>, String> {
+    let request = Request::get("/").header(header::HOST, addr).header(header::USER_AGENT, USER_AGENT);
+    request.body(Full::default()).map_err(|e| e.to_string())
+}
+
 /// Reads the answer of a unary call.
 pub async fn read_answer(response: Response<Incoming>) -> ExchangeEnd {
     let (head, body) = response.into_parts();

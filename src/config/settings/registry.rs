@@ -40,8 +40,10 @@ section! {
     /// File with the password of `registry.user`. Line ends at the end of the file are ignored.
     "registry.password_file" => password_file: Option<PathBuf> = None, Kind::text(PATH);
 
-    /// Beginning of every key in etcd.
-    "registry.prefix" => prefix: String = "/services/".to_owned(), Kind::text("begins and ends with `/`");
+    /// Beginning of every key in etcd. With one without `/`, such as `services-`, clients in Go need no authority of
+    /// their own.
+    "registry.prefix" => prefix: String =
+        "/services/".to_owned(), Kind::text("begins and ends with `/`, or has none and ends with `-`, `.` or `_`");
 
     /// Life of an instance's lease. A crashed instance stays listed for at most this time and 0.5 s.
     "registry.ttl_s" => ttl: Duration = Duration::from_secs(3), Kind::seconds(1, 3600);
@@ -50,7 +52,8 @@ section! {
     "registry.keepalive_ms" => keepalive: Duration =
         Duration::from_secs(1), Kind::milliseconds(100, 1_800_000);
 
-    /// Deadline of one request to etcd.
+    /// Deadline of one request to etcd. A registration gives up earlier, after half of the time between a renewal that
+    /// is due and the end of the lease, so that another member can renew it.
     "registry.timeout_ms" => timeout: Duration = Duration::from_secs(1), Kind::milliseconds(100, 60_000);
 
     /// Longest wait between two attempts while etcd cannot be reached. The first wait is 100 ms, each next one up

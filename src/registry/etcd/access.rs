@@ -57,6 +57,8 @@ pub struct Access {
     refusal: Mutex<Option<Refusal>>,
     /// The reason, once it is certain that they are wrong.
     refused: watch::Sender<Option<String>>,
+    /// Changes with each connection.
+    connected: watch::Sender<()>,
 }
 
 /// The last refusal of the credentials.
@@ -97,6 +99,7 @@ impl Access {
             accepted: AtomicBool::new(false),
             refusal: Mutex::default(),
             refused: watch::Sender::default(),
+            connected: watch::Sender::default(),
             settings,
             dial,
             files,
@@ -106,6 +109,12 @@ impl Access {
     /// Returns a channel that holds the reason once the credentials count as wrong.
     pub fn refused(&self) -> watch::Receiver<Option<String>> {
         self.refused.subscribe()
+    }
+
+    /// Returns a channel that changes whenever a task of this process has connected. A task that has not reached etcd
+    /// need not wait any longer then. One whose session failed has to: else the tasks would wake each other for ever.
+    pub fn connected(&self) -> watch::Receiver<()> {
+        self.connected.subscribe()
     }
 
     /// Returns a working connection.
@@ -220,6 +229,7 @@ impl Access {
                     self.preferred.store(index, Relaxed);
                     self.accepted.store(true, Relaxed);
                     *self.refusal() = None;
+                    self.connected.send_replace(());
                     return Ok(Link { client, endpoint: index, made_of, made: Instant::now() });
                 }
                 Err(failure @ Failure::Refused(_)) => refused = Some(failure),

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use etcd_client::WatchResponse;
+use tokio::time::Instant;
 use tokio_rustls::rustls::AlertDescription;
 
 use super::credentials::Unusable;
@@ -41,6 +43,9 @@ pub enum Failure {
     /// etcd cancelled a watch.
     #[error("etcd cancelled the watch: {0}")]
     Cancelled(String),
+    /// etcd cancelled a watch that had fallen behind: the events after this revision are not complete any more.
+    #[error("etcd cancelled the watch: events up to revision {0} are compacted")]
+    Compacted(i64),
     /// Events were lost.
     #[error("a list differs from the events in {0} keys")]
     Differs(usize),
@@ -71,6 +76,14 @@ impl From<etcd_client::Error> for Failure {
             return Self::Token;
         }
         Self::Etcd(error)
+    }
+}
+
+/// Returns why etcd cancelled a watch. For a compacted one it gives no reason in words.
+pub fn cancelled(message: &WatchResponse) -> Failure {
+    match message.compact_revision() {
+        0 => Failure::Cancelled(message.cancel_reason().to_owned()),
+        revision => Failure::Compacted(revision),
     }
 }
 
@@ -115,4 +128,10 @@ pub async fn limit<T>(
 /// Returns the waits between sessions.
 pub fn backoff(settings: &config::Registry) -> Backoff {
     Backoff::new(FIRST_WAIT, settings.backoff_cap)
+}
+
+/// Returns true if a session that has begun at `begun` lasted longer than the longest wait, so that the waits may begin
+/// anew. Something between here and etcd may let each session begin and then break it.
+pub fn has_lasted(settings: &config::Registry, begun: Instant) -> bool {
+    begun.elapsed() > settings.backoff_cap
 }

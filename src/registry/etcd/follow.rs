@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
+use tokio::time::Instant;
+
 use super::access::Access;
-use super::failure::backoff;
+use super::failure::{Failure, backoff, has_lasted};
 use super::limbo::{self, Probe};
 use super::reader::Reader;
 use super::snapshot;
@@ -34,8 +36,11 @@ async fn follow_etcd(settings: &Registry, access: &Access, stable: &StableView) 
     let mut reader = Reader::default();
     let mut first = true;
     let mut link = None;
+    let mut connected = access.connected();
     loop {
         reader.listed = false;
+        connected.mark_unchanged();
+        let begun = Instant::now();
         let failure = match Box::pin(reader.connected(settings, access, link.take(), stable)).await {
             Ok(renewed) => {
                 link = Some(renewed);
@@ -44,7 +49,7 @@ async fn follow_etcd(settings: &Registry, access: &Access, stable: &StableView) 
             Err(failure) => failure,
         };
         let error = failure.to_string();
-        if reader.listed {
+        if reader.listed && has_lasted(settings, begun) {
             backoff.reset();
         }
         let wait = backoff.next_wait();
@@ -57,6 +62,10 @@ async fn follow_etcd(settings: &Registry, access: &Access, stable: &StableView) 
             tracing::debug!(error, ?wait, "the registry cannot be reached");
         }
         first = false;
-        tokio::time::sleep(wait).await;
+        tokio::select! {
+            () = tokio::time::sleep(wait) => {}
+            // the registration of this process has found etcd
+            _ = connected.changed(), if matches!(failure, Failure::Unreachable(_)) => {}
+        }
     }
 }

@@ -1,28 +1,22 @@
 //! Decides which changes of the registry are believed, so that trouble in the registry does not empty the view.
 //!
-//! Additions apply at once, and so do removals of instances that were `draining`. A removal that is more likely the
-//! registry's fault than the instance's puts the instance into **limbo**: it stays in the view and is probed. It leaves
-//! the view with its first failed probe; the limbo ends when it returns to the registry. These removals are suspicious:
-//!
-//! - the last instance of a service,
-//! - more than half of the instances of a service within a second (an etcd that was frozen deletes every expired key in
-//!   the instant it wakes up),
-//! - whatever is missing from a list of another cluster, of a lower revision, or without any instance.
+//! Additions apply at once, and so do removals of instances that were `draining`. Every other removal puts the instance
+//! into **limbo**: it stays in the view and is probed. It leaves the view with its first failed probe; the limbo ends
+//! when it returns to the registry. For only the instance knows whether it has died: an etcd that was frozen deletes
+//! every expired key in the instant it wakes up, one that wakes up for a moment deletes some of them, one that was wiped
+//! or restored lists none or others, and an instance that is cut off from etcd alone may serve all the time. A dead
+//! instance fails its probe at once, or within the time limit of the probe.
 //!
 //! This file does no input or output and reads no clock: its callers pass the time.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
 
 use tokio::time::Instant;
 
 use crate::registry::instance::{Instance, Instances};
 use crate::registry::vanished::Vanished;
 use crate::registry::view::View;
-
-/// Removals within this time count as one event.
-const WINDOW: Duration = Duration::from_secs(1);
 
 /// The stabilised view.
 #[derive(Debug, Default)]
@@ -31,8 +25,6 @@ pub struct Keeper {
     observed: BTreeMap<String, Arc<Instances>>,
     /// Removed from the registry, but still in the view; by service and address.
     limbo: BTreeMap<(String, String), Arc<Instance>>,
-    /// Removals without `draining` of the last [`WINDOW`].
-    recent: VecDeque<(Instant, Arc<Instance>)>,
     /// Removed without `draining`, and no longer in the view.
     vanished: Arc<Vanished>,
     cluster_id: u64,
@@ -77,36 +69,20 @@ impl Keeper {
     /// Applies a whole list. Returns true if the list is not a later state of what was observed before: it is of another
     /// cluster, or of a lower revision (a wiped etcd keeps its cluster id). `older` means that the last modification of
     /// some key in it is older than the one that was observed.
-    pub fn list(
-        &mut self,
-        cluster_id: u64,
-        revision: i64,
-        older: bool,
-        listed: Vec<Instance>,
-        now: Instant,
-    ) -> bool {
+    pub fn list(&mut self, cluster_id: u64, revision: i64, older: bool, listed: Vec<Instance>) -> bool {
         let known = self.revision > 0;
         let reset = known && (older || cluster_id != self.cluster_id || revision < self.revision);
         if reset {
             self.epoch += 1;
         }
         (self.cluster_id, self.revision) = (cluster_id, revision);
-        let suspicious = reset || listed.is_empty();
         let before = std::mem::take(&mut self.observed);
         for instance in listed {
             self.add(instance);
         }
-        let vanished: Vec<_> = before
-            .values()
-            .flat_map(|instances| instances.values())
-            .filter(|old| !self.has(&old.service, &old.addr))
-            .cloned()
-            .collect();
-        for instance in vanished {
-            if suspicious && !instance.draining {
-                self.doubt(instance);
-            } else {
-                self.note(instance, now);
+        for old in before.values().flat_map(|instances| instances.values()) {
+            if !self.has(&old.service, &old.addr) {
+                self.doubt(old.clone());
             }
         }
         reset
@@ -123,14 +99,14 @@ impl Keeper {
     }
 
     /// Applies a delete of the registry.
-    pub fn delete(&mut self, service: &str, addr: &str, now: Instant) {
+    pub fn delete(&mut self, service: &str, addr: &str) {
         let Some(instances) = self.observed.get_mut(service) else { return };
         let removed = Arc::make_mut(instances).remove(addr);
         if instances.is_empty() {
             self.observed.remove(service);
         }
         if let Some(instance) = removed {
-            self.note(instance, now);
+            self.doubt(instance);
         }
     }
 
@@ -139,8 +115,11 @@ impl Keeper {
         if let Some(instance) = self.limbo.remove(&(service.to_owned(), addr.to_owned())) {
             Arc::make_mut(&mut self.vanished).remember(instance, now);
         }
-        // its end is certain: it must not come back into limbo when others vanish
-        self.recent.retain(|(_, i)| (i.service.as_str(), i.addr.as_str()) != (service, addr));
+    }
+
+    /// Returns whether an instance is in limbo.
+    pub fn doubts(&self, service: &str, addr: &str) -> bool {
+        self.limbo.contains_key(&(service.to_owned(), addr.to_owned()))
     }
 
     /// Returns the instances in limbo.
@@ -159,36 +138,6 @@ impl Keeper {
         Arc::make_mut(instances).insert(instance.addr.clone(), Arc::new(instance));
     }
 
-    /// Notes a removal, and decides whether it and the other recent ones are suspicious.
-    fn note(&mut self, instance: Arc<Instance>, now: Instant) {
-        if instance.draining {
-            return;
-        }
-        while self.recent.front().is_some_and(|(at, _)| now.duration_since(*at) > WINDOW) {
-            self.recent.pop_front();
-        }
-        Arc::make_mut(&mut self.vanished).remember(instance.clone(), now);
-        let service = instance.service.clone();
-        self.recent.push_back((now, instance));
-        let left = self.observed.get(&service).map_or(0, |instances| instances.len());
-        if self.recent.len() <= left {
-            return; // not even all recent removals together are more than half
-        }
-        let removed: Vec<_> = self
-            .recent
-            .iter()
-            .map(|(_, instance)| instance)
-            .filter(|i| i.service == service && !self.has(&i.service, &i.addr))
-            .cloned()
-            .collect();
-        if removed.len() > left {
-            // more than half of those that existed within the window, or the last one
-            for instance in removed {
-                self.doubt(instance);
-            }
-        }
-    }
-
     /// Forgets that anything vanished at the admin address of an instance.
     fn unvanish(&mut self, instance: &Instance) {
         // readers share it, so it is copied only if it changes
@@ -197,11 +146,11 @@ impl Keeper {
         }
     }
 
+    /// Puts an instance that the registry has removed into limbo, unless it had said that it leaves.
     fn doubt(&mut self, instance: Arc<Instance>) {
-        if self.vanished.contains(&instance) {
-            Arc::make_mut(&mut self.vanished).forget(&instance);
+        if !instance.draining {
+            self.limbo.insert((instance.service.clone(), instance.addr.clone()), instance);
         }
-        self.limbo.insert((instance.service.clone(), instance.addr.clone()), instance);
     }
 }
 
@@ -217,10 +166,10 @@ mod tests {
         }
     }
 
-    fn keeper(addrs: &[&str]) -> (Keeper, Instant) {
-        let (mut keeper, now) = (Keeper::default(), Instant::now());
-        assert!(!keeper.list(1, 10, false, addrs.iter().map(|a| instance(a)).collect(), now));
-        (keeper, now)
+    fn keeper(addrs: &[&str]) -> Keeper {
+        let mut keeper = Keeper::default();
+        assert!(!keeper.list(1, 10, false, addrs.iter().map(|a| instance(a)).collect()));
+        keeper
     }
 
     /// Addresses in the view, those in limbo marked by a `?`.
@@ -235,35 +184,35 @@ mod tests {
     }
 
     #[test]
-    fn a_minority_leaves_at_once() {
-        let (mut keeper, now) = keeper(&["a", "b", "c"]);
-        keeper.delete("feed", "a", now);
-        assert_eq!(shown(&keeper), "b c");
-        // a second one, later: again one of two
-        keeper.delete("feed", "b", now + 2 * WINDOW);
-        assert_eq!(shown(&keeper), "c");
+    fn every_instance_that_is_removed_goes_into_limbo() {
+        let mut keeper = keeper(&["a", "b", "c"]);
+        // one of three, then one of two, then the last
+        for (addr, want) in [("a", "a? b c"), ("b", "a? b? c"), ("c", "a? b? c?")] {
+            keeper.delete("feed", addr);
+            assert_eq!(shown(&keeper), want);
+        }
     }
 
     #[test]
-    fn the_last_instance_and_a_majority_within_a_second_go_into_limbo() {
-        let (mut alone, now) = keeper(&["a"]);
-        alone.delete("feed", "a", now);
-        assert_eq!(shown(&alone), "a?");
-
-        let (mut many, now) = keeper(&["a", "b", "c", "d", "e"]);
-        many.delete("feed", "a", now);
-        many.delete("feed", "b", now);
-        assert_eq!(shown(&many), "c d e");
-        // the third makes it a majority: the two before go into limbo too
-        many.delete("feed", "c", now + WINDOW);
-        assert_eq!(shown(&many), "a? b? c? d e");
+    fn one_that_comes_and_goes_takes_no_other_with_it() {
+        let (mut keeper, now) = (keeper(&["a", "b", "c", "d"]), Instant::now());
+        keeper.delete("feed", "b");
+        keeper.give_up("feed", "b", now);
+        for _ in 0..3 {
+            keeper.delete("feed", "a");
+            keeper.put(instance("a"));
+        }
+        assert_eq!(shown(&keeper), "a c d", "b is dead and stays so");
     }
 
     #[test]
     fn draining_instances_leave_at_once_even_the_last() {
-        let (mut keeper, now) = keeper(&["a"]);
-        keeper.put(Instance { draining: true, ..instance("a") });
-        keeper.delete("feed", "a", now);
+        let mut keeper = keeper(&["a", "b"]);
+        for addr in ["a", "b"] {
+            keeper.put(Instance { draining: true, ..instance(addr) });
+        }
+        keeper.delete("feed", "a");
+        keeper.list(1, 11, false, Vec::new());
         assert_eq!(shown(&keeper), "");
         keeper.advance(12);
         keeper.advance(11);
@@ -272,24 +221,22 @@ mod tests {
 
     #[test]
     fn limbo_ends_by_return_or_by_a_failed_probe() {
-        let (mut keeper, now) = keeper(&["a", "b"]);
-        keeper.delete("feed", "a", now);
-        keeper.delete("feed", "b", now);
+        let mut keeper = keeper(&["a", "b"]);
+        keeper.delete("feed", "a");
+        keeper.delete("feed", "b");
         assert_eq!(shown(&keeper), "a? b?");
         keeper.put(instance("a"));
-        keeper.give_up("feed", "b", now);
-        assert_eq!(shown(&keeper), "a");
-        // neither counts as a recent removal any more
-        keeper.put(instance("c"));
-        keeper.delete("feed", "c", now);
+        keeper.give_up("feed", "a", Instant::now());
+        assert_eq!(shown(&keeper), "a b?", "a probe that ends late says nothing of one that has returned");
+        keeper.give_up("feed", "b", Instant::now());
         assert_eq!(shown(&keeper), "a");
     }
 
     #[test]
     fn a_list_of_another_cluster_or_an_older_state_is_a_reset_and_removes_no_instance() {
         for (cluster, revision, older) in [(2, 99, false), (1, 3, false), (1, 10, true)] {
-            let (mut keeper, now) = keeper(&["a", "b", "c"]);
-            assert!(keeper.list(cluster, revision, older, vec![instance("a")], now));
+            let mut keeper = keeper(&["a", "b", "c"]);
+            assert!(keeper.list(cluster, revision, older, vec![instance("a")]));
             assert_eq!(shown(&keeper), "a b? c?");
             let view = keeper.view();
             assert_eq!((view.cluster_id, view.revision, view.epoch), (cluster, revision, 1));
@@ -297,15 +244,12 @@ mod tests {
     }
 
     #[test]
-    fn an_empty_list_removes_no_instance_but_a_later_one_is_believed() {
-        let (mut keeper, now) = keeper(&["a", "b", "c"]);
-        assert!(!keeper.list(1, 11, false, Vec::new(), now));
-        assert_eq!(shown(&keeper), "a? b? c?");
-        let (mut keeper, now) = self::keeper(&["a", "b", "c"]);
-        assert!(!keeper.list(1, 11, false, vec![instance("b"), instance("c")], now));
-        assert_eq!(shown(&keeper), "b c");
-        assert!(!keeper.list(1, 12, false, vec![instance("d")], now + 2 * WINDOW));
-        assert_eq!(shown(&keeper), "b? c? d", "two of three at once");
+    fn no_list_removes_an_instance() {
+        for (listed, want) in [(&["b", "c"][..], "a? b c"), (&["d"], "a? b? c? d"), (&[], "a? b? c?")] {
+            let mut keeper = keeper(&["a", "b", "c"]);
+            assert!(!keeper.list(1, 11, false, listed.iter().map(|a| instance(a)).collect()));
+            assert_eq!(shown(&keeper), want);
+        }
     }
 
     /// Addresses of those that vanished.
@@ -317,31 +261,23 @@ mod tests {
 
     #[test]
     fn an_instance_that_leaves_without_draining_has_vanished() {
-        let (mut keeper, now) = keeper(&["a", "b", "c", "d"]);
+        let (mut keeper, now) = (keeper(&["a", "b", "c"]), Instant::now());
         // both in one step: a reader of the view may see neither
         keeper.put(Instance { draining: true, ..instance("a") });
-        keeper.delete("feed", "a", now);
-        keeper.delete("feed", "b", now);
-        assert_eq!((shown(&keeper), vanished(&keeper, now)), ("c d".to_owned(), "b".to_owned()));
-        // a majority: all of them are in the view again
-        keeper.delete("feed", "c", now);
-        assert_eq!((shown(&keeper), vanished(&keeper, now)), ("b? c? d".to_owned(), String::new()));
+        keeper.delete("feed", "a");
+        keeper.delete("feed", "b");
+        assert_eq!((shown(&keeper), vanished(&keeper, now)), ("b? c".to_owned(), String::new()));
         keeper.give_up("feed", "b", now);
-        keeper.give_up("feed", "c", now);
-        assert_eq!((shown(&keeper), vanished(&keeper, now)), ("d".to_owned(), "b c".to_owned()));
-        keeper.put(instance("c"));
-        assert_eq!((shown(&keeper), vanished(&keeper, now)), ("c d".to_owned(), "b".to_owned()));
-        // also what a list no longer has, if the list is to be believed
-        keeper.list(1, 12, false, vec![instance("c")], now + 2 * WINDOW);
-        assert_eq!(vanished(&keeper, now), "b d");
+        assert_eq!((shown(&keeper), vanished(&keeper, now)), ("c".to_owned(), "b".to_owned()));
+        keeper.put(instance("b"));
+        assert_eq!((shown(&keeper), vanished(&keeper, now)), ("b c".to_owned(), String::new()));
     }
 
     #[test]
     fn a_view_from_disk_is_compared_with_the_first_list() {
-        let (old, now) = keeper(&["a", "b"]);
-        let mut restored = Keeper::restored(&old.view());
+        let mut restored = Keeper::restored(&keeper(&["a", "b"]).view());
         assert_eq!(shown(&restored), "a b");
-        assert!(!restored.list(1, 20, false, vec![instance("b")], now));
-        assert_eq!(shown(&restored), "b");
+        assert!(!restored.list(1, 20, false, vec![instance("b")]));
+        assert_eq!(shown(&restored), "a? b");
     }
 }

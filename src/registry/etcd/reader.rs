@@ -7,7 +7,7 @@ use etcd_client::{Client, EventType, GetOptions, GetResponse, WatchOptions, Watc
 use tokio::time::Instant;
 
 use super::access::{Access, Link};
-use super::failure::{Failure, limit};
+use super::failure::{Failure, cancelled, limit};
 use super::keeper::Keeper;
 use super::stable_view::StableView;
 use crate::config::Registry;
@@ -124,7 +124,7 @@ impl Reader {
         let (keys, ignored) = (instances.len(), self.ignored.len());
         let reset = stable.change(|keeper| {
             keeper.ignored = ignored;
-            keeper.list(cluster_id, revision, older, instances, Instant::now())
+            keeper.list(cluster_id, revision, older, instances)
         });
         if reset {
             tracing::warn!(
@@ -144,7 +144,7 @@ impl Reader {
         stable: &StableView,
     ) -> Result<(), Failure> {
         if message.canceled() {
-            return Err(Failure::Cancelled(message.cancel_reason().to_owned()));
+            return Err(cancelled(message));
         }
         stable.confirm();
         if message.events().is_empty() {
@@ -167,7 +167,7 @@ impl Reader {
                         self.gone.insert(key.to_vec());
                         self.ignored.remove(key);
                         if let Ok((service, addr)) = value::decode_key(&settings.prefix, key) {
-                            keeper.delete(service, addr, Instant::now());
+                            keeper.delete(service, addr);
                         }
                     }
                 }
@@ -188,7 +188,7 @@ impl Reader {
                 self.ignore(key, reason, known);
                 // overwriting an entry with something unreadable removes the instance
                 if let Ok((service, addr)) = value::decode_key(&settings.prefix, key) {
-                    keeper.delete(service, addr, Instant::now());
+                    keeper.delete(service, addr);
                 }
             }
         }

@@ -5,13 +5,15 @@ use std::sync::Arc;
 
 use etcd_client::{Client, Compare, CompareOp, KeyValue, PutOptions, Txn, TxnOp};
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::access::{Access, Link};
-use super::failure::{Failure, backoff, limit};
+use super::failure::{Failure, backoff, cancelled, has_lasted, limit};
 use crate::config::Registry;
 use crate::registry::instance::Instance;
 use crate::registry::registration::{Desired, Registered, Registration};
 use crate::registry::value;
+use crate::telemetry::log::LogThrottle;
 
 /// The key is checked with every so many renewals, even if no watch event asks for it.
 const RENEWALS_PER_CHECK: u32 = 10;
@@ -20,9 +22,19 @@ const RENEWALS_PER_CHECK: u32 = 10;
 pub fn start(settings: Arc<Registry>, access: Arc<Access>, instance: Instance) -> Registration {
     let (registration, desired, observed) = Registration::new(Registered::Unknown);
     let key = value::key(&settings.prefix, &instance.service, &instance.addr);
-    let reconciler = Reconciler { settings, access, instance, key, desired, observed, lease: None };
+    let settings = Arc::new(within_lease(&settings));
+    let changed_by_others = LogThrottle::default();
+    let reconciler =
+        Reconciler { settings, access, instance, key, desired, observed, lease: None, changed_by_others };
     tokio::spawn(reconciler.run());
     registration
+}
+
+/// Returns the settings with such a time limit of calls that a lease does not expire while a member is silent: half of
+/// the time from a renewal that is due to the end of the lease is left to renew it at another member.
+fn within_lease(settings: &Registry) -> Registry {
+    let spare = settings.ttl.saturating_sub(settings.keepalive) / 2;
+    Registry { timeout: settings.timeout.min(spare), ..settings.clone() }
 }
 
 struct Reconciler {
@@ -34,6 +46,8 @@ struct Reconciler {
     observed: watch::Sender<Registered>,
     /// Kept when a connection breaks: the lease may still be valid on the next one.
     lease: Option<i64>,
+    /// Two processes that advertise one address overwrite each other's key for ever.
+    changed_by_others: LogThrottle,
 }
 
 impl Reconciler {
@@ -42,7 +56,10 @@ impl Reconciler {
         let mut logged = false;
         let refused = self.access.refused();
         let mut link = None;
+        let mut connected = self.access.connected();
         loop {
+            connected.mark_unchanged();
+            let begun = Instant::now();
             let failure = match Box::pin(self.connected(link.take())).await {
                 Ok(None) => return,
                 Ok(renewed) => {
@@ -54,11 +71,15 @@ impl Reconciler {
             if refused.borrow().is_some() {
                 return; // the process is about to end
             }
-            if matches!(failure, Failure::LeaseLost) {
+            let lease_lost = matches!(failure, Failure::LeaseLost);
+            if lease_lost {
                 self.lease = None;
             }
             if *self.observed.borrow() != Registered::Unknown {
-                backoff.reset();
+                // a lost lease is etcd's answer, not a broken session
+                if lease_lost || has_lasted(&self.settings, begun) {
+                    backoff.reset();
+                }
                 logged = false;
                 self.observed.send_replace(Registered::Unknown);
             }
@@ -74,6 +95,8 @@ impl Reconciler {
             }
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
+                // another task of this process has found etcd
+                _ = connected.changed(), if matches!(failure, Failure::Unreachable(_)) => {}
                 changed = self.desired.changed() => if changed.is_err() { return },
             }
         }
@@ -117,8 +140,7 @@ impl Reconciler {
         let mut own_key = limit(&settings, "a watch", client.watch(self.key.as_str(), None)).await?;
         self.apply(&mut client, lease).await?;
 
-        let mut tick =
-            tokio::time::interval_at(tokio::time::Instant::now() + settings.keepalive, settings.keepalive);
+        let mut tick = tokio::time::interval_at(Instant::now() + settings.keepalive, settings.keepalive);
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut renewals: u32 = 0;
         // if another process also writes this key, each repair causes a new event: one repair between renewals is enough
@@ -152,7 +174,7 @@ impl Reconciler {
                 event = own_key.message() => {
                     let event = event?.ok_or(Failure::Ended)?;
                     if event.canceled() {
-                        return Err(Failure::Cancelled(event.cancel_reason().to_owned()));
+                        return Err(cancelled(&event));
                     }
                     if !event.events().is_empty() {
                         if repaired {
@@ -226,7 +248,9 @@ impl Reconciler {
         if found.kvs().first().is_some_and(|kv| self.is_ours(kv, lease)) {
             return Ok(false);
         }
-        tracing::warn!(key = %self.key, "the key was changed by others, putting it again");
+        if let Some(times) = self.changed_by_others.note() {
+            tracing::warn!(key = %self.key, times, "the key was changed by others, putting it again");
+        }
         self.put(client, lease).await?;
         Ok(true)
     }

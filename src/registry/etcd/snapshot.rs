@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
@@ -52,12 +52,19 @@ pub fn save(path: &Path, view: &View, age: Duration) -> std::io::Result<()> {
         services: services.collect(),
     };
     let body = serde_json::to_vec(&saved)?;
-    let scratch = path.with_extension("new");
+    let scratch = scratch_of(path);
     let mut file = std::fs::File::create(&scratch)?;
     writeln!(file, "{HEAD} {:016x}", checksum(&body))?;
     file.write_all(&body)?;
     file.sync_all()?;
     std::fs::rename(&scratch, path)
+}
+
+/// Returns a name beside a file that no other file and no other process uses.
+fn scratch_of(path: &Path) -> PathBuf {
+    let mut name = path.file_name().unwrap_or_default().to_owned();
+    name.push(format!(".{}.new", std::process::id()));
+    path.with_file_name(name)
 }
 
 /// Reads a view and its age.
@@ -150,7 +157,17 @@ mod tests {
         let (read, age) = load(&path).unwrap();
         assert_eq!(read, view());
         assert!(age < Duration::from_secs(5));
-        assert!(!path.with_extension("new").exists());
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "the scratch file is gone");
+    }
+
+    #[test]
+    fn no_two_views_share_a_scratch_file_and_none_is_its_own() {
+        let names = ["view", "view.a", "view.b", "view.new", "view.a.new"];
+        let paths = names.map(|name| Path::new("/somewhere").join(name));
+        let mut all: std::collections::BTreeSet<_> = paths.iter().map(|path| scratch_of(path)).collect();
+        assert!(all.iter().all(|scratch| scratch.parent() == Some(Path::new("/somewhere"))));
+        all.extend(paths);
+        assert_eq!(all.len(), 2 * names.len(), "{all:?}");
     }
 
     #[test]

@@ -18,7 +18,7 @@ pub struct StableView {
     publisher: Publisher,
     /// The keeper may believe something else than what is published.
     changed: Notify,
-    /// Something has gone into limbo.
+    /// Something may have gone into limbo.
     doubted: Notify,
 }
 
@@ -46,8 +46,14 @@ impl StableView {
 
     /// Applies news of the registry, which also confirms the view. What the keeper then believes is published soon.
     pub fn change<T>(&self, change: impl FnOnce(&mut Keeper) -> T) -> T {
-        let result = change(&mut self.keeper());
+        let (result, doubts) = {
+            let mut keeper = self.keeper();
+            (change(&mut keeper), keeper.in_limbo().next().is_some())
+        };
         self.changed.notify_one();
+        if doubts {
+            self.doubted.notify_one();
+        }
         self.publisher.confirm();
         result
     }
@@ -68,7 +74,7 @@ impl StableView {
         self.publisher.count_differences(count);
     }
 
-    /// Waits until something has gone into limbo.
+    /// Waits until something may have gone into limbo.
     pub async fn doubted(&self) {
         self.doubted.notified().await;
     }
@@ -76,6 +82,11 @@ impl StableView {
     /// Returns the instances in limbo.
     pub fn in_limbo(&self) -> Vec<Arc<Instance>> {
         self.keeper().in_limbo().cloned().collect()
+    }
+
+    /// Returns whether an instance is in limbo.
+    pub fn doubts(&self, instance: &Instance) -> bool {
+        self.keeper().doubts(&instance.service, &instance.addr)
     }
 
     /// Returns a reader of what is published.
@@ -93,9 +104,6 @@ impl StableView {
         loop {
             self.changed.notified().await;
             let view = self.keeper().view();
-            if !view.limbo.is_empty() {
-                self.doubted.notify_one();
-            }
             let instances = view.services.values().map(|instances| instances.len()).sum();
             self.publisher.replace(view);
             tokio::time::sleep(pace(instances)).await;

@@ -11,8 +11,10 @@ mod callpath;
 mod chaos;
 mod connections;
 mod edge;
+mod limbo;
 mod pauses;
 mod registry;
+mod slow;
 mod store;
 mod telemetry;
 
@@ -34,7 +36,9 @@ use crate::kit::skip;
 fn all() -> Vec<Row> {
     [
         registry::ROWS,
+        limbo::ROWS,
         callpath::ROWS,
+        slow::ROWS,
         connections::ROWS,
         pauses::ROWS,
         edge::ROWS,

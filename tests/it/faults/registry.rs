@@ -211,9 +211,7 @@ async fn revoked_and_deleted(time: Duration) -> Findings {
     }
     findings.tell("leases revoked and keys deleted", rounds as f64, "");
     findings.time("longest time without the key", worst, SECOND);
-    // not G2: a deletion of one of several is the registry's word, and callers do without it until it is back
-    findings.no_failures(&load.finish().await);
-    findings.guarantee("G7", guarantees::monotone_view(&sampler.finish().await));
+    world.judge(&mut findings, &load.finish().await, &sampler.finish().await);
     findings
 }
 

@@ -12,6 +12,7 @@ mod pprof;
 mod settings;
 mod shutdown;
 mod stack;
+mod stderr;
 mod store;
 mod systemd;
 mod targets;

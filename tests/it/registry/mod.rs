@@ -3,3 +3,5 @@
 mod absence;
 mod access;
 mod discovery;
+mod limbo;
+mod sessions;
