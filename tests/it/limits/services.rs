@@ -23,7 +23,7 @@ use tonic_health::pb::health_client::HealthClient;
 use crate::kit::app::App;
 use crate::kit::frames::Bare;
 use crate::kit::http::{fill, small};
-use crate::kit::metrics::metric;
+use crate::kit::metrics::{metric, metric_above};
 use crate::kit::process::Process;
 use crate::kit::{frames, measured, peer, wait_for};
 
@@ -167,34 +167,40 @@ async fn a_call_that_nobody_waits_for_is_not_begun() {
     assert_eq!(found.code(), Code::NotFound, "nothing was written");
 }
 
+/// A process is stopped, so that call and hang-up are surely there when it reads.
 #[tokio::test]
 async fn a_call_whose_caller_has_given_up_is_not_begun() {
     const CALLS: i32 = 60;
-    let app = App::start().await;
-    let addr = app.addresses.of(Role::Feed).unwrap();
+    let mut feed = Process::start(&["feed", "--addr", "127.0.0.1:0", "--debug-addr", "127.0.0.1:0"]);
+    let (addr, admin) = feed.wait_for_role("feed");
     let mut callers = Vec::new();
-    for id in 1..=CALLS {
-        let record = feed::FeedRecord { id: id.into(), user_id: 7, content: "x".to_owned() };
-        let mut caller = frames::hello(addr).await;
-        // so that the connection is served, and all of what follows is read at once
-        tokio::time::sleep(5 * MS).await;
+    for _ in 0..CALLS {
+        callers.push(frames::hello(addr).await);
+    }
+    feed.signal(Signal::STOP);
+    let mut gone = Vec::new();
+    for (id, mut caller) in (1..).zip(callers) {
+        let record = feed::FeedRecord { id, user_id: 7, content: "x".to_owned() };
         let call = frames::call(1, "/feed.Feed/CreateFeed", &record);
         if id % 2 == 0 {
             caller.write_all(&[call, frames::reset(1)].concat()).await.unwrap();
-            callers.push(caller);
+            gone.push(caller);
         } else {
             caller.write_all(&call).await.unwrap(); // and the end of the connection
         }
     }
+    tokio::time::sleep(100 * MS).await;
+    feed.signal(Signal::CONT);
+    // a call whose connection ends may not even be seen
     let ended = "grpc_server_handling_seconds_count{code=\"CANCELLED\",method=\"CreateFeed\"";
-    // a call whose connection ends may not even be seen; the last one is reset
     wait_for("the calls have ended", || async {
-        app.metric_above(ended, f64::from(CALLS / 2) - 0.5).await.then_some(())
+        metric_above(admin, ended, f64::from(CALLS / 2) - 0.5).await.then_some(())
     })
     .await;
-    let asked = feed::GetFeedsRequest { user_id: 7, size: 100, before: 0 };
-    let found = bare(addr, "/feed.Feed/GetFeeds", "5S", &asked).await;
-    assert_eq!(found.code(), Code::NotFound, "nothing was written");
+    let asked = Request::new(feed::GetFeedsRequest { user_id: 7, size: 100, before: 0 });
+    let found: Result<feed::GetFeedsResponse, _> =
+        call(&channel(addr).await, "/feed.Feed/GetFeeds", asked).await;
+    assert_eq!(found.expect_err("nothing is written").code(), Code::NotFound);
 }
 
 /// A call to a process that is stopped: its deadline passes meanwhile, and its caller sends no reset.
