@@ -1,6 +1,6 @@
 # `make` alone lists what there is. ARGS passes flags to the program: make up ARGS='--replicas feed=2'
 .DEFAULT_GOAL := help
-.PHONY: help up build test test-stack advisories deps fmt generate check-nix clean
+.PHONY: help up build test test-interop test-stack advisories deps fmt generate check-nix clean
 
 # tests/deps puts cargo-deny, deadnix and nixfmt there
 export PATH := $(CURDIR)/target/tools/bin:$(PATH)
@@ -10,7 +10,7 @@ export SKIPPED := $(CURDIR)/target/skipped
 say-skipped = [ ! -s $(SKIPPED) ] || { echo "skipped checks:"; sort -u $(SKIPPED) | sed 's/^/  /'; }
 
 help: ## show this list
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 18
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 20
 
 up: ## build and run the whole application; ARGS='--help' shows its flags
 	@tests/deps build
@@ -32,6 +32,12 @@ test: deps ## every check and test; stops at the first failure
 	cargo test --locked --doc
 	@rm -f $(SKIPPED)
 	cargo test --locked --lib --bins --tests
+	@$(say-skipped)
+
+test-interop: ## the tests with other people's gRPC clients in their newest versions; fetches them
+	@tests/deps interop
+	@rm -f $(SKIPPED)
+	cargo test --locked --test it interop:: -- --include-ignored
 	@$(say-skipped)
 
 test-stack: ## the tests with Elasticsearch, Zipkin's dependencies job and cAdvisor; fetches all three

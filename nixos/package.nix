@@ -21,6 +21,10 @@ let
         (fileset.maybeMissing ../tests/check-dashboards)
         (fileset.maybeMissing ../tests/check-nix)
         (fileset.maybeMissing ../tests/deps)
+        (fileset.maybeMissing ../tests/interop/build)
+        (fileset.maybeMissing ../tests/interop/go)
+        (fileset.maybeMissing ../tests/interop/node)
+        (fileset.maybeMissing ../tests/interop/tools)
         (fileset.maybeMissing ../tests/parts)
       ]
     ))
@@ -88,10 +92,16 @@ let
     pkgs.etcd
     pkgs.jre_headless
     pkgs.libfaketime
+    pkgs.openssl
     pkgs.prometheus
     pkgs.prometheus-alertmanager # amtool
     pkgs.prometheus.cli # promtool
-    pkgs.util-linux # deploy/stack: flock, setsid
+    (pkgs.python3.withPackages (packages: [
+      packages.grpcio
+      packages.protobuf
+    ]))
+    pkgs.sqlite # sqlite3
+    pkgs.util-linux # deploy/stack: flock, setsid; script
   ];
   # The file that tests/deps fetches when ZIPKIN_JAR is not set.
   zipkinJar = pkgs.fetchurl {
@@ -135,6 +145,7 @@ in
     packages = testTools ++ [
       pkgs.cargo-deny
       pkgs.deadnix
+      pkgs.go
       pkgs.jq
       pkgs.nixfmt
     ];

@@ -5,13 +5,18 @@ use std::process::Command;
 
 use prost::Message as _;
 
-const PROTOS: [&str; 3] = ["feed.proto", "profile.proto", "topic.proto"];
+/// Each in a file of its own. No file imports another one.
+const PACKAGES: [&str; 3] = ["feed", "profile", "topic"];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo::rerun-if-changed=proto");
-    let descriptors = protox::compile(PROTOS, ["proto"])?;
+    let descriptors = protox::compile(PACKAGES.map(|package| format!("{package}.proto")), ["proto"])?;
     let out = std::path::PathBuf::from(std::env::var("OUT_DIR")?);
-    std::fs::write(out.join("descriptors.bin"), descriptors.encode_to_vec())?;
+    for package in PACKAGES {
+        let mut own = descriptors.clone();
+        own.file.retain(|file| file.package() == package);
+        std::fs::write(out.join(format!("{package}.bin")), own.encode_to_vec())?;
+    }
     tonic_prost_build::configure().build_transport(false).compile_fds(descriptors)?;
 
     println!("cargo::rerun-if-env-changed=MSA_COMMIT");

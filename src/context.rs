@@ -1,14 +1,14 @@
 //! What travels with a request through every hop: its deadline and its ids.
 //!
 //! Over HTTP: `x-request-timeout-ms`, `x-request-id`. Over gRPC: `grpc-timeout`, `x-request-id`,
-//! `grpc-previous-rpc-attempts`. Over both: the headers of its trace, see [`crate::telemetry::trace`].
+//! `grpc-previous-rpc-attempts`, `x-msa-written-ms`. Over both: the headers of its trace, see [`crate::telemetry::trace`].
 
 use std::time::Duration;
 
 use http::{Extensions, HeaderMap, HeaderValue};
 use tokio::time::Instant;
 
-use crate::api::headers::{GRPC_TIMEOUT, PREVIOUS_ATTEMPTS, REQUEST_ID};
+use crate::api::headers::{GRPC_TIMEOUT, PREVIOUS_ATTEMPTS, REQUEST_ID, WRITTEN};
 use crate::telemetry::trace::{Id, Trace, Tracer};
 
 /// Longest request id that is accepted from a caller, bytes.
@@ -28,13 +28,16 @@ pub struct Context {
     /// Earlier attempts of this call or of one that led to it. If there are any, the calls that follow are not
     /// repeated: three attempts at each of three hops would make 27.
     pub previous_attempts: u32,
+    /// When a caller of this read last had a write of the same records acknowledged, if it knows of one. Earlier
+    /// answers are out of date.
+    pub written: Option<Instant>,
 }
 
 impl Context {
     /// Returns a context with fresh ids.
     #[must_use]
     pub fn new(deadline: Instant) -> Self {
-        Self { deadline, request_id: fresh(), trace: Trace::default(), previous_attempts: 0 }
+        Self { deadline, request_id: fresh(), trace: Trace::default(), previous_attempts: 0, written: None }
     }
 
     /// Returns the context from a caller's headers. Ids that are missing or malformed are replaced by new ones.
@@ -46,15 +49,23 @@ impl Context {
             request_id: given.cloned().unwrap_or_else(fresh),
             trace: tracer.join(headers),
             previous_attempts: 0,
+            written: None,
         }
     }
 
-    /// Returns the context of a gRPC call: as [`Self::from_headers`], with the number of earlier attempts, which
-    /// is trusted only from callers inside the system.
+    /// Returns the context of a gRPC call: as [`Self::from_headers`], with the number of earlier attempts and the
+    /// time of the last write, which are trusted only from callers inside the system.
     #[must_use]
     pub fn from_grpc(headers: &HeaderMap, deadline: Instant, tracer: &Tracer) -> Self {
-        let given = headers.get(PREVIOUS_ATTEMPTS).and_then(|value| value.to_str().ok()?.parse().ok());
-        Self { previous_attempts: given.unwrap_or(0), ..Self::from_headers(headers, deadline, tracer) }
+        let number =
+            |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok()?.parse::<u64>().ok());
+        let attempts = number(PREVIOUS_ATTEMPTS).and_then(|attempts| u32::try_from(attempts).ok());
+        let written = number(WRITTEN).map(Duration::from_millis);
+        Self {
+            previous_attempts: attempts.unwrap_or(0),
+            written: written.and_then(|ago| Instant::now().checked_sub(ago)),
+            ..Self::from_headers(headers, deadline, tracer)
+        }
     }
 
     /// Returns the context that the server put into the extensions of a request; a new one if there is none.
@@ -90,6 +101,12 @@ impl Context {
         if self.previous_attempts > 0 {
             headers.insert(PREVIOUS_ATTEMPTS, HeaderValue::from(self.previous_attempts));
         }
+        if let Some(written) = self.written {
+            let ago = u64::try_from(written.elapsed().as_millis()).unwrap_or(u64::MAX);
+            let mut value = HeaderValue::from(ago);
+            value.set_sensitive(true);
+            headers.insert(WRITTEN, value);
+        }
     }
 
     /// Returns the same context with an earlier deadline.
@@ -102,7 +119,9 @@ impl Context {
 /// Returns the time limit of a gRPC request, if it has a valid one.
 #[must_use]
 pub fn grpc_timeout(headers: &HeaderMap) -> Option<Duration> {
-    let text = headers.get(GRPC_TIMEOUT)?.to_str().ok()?;
+    let mut given = headers.get_all(GRPC_TIMEOUT).iter();
+    let (Some(value), None) = (given.next(), given.next()) else { return None };
+    let text = value.to_str().ok()?;
     let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
     if digits.len() > 8 || !digits.bytes().all(|b| b.is_ascii_digit()) {
         return None;
@@ -181,6 +200,25 @@ mod tests {
         assert_eq!(from_headers(&headers).previous_attempts, 0);
         headers.insert(PREVIOUS_ATTEMPTS, HeaderValue::from_static("-1"));
         assert_eq!(from_grpc(&headers).previous_attempts, 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_time_of_the_last_write_is_passed_on_and_trusted_over_grpc_only() {
+        tokio::time::advance(Duration::from_mins(1)).await;
+        let mut headers = HeaderMap::new();
+        let mut context = Context::new(Instant::now());
+        context.write(&mut headers);
+        assert!(headers.get(WRITTEN).is_none());
+        context.written = Some(Instant::now());
+        tokio::time::advance(Duration::from_millis(1500)).await;
+        context.write(&mut headers);
+        assert_eq!(headers[WRITTEN], "1500");
+        assert_eq!(from_grpc(&headers).written, context.written);
+        assert_eq!(from_headers(&headers).written, None);
+        for wrong in ["-1", "x", "99999999999999999999"] {
+            headers.insert(WRITTEN, HeaderValue::from_static(wrong));
+            assert_eq!(from_grpc(&headers).written, None, "{wrong}");
+        }
     }
 
     #[test]

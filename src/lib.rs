@@ -21,7 +21,8 @@
 //! - [`context`] is what a request carries from hop to hop: deadline, ids, trace.
 //! - [`telemetry`] is what a process reports about itself: log, traces, metrics.
 //! - [`api`] is the contract: messages, rpcs, errors, limits of input, headers.
-//! - [`config`] is what can be set; [`build_info`], [`backoff`], [`limit`] and [`random`] are small tools of all layers.
+//! - [`config`] is what can be set; [`build_info`], [`backoff`], [`limit`], [`random`] and
+//!   [`timeout`](mod@timeout) are small tools of all layers.
 //!
 //! Every layer registers its own metrics; [`app::metrics`] sums them up.
 
@@ -42,3 +43,4 @@ pub mod server;
 pub mod service;
 pub mod store;
 pub mod telemetry;
+pub mod timeout;

@@ -13,47 +13,57 @@ const USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     let (command, source) = cli::parse();
-    let role = match command {
-        Command::Apigateway => Role::Apigateway,
-        Command::Feed => Role::Feed,
-        Command::Profile => Role::Profile,
-        Command::Topic => Role::Topic,
-        Command::Up => Role::Up,
-        Command::CheckConfig(flags) => return check_config(&flags),
+    let writer = match log::Writer::stderr() {
+        Ok(writer) => writer,
+        Err(error) => return cannot_write(&error),
+    };
+    // what is logged or said gets out, also after a panic
+    let _guard = writer.guard();
+    match command {
+        Command::Apigateway => start(Role::Apigateway, &source, &writer),
+        Command::Feed => start(Role::Feed, &source, &writer),
+        Command::Profile => start(Role::Profile, &source, &writer),
+        Command::Topic => start(Role::Topic, &source, &writer),
+        Command::Up => start(Role::Up, &source, &writer),
+        Command::CheckConfig(flags) => check_config(&flags, &writer),
         Command::Settings { format } => {
             let page = match format {
                 Format::Markdown => cli::markdown(),
                 Format::Json => cli::json(),
             };
-            return print(page.as_bytes());
+            print(page.as_bytes(), &writer)
         }
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut cli::command(), "microservice-app", &mut script);
-            return print(&script);
+            print(&script, &writer)
         }
         Command::Man => {
             let mut page = Vec::new();
             let rendered = clap_mangen::Man::new(cli::command()).render(&mut page);
-            return rendered.map_or_else(|error| exit(Err(error.into())), |()| print(&page));
+            rendered.map_or_else(|error| exit(Err(error.into()), &writer), |()| print(&page, &writer))
         }
-    };
-    let settings = match config::load(role, &source) {
+    }
+}
+
+/// Runs a role with the settings of a source.
+fn start(role: Role, source: &Source, writer: &log::Writer) -> ExitCode {
+    let settings = match config::load(role, source) {
         Ok(settings) => settings,
-        Err(error) => return refuse(&error),
+        Err(error) => return refuse(&error, writer),
     };
-    let level = match log::init(&settings.log) {
-        Ok(level) => level,
-        Err(error) => return refuse(&error),
+    let log = match log::init(&settings.log, writer.clone()) {
+        Ok(log) => log,
+        Err(error) => return refuse(&error, writer),
     };
     // one thread: on two cores it serves more requests than a pool of threads, and with less variance
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    exit(
-        runtime.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(run(role, settings, level))),
-    )
+    let ended =
+        runtime.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(run(role, settings, log)));
+    exit(ended, writer)
 }
 
-fn check_config(flags: &CheckConfig) -> ExitCode {
+fn check_config(flags: &CheckConfig, writer: &log::Writer) -> ExitCode {
     let source = Source { file: flags.config.clone(), ..Source::default() };
     match config::load(flags.role, &source) {
         Ok(settings) => {
@@ -61,38 +71,45 @@ fn check_config(flags: &CheckConfig) -> ExitCode {
             let mut lines: Vec<_> =
                 shown.map(|setting| format!("{} = {}\n", setting.key, setting.print(&settings))).collect();
             lines.sort();
-            print(lines.concat().as_bytes())
+            print(lines.concat().as_bytes(), writer)
         }
-        Err(error) => refuse(&error),
+        Err(error) => refuse(&error, writer),
     }
 }
 
 /// Writes to standard output. It is no failure if the reader, such as `head`, has closed it.
-fn print(bytes: &[u8]) -> ExitCode {
+fn print(bytes: &[u8], writer: &log::Writer) -> ExitCode {
     let mut out = std::io::stdout().lock();
     match out.write_all(bytes).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => exit(Err(error.into())),
+        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => exit(Err(error.into()), writer),
         _ => ExitCode::SUCCESS,
     }
 }
 
-#[expect(
-    clippy::print_stderr,
-    reason = "the log may not exist yet, and this is for the person at the terminal"
-)]
-fn refuse(error: &dyn std::fmt::Display) -> ExitCode {
-    eprintln!("microservice-app: {error}");
+/// Says something to the person at the terminal, after the lines of the log.
+fn say(text: &str, mut writer: &log::Writer) {
+    // it takes every line, or counts it as lost
+    let _ = writer.write_all(format!("microservice-app: {text}\n").as_bytes());
+}
+
+fn refuse(error: &dyn std::fmt::Display, writer: &log::Writer) -> ExitCode {
+    say(&error.to_string(), writer);
     ExitCode::from(USAGE)
 }
 
-#[expect(clippy::print_stderr, reason = "the person at the terminal sees the reason too")]
-fn exit(result: anyhow::Result<()>) -> ExitCode {
+fn exit(result: anyhow::Result<()>, writer: &log::Writer) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!(error = format!("{error:#}"), "failed");
-            eprintln!("microservice-app: {error:#}");
+            say(&format!("{error:#}"), writer);
             ExitCode::FAILURE
         }
     }
+}
+
+#[expect(clippy::print_stderr, reason = "there is no log")]
+fn cannot_write(error: &std::io::Error) -> ExitCode {
+    eprintln!("microservice-app: the log cannot be written: {error}");
+    ExitCode::FAILURE
 }

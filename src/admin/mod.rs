@@ -1,9 +1,10 @@
 //! The second listener of every process, for operators. Its paths are in `routes.rs`.
 //!
 //! It takes no part in requests of users. What changes the process or slows it down is for callers on this host only,
-//! whatever address the listener is bound to.
+//! whatever address the listener is bound to, and not for web pages that a browser there shows.
 
 mod loglevel;
+mod origin;
 mod page;
 mod peer;
 mod pprof;

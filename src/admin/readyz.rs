@@ -16,7 +16,7 @@ use super::state::{Phase, Role, State};
 use crate::client::Client;
 use crate::registry::Registered;
 
-/// Longest time that a store may take to show that it can be read.
+/// Longest time that a store may take to show that it can be used.
 const STORE_LIMIT: Duration = Duration::from_secs(1);
 /// Age of the view above which the registry counts as away. etcd confirms the view every second.
 const STALE: Duration = Duration::from_secs(5);
@@ -64,7 +64,7 @@ impl Role {
             failures.push(format!("{name}: {}", phase.name()));
         }
         if let Some(service) = &self.service {
-            match tokio::time::timeout(STORE_LIMIT, service.store().readable()).await {
+            match tokio::time::timeout(STORE_LIMIT, service.store().usable()).await {
                 Ok(Ok(())) => {}
                 Ok(Err(error)) => failures.push(format!("{name}: {error}")),
                 Err(_) => failures.push(format!("{name}: store: no answer within {STORE_LIMIT:?}")),

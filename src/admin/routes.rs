@@ -1,10 +1,11 @@
 //! The paths of the admin listener, in one table.
 
 use std::net::IpAddr;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
-use http::StatusCode;
-use hyper::body::Incoming;
+use futures_util::FutureExt as _;
+use http::{HeaderValue, Request, StatusCode, header};
 use tower::Service as _;
 use warp::Filter;
 use warp::filters::BoxedFilter;
@@ -14,7 +15,8 @@ use super::page::Pages;
 use super::peer::Peer;
 use super::reply::text;
 use super::state::State;
-use super::{loglevel, pprof, readyz, status, targets};
+use super::{loglevel, origin, pprof, readyz, status, targets};
+use crate::server::{RequestBody, strict};
 
 /// A path, and what answers requests for it.
 type Route = (&'static str, BoxedFilter<(Response,)>);
@@ -56,12 +58,16 @@ fn exactly(path: &'static str) -> BoxedFilter<()> {
 
 /// Answers the requests of an admin listener. Cheap to clone.
 #[derive(Clone)]
-pub struct Handler(BoxedFilter<(Response,)>);
+pub struct Handler {
+    routes: BoxedFilter<(Response,)>,
+    names: Arc<[String]>,
+}
 
 impl Handler {
     /// Returns a handler for a process.
     #[must_use]
     pub fn new(state: State) -> Self {
+        let names = state.names.clone().into();
         let table = table(&Arc::new(state));
         let paths = table.iter().map(|(path, _)| *path).collect::<Vec<_>>().join(", ");
         let hint = format!("want GET {paths} or /debug/pprof/profile\n");
@@ -71,18 +77,70 @@ impl Handler {
             .into_iter()
             .rev()
             .fold(profiles, |others, (path, answer)| exactly(path).and(answer).or(others).unify().boxed());
-        Self(routes.or(unknown).unify().boxed())
+        Self { routes: routes.or(unknown).unify().boxed(), names }
     }
 
-    /// Answers one request of the caller at `peer`.
-    pub async fn call(self, mut request: http::Request<Incoming>, peer: IpAddr) -> Response {
-        if request.uri().path().is_empty() {
-            // `CONNECT host:port` and `GET host:port`, on which warp's path filter panics (warp#1166)
-            return text(StatusCode::BAD_REQUEST, "the target must be a path, such as /status\n".to_owned());
+    /// Answers one request of the caller at `peer`. A panic is logged, and answered.
+    pub async fn call(self, request: Request<RequestBody>, peer: IpAddr) -> Response {
+        // a handler that panicked is dropped: nothing sees its state any more
+        let answered = AssertUnwindSafe(self.answer(request, peer)).catch_unwind().await;
+        answered.unwrap_or_else(|_| {
+            tracing::error!("handler of the admin listener panicked");
+            text(StatusCode::INTERNAL_SERVER_ERROR, "the handler failed\n".to_owned())
+        })
+    }
+
+    async fn answer(self, mut request: Request<RequestBody>, peer: IpAddr) -> Response {
+        if let Err(malformed) = strict::check(&request) {
+            let reason = format!("{}: {}\n", malformed.field, malformed.detail);
+            let mut response = text(malformed.status, reason);
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            return response;
+        }
+        if let Err(refusal) = origin::check(&request, &self.names) {
+            return refusal.into();
         }
         request.extensions_mut().insert(Peer(peer));
-        match warp::service(self.0).call(request).await {
+        match warp::service(self.routes).call(request).await {
             Ok(response) => response,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio_util::sync::CancellationToken;
+
+    use super::*;
+    use crate::limit::Limit;
+    use crate::server::listener::Listener;
+    use crate::server::metrics::Metrics;
+    use crate::server::{Limits, Protocol, Stop, serve};
+
+    #[tokio::test]
+    async fn a_panic_in_a_route_is_answered_with_500() {
+        let routes = warp::any().map(|| -> Response { panic!("a defect") }).boxed();
+        let handler = Handler { routes, names: Arc::default() };
+        let listener = Listener::bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let addr = listener.addr();
+        let write_timeout = Duration::from_secs(10);
+        let limits = Limits { max_connections: 1, write_timeout, unsent: Limit::new(1024, None) };
+        let stop = Stop { begin: CancellationToken::new(), grace: Duration::ZERO };
+        let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
+        let protocol = Protocol::Http1 { header_timeout: Duration::from_secs(10) };
+        let answer = move |request, peer| handler.clone().call(request, peer);
+        tokio::spawn(async move { serve(listener, protocol, limits, &metrics, answer, stop).await });
+        let mut stream = tokio::net::TcpStream::connect(addr).await.unwrap();
+        stream
+            .write_all(b"GET /livez HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n")
+            .await
+            .unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        assert!(answer.starts_with("HTTP/1.1 500 "), "{answer}");
+        assert!(answer.ends_with("\r\n\r\nthe handler failed\n"), "{answer}");
     }
 }

@@ -55,6 +55,8 @@ pub struct State {
     pub clients: Vec<Client>,
     /// The view of the registry; `None` in a process that calls no service.
     pub view: Option<ViewHandle>,
+    /// Names of this process that a caller may use for its host, besides addresses and `localhost`.
+    pub names: Vec<String>,
     /// All metrics of the process.
     pub metrics: prometheus::Registry,
     /// Those of them that are set when they are read.

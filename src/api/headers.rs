@@ -20,6 +20,9 @@ pub const PREVIOUS_ATTEMPTS: HeaderName = HeaderName::from_static("grpc-previous
 pub const GRPC_TIMEOUT: HeaderName = HeaderName::from_static("grpc-timeout");
 /// The time limit of a request to the gateway, ms.
 pub const REQUEST_TIMEOUT: HeaderName = HeaderName::from_static("x-request-timeout-ms");
+/// On a read between services: how long ago the caller last had a write of the same records acknowledged, ms. An answer
+/// that was read before that is out of date.
+pub const WRITTEN: HeaderName = HeaderName::from_static("x-msa-written-ms");
 /// On a call that is refused for overload: the time after which it may be repeated, ms; a negative number forbids
 /// that (gRPC proposal A6).
 pub const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");

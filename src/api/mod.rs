@@ -4,4 +4,5 @@ pub mod error;
 pub mod headers;
 pub mod proto;
 pub mod rpc;
+pub mod subject;
 pub mod validate;

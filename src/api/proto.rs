@@ -5,18 +5,24 @@
 /// Package `feed`.
 pub mod feed {
     tonic::include_proto!("feed");
+
+    /// The encoded descriptors of the package, for reflection.
+    pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/feed.bin"));
 }
 /// Package `profile`.
 pub mod profile {
     tonic::include_proto!("profile");
+
+    /// The encoded descriptors of the package, for reflection.
+    pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/profile.bin"));
 }
 /// Package `topic`.
 pub mod topic {
     tonic::include_proto!("topic");
-}
 
-/// The encoded descriptors of the three packages, for reflection.
-pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/descriptors.bin"));
+    /// The encoded descriptors of the package, for reflection.
+    pub const DESCRIPTORS: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/topic.bin"));
+}
 
 #[cfg(test)]
 mod tests {

@@ -78,6 +78,8 @@ pub enum Rpc {
     HealthWatch,
     /// grpc.reflection.v1.ServerReflection/ServerReflectionInfo
     Reflection,
+    /// grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo
+    ReflectionAlpha,
     /// Every other path.
     Unknown,
 }
@@ -117,7 +119,7 @@ impl Rpc {
     pub const COUNT: usize = Self::ALL.len();
 
     /// Every rpc, in the order of the enum.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 13] = [
         Self::GetFeeds,
         Self::CreateFeed,
         Self::DeleteFeed,
@@ -129,6 +131,7 @@ impl Rpc {
         Self::HealthCheck,
         Self::HealthWatch,
         Self::Reflection,
+        Self::ReflectionAlpha,
         Self::Unknown,
     ];
 
@@ -148,6 +151,13 @@ impl Rpc {
             Self::Reflection => {
                 &description!("", "grpc.reflection.v1.ServerReflection", "ServerReflectionInfo", stream, ONCE)
             }
+            Self::ReflectionAlpha => &description!(
+                "",
+                "grpc.reflection.v1alpha.ServerReflection",
+                "ServerReflectionInfo",
+                stream,
+                ONCE
+            ),
             Self::Unknown => &description!("", "unknown", "unknown", unary, ONCE),
         }
     }
@@ -186,6 +196,12 @@ impl Rpc {
     #[must_use]
     pub const fn is_ours(self) -> bool {
         !self.service().is_empty()
+    }
+
+    /// Returns true if the rpc changes something.
+    #[must_use]
+    pub const fn is_write(self) -> bool {
+        matches!(self, Self::CreateFeed | Self::DeleteFeed | Self::PutProfile | Self::PutTopic)
     }
 
     /// Returns how the rpc may be called.
@@ -258,6 +274,7 @@ mod tests {
     #[test]
     fn the_policy_of_each_rpc_is_what_its_kind_allows() {
         for rpc in Rpc::ALL {
+            assert_eq!(rpc.is_write(), rpc.policy() == Policy::WRITE, "{rpc:?}");
             let policy = rpc.policy();
             let reads = rpc.method().starts_with("Get") || rpc.method().starts_with("List");
             let ours = rpc.is_ours();

@@ -1,4 +1,4 @@
-//! What a role registers about itself.
+//! What a role registers about itself, and the names of its process.
 
 use std::net::SocketAddr;
 use std::time::SystemTime;
@@ -33,4 +33,12 @@ pub fn describe(
         started_at: now.map_or(0, |now| now.as_secs()),
     };
     (instance, warnings)
+}
+
+/// Returns the names by which others know this process: that of its host, and those that it advertises.
+pub fn names(settings: &Settings) -> Vec<String> {
+    let advertised = [&settings.admin.advertise_addr, &settings.grpc.advertise_addr];
+    let advertised = advertised.into_iter().flatten().map(|addr| addr.host.clone());
+    let host = rustix::system::uname().nodename().to_string_lossy().into_owned();
+    advertised.chain([host]).filter(|name| !name.is_empty()).collect()
 }

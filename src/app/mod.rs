@@ -5,6 +5,7 @@ mod drain;
 mod gateway;
 mod instance;
 pub mod metrics;
+mod notify;
 pub mod process;
 pub mod role;
 pub mod run;

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use rustix::process::{Resource, getrlimit, setrlimit};
 
-use super::process::Process;
+use super::process::{Addresses, Process};
 use super::role::ServiceKind;
-use super::{shutdown, up};
+use super::{notify, shutdown, up};
 use crate::config::{Role, Settings};
 use crate::registry::advertise;
 use crate::telemetry::log;
@@ -14,12 +14,12 @@ use crate::telemetry::log;
 /// Longest time that a service waits at its start for a route to the registry.
 const ROUTE_LIMIT: Duration = Duration::from_secs(30);
 
-/// Runs a role until a signal ends it. `level` is the log level that the admin listener may change.
+/// Runs a role until a signal ends it. `log` is what the admin listener shows and may change.
 ///
 /// # Errors
 /// When the role cannot start, or when the registry refuses its credentials at the start.
-pub async fn run(role: Role, settings: Settings, level: log::Level) -> anyhow::Result<()> {
-    let stop = shutdown::on_signal()?;
+pub async fn run(role: Role, settings: Settings, log: log::Log) -> anyhow::Result<()> {
+    let stop = shutdown::on_signal(log.writer.clone())?;
     raise_file_limit();
     if advertises_route_source(role, &settings) {
         let wait = advertise::wait_for_route(&settings.registry, ROUTE_LIMIT);
@@ -27,17 +27,33 @@ pub async fn run(role: Role, settings: Settings, level: log::Level) -> anyhow::R
             return Ok(());
         }
     }
-    let mut process = assemble(role, settings)?;
-    process.set_level(level);
+    // a store may wait for the lock of another process
+    let Some(process) = stop.run_until_cancelled(assemble(role, settings)).await else {
+        return Ok(());
+    };
+    let mut process = process?;
+    process.set_log(log)?;
     let addresses = process.addresses();
     process
         .run(stop, || {
-            if role == Role::Up && up::greet(&addresses, std::io::stdout()).is_err() {
-                tracing::debug!("nobody reads standard output");
+            if role == Role::Up {
+                greet(addresses);
             }
-            shutdown::ready();
+            notify::ready();
         })
         .await
+}
+
+/// Prints the addresses, on a thread of its own: standard output may block for ever.
+fn greet(addresses: Addresses) {
+    let print = move || {
+        if up::greet(&addresses, std::io::stdout()).is_err() {
+            tracing::debug!("nobody reads standard output");
+        }
+    };
+    if let Err(error) = std::thread::Builder::new().name("greeting".to_owned()).spawn(print) {
+        tracing::warn!(%error, "the addresses cannot be printed");
+    }
 }
 
 /// Returns true if a role advertises the source address of its route to the registry, so that it needs the route.
@@ -50,24 +66,24 @@ fn advertises_route_source(role: Role, settings: &Settings) -> bool {
     }
 }
 
-fn assemble(role: Role, settings: Settings) -> anyhow::Result<Process> {
+async fn assemble(role: Role, settings: Settings) -> anyhow::Result<Process> {
     match role {
-        Role::Up => up::assemble(settings),
+        Role::Up => up::assemble(settings).await,
         Role::Apigateway => {
             let mut process = Process::new(settings)?;
             process.add_gateway()?;
             Ok(process)
         }
-        Role::Feed => single(ServiceKind::Feed, settings),
-        Role::Profile => single(ServiceKind::Profile, settings),
-        Role::Topic => single(ServiceKind::Topic, settings),
+        Role::Feed => single(ServiceKind::Feed, settings).await,
+        Role::Profile => single(ServiceKind::Profile, settings).await,
+        Role::Topic => single(ServiceKind::Topic, settings).await,
     }
 }
 
-fn single(kind: ServiceKind, settings: Settings) -> anyhow::Result<Process> {
+async fn single(kind: ServiceKind, settings: Settings) -> anyhow::Result<Process> {
     let (addr, store) = (settings.grpc.addr, settings.store.url.clone());
     let mut process = Process::new(settings)?;
-    process.add_service(kind, addr, &store)?;
+    process.add_service(kind, addr, &store).await?;
     Ok(process)
 }
 

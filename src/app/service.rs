@@ -5,8 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderValue;
+use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
-use tokio_util::sync::CancellationToken;
+use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::common::{self, Common, Serving};
 use super::drain::Turn;
@@ -20,6 +21,10 @@ use crate::registry::{Instance, Registration, advertise};
 use crate::server::listener::Listener;
 use crate::server::{Protocol, Stop, serve};
 use crate::service::{Handler, Service};
+use crate::store::StoreError;
+
+/// Interval of the checks whether the store can be used, and the longest time for one.
+const STORE_CHECK: Duration = Duration::from_secs(1);
 
 /// An instance that is bound, but does not serve yet.
 pub struct Bound {
@@ -30,23 +35,30 @@ pub struct Bound {
     advertised: String,
 }
 
-/// Opens the store of a service.
-pub fn open(common: &mut Common, kind: ServiceKind, store: &StoreUrl) -> anyhow::Result<Service> {
-    let service = match kind {
-        ServiceKind::Feed => Service::feed(store, &common.metrics.store)?,
+/// Opens the store of a service, on a thread of its own: it may wait for the lock of another process.
+pub async fn open(common: &mut Common, kind: ServiceKind, store: &StoreUrl) -> anyhow::Result<Service> {
+    let (url, metrics) = (store.clone(), common.metrics.store.clone());
+    let open: Box<dyn FnOnce() -> Result<Service, StoreError> + Send> = match kind {
+        ServiceKind::Feed => Box::new(move || Service::feed(&url, &metrics)),
         ServiceKind::Profile => {
             let client = common.client(Member::Service(kind));
-            Service::profile(store, &common.metrics.store, client)?
+            Box::new(move || Service::profile(&url, &metrics, client))
         }
-        ServiceKind::Topic => Service::topic(store, &common.metrics.store)?,
+        ServiceKind::Topic => Box::new(move || Service::topic(&url, &metrics)),
     };
-    Ok(service)
+    let (send, opened) = oneshot::channel();
+    // not one of the runtime's threads: the runtime would wait for it when a signal ends the start
+    let run = move || drop(send.send(open()));
+    std::thread::Builder::new().name("store-open".to_owned()).spawn(run)?;
+    Ok(opened.await??)
 }
 
 /// A started instance, as its drain needs it.
 struct Running {
     handler: Handler,
     registration: Registration,
+    /// Ends the checks of the store when it is dropped.
+    checks: DropGuard,
     /// Begins the drain of the server.
     begin: CancellationToken,
     server: JoinHandle<()>,
@@ -69,13 +81,13 @@ impl Bound {
     }
 
     /// Builds the handler, serves, and registers.
-    pub async fn start(self, common: &Common, turn: Turn) -> anyhow::Result<Serving> {
+    pub fn start(self, common: &Common, turn: Turn) -> anyhow::Result<Serving> {
         let Self { kind, service, listener, advertised } = self;
         let (name, bound) = (kind.name(), listener.addr());
         let (instance, warnings) = instance::describe(&common.settings, name, advertised, common.admin);
         let grpc = &common.settings.grpc;
         let limits = common::limits(grpc.max_connections, grpc.write_timeout);
-        let handler = build(common, kind, &service, &instance, bound, limits.unsent.clone()).await?;
+        let handler = build(common, kind, &service, &instance, bound, limits.unsent.clone())?;
 
         let begin = CancellationToken::new();
         let stop = Stop { begin: begin.clone(), grace: common.settings.shutdown.grace };
@@ -85,16 +97,21 @@ impl Bound {
             let answer = move |request, peer| handler.clone().call(request, peer);
             async move { serve(listener, protocol, limits, &metrics, answer, stop).await }
         });
-        handler.set_serving(true).await;
+        handler.set_serving(true);
         tracing::info!(service = name, addr = %bound, advertised = instance.addr, admin = %common.admin, "serving");
         for warning in service.store().warnings().iter().chain(&warnings) {
             tracing::warn!(service = name, "{warning}");
         }
 
+        let checks = CancellationToken::new();
+        let check = follow_store(name, service.clone(), handler.clone());
+        tokio::spawn(checks.clone().run_until_cancelled_owned(check));
+        let checks = checks.drop_guard();
+
         let registration = common.registry.register(instance);
         let (role, phase) = common::role(name, bound, Some(service), Some(&registration), warnings);
         let announce = common.settings.shutdown.announce;
-        let running = Running { handler, registration, begin, server, announce };
+        let running = Running { handler, registration, checks, begin, server, announce };
         let drain = Box::pin(async move {
             let present = turn.begin().await;
             phase.send_replace(Phase::Draining);
@@ -106,8 +123,27 @@ impl Bound {
     }
 }
 
+/// Tells in health checks whether the store can be used. A store that is slow to answer is not out of use.
+async fn follow_store(name: &'static str, service: Service, handler: Handler) {
+    let mut serving = true;
+    loop {
+        tokio::time::sleep(STORE_CHECK).await;
+        let Ok(found) = tokio::time::timeout(STORE_CHECK, service.store().usable()).await else { continue };
+        if found.is_ok() != serving {
+            serving = found.is_ok();
+            match found {
+                Ok(()) => tracing::info!(service = name, "the store can be used again"),
+                Err(error) => {
+                    tracing::error!(service = name, %error, "not serving: the store cannot be used");
+                }
+            }
+            handler.set_serving(serving);
+        }
+    }
+}
+
 /// Builds the handler of an instance. While `unsent`, that of its server, is full, calls are refused.
-async fn build(
+fn build(
     common: &Common,
     kind: ServiceKind,
     service: &Service,
@@ -118,7 +154,7 @@ async fn build(
     let identity = service_identity(&common.settings.registry.prefix, kind.name());
     let id = HeaderValue::from_str(&instance.id)?;
     let tracer = common.traces.tracer(kind.name(), instance.addr.parse().unwrap_or(bound));
-    Handler::new(service, identity, id, &common.metrics.server, tracer, &common.settings, unsent).await
+    Handler::new(service, identity, id, &common.metrics.server, tracer, &common.settings, unsent)
 }
 
 impl Running {
@@ -126,10 +162,11 @@ impl Running {
     /// lease is left.
     async fn drain(mut self, name: &'static str) -> Registration {
         self.registration.drain().await;
-        self.handler.set_serving(false).await;
+        drop(self.checks);
+        self.handler.set_serving(false);
         tokio::time::sleep(self.announce).await;
         self.registration.delete().await;
-        self.handler.end_watches().await;
+        self.handler.end_watches();
         self.begin.cancel();
         if let Err(error) = self.server.await {
             tracing::error!(%error, service = name, "server failed");

@@ -12,7 +12,7 @@ use crate::config::{ListenAddr, Role, Settings, StoreUrl};
 ///
 /// # Errors
 /// When the data directory cannot be made or an address is taken.
-pub fn assemble(settings: Settings) -> anyhow::Result<Process> {
+pub async fn assemble(settings: Settings) -> anyhow::Result<Process> {
     let up = settings.up.clone();
     let dir = &up.data_dir;
     std::fs::create_dir_all(dir)
@@ -28,7 +28,7 @@ pub fn assemble(settings: Settings) -> anyhow::Result<Process> {
             continue;
         }
         let file = dir.join(format!("{}.db", kind.name()));
-        process.add_service(kind, addr, &StoreUrl::Sqlite(file))?;
+        process.add_service(kind, addr, &StoreUrl::Sqlite(file)).await?;
         for _ in 1..replicas {
             process.add_replica(kind, ListenAddr::loopback(0))?;
         }

@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use crate::api::error::{Code, Error};
 use crate::api::rpc::Rpc;
+use crate::api::subject::Subjects;
 use crate::context::Context;
 
 /// Time that an instance always gets before a timeout counts as its failure. A caller with a shorter deadline
@@ -25,6 +26,8 @@ pub struct Call {
     pub rpc: Rpc,
     /// The request as it goes over the wire, with its length prefix.
     pub framed: Bytes,
+    /// What the request is about.
+    pub about: Subjects,
     /// Deadline and ids. `previous_attempts` includes the attempts of this call.
     pub context: Context,
     /// The part of `context.previous_attempts` that was made above this call, by the callers of this process.
@@ -51,6 +54,7 @@ impl Call {
         Self {
             rpc,
             framed,
+            about: [None; 2],
             attempt_deadline: context.deadline,
             inherited_attempts: context.previous_attempts,
             context,

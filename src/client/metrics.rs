@@ -10,7 +10,7 @@ use crate::client::balance::breaker_state::{BreakerState, PerState, Transitions}
 use crate::client::balance::endpoint::EndpointMetrics;
 use crate::client::policy::fallback::FallbackCounters;
 use crate::client::policy::retry::{Reason, Refusal, RetryMetrics};
-use crate::client::transport::pool::ConnectionMetrics;
+use crate::client::transport::slots::ConnectionMetrics;
 use crate::client::transport::state::ConnectionState;
 use crate::telemetry::metrics::{HOP_SECONDS, RpcDurations, counters, gauges, histograms};
 

@@ -36,8 +36,9 @@ use http::HeaderMap;
 use tokio::time::Instant;
 
 use crate::api::error::{Code, Error};
-use crate::api::headers::service_identity;
+use crate::api::headers::{DEGRADED, service_identity};
 use crate::api::rpc::Rpc;
+use crate::api::subject::About;
 use crate::api::validate::Validate;
 use crate::config;
 use crate::context::Context;
@@ -47,10 +48,10 @@ use balance::balancer::Balancer;
 use balance::breaker::{BreakerSettings, Breakers};
 use balance::discover::{EndpointSet, Snapshot};
 use balance::ejection::EjectionLimit;
-use call::{Call, CallLayer as _};
+use call::{Call, CallLayer};
 use metrics::{Metrics, ServiceMetrics};
 use policy::best_effort::BestEffort;
-use policy::cache::{Cache, Key};
+use policy::cache::{Cache, Read};
 use policy::deadline::Deadline;
 use policy::fallback::Fallback;
 use policy::retry::{Retry, RetryPolicy};
@@ -167,7 +168,7 @@ impl Client {
     /// error that the service answered with.
     pub async fn call<Q, A>(&self, rpc: Rpc, request: &Q, context: &Context) -> Result<Reply<A>, Error>
     where
-        Q: prost::Message + Validate,
+        Q: prost::Message + Validate + About,
         A: prost::Message + Default,
     {
         self.send(rpc, request, context, false).await
@@ -185,7 +186,7 @@ impl Client {
         context: &Context,
     ) -> Result<Reply<A>, Error>
     where
-        Q: prost::Message + Validate,
+        Q: prost::Message + Validate + About,
         A: prost::Message + Default,
     {
         self.send(rpc, request, context, true).await
@@ -199,7 +200,7 @@ impl Client {
         best_effort: bool,
     ) -> Result<Reply<A>, Error>
     where
-        Q: prost::Message + Validate,
+        Q: prost::Message + Validate + About,
         A: prost::Message + Default,
     {
         request.validate()?;
@@ -208,17 +209,28 @@ impl Client {
         };
         let limit = rpc.policy().deadline.unwrap_or(self.default_deadline);
         let context = context.with_deadline(Instant::now() + limit);
-        let call = Call { best_effort, ..Call::new(rpc, wire::frame(request)?, context) };
-        let key = Key::from(&call);
-        let answer = service.path.send(call).await.map_err(|failure| failure.error)?;
-        let message = A::decode(answer.message).map_err(|error| {
-            tracing::error!(%error, rpc = rpc.path(), "answer cannot be decoded");
-            // else the fallback would use it again
-            self.cache.forget(&key);
-            Error::unavailable(format!("{} gave a malformed answer", rpc.service()))
-        })?;
-        Ok(Reply { message, headers: answer.headers, repeated: answer.earlier_executions > 0 })
+        let call =
+            Call { best_effort, about: request.about(), ..Call::new(rpc, wire::frame(request)?, context) };
+        exchange(&service.path, &self.cache, call).await
     }
+}
+
+/// Sends a call and decodes its answer. A whole answer to a read is kept for the fallback.
+async fn exchange<A>(path: &impl CallLayer, cache: &Cache, call: Call) -> Result<Reply<A>, Error>
+where
+    A: prost::Message + Default,
+{
+    let (rpc, read) = (call.rpc, Read::begin(&call));
+    let answer = path.send(call).await.map_err(|failure| failure.error)?;
+    let message = A::decode(answer.message.clone()).map_err(|error| {
+        tracing::error!(%error, rpc = rpc.path(), "answer cannot be decoded");
+        Error::unavailable(format!("{} gave a malformed answer", rpc.service()))
+    })?;
+    // a degraded answer is not a good one
+    if rpc.policy().fallback && !answer.headers.contains_key(DEGRADED) {
+        cache.keep(&read, &answer.message);
+    }
+    Ok(Reply { message, headers: answer.headers, repeated: answer.earlier_executions > 0 })
 }
 
 #[cfg(test)]

@@ -39,12 +39,20 @@ fn keepalive_fits_ttl(registry: &Registry) -> Result<(), Wrong> {
     Err(("registry.keepalive_ms", out_of_range(registry.keepalive.as_millis(), 100, max)))
 }
 
+/// A prefix without `/` makes keys from which grpc-go makes a valid `:authority`, `services-feed`.
 fn prefix(registry: &Registry) -> Result<(), Wrong> {
     let prefix = &registry.prefix;
-    if prefix.len() >= 2 && prefix.starts_with('/') && prefix.ends_with('/') {
+    let path = prefix.len() >= 2 && prefix.starts_with('/') && prefix.ends_with('/');
+    let unreserved = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '.' | '_');
+    let name = prefix.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && prefix.ends_with(['-', '.', '_'])
+        && prefix.chars().all(unreserved);
+    if path || name {
         return Ok(());
     }
-    Err(("registry.prefix", format!("{prefix:?} must begin and end with `/`, with a name between")))
+    let want = "begin and end with `/`, with a name between, or be letters, digits, `-`, `.` and `_`, the last one not \
+                a letter or digit";
+    Err(("registry.prefix", format!("{prefix:?} must {want}")))
 }
 
 fn role_has_a_registry(role: Role, registry: &Registry) -> Result<(), Wrong> {

@@ -219,10 +219,22 @@ impl FromStr for StoreUrl {
     fn from_str(text: &str) -> Result<Self, String> {
         match text.split_once(':') {
             Some(("memory", "")) => Ok(Self::Memory),
-            Some(("sqlite", path)) if !path.is_empty() => Ok(Self::Sqlite(PathBuf::from(path))),
+            Some(("sqlite", ":memory:")) => Err(format!("`{text}` is no file: want {}", Self::FORM)),
+            Some(("sqlite", path)) if is_uri(path) => Err(format!(
+                "`{text}` has a URI where a path is wanted: want {} (./PATH if a name begins with file:)",
+                Self::FORM
+            )),
+            Some(("sqlite", path)) if !path.trim().is_empty() => Ok(Self::Sqlite(PathBuf::from(path))),
             _ => Err(format!("`{text}` is not a store: want {}", Self::FORM)),
         }
     }
+}
+
+/// Returns true for names that SQLite or other programs read as a URI: they would mean another file, or none.
+fn is_uri(path: &str) -> bool {
+    let scheme = path.get(..5).is_some_and(|start| start.eq_ignore_ascii_case("file:"));
+    let authority = path.starts_with("//") && !path.starts_with("///");
+    scheme || authority || path.contains(['?', '#'])
 }
 
 impl fmt::Display for StoreUrl {

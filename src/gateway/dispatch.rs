@@ -14,6 +14,7 @@ use super::problem::Problem;
 use super::request::{self, Accepted};
 use super::routes::Route;
 use crate::client::Client;
+use crate::server::input;
 
 /// Returns a filter that answers every request; the request's extensions must have [`Accepted`].
 pub fn filter(client: Client, body_timeout: Duration) -> BoxedFilter<(Response,)> {
@@ -52,8 +53,12 @@ where
     }
     if route.method != Method::PUT {
         let input = request::query(&query)?;
+        if route.method != Method::GET {
+            input::read_pending().await;
+        }
         return (route.handler)(client, input, accepted.context).await;
     }
     let (input, _permit) = request::body(body, body_timeout, &mut accepted).await?;
+    input::read_pending().await;
     (route.handler)(client, input, accepted.context).await
 }

@@ -12,6 +12,10 @@ mod reply;
 mod request;
 mod routes;
 mod topic;
+mod unsupported;
+
+#[cfg(test)]
+mod tests;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -19,7 +23,6 @@ use std::time::Duration;
 
 use http::{HeaderMap, Method, StatusCode};
 use http_body::Body as _;
-use hyper::body::Incoming;
 use tokio::time::Instant;
 use tower::Service as _;
 use warp::filters::BoxedFilter;
@@ -35,9 +38,11 @@ use crate::client::Client;
 use crate::config::{Role, Settings};
 use crate::context::Context;
 use crate::limit::{Limit, Permit};
+use crate::server::RequestBody;
 use crate::server::admission::{Admission, Refusal};
-use crate::server::lifecycle::{Lifecycle, Outcome, Record};
+use crate::server::lifecycle::{Lifecycle, Outcome, Panicked, Record, guard};
 use crate::server::metrics::{Metrics, Requests, Target};
+use crate::server::strict;
 use crate::telemetry::trace::Tracer;
 
 /// Longest path and query, bytes. Longer ones are answered with 414.
@@ -78,10 +83,31 @@ impl Gateway {
 
     /// Answers one request of the client at `peer`.
     ///
-    /// *Cancellation*: a caller that hangs up drops the future, and the calls to services with it.
-    pub async fn call(self, request: http::Request<Incoming>, peer: IpAddr) -> Response {
+    /// *Cancellation*: a caller that hangs up drops the future, and the calls to services with it; the server decides what
+    /// a hang-up is.
+    pub async fn call(self, request: http::Request<RequestBody>, peer: IpAddr) -> Response {
         let begun = Instant::now();
         let target = self.requests.target(request.method(), request.uri().path());
+        let record = HttpRecord { requests: self.requests.clone(), target };
+        let failure = StatusCode::INTERNAL_SERVER_ERROR;
+        let answered = guard(record, failure, begun, self.answer(request, peer, begun, target)).await;
+        answered.unwrap_or_else(|context| {
+            let problem = Problem::from(Error::from(Panicked));
+            let mut response = Response::default();
+            *response.status_mut() = failure;
+            problem.write(&mut response, &context);
+            reply::identify(&mut response, &context);
+            response
+        })
+    }
+
+    async fn answer(
+        &self,
+        request: http::Request<RequestBody>,
+        peer: IpAddr,
+        begun: Instant,
+        target: Target,
+    ) -> Response {
         let Target { route, method, .. } = target;
         let requested = requested_time_limit(request.headers());
         let time_limit = requested.clone().ok().flatten().unwrap_or(self.deadline).min(self.deadline);
@@ -99,16 +125,13 @@ impl Gateway {
                 span.tag("http.method", method);
                 span.tag("http.route", route);
                 span.tag("deadline_ms", time_limit);
-                if request.uri().path_and_query().is_some_and(|uri| uri.as_str().len() > MAX_URI) {
-                    Problem::uri_too_long(MAX_URI).into_response()
-                } else if request.uri().path().is_empty() {
-                    // `CONNECT host:port` and `GET host:port`, on which warp's path filter panics (warp#1166)
-                    Problem::from(Error::bad("target", "must be a path, such as /api/topic/list"))
-                        .into_response()
-                } else if let Err(error) = requested {
-                    Problem::from(error).into_response()
-                } else {
-                    self.dispatch(request, time_limit, permit, &lifecycle).await
+                match examine(&request).and(requested.map_err(Problem::from)) {
+                    Ok(_) => self.dispatch(request, time_limit, permit, &lifecycle).await,
+                    Err(problem) => {
+                        drop(permit);
+                        request::discard_body(request).await;
+                        problem.into_response()
+                    }
                 }
             }
         };
@@ -128,7 +151,7 @@ impl Gateway {
 
     /// Accepts a request or refuses it. Returns its permit; none for a request that gets it once its body is
     /// complete.
-    fn admit(&self, request: &http::Request<Incoming>, peer: IpAddr) -> Result<Option<Permit>, Refusal> {
+    fn admit(&self, request: &http::Request<RequestBody>, peer: IpAddr) -> Result<Option<Permit>, Refusal> {
         self.admission.check_rate(peer, request.headers())?;
         self.admission.check_memory()?;
         // only the body of a PUT is read
@@ -142,7 +165,7 @@ impl Gateway {
     /// Answers an accepted request, and gives its permit back.
     async fn dispatch(
         &self,
-        mut request: http::Request<Incoming>,
+        mut request: http::Request<RequestBody>,
         time_limit: Duration,
         permit: Option<Permit>,
         lifecycle: &Lifecycle<HttpRecord>,
@@ -161,6 +184,19 @@ impl Gateway {
             Ok(Ok(response)) => response,
             Err(panicked) => Problem::from(Error::from(panicked)).into_response(),
         }
+    }
+}
+
+/// Checks the head of a request: its form, and that it asks for nothing that its route does not do. Whether there is such
+/// a route is not decided here.
+fn examine(request: &http::Request<RequestBody>) -> Result<(), Problem> {
+    if request.uri().path_and_query().is_some_and(|uri| uri.as_str().len() > MAX_URI) {
+        return Err(Problem::uri_too_long(MAX_URI));
+    }
+    strict::check(request)?;
+    match Route::find(request.uri().path()) {
+        Some(route) if route.takes(request.method()) => unsupported::check(request),
+        _ => Ok(()),
     }
 }
 

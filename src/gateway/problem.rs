@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-use http::{HeaderValue, StatusCode, header};
+use http::{HeaderValue, Method, StatusCode, header};
 use serde::Serialize;
 use warp::reply::Response;
 
@@ -11,6 +11,7 @@ use super::reply::indented;
 use crate::api::error::{Code, Error};
 use crate::context::Context;
 use crate::server::admission::Refusal;
+use crate::server::strict::Malformed;
 
 /// `Retry-After` where nothing else is known, seconds.
 const RETRY_AFTER: u32 = 1;
@@ -28,6 +29,8 @@ pub struct Problem {
     /// Seconds, for 429 and 503.
     retry_after: u32,
     overload: bool,
+    /// True if the connection has to be closed: what follows might be read as the next request.
+    close: bool,
 }
 
 #[derive(Serialize)]
@@ -45,6 +48,17 @@ impl From<Error> for Problem {
     fn from(error: Error) -> Self {
         let problem = Self::new(error.code.http(), error.code.name(), error.message);
         Self { field: error.field, ..problem }
+    }
+}
+
+impl From<Malformed> for Problem {
+    fn from(malformed: Malformed) -> Self {
+        let kind = match malformed.status {
+            StatusCode::MISDIRECTED_REQUEST => "misdirected_request",
+            _ => Code::BadRequest.name(),
+        };
+        let problem = Self::new(malformed.status, kind, malformed.detail);
+        Self { field: Some(Cow::Borrowed(malformed.field)), close: true, ..problem }
     }
 }
 
@@ -69,7 +83,8 @@ impl From<Refusal> for Problem {
 impl Problem {
     fn new(status: StatusCode, kind: &'static str, detail: impl Into<Cow<'static, str>>) -> Self {
         let detail = detail.into();
-        Self { status, kind, detail, field: None, allow: None, retry_after: RETRY_AFTER, overload: false }
+        let (field, allow, retry_after) = (None, None, RETRY_AFTER);
+        Self { status, kind, detail, field, allow, retry_after, overload: false, close: false }
     }
 
     /// 404 for a path that is in no route.
@@ -87,19 +102,43 @@ impl Problem {
     /// 408 for a body that did not arrive in time.
     pub fn slow_body() -> Self {
         let detail = "the request body did not arrive in time";
-        Self::new(StatusCode::REQUEST_TIMEOUT, "slow_request", detail)
+        Self { close: true, ..Self::new(StatusCode::REQUEST_TIMEOUT, "slow_request", detail) }
+    }
+
+    /// 400 for a body where there must be none. The connection is closed: something on the way may take the body for
+    /// another request.
+    pub fn unexpected_body(method: &Method) -> Self {
+        let detail = format!("{method} takes no body: its input is the query");
+        Self { close: true, ..Error::bad("body", detail).into() }
     }
 
     /// 413 for a body over `limit` bytes.
     pub fn body_too_large(limit: usize) -> Self {
         let detail = format!("the request body is over {limit} bytes");
-        Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail)
+        Self { close: true, ..Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail) }
     }
 
     /// 414 for a path and query over `limit` bytes.
     pub fn uri_too_long(limit: usize) -> Self {
         let detail = format!("the path and query are over {limit} bytes");
         Self::new(StatusCode::URI_TOO_LONG, "uri_too_long", detail)
+    }
+
+    /// 415 for a body in a coding that is not supported.
+    pub fn unsupported_coding() -> Self {
+        let problem = Self::new(
+            StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            "unsupported_media_type",
+            "a body must not be encoded",
+        );
+        Self { field: Some(Cow::Borrowed(header::CONTENT_ENCODING.as_str())), ..problem }
+    }
+
+    /// 417 for an expectation other than `100-continue`.
+    pub fn expectation_failed() -> Self {
+        let detail = "the only expectation that can be met is 100-continue";
+        let problem = Self::new(StatusCode::EXPECTATION_FAILED, "expectation_failed", detail);
+        Self { field: Some(Cow::Borrowed(header::EXPECT.as_str())), ..problem }
     }
 
     /// 503 for an answer of a service that cannot be decoded.
@@ -137,15 +176,14 @@ impl Problem {
         if let Some(allow) = self.allow {
             headers.insert(header::ALLOW, allow);
         }
-        match self.status {
-            StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => {
-                headers.insert(header::RETRY_AFTER, self.retry_after.into());
-            }
-            // the rest of the body may follow, and would be read as the next request
-            StatusCode::REQUEST_TIMEOUT | StatusCode::PAYLOAD_TOO_LARGE => {
-                headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
-            }
-            _ => {}
+        if matches!(self.status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
+            headers.insert(header::RETRY_AFTER, self.retry_after.into());
+        }
+        if self.status == StatusCode::UNSUPPORTED_MEDIA_TYPE {
+            headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        }
+        if self.close {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
         }
     }
 }

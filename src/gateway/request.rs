@@ -9,7 +9,6 @@ use futures_util::stream::{Stream, StreamExt as _};
 use http::header;
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
 use percent_encoding::percent_decode_str;
 use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
@@ -19,6 +18,7 @@ use super::problem::Problem;
 use crate::api::error::Error;
 use crate::context::Context;
 use crate::limit::Permit;
+use crate::server::RequestBody;
 use crate::server::admission::{Admission, MAX_BODY};
 
 /// Most members of a body or a query; no route has more than four.
@@ -116,7 +116,7 @@ where
 
 /// Reads and drops the body of a refused request, as far as that is cheap: then the caller sees the answer, and
 /// its connection stays open.
-pub async fn discard_body(request: http::Request<Incoming>) {
+pub async fn discard_body(request: http::Request<RequestBody>) {
     // a caller that waits for 100 (Continue) has sent nothing yet
     if request.body().is_end_stream() || request.headers().contains_key(header::EXPECT) {
         return;

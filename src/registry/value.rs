@@ -1,7 +1,8 @@
 //! The form of an entry in etcd: the JSON of etcd's gRPC naming, so that Go's resolver reads it, and our attributes
 //! beside it.
 //!
-//! Key `<prefix><service>/<host:port>`, value
+//! Key `<prefix><service>/<host:port>`, where the prefix ends the name of a directory (`/services/`) or begins a name
+//! (`services-`); value
 //! `{"Op":0,"Addr":"host:port","Metadata":null,"instance":{"id","version","zone","weight","state","admin","started_at"}}`.
 //! `Metadata` stays null: a JSON object there makes Go's resolver panic (etcd-io/etcd#19700). A bare
 //! `host:port`, as the original wrote it, is read as well.
@@ -152,6 +153,7 @@ mod tests {
             r#"{"Op":0,"Addr":"10.0.0.1:8082","Metadata":null,"instance":{"id":"00000000000000ab","version":"0.1.0","zone":null,"weight":100,"state":"draining","admin":"10.0.0.1:6062","started_at":1700000000}}"#
         );
         assert_eq!(key("/services/", "feed", "10.0.0.1:8082"), "/services/feed/10.0.0.1:8082");
+        assert_eq!(key("services-", "feed", "10.0.0.1:8082"), "services-feed/10.0.0.1:8082");
     }
 
     #[test]
@@ -177,6 +179,7 @@ mod tests {
     #[test]
     fn keys_of_others_are_refused() {
         assert_eq!(decode_key("/s/", b"/s/feed/a:1"), Ok(("feed", "a:1")));
+        assert_eq!(decode_key("s-", b"s-feed/a:1"), Ok(("feed", "a:1")));
         for junk in [
             &b"/s/feed"[..],
             b"/s//a:1",

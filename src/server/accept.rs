@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{Request, Response};
-use hyper::body::Incoming;
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
@@ -15,6 +14,7 @@ use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
 use super::connection::{Protocol, Server, Stop};
 use super::conns::{Conns, Limits};
+use super::half_close::RequestBody;
 use super::listener::Listener;
 use super::metrics::Metrics;
 use crate::telemetry::log::LogThrottle;
@@ -36,7 +36,7 @@ pub async fn serve<S, F, B>(
     service: S,
     stop: Stop,
 ) where
-    S: Fn(Request<Incoming>, IpAddr) -> F + Clone + Send + Sync + 'static,
+    S: Fn(Request<RequestBody>, IpAddr) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,

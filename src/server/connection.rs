@@ -18,8 +18,9 @@ use tokio_util::sync::CancellationToken;
 
 use super::conns::{ActiveRequest, Conn, Conns};
 use super::flood;
+use super::half_close::{End, RequestBody};
 use super::metrics::{Cut, Metrics};
-use super::output::Stream;
+use super::output::{Received, Stream};
 use crate::api::error::chain;
 use crate::telemetry::log::LogThrottle;
 
@@ -95,7 +96,7 @@ pub struct Server<S> {
 
 impl<S, F, B> Server<S>
 where
-    S: Fn(Request<Incoming>, IpAddr) -> F + Clone + Send + Sync + 'static,
+    S: Fn(Request<RequestBody>, IpAddr) -> F + Clone + Send + Sync + 'static,
     F: Future<Output = Response<B>> + Send + 'static,
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
@@ -117,8 +118,9 @@ where
         let client = peer.ip().to_canonical();
         let service = {
             let (server, conn) = (self.clone(), conn.clone());
-            hyper::service::service_fn(move |request| {
-                let active = ActiveRequest::new(&conn, &server.conns);
+            hyper::service::service_fn(move |request: Request<Incoming>| {
+                let active = ActiveRequest::new(&conn, &server.conns, !request.method().is_safe());
+                let request = request.map(|body| RequestBody::new(body, conn.input.clone()));
                 let http1 = server.protocol.is_http1();
                 let draining = server.stop.begin.is_cancelled();
                 let answer = (server.service)(request, client);
@@ -133,8 +135,11 @@ where
                 }
             })
         };
-        let meter = (!self.protocol.is_http1()).then(flood::Meter::default);
-        let io = TokioIo::new(Stream::new(stream, conn.output.clone(), meter));
+        let received = match self.protocol {
+            Protocol::Http1 { .. } => Received::Http1(End::new(conn.input.clone())),
+            Protocol::Http2 { .. } => Received::Http2(flood::Meter::default()),
+        };
+        let io = TokioIo::new(Stream::new(stream, conn.output.clone(), received));
         match self.protocol {
             Protocol::Http1 { header_timeout } => {
                 let connection = http1::Builder::new()

@@ -11,6 +11,7 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::half_close::Input;
 use super::metrics::{Cut, Metrics};
 use super::output::{Output, Unsent};
 use crate::limit::Limit;
@@ -49,6 +50,8 @@ pub struct Conn {
     closing: AtomicBool,
     /// Asks it to close.
     pub close: Notify,
+    /// What it receives.
+    pub input: Arc<Input>,
     /// What it has yet to send.
     pub output: Arc<Output>,
     /// The progress of the output at the last check, and the number of checks since then without progress. Checks
@@ -68,9 +71,10 @@ pub struct ActiveRequest {
 }
 
 impl ActiveRequest {
-    /// Counts a request on a connection.
-    pub fn new(conn: &Arc<Conn>, conns: &Arc<Conns>) -> Self {
+    /// Counts a request on a connection; `write` says that it has an effect.
+    pub fn new(conn: &Arc<Conn>, conns: &Arc<Conns>, write: bool) -> Self {
         conn.active.fetch_add(1, Relaxed);
+        conn.input.begin(write);
         conn.used.store(true, Relaxed);
         Self { conn: conn.clone(), conns: conns.clone() }
     }
@@ -87,6 +91,7 @@ impl Drop for ActiveRequest {
     fn drop(&mut self) {
         self.conn.idle_since.store(self.conns.now(), Relaxed);
         self.conn.active.fetch_sub(1, Relaxed);
+        self.conn.input.finish();
     }
 }
 
@@ -267,7 +272,7 @@ mod tests {
         let limits = Limits { max_connections: 9, write_timeout: Duration::MAX, unsent: Limit::new(9, None) };
         let conns = Conns::new(true, limits, &metrics);
         let open: Vec<_> = (1..=9).map(|id| conns.add(id)).collect();
-        let active = ActiveRequest::new(&open[0].0, &conns);
+        let active = ActiveRequest::new(&open[0].0, &conns, false);
         let closing = || open.iter().map(|(conn, _)| conn.closing.load(Relaxed)).collect::<Vec<_>>();
         conns.close_longest_idle();
         conns.close_longest_idle();

@@ -134,10 +134,30 @@ impl<R: Record> Lifecycle<R> {
 
 impl<R: Record> Drop for Lifecycle<R> {
     fn drop(&mut self) {
-        if !self.finished {
+        // a panic around the handler is recorded by `guard`
+        if !self.finished && !std::thread::panicking() {
             self.record.observe_hang_up(self.begun.elapsed());
         }
     }
+}
+
+/// Runs everything that is done for a request, from its head to its answer. A panic in it is logged and recorded as
+/// `failure`; [`Lifecycle::run`] does that for a handler, this for what surrounds it.
+///
+/// # Errors
+/// The context of the answer that the caller gets all the same.
+pub async fn guard<R: Record, T>(
+    record: R,
+    failure: R::Status,
+    begun: Instant,
+    request: impl Future<Output = T>,
+) -> Result<T, Context> {
+    AssertUnwindSafe(request).catch_unwind().await.map_err(|_| {
+        let context = Context::new(begun);
+        record.log_panic(&context);
+        record.observe(failure, begun.elapsed());
+        context
+    })
 }
 
 #[cfg(test)]
@@ -206,6 +226,20 @@ mod tests {
         tokio::time::advance(SECOND).await;
         drop(lifecycle);
         assert_eq!(lines.0.take(), ["hung up in 1s"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_panic_around_the_handler_is_a_failure_and_no_hang_up() {
+        let lines = Lines::default();
+        let request = async {
+            let lifecycle = begin(&lines);
+            assert!(lines.0.borrow().len() > 9, "a bug");
+            lifecycle.finish(200, false);
+        };
+        assert!(guard(&lines, 500, Instant::now(), request).await.is_err());
+        assert_eq!(lines.0.take(), ["panicked", "500 in 0ns"]);
+        assert_eq!(guard(&lines, 500, Instant::now(), async { 7 }).await.ok(), Some(7));
+        assert_eq!(lines.0.take(), [""; 0]);
     }
 
     #[tokio::test(start_paused = true)]

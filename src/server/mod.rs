@@ -5,20 +5,25 @@
 //! that ends. [`serve`] has them. Each connection is one task; their number is bounded. A drain lets each
 //! connection finish its requests until the grace period is over.
 //!
-//! [`admission`] decides which requests are accepted, and [`lifecycle`] surrounds each accepted one. The
-//! gateway and the services both use them; what a request means is theirs.
+//! [`strict`] refuses what is not HTTP/1, [`admission`] decides which requests are accepted, and [`lifecycle`] surrounds
+//! each accepted one. The gateway and the services use them; what a request means is theirs.
 
 pub mod accept;
 pub mod admission;
 mod connection;
 mod conns;
 mod flood;
+mod half_close;
+pub mod input;
 pub mod lifecycle;
 pub mod listener;
 pub mod metrics;
 mod output;
+pub mod pause;
 mod rate;
+pub mod strict;
 
 pub use accept::serve;
 pub use connection::{Protocol, Stop};
 pub use conns::{Limits, MAX_UNSENT};
+pub use half_close::RequestBody;

@@ -4,13 +4,14 @@
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::flood::Meter;
+use super::half_close::End;
 use crate::limit::Permit;
 
 /// The output of one connection.
@@ -97,17 +98,25 @@ impl Drop for Unsent {
     }
 }
 
-/// A socket that reports the progress of its output, and on HTTP/2 meters what it receives.
+/// What is done with the bytes that a connection receives.
+pub enum Received {
+    /// On HTTP/1 their end may be held back.
+    Http1(End),
+    /// On HTTP/2 they are metered.
+    Http2(Meter),
+}
+
+/// A socket that reports the progress of its output and looks at what it receives.
 pub struct Stream {
     tcp: TcpStream,
     output: Arc<Output>,
-    meter: Option<Meter>,
+    received: Received,
 }
 
 impl Stream {
-    /// Wraps a socket; `meter` is for HTTP/2.
-    pub fn new(tcp: TcpStream, output: Arc<Output>, meter: Option<Meter>) -> Self {
-        Self { tcp, output, meter }
+    /// Wraps a socket.
+    pub fn new(tcp: TcpStream, output: Arc<Output>, received: Received) -> Self {
+        Self { tcp, output, received }
     }
 
     fn note(&mut self, written: &Poll<std::io::Result<usize>>) {
@@ -116,7 +125,7 @@ impl Stream {
             Poll::Ready(result) => {
                 self.output.blocked.store(false, Relaxed);
                 self.output.advance();
-                if let (Some(meter), Ok(count)) = (&mut self.meter, result) {
+                if let (Received::Http2(meter), Ok(count)) = (&mut self.received, result) {
                     meter.sent(*count);
                 }
             }
@@ -139,13 +148,24 @@ impl AsyncRead for Stream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<std::io::Result<()>> {
-        let before = buf.filled().len();
-        ready!(Pin::new(&mut self.tcp).poll_read(cx, buf))?;
-        if let Some(meter) = &mut self.meter {
-            let came = buf.filled().get(before..).unwrap_or_default();
-            meter.read(came).map_err(std::io::Error::other)?;
+        if let Received::Http1(end) = &mut self.received
+            && end.is_seen()
+        {
+            return end.poll(cx).map(Ok);
         }
-        Poll::Ready(Ok(()))
+        let (before, room) = (buf.filled().len(), buf.remaining());
+        let read = Pin::new(&mut self.tcp).poll_read(cx, buf)?;
+        let came = buf.filled().get(before..).unwrap_or_default();
+        match &mut self.received {
+            Received::Http1(end) if read.is_ready() && came.is_empty() && room > 0 => {
+                end.see(cx);
+                return end.poll(cx).map(Ok);
+            }
+            Received::Http1(end) => end.note(read.is_ready()),
+            Received::Http2(meter) if read.is_ready() => meter.read(came).map_err(std::io::Error::other)?,
+            Received::Http2(_) => {}
+        }
+        read.map(Ok)
     }
 }
 

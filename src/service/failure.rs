@@ -20,6 +20,11 @@ const PUSHBACK_RANGE: RangeInclusive<u16> = 50..=150;
 pub enum Failure {
     /// It was refused.
     Refused(Refusal),
+    /// It was refused since it may have waited longer than its caller does, while this process paused.
+    Late {
+        /// Time after which a repeat is surely not late.
+        retry_after: Duration,
+    },
     /// It failed.
     Failed(Error),
 }
@@ -37,9 +42,13 @@ impl From<Error> for Failure {
 }
 
 impl Failure {
-    /// Returns true if the call was refused for overload.
+    /// Returns true if the call was refused for overload or a pause: the instance has not failed.
     pub const fn is_overload(&self) -> bool {
-        matches!(self, Self::Refused(refusal) if refusal.is_overload())
+        match self {
+            Self::Refused(refusal) => refusal.is_overload(),
+            Self::Late { .. } => true,
+            Self::Failed(_) => false,
+        }
     }
 
     /// Returns the answer. With pushback it tells the caller when to repeat the call, and that the instance has not
@@ -47,6 +56,10 @@ impl Failure {
     pub fn into_response(self) -> Response<Body> {
         let (error, pushback) = match self {
             Self::Failed(error) => (error, None),
+            Self::Late { retry_after } => {
+                let pushback = HeaderValue::from(whole_ms(retry_after) + 1);
+                (Error::unavailable("the call may be older than its time limit"), Some(pushback))
+            }
             Self::Refused(Refusal::Overloaded(_)) => {
                 let pushback = HeaderValue::from(crate::random::range(PUSHBACK_RANGE));
                 (Error::unavailable("too many calls are in progress"), Some(pushback))

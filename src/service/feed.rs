@@ -10,6 +10,7 @@ use crate::api::proto::feed::{
     feed_server,
 };
 use crate::api::validate::Validate as _;
+use crate::context::Context;
 use crate::store::FeedStore;
 
 /// The service.
@@ -34,9 +35,10 @@ impl feed_server::Feed for Feed {
     }
 
     async fn create_feed(&self, request: Request<FeedRecord>) -> Result<Response<OkResponse>, Status> {
+        let deadline = Context::of(request.extensions()).deadline.into_std();
         let feed = request.into_inner();
         feed.validate()?;
-        self.store.create(feed).await.map_err(Error::from)?;
+        self.store.create(feed, deadline).await.map_err(Error::from)?;
         Ok(Response::new(OkResponse {}))
     }
 
@@ -44,9 +46,10 @@ impl feed_server::Feed for Feed {
         &self,
         request: Request<DeleteFeedRequest>,
     ) -> Result<Response<DeleteFeedResponse>, Status> {
+        let deadline = Context::of(request.extensions()).deadline.into_std();
         let request = request.into_inner();
         request.validate()?;
-        let deleted = self.store.delete(request.user_id, request.id).await.map_err(Error::from)?;
+        let deleted = self.store.delete(request.user_id, request.id, deadline).await.map_err(Error::from)?;
         Ok(Response::new(DeleteFeedResponse { deleted }))
     }
 }

@@ -8,30 +8,33 @@ use std::time::Duration;
 
 use http::{HeaderValue, Request, Response};
 use http_body_util::{BodyExt as _, Full};
-use hyper::body::Incoming;
 use tokio::time::Instant;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::service::Routes;
-use tonic_health::ServingStatus;
-use tonic_health::server::HealthReporter;
 use tower::ServiceExt as _;
 
 use super::failure::Failure;
 use super::feed::Feed;
+use super::form;
+use super::health::Health;
 use super::kind::Service;
 use super::profile::Profile;
-use super::receive::receive;
+use super::receive::{receive, receive_health_check};
+use super::reflection;
 use super::topic::Topic;
 use crate::api::error::{Code, Error, code_name};
-use crate::api::headers::{INSTANCE, SERVICE, WRONG_SERVICE};
+use crate::api::headers::{GRPC_TIMEOUT, INSTANCE, SERVICE, WRONG_SERVICE};
 use crate::api::rpc::Rpc;
 use crate::config::Settings;
 use crate::context::{Context, MAX_DEADLINE, grpc_timeout};
 use crate::limit::Limit;
+use crate::server::RequestBody;
 use crate::server::admission::Admission;
-use crate::server::lifecycle::{Lifecycle, Outcome, Record};
+use crate::server::input;
+use crate::server::lifecycle::{Lifecycle, Outcome, Panicked, Record, guard};
 use crate::server::metrics::Metrics;
+use crate::server::pause::{Late, Pauses};
 use crate::telemetry::log::LogThrottle;
 use crate::telemetry::metrics::RpcDurations;
 use crate::telemetry::trace::Tracer;
@@ -40,13 +43,13 @@ use crate::telemetry::trace::Tracer;
 #[derive(Clone)]
 pub struct Handler {
     routes: Routes,
-    health: HealthReporter,
-    name: &'static str,
+    health: Health,
     /// `<key prefix><service>`: calls that name another service are refused.
     identity: HeaderValue,
     /// The id of this instance, which every answer carries.
     instance: HeaderValue,
     admission: Arc<Admission>,
+    pauses: Arc<Pauses>,
     handled: Arc<RpcDurations>,
     tracer: Tracer,
     default_deadline: Duration,
@@ -59,7 +62,7 @@ impl Handler {
     ///
     /// # Errors
     /// When the descriptors of the services cannot be read.
-    pub async fn new(
+    pub fn new(
         service: &Service,
         identity: HeaderValue,
         instance: HeaderValue,
@@ -68,13 +71,9 @@ impl Handler {
         settings: &Settings,
         unsent: Arc<Limit>,
     ) -> anyhow::Result<Self> {
-        use crate::api::proto::{DESCRIPTORS, feed::feed_server::FeedServer};
-        use crate::api::proto::{profile::profile_server::ProfileServer, topic::topic_server::TopicServer};
-        let (reporter, health) = tonic_health::server::health_reporter();
-        let reflection = tonic_reflection::server::Builder::configure()
-            .register_encoded_file_descriptor_set(DESCRIPTORS)
-            .register_encoded_file_descriptor_set(tonic_health::pb::FILE_DESCRIPTOR_SET)
-            .build_v1()?;
+        use crate::api::proto::topic::topic_server::TopicServer;
+        use crate::api::proto::{feed::feed_server::FeedServer, profile::profile_server::ProfileServer};
+        let health = Health::new(service.grpc_name());
         let routes = match service.clone() {
             Service::Feed(store) => Routes::new(FeedServer::new(Feed { store })),
             Service::Profile(store, client) => {
@@ -83,49 +82,64 @@ impl Handler {
             }
             Service::Topic(store) => Routes::new(TopicServer::new(Topic { store })),
         };
-        let handler = Self {
-            routes: routes.add_service(health).add_service(reflection).prepare(),
-            health: reporter,
-            name: service.grpc_name(),
+        let routes = reflection::add(routes.add_service(health.server()), service.descriptors())?;
+        Ok(Self {
+            routes: routes.prepare(),
+            health,
             identity,
             instance,
             admission: Admission::grpc(service.grpc_name(), &settings.grpc, unsent, metrics),
+            pauses: Pauses::watch(),
             handled: metrics.handled(service.name()),
             tracer,
             default_deadline: settings.client.deadline,
             slow: settings.log.slow,
-        };
-        handler.set_serving(false).await;
-        Ok(handler)
+        })
     }
 
     /// Sets the health that checks and watches report, for the service and for the whole server (`""`).
-    pub async fn set_serving(&self, serving: bool) {
-        let status = if serving { ServingStatus::Serving } else { ServingStatus::NotServing };
-        self.health.set_service_status("", status).await;
-        self.health.set_service_status(self.name, status).await;
+    pub fn set_serving(&self, serving: bool) {
+        self.health.set_serving(serving);
     }
 
     /// Ends the health watches, so that a drain does not wait for them.
-    pub async fn end_watches(&mut self) {
-        self.health.clear_service_status("").await;
-        self.health.clear_service_status(self.name).await;
+    pub fn end_watches(&self) {
+        self.health.end_watches();
     }
 
     /// Answers one call. Every failure becomes a gRPC status.
     ///
     /// *Cancellation*: a caller that hangs up drops the future, and the work with it.
-    pub async fn call(self, request: Request<Incoming>, peer: IpAddr) -> Response<Body> {
+    pub async fn call(self, request: Request<RequestBody>, peer: IpAddr) -> Response<Body> {
         let begun = Instant::now();
+        let rpc = Rpc::of_path(request.uri().path());
+        let record = CallRecord { handled: self.handled.clone(), rpc };
+        let answered =
+            guard(record, tonic::Code::Internal, begun, self.serve(rpc, request, peer, begun)).await;
+        answered.unwrap_or_else(|_| Failure::from(Error::from(Panicked)).into_response())
+    }
+
+    async fn serve(
+        &self,
+        rpc: Rpc,
+        request: Request<RequestBody>,
+        peer: IpAddr,
+        begun: Instant,
+    ) -> Response<Body> {
+        if let Err(status) = form::check(&request) {
+            return form::refusal(status);
+        }
         if request.headers().get(SERVICE).is_some_and(|named| named != self.identity) {
             let error = Error::unavailable("this is another service");
             let mut response = Failure::from(error).into_response();
-            response.headers_mut().insert(WRONG_SERVICE, self.identity);
+            response.headers_mut().insert(WRONG_SERVICE, self.identity.clone());
             return response;
         }
-        let rpc = Rpc::of_path(request.uri().path());
         let time_limit = grpc_timeout(request.headers());
         let time_limit = time_limit.map_or(self.default_deadline, |limit| limit.min(MAX_DEADLINE));
+        // a write that its caller has given up must not come after what the caller has written since
+        let late = if rpc.is_write() { self.pauses.late() } else { None };
+        let time_limit = time_limit.saturating_sub(late.map_or(Duration::ZERO, |late| late.waited));
         let context = Context::from_grpc(request.headers(), begun + time_limit, &self.tracer);
         let attempt = u64::from(context.previous_attempts) + 1;
         let record = CallRecord { handled: self.handled.clone(), rpc };
@@ -139,7 +153,7 @@ impl Handler {
             span.tag("attempt", attempt);
             span.tag("deadline_ms", time_limit);
         }
-        let answer = lifecycle.run(self.answer(rpc, request, lifecycle.context())).await;
+        let answer = lifecycle.run(self.answer(rpc, request, late, lifecycle.context())).await;
         let answer = answer.unwrap_or_else(|panicked| Err(Error::from(panicked).into()));
         let (mut response, overloaded) = match answer {
             Ok(response) => (response, false),
@@ -148,7 +162,7 @@ impl Handler {
                 (failure.into_response(), overloaded)
             }
         };
-        response.headers_mut().insert(INSTANCE, self.instance);
+        response.headers_mut().insert(INSTANCE, self.instance.clone());
         let code = status_of(&response);
         lifecycle.tag("grpc.status_code", code_name(code));
         lifecycle.finish(code, overloaded);
@@ -159,7 +173,8 @@ impl Handler {
     async fn answer(
         &self,
         rpc: Rpc,
-        request: Request<Incoming>,
+        request: Request<RequestBody>,
+        late: Option<Late>,
         context: &Context,
     ) -> Result<Response<Body>, Failure> {
         if !rpc.is_unary() {
@@ -172,16 +187,23 @@ impl Handler {
                 }))
             }));
         }
+        if request.headers().contains_key(GRPC_TIMEOUT) && grpc_timeout(request.headers()).is_none() {
+            // the caller's deadline would be replaced by a longer one
+            return Err(Error::bad("grpc-timeout", "must be one number of up to 8 digits and a unit").into());
+        }
         if context.remaining().is_zero() {
-            return Err(self.admission.deadline_passed().into());
+            let refusal = self.admission.deadline_passed();
+            return Err(late.map_or(refusal.into(), |late| Failure::Late { retry_after: late.retry_after }));
         }
         let answer = async {
             if !rpc.is_ours() {
-                // a service that refuses calls for overload still tells its health
-                return Ok(self.handle(request.map(Body::new), context).await);
+                return self.answer_other(rpc, request, context).await;
             }
             let (head, body) = request.into_parts();
             let (message, _permit) = receive(&self.admission, body).await?;
+            if rpc.is_write() {
+                input::read_pending().await;
+            }
             if context.remaining().is_zero() {
                 return Err(self.admission.deadline_passed().into());
             }
@@ -190,6 +212,22 @@ impl Handler {
         };
         let late = |_| Err(Error::new(Code::Timeout, "the deadline has passed").into());
         tokio::time::timeout_at(context.deadline, answer).await.unwrap_or_else(late)
+    }
+
+    /// Answers a unary call that is not one of our services': a service that refuses calls for overload still tells its
+    /// health.
+    async fn answer_other(
+        &self,
+        rpc: Rpc,
+        request: Request<RequestBody>,
+        context: &Context,
+    ) -> Result<Response<Body>, Failure> {
+        if rpc != Rpc::HealthCheck {
+            return Ok(self.handle(request.map(Body::new), context).await);
+        }
+        let (head, body) = request.into_parts();
+        let message = receive_health_check(body).await?;
+        Ok(self.handle(Request::from_parts(head, Body::new(Full::new(message))), context).await)
     }
 
     async fn handle(&self, mut request: Request<Body>, context: &Context) -> Response<Body> {

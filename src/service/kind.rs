@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use crate::api::proto;
 use crate::client::Client;
 use crate::config::StoreUrl;
 use crate::store::{self, StoreError};
@@ -63,6 +64,16 @@ impl Service {
             Self::Feed(_) => "feed.Feed",
             Self::Profile(..) => "profile.Profile",
             Self::Topic(_) => "topic.Topic",
+        }
+    }
+
+    /// Returns the encoded descriptors of its rpcs and messages.
+    #[must_use]
+    pub const fn descriptors(&self) -> &'static [u8] {
+        match self {
+            Self::Feed(_) => proto::feed::DESCRIPTORS,
+            Self::Profile(..) => proto::profile::DESCRIPTORS,
+            Self::Topic(_) => proto::topic::DESCRIPTORS,
         }
     }
 

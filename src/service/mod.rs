@@ -5,10 +5,13 @@
 
 mod failure;
 mod feed;
+mod form;
 mod handler;
+mod health;
 mod kind;
 mod profile;
 mod receive;
+mod reflection;
 mod topic;
 
 pub use handler::Handler;

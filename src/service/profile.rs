@@ -65,9 +65,10 @@ impl profile_server::Profile for Profile {
     }
 
     async fn put_profile(&self, request: Request<PutProfileRequest>) -> Result<Response<OkResponse>, Status> {
+        let deadline = Context::of(request.extensions()).deadline.into_std();
         let profile = request.into_inner();
         profile.validate()?;
-        self.store.put(profile.into()).await.map_err(Error::from)?;
+        self.store.put(profile.into(), deadline).await.map_err(Error::from)?;
         Ok(Response::new(OkResponse {}))
     }
 }

@@ -3,30 +3,64 @@
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
-use http_body_util::BodyExt as _;
-use hyper::body::Incoming;
+use http_body_util::{BodyExt as _, Limited};
 
 use super::failure::Failure;
 use crate::api::error::{Code, Error, chain};
 use crate::limit::Permit;
+use crate::server::RequestBody;
 use crate::server::admission::{Admission, MAX_BODY};
 
 /// Time for a whole message. The deadline does not bound it well: the caller chooses it, and it may be far away.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
+/// Longest message of a health check, bytes: it names a service.
+const MAX_HEALTH_CHECK: usize = 1024;
 
 /// Receives a message and takes a permit for its call.
 ///
 /// # Errors
 /// When the service is overloaded, or the message is too large, too slow or broken.
-pub async fn receive(admission: &Admission, body: Incoming) -> Result<(Bytes, Permit), Failure> {
+pub async fn receive(admission: &Admission, body: RequestBody) -> Result<(Bytes, Permit), Failure> {
     admission.check_memory()?;
     admission.check_in_flight()?;
     let message = tokio::time::timeout(BODY_TIMEOUT, read(admission, body)).await;
-    let message = message.map_err(|_| Error::new(Code::Timeout, "the request did not arrive in time"))??;
+    let message = message.map_err(|_| late())??;
+    check_single(&message)?;
     Ok((message, admission.acquire()?))
 }
 
-async fn read(admission: &Admission, mut body: Incoming) -> Result<Bytes, Failure> {
+/// Receives the message of a health check, which needs no permit.
+///
+/// # Errors
+/// When the message is too large, too slow or broken.
+pub async fn receive_health_check(body: RequestBody) -> Result<Bytes, Failure> {
+    let message = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, MAX_HEALTH_CHECK).collect()).await;
+    let message = message.map_err(|_| late())?.map_err(|error| {
+        Error::bad("request", format!("could not be read to its end: {}", chain(error.as_ref())))
+    })?;
+    let message = message.to_bytes();
+    check_single(&message)?;
+    Ok(message)
+}
+
+fn late() -> Error {
+    Error::new(Code::Timeout, "the request did not arrive in time")
+}
+
+/// Refuses a body with bytes after its first message. What a message must be is checked where it is decoded.
+///
+/// *Source*: grpc-go and grpc-java refuse such a call as INTERNAL, as tonic does a call without a message. gRPC's own list
+/// of statuses says UNIMPLEMENTED, which would tell a caller that this server does not have the rpc.
+fn check_single(body: &[u8]) -> Result<(), Error> {
+    let [_compressed, a, b, c, d, rest @ ..] = body else { return Ok(()) };
+    let length = u32::from_be_bytes([*a, *b, *c, *d]);
+    if usize::try_from(length).is_ok_and(|length| rest.len() > length) {
+        return Err(Error::new(Code::Internal, "a unary call has one message, this one has more"));
+    }
+    Ok(())
+}
+
+async fn read(admission: &Admission, mut body: RequestBody) -> Result<Bytes, Failure> {
     let mut account = admission.body();
     let (mut first, mut more) = (Bytes::new(), BytesMut::new());
     while let Some(frame) = body.frame().await {

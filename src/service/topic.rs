@@ -10,6 +10,7 @@ use crate::api::proto::topic::{
     topic_server,
 };
 use crate::api::validate::Validate as _;
+use crate::context::Context;
 use crate::store::TopicStore;
 
 /// The service.
@@ -37,9 +38,10 @@ impl topic_server::Topic for Topic {
     }
 
     async fn put_topic(&self, request: Request<PutTopicRequest>) -> Result<Response<OkResponse>, Status> {
+        let deadline = Context::of(request.extensions()).deadline.into_std();
         let topic = request.into_inner();
         topic.validate()?;
-        self.store.put(topic.into()).await.map_err(Error::from)?;
+        self.store.put(topic.into(), deadline).await.map_err(Error::from)?;
         Ok(Response::new(OkResponse {}))
     }
 

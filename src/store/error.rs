@@ -1,6 +1,8 @@
 //! What goes wrong in a store.
 
-use crate::api::error::Error;
+use rusqlite::ErrorCode;
+
+use crate::api::error::{Code, Error};
 
 /// A store could not be opened or used. The text says which and why; it is for the log.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -19,17 +21,35 @@ pub enum StoreError {
     /// The disk is full.
     #[error("store: disk full")]
     Full,
-    /// The store's thread has ended.
+    /// A file of the store was taken away while it was in use. What is written would be lost.
+    #[error("store: {0} while it was in use")]
+    Lost(String),
+    /// The write had not begun when its deadline passed, and was not made.
+    #[error("store: the deadline passed before the write began")]
+    Late,
+    /// A thread of the store has ended.
     #[error("store: closed")]
     Closed,
 }
 
 impl From<StoreError> for Error {
-    /// Returns the answer for the caller: the service cannot answer now, so the caller may try again.
+    /// Returns the answer for the caller: usually the service cannot answer now, so the caller may try again.
     fn from(error: StoreError) -> Self {
-        Self::unavailable(match error {
-            StoreError::Full => "the store's disk is full",
-            StoreError::Open { .. } | StoreError::Failed(_) | StoreError::Closed => "the store cannot answer",
-        })
+        match error {
+            StoreError::Late => Self::new(Code::Timeout, "the deadline has passed"),
+            StoreError::Full => Self::unavailable("the store's disk is full"),
+            StoreError::Open { .. } | StoreError::Failed(_) | StoreError::Lost(_) | StoreError::Closed => {
+                Self::unavailable("the store cannot answer")
+            }
+        }
+    }
+}
+
+impl From<&rusqlite::Error> for StoreError {
+    fn from(error: &rusqlite::Error) -> Self {
+        match error.sqlite_error_code() {
+            Some(ErrorCode::DiskFull) => Self::Full,
+            _ => Self::Failed(error.to_string()),
+        }
     }
 }

@@ -1,7 +1,8 @@
-//! A store whose operations are measured: how long each takes, and whether it fails. A failure is also logged, here and
-//! nowhere else. An operation whose future is dropped is not counted.
+//! A store whose operations are measured: how long each takes, and whether it fails. A failure of the
+//! store is also logged, here and nowhere else. An operation whose future is dropped is not counted.
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use tonic::async_trait;
 
@@ -17,7 +18,11 @@ async fn measure<T>(
     work: impl Future<Output = Result<T, StoreError>>,
 ) -> Result<T, StoreError> {
     let result = operation.measure(work).await;
-    result.inspect_err(|error| tracing::error!(%error, "store failed"))
+    result.inspect_err(|error| {
+        if !matches!(error, StoreError::Late) {
+            tracing::error!(%error, "store failed");
+        }
+    })
 }
 
 /// A measured [`FeedStore`].
@@ -38,16 +43,16 @@ impl Feeds {
 
 #[async_trait]
 impl FeedStore for Feeds {
-    async fn create(&self, feed: FeedRecord) -> Result<(), StoreError> {
-        measure(&self.create, self.store.create(feed)).await
+    async fn create(&self, feed: FeedRecord, deadline: Instant) -> Result<(), StoreError> {
+        measure(&self.create, self.store.create(feed, deadline)).await
     }
 
     async fn newest(&self, user_id: i64, size: u32, before: i64) -> Result<Option<FeedPage>, StoreError> {
         measure(&self.newest, self.store.newest(user_id, size, before)).await
     }
 
-    async fn delete(&self, user_id: i64, id: i64) -> Result<bool, StoreError> {
-        measure(&self.delete, self.store.delete(user_id, id)).await
+    async fn delete(&self, user_id: i64, id: i64, deadline: Instant) -> Result<bool, StoreError> {
+        measure(&self.delete, self.store.delete(user_id, id, deadline)).await
     }
 }
 
@@ -67,8 +72,8 @@ impl Profiles {
 
 #[async_trait]
 impl ProfileStore for Profiles {
-    async fn put(&self, profile: Profile) -> Result<(), StoreError> {
-        measure(&self.put, self.store.put(profile)).await
+    async fn put(&self, profile: Profile, deadline: Instant) -> Result<(), StoreError> {
+        measure(&self.put, self.store.put(profile, deadline)).await
     }
 
     async fn get(&self, user_id: i64) -> Result<Option<Profile>, StoreError> {
@@ -94,8 +99,8 @@ impl Topics {
 
 #[async_trait]
 impl TopicStore for Topics {
-    async fn put(&self, topic: Topic) -> Result<(), StoreError> {
-        measure(&self.put, self.store.put(topic)).await
+    async fn put(&self, topic: Topic, deadline: Instant) -> Result<(), StoreError> {
+        measure(&self.put, self.store.put(topic, deadline)).await
     }
 
     async fn get(&self, topic_id: i64) -> Result<Option<Topic>, StoreError> {
@@ -111,8 +116,8 @@ macro_rules! health_of_the_store {
     ($($measured:ident)*) => {$(
         #[async_trait]
         impl Health for $measured {
-            async fn readable(&self) -> Result<(), StoreError> {
-                self.store.readable().await
+            async fn usable(&self) -> Result<(), StoreError> {
+                self.store.usable().await
             }
 
             fn warnings(&self) -> Vec<String> {

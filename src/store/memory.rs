@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use tonic::async_trait;
 
@@ -29,11 +30,16 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// Checks that a write may still begin.
+fn in_time(deadline: Instant) -> Result<(), StoreError> {
+    if Instant::now() < deadline { Ok(()) } else { Err(StoreError::Late) }
+}
+
 macro_rules! always_healthy {
     ($($store:ty),*) => {$(
         #[async_trait]
         impl Health for $store {
-            async fn readable(&self) -> Result<(), StoreError> {
+            async fn usable(&self) -> Result<(), StoreError> {
                 Ok(())
             }
             fn warnings(&self) -> Vec<String> {
@@ -46,7 +52,8 @@ always_healthy!(Feeds, Profiles, Topics);
 
 #[async_trait]
 impl FeedStore for Feeds {
-    async fn create(&self, feed: FeedRecord) -> Result<(), StoreError> {
+    async fn create(&self, feed: FeedRecord, deadline: Instant) -> Result<(), StoreError> {
+        in_time(deadline)?;
         let mut users = lock(&self.0);
         users.entry(feed.user_id).or_default().insert(feed.id, feed.content);
         Ok(())
@@ -72,7 +79,8 @@ impl FeedStore for Feeds {
         Ok(Some(page))
     }
 
-    async fn delete(&self, user_id: i64, id: i64) -> Result<bool, StoreError> {
+    async fn delete(&self, user_id: i64, id: i64, deadline: Instant) -> Result<bool, StoreError> {
+        in_time(deadline)?;
         let mut users = lock(&self.0);
         let Some(feeds) = users.get_mut(&user_id) else {
             return Ok(false);
@@ -87,7 +95,8 @@ impl FeedStore for Feeds {
 
 #[async_trait]
 impl ProfileStore for Profiles {
-    async fn put(&self, profile: Profile) -> Result<(), StoreError> {
+    async fn put(&self, profile: Profile, deadline: Instant) -> Result<(), StoreError> {
+        in_time(deadline)?;
         lock(&self.0).insert(profile.user_id, profile);
         Ok(())
     }
@@ -99,7 +108,8 @@ impl ProfileStore for Profiles {
 
 #[async_trait]
 impl TopicStore for Topics {
-    async fn put(&self, topic: Topic) -> Result<(), StoreError> {
+    async fn put(&self, topic: Topic, deadline: Instant) -> Result<(), StoreError> {
+        in_time(deadline)?;
         lock(&self.0).insert(topic.topic_id, topic);
         Ok(())
     }

@@ -4,9 +4,8 @@
 //! How durable an acknowledged write is depends on the store: in `memory:` it is lost with the process, in `sqlite:`
 //! it survives kill -9 and power loss.
 //!
-//! *Cancellation*: dropping a write's future abandons the reply, not the write; whether it took effect
-//! is then unknown, as with any lost answer. All writes are upserts and deletes by key, so a repeat is
-//! harmless.
+//! *Cancellation*: a write whose future is dropped, or whose deadline passes, is not made unless it has begun. One that
+//! has begun is finished; whether it took effect is then unknown to the caller, as with any lost answer.
 
 mod error;
 mod measured;

@@ -1,9 +1,13 @@
-//! The pages against the program: what their tables list is what there is, what they show is what it prints, and
-//! their links and paths lead somewhere.
+//! The pages against the program: what their tables list is what there is, the commands that they show run and print
+//! what is shown, and their links and paths lead somewhere.
+
+mod blocks;
+mod links;
+mod session;
+mod walks;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::LazyLock;
 
 use microservice_app::api::error::Code;
@@ -12,7 +16,7 @@ use microservice_app::gateway::ROUTES;
 
 use crate::kit::app::App;
 use crate::kit::http::{get, request, send};
-use crate::kit::process::{PROGRAM, Process, curl, run};
+use crate::kit::process::{Process, curl, run};
 use crate::kit::skip;
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
@@ -94,7 +98,6 @@ fn first_column(page_name: &str, title: &str) -> BTreeSet<String> {
 /// A running `up` with free ports.
 struct Up {
     _process: Process,
-    gateway: std::net::SocketAddr,
     admin: std::net::SocketAddr,
     _data: tempfile::TempDir,
 }
@@ -104,15 +107,8 @@ impl Up {
         let data = tempfile::tempdir().unwrap();
         let dir = data.path().display().to_string();
         let mut process = Process::start(&["up", "--free-ports", "--data-dir", &dir]);
-        let gateway = process.wait_for_roles()["apigateway"];
         let (_, admin) = process.wait_for_role("apigateway");
-        Self { _process: process, gateway, admin, _data: data }
-    }
-
-    /// Returns a shown command with the usual ports replaced by those of this process.
-    fn here(&self, text: &str) -> String {
-        let gateway = text.replace("localhost:8080", &self.gateway.to_string());
-        gateway.replace("localhost:6060", &self.admin.to_string())
+        Self { _process: process, admin, _data: data }
     }
 }
 
@@ -129,68 +125,6 @@ fn the_readme_fits_on_a_few_screens() {
     assert!(!readme.contains("| Key |"), "settings are listed in docs/configuration.md");
 }
 
-/// Returns the commands that a page shows after `$ `, each with the lines that it shows below it.
-fn shown(page_name: &str) -> Vec<(String, String)> {
-    let text = page(page_name);
-    let mut commands: Vec<(String, Vec<&str>)> = Vec::new();
-    let mut inside = false;
-    for line in text.lines() {
-        match line.strip_prefix("    ") {
-            Some(block) if block.starts_with("$ ") => {
-                inside = true;
-                commands.push((block[2..].to_owned(), Vec::new()));
-            }
-            Some(block) if inside => commands.last_mut().unwrap().1.push(block),
-            _ => inside = false,
-        }
-    }
-    commands.into_iter().map(|(command, output)| (command, output.join("\n"))).collect()
-}
-
-/// Returns the words of a command line: quotes hold words together.
-fn words(command: &str) -> Vec<String> {
-    let (mut words, mut word, mut quote) = (Vec::new(), String::new(), None);
-    for letter in command.chars() {
-        match (quote, letter) {
-            (None, '\'' | '"') => quote = Some(letter),
-            (Some(open), _) if open == letter => quote = None,
-            (None, ' ') => words.push(std::mem::take(&mut word)),
-            _ => word.push(letter),
-        }
-    }
-    words.push(word);
-    words.retain(|word| !word.is_empty());
-    words
-}
-
-/// Replaces the value of a trace id, which is another one each time.
-fn without_trace_id(text: &str) -> String {
-    match text.split_once("\"trace_id\": \"") {
-        Some((before, rest)) => {
-            let (id, after) = rest.split_once('"').unwrap();
-            assert!(id.len() == 32 && id.bytes().all(|b| b.is_ascii_hexdigit()), "{id}");
-            format!("{before}\"trace_id\": \"ID\"{after}")
-        }
-        None => text.to_owned(),
-    }
-}
-
-#[test]
-fn the_shown_curls_print_what_is_shown() {
-    let up = Up::start();
-    for (name, least) in [("README.md", 3), ("docs/api.md", 1)] {
-        let curls = shown(name).into_iter().filter(|(command, _)| command.starts_with("curl "));
-        let mut ran = 0;
-        for (command, output) in curls {
-            let words = words(&up.here(&command));
-            let words: Vec<_> = words.iter().skip(1).map(String::as_str).collect();
-            assert_eq!(without_trace_id(&curl(&words)), without_trace_id(&output), "{name}: {command}");
-            ran += 1;
-        }
-        assert!(ran >= least, "{name} shows {ran} curls");
-    }
-}
-
 /// What `up` prints to try is what the README shows.
 #[test]
 fn the_readme_shows_the_curls_that_up_prints() {
@@ -203,25 +137,10 @@ fn the_readme_shows_the_curls_that_up_prints() {
     let mut text = String::new();
     printed.as_slice().read_to_string(&mut text).unwrap();
     let printed: Vec<_> = text.lines().map(str::trim).filter(|line| line.starts_with("curl ")).collect();
-    let shown = shown("README.md").into_iter().map(|(command, _)| command.replace("localhost", "127.0.0.1"));
+    let block = blocks::block("README.md", "$ curl -XPUT");
+    let shown = block.lines.iter().filter_map(|line| line.strip_prefix("$ "));
+    let shown = shown.map(|command| command.replace("localhost", "127.0.0.1"));
     assert_eq!(shown.collect::<Vec<_>>(), printed);
-}
-
-#[test]
-fn the_shown_check_of_settings_says_what_is_shown() {
-    let all = shown("docs/configuration.md").into_iter();
-    let refused = all.filter(|(command, output)| command.contains("check-config") && !output.is_empty());
-    let refused: Vec<_> = refused.collect();
-    assert_eq!(refused.len(), 1, "{refused:?}");
-    for (command, output) in refused {
-        let words = words(&command);
-        let (variables, rest) =
-            words.split_at(words.iter().position(|word| word == "microservice-app").unwrap());
-        let variables = variables.iter().map(|variable| variable.split_once('=').unwrap());
-        let ended = Command::new(PROGRAM).args(&rest[1..]).envs(variables).output().unwrap();
-        assert_eq!(ended.status.code(), Some(2));
-        assert_eq!(String::from_utf8(ended.stderr).unwrap().trim_end(), output);
-    }
 }
 
 /// Returns the method and path of a row of routes.
@@ -297,6 +216,18 @@ async fn the_api_page_lists_every_error() {
     ] {
         let answer = send(app.gateway(), request(method, path, &body)).await.unwrap();
         note(answer.status.as_u16(), &answer.body);
+    }
+    for (target, header) in [
+        ("/api/topic/put_topic", "content-encoding: gzip"),
+        ("/api/topic/put_topic", "expect: x"),
+        ("https://x/api/topic/put_topic", "accept: */*"),
+    ] {
+        let refused = format!(
+            "PUT {target} HTTP/1.1\r\nhost: x\r\n{header}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+        );
+        let answer = crate::kit::http::raw(app.gateway(), refused.as_bytes()).await;
+        let (status, _, body) = crate::kit::http::parse(&answer);
+        note(status, &body);
     }
     let slow = "PUT /api/topic/put_topic HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{";
     let (status, _, body) =
@@ -459,147 +390,4 @@ fn the_telemetry_page_lists_every_metric() {
     let invented: Vec<_> =
         documented.iter().filter(|line| !there.iter().any(|name| covers(line, name))).collect();
     assert!(invented.is_empty(), "docs/telemetry.md has {invented:?}, the program has not");
-}
-
-/// Returns a page without its code blocks.
-fn prose(text: &str) -> String {
-    let mut fenced = false;
-    let lines = text.lines().filter(|line| {
-        let fence = line.trim_start().starts_with("```");
-        fenced ^= fence;
-        !fenced && !fence && !line.starts_with("    ")
-    });
-    lines.collect::<Vec<_>>().join("\n")
-}
-
-/// Returns the anchors of a page's headings, as GitHub makes them.
-fn anchors(text: &str) -> BTreeSet<String> {
-    let mut seen = BTreeMap::<String, usize>::new();
-    let prose = prose(text);
-    let headings = prose.lines().filter_map(|line| {
-        let title = line.trim_start_matches('#');
-        (title.len() < line.len()).then(|| title.strip_prefix(' ')).flatten()
-    });
-    let anchors = headings.map(|title| {
-        let kept = title.trim().to_lowercase();
-        let kept = kept.chars().filter(|c| c.is_alphanumeric() || matches!(c, ' ' | '-' | '_'));
-        let anchor = kept.collect::<String>().replace(' ', "-");
-        let count = seen.entry(anchor.clone()).or_default();
-        *count += 1;
-        if *count == 1 { anchor } else { format!("{anchor}-{}", *count - 1) }
-    });
-    anchors.collect()
-}
-
-/// Returns the targets of a page's links and pictures.
-fn links(text: &str) -> Vec<String> {
-    let prose = prose(text);
-    // what stands between backticks is no link
-    let plain: String = prose.split('`').step_by(2).collect::<Vec<_>>().join("x");
-    let targets = plain.split("](").skip(1).filter_map(|rest| Some(rest.split_once(')')?.0.to_owned()));
-    targets.collect()
-}
-
-#[test]
-fn every_link_of_a_page_leads_somewhere() {
-    if !whole_repository() {
-        return;
-    }
-    let (pages, mut wrong, mut followed) = (pages(), Vec::new(), 0);
-    for (name, text) in &pages {
-        for link in links(text).iter().filter(|link| !link.contains("://")) {
-            followed += 1;
-            let (path, anchor) = link.split_once('#').unwrap_or((link, ""));
-            let beside = Path::new(ROOT).join(name).parent().unwrap().to_path_buf();
-            let target = if path.is_empty() { Path::new(ROOT).join(name) } else { beside.join(path) };
-            if !target.exists() {
-                wrong.push(format!("{name}: {link} is not there"));
-            } else if !anchor.is_empty() {
-                let text = std::fs::read_to_string(&target).unwrap_or_default();
-                if !anchors(&text).contains(anchor) {
-                    wrong.push(format!("{name}: {link} has no such heading"));
-                }
-            }
-        }
-    }
-    assert!(followed > 50, "only {followed} links found");
-    assert!(wrong.is_empty(), "{wrong:#?}");
-}
-
-/// Returns true if a path matches one with words in capitals, each of which stands for any part of a name.
-fn matches(path: &str, pattern: &str) -> bool {
-    let (path, pattern): (Vec<_>, Vec<_>) = (path.split('/').collect(), pattern.split('/').collect());
-    path.len() == pattern.len()
-        && path.iter().zip(pattern).all(|(part, wanted)| {
-            let (stem, end) = wanted.split_once('.').unwrap_or((wanted, ""));
-            let any = !stem.is_empty() && stem.bytes().all(|b| b.is_ascii_uppercase());
-            if any { part.ends_with(end) && part.len() > end.len() } else { *part == wanted }
-        })
-}
-
-/// A recipe or a description that names a file which is no longer there helps nobody.
-#[test]
-fn every_path_that_a_page_names_is_there() {
-    /// Written by whoever installs a host.
-    const OWN: [&str; 1] = ["nixos/hosts/hardware/node-1.nix"];
-    if !whole_repository() {
-        return;
-    }
-    let root = Path::new(ROOT);
-    let all: Vec<_> =
-        files(root).iter().map(|path| path.strip_prefix(root).unwrap().display().to_string()).collect();
-    let (mut wrong, mut seen) = (Vec::new(), 0);
-    // the changelog speaks of what was
-    for (name, text) in pages().into_iter().filter(|(name, _)| name != "CHANGELOG.md") {
-        let prose = prose(&text);
-        for span in prose.split('`').skip(1).step_by(2) {
-            let tops = ["src/", "tests/", "docs/", "nixos/", "deploy/", "proto/", ".ci/"];
-            let is_path = |span: &str| !span.contains([' ', '*', '<', ':', '(', '#']);
-            if !is_path(span) || OWN.contains(&span) {
-                continue;
-            }
-            let there = if tops.iter().any(|top| span.starts_with(top)) {
-                let wanted = span.trim_end_matches('/');
-                root.join(wanted).exists() || all.iter().any(|path| matches(path, wanted))
-            } else if Path::new(span).extension().is_some_and(|extension| extension == "rs") {
-                all.iter().any(|path| path.ends_with(&format!("/{span}")))
-            } else {
-                continue;
-            };
-            seen += 1;
-            if !there {
-                wrong.push(format!("{name}: {span}"));
-            }
-        }
-    }
-    assert!(seen > 50, "only {seen} paths found");
-    assert!(wrong.is_empty(), "{wrong:#?}");
-}
-
-/// A page that shows a command of this repository shows one that is there.
-#[test]
-fn every_command_that_a_page_shows_is_there() {
-    if !whole_repository() {
-        return;
-    }
-    let makefile = page("Makefile");
-    let (mut wrong, mut seen) = (Vec::new(), 0);
-    for (name, text) in pages() {
-        for line in text.lines().filter_map(|line| line.strip_prefix("    ")) {
-            let mut words = line.split_whitespace().skip_while(|word| *word == "$" || word.contains('='));
-            let there = match (words.next(), words.next()) {
-                (Some("make"), Some(target)) => makefile.contains(&format!("\n{target}:")),
-                (Some(program), _) if program.starts_with("tests/") || program.starts_with("deploy/") => {
-                    Path::new(ROOT).join(program).exists()
-                }
-                _ => continue,
-            };
-            seen += 1;
-            if !there {
-                wrong.push(format!("{name}: {line}"));
-            }
-        }
-    }
-    assert!(seen >= 10, "only {seen} commands found");
-    assert!(wrong.is_empty(), "{wrong:#?}");
 }

@@ -17,6 +17,7 @@ mod api;
 mod callpath;
 mod docs;
 mod faults;
+mod interop;
 mod kit;
 mod limits;
 mod operations;

@@ -22,7 +22,7 @@ const LAYERS: &[&[&str]] = &[
     &["context"],
     &["telemetry"],
     &["api"],
-    &["config", "build_info", "backoff", "limit", "random"],
+    &["config", "build_info", "backoff", "limit", "random", "timeout"],
 ];
 
 /// The layers inside of `client`: under them the call that goes through all of them, over them what is in none.

@@ -38,8 +38,9 @@ pub enum Suitability {
 /// Chooses among the usable instances of one service.
 #[derive(Debug)]
 pub enum Picker {
-    /// Each in turn. Each rpc has its own turn: else a caller that alternates writes and reads would send
-    /// every write to the same one of two instances.
+    /// Each in turn. Each rpc has its own turn, and only the first attempt of a call takes one: else a caller that
+    /// alternates writes and reads would send every write to the same one of two instances, and the attempt after
+    /// a failure would turn every next call to the one that fails.
     RoundRobin(PerRpc<AtomicUsize>),
     /// The one of two random instances with the smaller [`cost`](crate::client::balance::load::Load::cost)
     /// (power of two choices).
@@ -68,7 +69,8 @@ impl Picker {
         };
         match self {
             Self::RoundRobin(turns) => {
-                let turn = turns[call.rpc].fetch_add(1, Relaxed);
+                let first = call.tried.is_empty();
+                let turn = turns[call.rpc].fetch_add(usize::from(first), Relaxed);
                 let from = turn.checked_rem(usable.len())?;
                 (from..usable.len()).chain(0..from).find_map(good)
             }

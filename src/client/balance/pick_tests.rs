@@ -84,6 +84,22 @@ async fn equals_share_evenly() {
     }
 }
 
+/// If it took one, every first attempt of the next calls would go to the instance that fails.
+#[tokio::test(start_paused = true)]
+async fn the_attempt_after_a_failure_takes_no_turn() {
+    let (picker, usable) = (Picker::from(Balancer::RoundRobin), instances(2, |_| {}));
+    let mut first_attempts = [0, 0];
+    for _ in 0..10 {
+        let (first, _) = picker.pick(&call(), &usable).unwrap();
+        first_attempts[usize::from(first.number == usable[1].number)] += 1;
+        if first.number == usable[1].number {
+            let retry = Call { tried: vec![first.number], ..call() };
+            assert_eq!(picker.pick(&retry, &usable).unwrap().0.number, usable[0].number);
+        }
+    }
+    assert_eq!(first_attempts, [5, 5]);
+}
+
 #[tokio::test(start_paused = true)]
 async fn calls_go_where_the_load_is_least() {
     let usable = instances(4, |_| {});

@@ -1,5 +1,9 @@
 //! The last good answers of reads, for the fallback. It is bounded in memory: the least recently used answer is
 //! dropped for a new one.
+//!
+//! An answer is out of date once a write of what it is about has been acknowledged, to this process or to a caller
+//! above it that says so: it would bring back what was deleted or overwritten. What counts is when the read began, so
+//! a slow read that returns after the write is not kept either. Writes through other processes are not known here.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -9,29 +13,47 @@ use lru::LruCache;
 use tokio::time::Instant;
 
 use crate::api::rpc::Rpc;
+use crate::api::subject::{Subject, Subjects};
 use crate::client::call::{Answer, Call};
 
 /// Memory of an entry without its request and message, bytes: key, time, table and list (the sizes of the
 /// types, rounded up).
 const OVERHEAD: usize = 256;
+/// Subjects whose last write is remembered, about 100 bytes each. Beyond them the time of the oldest one counts for all
+/// that are not remembered.
+const MAX_WRITTEN: usize = 8192;
 
-/// A read: the rpc and the whole request.
+/// What distinguishes reads: the rpc and the whole request.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub struct Key {
+struct Key {
     rpc: Rpc,
     request: Bytes,
 }
 
-impl From<&Call> for Key {
-    fn from(call: &Call) -> Self {
-        Self { rpc: call.rpc, request: call.framed.clone() }
+/// One read.
+#[derive(Clone, Debug)]
+pub struct Read {
+    key: Key,
+    about: Subjects,
+    began: Instant,
+    /// The last write that callers above know of.
+    written: Option<Instant>,
+}
+
+impl Read {
+    /// Returns the read that begins now with a call.
+    #[must_use]
+    pub fn begin(call: &Call) -> Self {
+        let key = Key { rpc: call.rpc, request: call.framed.clone() };
+        Self { key, about: call.about, began: Instant::now(), written: call.context.written }
     }
 }
 
 #[derive(Debug)]
 struct Entry {
     message: Bytes,
-    stored: Instant,
+    /// When the read began that was answered so.
+    read: Instant,
 }
 
 /// The cache. All services of a client share it.
@@ -47,6 +69,10 @@ struct Entries {
     lru: LruCache<Key, Entry>,
     /// Memory of all entries, bytes.
     size: usize,
+    /// When a write of a subject was last acknowledged.
+    written: LruCache<Subject, Instant>,
+    /// The newest of those that are not remembered any more.
+    forgotten: Option<Instant>,
 }
 
 impl Cache {
@@ -54,25 +80,32 @@ impl Cache {
     /// `max_age`. With 0 bytes it keeps nothing.
     #[must_use]
     pub fn new(limit: usize, max_age: Duration) -> Self {
-        let entries = Mutex::new(Entries { lru: LruCache::unbounded(), size: 0 });
+        let (lru, written) = (LruCache::unbounded(), LruCache::unbounded());
+        let entries = Mutex::new(Entries { lru, size: 0, written, forgotten: None });
         Self { max_bytes: limit, max_age, entries }
     }
 
-    /// Keeps an answer. One that takes more than a tenth of the cache is not kept: it would displace many
-    /// others.
-    pub fn keep(&self, key: &Key, answer: &Answer) {
-        let now = Instant::now();
+    /// Keeps the message that answers a read, unless a newer one is there or it is out of date. One that takes more
+    /// than a tenth of the cache is not kept: it would displace many others.
+    pub fn keep(&self, read: &Read, message: &Bytes) {
         let mut entries = self.lock();
-        if let Some(entry) = entries.lru.get_mut(key)
-            && entry.message == answer.message
-        {
-            entry.stored = now;
+        let out_of_date = entries.out_of_date(read, read.began);
+        if let Some(entry) = entries.lru.get_mut(&read.key) {
+            if entry.read > read.began {
+                return;
+            }
+            if entry.message == *message && !out_of_date {
+                entry.read = read.began;
+                return;
+            }
+        }
+        entries.remove(&read.key);
+        if out_of_date {
             return;
         }
-        entries.remove(key);
         // copies, because a slice would keep the whole buffer that it was read into
-        let key = Key { rpc: key.rpc, request: Bytes::copy_from_slice(&key.request) };
-        let entry = Entry { message: Bytes::copy_from_slice(&answer.message), stored: now };
+        let key = Key { rpc: read.key.rpc, request: Bytes::copy_from_slice(&read.key.request) };
+        let entry = Entry { message: Bytes::copy_from_slice(message), read: read.began };
         let size = size(&key, &entry);
         if size > self.max_bytes / 10 {
             return;
@@ -87,21 +120,40 @@ impl Cache {
         }
     }
 
-    /// Returns the last good answer to the same request and its age, unless it is too old.
-    pub fn last(&self, key: &Key) -> Option<(Answer, Duration)> {
+    /// Returns the last good answer to the same request and its age, unless it is too old or out of date.
+    pub fn last(&self, read: &Read) -> Option<(Answer, Duration)> {
         let mut entries = self.lock();
-        let entry = entries.lru.get(key)?;
-        let age = entry.stored.elapsed();
-        if age > self.max_age {
-            entries.remove(key);
+        let entry = entries.lru.get(&read.key)?;
+        let (message, began) = (entry.message.clone(), entry.read);
+        let age = began.elapsed();
+        if age > self.max_age || entries.out_of_date(read, began) {
+            entries.remove(&read.key);
             return None;
         }
-        Some((Answer { message: entry.message.clone(), ..Answer::default() }, age))
+        Some((Answer { message, ..Answer::default() }, age))
     }
 
     /// Drops the answer to a request: it is wrong by now.
-    pub fn forget(&self, key: &Key) {
-        self.lock().remove(key);
+    pub fn forget(&self, read: &Read) {
+        self.lock().remove(&read.key);
+    }
+
+    /// Notes that a write was acknowledged: what was read of its subjects before is out of date.
+    pub fn note_write(&self, about: Subjects) {
+        let now = Instant::now();
+        let mut entries = self.lock();
+        for subject in about.into_iter().flatten() {
+            entries.written.put(subject, now);
+            if entries.written.len() > MAX_WRITTEN {
+                let oldest = entries.written.pop_lru().map(|(_, written)| written);
+                entries.forgotten = entries.forgotten.max(oldest);
+            }
+        }
+    }
+
+    /// Returns when a write of what a read is about was last acknowledged, as far as this process or its callers know.
+    pub fn written(&self, read: &Read) -> Option<Instant> {
+        self.lock().written(read)
     }
 
     fn lock(&self) -> MutexGuard<'_, Entries> {
@@ -110,6 +162,17 @@ impl Cache {
 }
 
 impl Entries {
+    fn written(&self, read: &Read) -> Option<Instant> {
+        let subjects = read.about.into_iter().flatten();
+        let known = subjects.map(|subject| self.written.peek(&subject).copied().or(self.forgotten));
+        known.flatten().chain(read.written).max()
+    }
+
+    /// Returns true if an answer to a read that began at a time is out of date.
+    fn out_of_date(&self, read: &Read, began: Instant) -> bool {
+        self.written(read).is_some_and(|written| began <= written)
+    }
+
     fn remove(&mut self, key: &Key) {
         if let Some(entry) = self.lru.pop(key) {
             self.size = self.size.saturating_sub(size(key, &entry));
@@ -127,13 +190,13 @@ mod tests {
     use crate::api::rpc::Rpc;
     use crate::client::call::testing;
 
-    fn call(request: usize) -> Key {
+    fn call(request: usize) -> Read {
         let framed = Bytes::from(request.to_string());
-        Key::from(&Call { framed, ..testing::call(Rpc::GetFeeds, Duration::from_secs(1)) })
+        Read::begin(&Call { framed, ..testing::call(Rpc::GetFeeds, Duration::from_secs(1)) })
     }
 
-    fn answer(length: usize) -> Answer {
-        Answer { message: Bytes::from(vec![7; length]), ..Answer::default() }
+    fn answer(length: usize) -> Bytes {
+        Bytes::from(vec![7; length])
     }
 
     #[tokio::test(start_paused = true)]
@@ -174,8 +237,59 @@ mod tests {
         assert_eq!(cache.lock().size, 0);
         // another rpc with the same bytes is another read
         cache.keep(&call(1), &answer(3));
-        let other = Key { rpc: Rpc::GetTopic, ..call(1) };
+        let mut other = call(1);
+        other.key.rpc = Rpc::GetTopic;
         assert!(cache.last(&other).is_none());
+    }
+
+    /// A read of the feeds of a user.
+    fn feeds_of(user: i64) -> Read {
+        Read { about: [Some(Subject::User(user)), None], ..call(usize::try_from(user).unwrap()) }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_acknowledged_write_makes_earlier_answers_out_of_date() {
+        let millisecond = Duration::from_millis(1);
+        let cache = Cache::new(1024 * 1024, Duration::from_mins(1));
+        let early = feeds_of(1);
+        cache.keep(&early, &answer(3));
+        cache.keep(&feeds_of(2), &answer(3));
+        tokio::time::advance(millisecond).await;
+        let slow = feeds_of(1);
+        cache.note_write([Some(Subject::User(1)), None]);
+        assert!(cache.last(&feeds_of(1)).is_none(), "it would bring back what was overwritten");
+        assert!(cache.last(&feeds_of(2)).is_some(), "nobody wrote that");
+        // a read that began before the write and ends after it
+        tokio::time::advance(millisecond).await;
+        cache.keep(&slow, &answer(3));
+        assert!(cache.last(&feeds_of(1)).is_none());
+        // one that began later is good, and an earlier one does not replace it
+        let late = feeds_of(1);
+        cache.keep(&late, &answer(4));
+        cache.keep(&early, &answer(5));
+        assert_eq!(cache.last(&feeds_of(1)).unwrap().0.message, answer(4));
+        // what a caller above has written counts, too
+        tokio::time::advance(millisecond).await;
+        let told = Read { written: Some(Instant::now()), ..feeds_of(1) };
+        assert_eq!(cache.written(&told), told.written);
+        assert!(cache.last(&told).is_none());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn writes_that_are_not_remembered_count_for_all() {
+        let cache = Cache::new(1024 * 1024, Duration::from_mins(1));
+        cache.keep(&feeds_of(1), &answer(3));
+        let other = feeds_of(1_000_000);
+        cache.keep(&other, &answer(3));
+        tokio::time::advance(Duration::from_millis(1)).await;
+        for user in 1..=i64::try_from(MAX_WRITTEN).unwrap() {
+            cache.note_write([Some(Subject::User(user)), None]);
+        }
+        assert!(cache.last(&other).is_some());
+        cache.note_write([Some(Subject::User(-1)), None]);
+        assert_eq!(cache.lock().written.len(), MAX_WRITTEN);
+        assert!(cache.last(&feeds_of(1)).is_none(), "its write is the one that is not remembered");
+        assert!(cache.last(&other).is_none(), "it may have been that one");
     }
 
     #[test]

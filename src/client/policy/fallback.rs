@@ -1,6 +1,7 @@
 //! The second layer: when a read fails because no instance can answer it, the last good answer to the same
 //! request is used instead. That answer says so (`x-degraded: stale`, `age` in seconds), is counted, and is
-//! never older than `client.fallback_age_s`. A read that has not been answered before fails.
+//! never older than `client.fallback_age_s`, nor older than an acknowledged write of the same records. A read that has
+//! not been answered before fails. Answers are kept by [`crate::client::Client`], once they are decoded.
 //!
 //! The layers below get a slightly earlier deadline, so that the fallback still arrives by the caller's
 //! deadline: a second [`crate::client::policy::deadline`] layer ends the call then.
@@ -16,7 +17,7 @@ use crate::api::error::Code;
 use crate::api::headers::DEGRADED;
 use crate::api::rpc::PerRpc;
 use crate::client::call::{Answer, Call, CallLayer, Outcome};
-use crate::client::policy::cache::{Cache, Key};
+use crate::client::policy::cache::{Cache, Read};
 
 /// Value of `x-degraded` on an earlier answer.
 const STALE: HeaderValue = HeaderValue::from_static("stale");
@@ -44,32 +45,31 @@ impl<S: CallLayer> Fallback<S> {
 impl<S: CallLayer> CallLayer for Fallback<S> {
     async fn send(&self, call: Call) -> Outcome {
         if !call.rpc.policy().fallback {
-            return self.inner.send(call).await;
+            let about = call.about;
+            let outcome = self.inner.send(call).await;
+            if outcome.is_ok() {
+                self.cache.note_write(about);
+            }
+            return outcome;
         }
         let reserve = (call.context.remaining() / 20).min(MAX_RESERVE);
         let deadline = call.context.deadline.checked_sub(reserve).unwrap_or_else(Instant::now);
-        let context = call.context.with_deadline(deadline);
-        let (rpc, key) = (call.rpc, Key::from(&call));
+        let (rpc, read) = (call.rpc, Read::begin(&call));
+        let mut context = call.context.with_deadline(deadline);
+        context.written = self.cache.written(&read);
         match self.inner.send(Call { context, attempt_deadline: deadline, ..call }).await {
-            Ok(answer) => {
-                // a degraded answer is not a good one
-                if !answer.headers.contains_key(DEGRADED) {
-                    self.cache.keep(&key, &answer);
-                }
-                Ok(answer)
-            }
             Err(failure) if matches!(failure.error.code, Code::Unavailable | Code::Timeout) => {
-                let (answer, age) = self.cache.last(&key).ok_or(failure)?;
+                let (answer, age) = self.cache.last(&read).ok_or(failure)?;
                 if let Some(served) = &self.served[rpc] {
                     served.inc();
                 }
                 Ok(mark(answer, age))
             }
-            Err(failure) => {
-                if failure.error.code == Code::NotFound {
-                    self.cache.forget(&key); // the earlier answer is wrong by now
+            outcome => {
+                if outcome.as_ref().is_err_and(|failure| failure.error.code == Code::NotFound) {
+                    self.cache.forget(&read); // the earlier answer is wrong by now
                 }
-                Err(failure)
+                outcome
             }
         }
     }
@@ -87,6 +87,7 @@ mod tests {
 
     use super::*;
     use crate::api::rpc::Rpc;
+    use crate::api::subject::Subject;
     use crate::client::call::testing::{ScriptedEnd, call, failure};
     use crate::client::policy::deadline::Deadline;
 
@@ -103,6 +104,14 @@ mod tests {
         Answer { message: Bytes::from_static(b"good"), ..Answer::default() }
     }
 
+    /// Sends a call and keeps its answer, as the client does.
+    async fn send_and_keep<S: CallLayer>(layer: &Fallback<S>, call: Call) -> Answer {
+        let read = Read::begin(&call);
+        let answer = layer.send(call).await.unwrap();
+        layer.cache.keep(&read, &answer.message);
+        answer
+    }
+
     /// An end that is good once and then fails with a code.
     fn then(code: Code) -> ScriptedEnd {
         ScriptedEnd::new(move |n, _| async move { if n == 0 { Ok(good()) } else { Err(failure(code)) } })
@@ -112,7 +121,7 @@ mod tests {
     async fn the_last_good_answer_is_used_and_says_so() {
         for code in [Code::Unavailable, Code::Timeout] {
             let (layer, served) = layer(&then(code));
-            let first = layer.send(call(Rpc::GetFeeds, LIMIT)).await.unwrap();
+            let first = send_and_keep(&layer, call(Rpc::GetFeeds, LIMIT)).await;
             assert!(first.headers.is_empty());
             tokio::time::advance(Duration::from_millis(2900)).await;
             let stale = layer.send(call(Rpc::GetFeeds, LIMIT)).await.unwrap();
@@ -132,7 +141,7 @@ mod tests {
     async fn an_answer_of_the_service_is_not_replaced() {
         for code in [Code::NotFound, Code::BadRequest, Code::Internal, Code::TooManyRequests] {
             let (layer, served) = layer(&then(code));
-            layer.send(call(Rpc::GetFeeds, LIMIT)).await.unwrap();
+            send_and_keep(&layer, call(Rpc::GetFeeds, LIMIT)).await;
             let failure = layer.send(call(Rpc::GetFeeds, LIMIT)).await.unwrap_err();
             assert_eq!((failure.error.code, served.get()), (code, 0));
         }
@@ -142,7 +151,7 @@ mod tests {
             if n == 0 { Ok(good()) } else { Err(failure(codes[n - 1])) }
         });
         let (layer, _) = layer(&end);
-        layer.send(call(Rpc::GetFeeds, LIMIT)).await.unwrap();
+        send_and_keep(&layer, call(Rpc::GetFeeds, LIMIT)).await;
         for code in codes {
             let failure = layer.send(call(Rpc::GetFeeds, LIMIT)).await.unwrap_err();
             assert_eq!(failure.error.code, code);
@@ -150,20 +159,28 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
-    async fn writes_and_degraded_answers_are_not_kept() {
-        let (layer, _) = layer(&then(Code::Unavailable));
-        layer.send(call(Rpc::CreateFeed, LIMIT)).await.unwrap();
-        layer.send(call(Rpc::CreateFeed, LIMIT)).await.unwrap_err();
-
-        let end = ScriptedEnd::new(|n, _| async move {
-            match n {
-                0 => Ok(mark(good(), Duration::ZERO)),
-                _ => Err(failure(Code::Unavailable)),
-            }
+    async fn an_acknowledged_write_ends_the_fallback_and_is_told_to_the_service() {
+        let about = [Some(Subject::Topic(1)), Some(Subject::Topics)];
+        let written = Arc::new(std::sync::Mutex::new(None));
+        let seen = written.clone();
+        // the second read and the second write fail
+        let end = ScriptedEnd::new(move |n, call| {
+            *seen.lock().unwrap() = call.context.written;
+            async move { if n == 1 || n == 3 { Err(failure(Code::Unavailable)) } else { Ok(good()) } }
         });
-        let (layer, _) = self::layer(&end);
-        layer.send(call(Rpc::GetProfile, LIMIT)).await.unwrap();
-        layer.send(call(Rpc::GetProfile, LIMIT)).await.unwrap_err();
+        let (layer, _) = layer(&end);
+        let read = || Call { about: [Some(Subject::Topic(1)), None], ..call(Rpc::GetTopic, LIMIT) };
+        let write = || Call { about, ..call(Rpc::PutTopic, LIMIT) };
+        send_and_keep(&layer, read()).await;
+        tokio::time::advance(Duration::from_secs(1)).await;
+        layer.send(write()).await.unwrap_err();
+        assert_eq!(*written.lock().unwrap(), None);
+        layer.send(write()).await.unwrap();
+        let acknowledged = Instant::now();
+        tokio::time::advance(Duration::from_secs(1)).await;
+        let failure = layer.send(read()).await.unwrap_err();
+        assert_eq!(failure.error.code, Code::Unavailable, "the earlier answer is out of date");
+        assert_eq!(*written.lock().unwrap(), Some(acknowledged));
     }
 
     #[tokio::test(start_paused = true)]
@@ -179,7 +196,7 @@ mod tests {
         let cache = Arc::new(Cache::new(1024 * 1024, Duration::from_mins(1)));
         let inner = Deadline::new(end, IntCounter::new("x", "x").unwrap());
         let (layer, served) = (Fallback::new(inner, cache, Arc::new(served)), counter);
-        layer.send(call(Rpc::GetFeeds, LIMIT)).await.unwrap();
+        send_and_keep(&layer, call(Rpc::GetFeeds, LIMIT)).await;
         let slow = call(Rpc::GetFeeds, LIMIT);
         let deadline = slow.context.deadline;
         layer.send(slow).await.unwrap();

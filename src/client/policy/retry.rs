@@ -29,6 +29,7 @@ use crate::client::call::{
 };
 use crate::client::policy::budget::Budget;
 use crate::config;
+use crate::timeout::timeout_at;
 
 /// Why another attempt is made; a metric label.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -252,7 +253,7 @@ impl<S: CallLayer> CallLayer for Retry<S> {
             let outcome = {
                 let mut attempt = std::pin::pin!(self.inner.send(call.clone()));
                 if call.attempt_deadline < deadline {
-                    match tokio::time::timeout_at(call.attempt_deadline, attempt.as_mut()).await {
+                    match timeout_at(call.attempt_deadline, attempt.as_mut()).await {
                         Ok(outcome) => Some(outcome),
                         Err(_) if self.policy.give_up(&call, &mut made) => None,
                         Err(_) => Some(attempt.await),

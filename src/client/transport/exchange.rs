@@ -79,7 +79,7 @@ impl CallLayer for Exchange {
         span.tag("attempt", u64::from(before) + 1);
         span.tag("deadline_ms", call.context.remaining());
         let end = self.exchange(on_connection.sender(), &call, &trace).await;
-        on_connection.set_ended();
+        on_connection.set_ended(matches!(end, ExchangeEnd::Answered(_) | ExchangeEnd::Status(_)));
         let mut reason = None;
         let mut broke = false;
         if !matches!(end, ExchangeEnd::Answered(_)) {

@@ -71,6 +71,32 @@ pub async fn answers(mut sender: RequestSender, addr: &str, identity: &HeaderVal
     }
 }
 
+/// Asks for the peer's health again and again, so that it is heard on a connection that is silent otherwise. Two
+/// questions come in the time after which hyper pings a silent peer: one that answers gets no pings, and one that
+/// does not answer is found by them.
+///
+/// Pings alone would not do. A server of grpc-go or gRPC's C core closes a connection after three of them, unless
+/// it has sent something in between or they are five minutes apart.
+///
+/// *Cancellation*: the question that is on its way is reset.
+pub async fn keep_heard(
+    mut sender: RequestSender,
+    addr: &str,
+    identity: &HeaderValue,
+    silence: Duration,
+) -> Infallible {
+    loop {
+        tokio::time::sleep(silence / 2).await;
+        let request =
+            whole_server().and_then(|asked| wire::request(addr, identity, Rpc::HealthCheck.path(), asked));
+        if let Ok(request) = request {
+            // whatever the answer says: the watch tells the peer's health
+            let asked = async { Some(wire::read_answer(sender.send_request(request).await.ok()?).await) };
+            let _ = tokio::time::timeout(silence, asked).await;
+        }
+    }
+}
+
 /// The peer's answer to a health watch.
 pub enum HealthWatch {
     /// It reports its health on this stream.

@@ -1,5 +1,5 @@
 //! One attempt at one instance, in call order, each importing only modules after it: [`exchange`] sends a call
-//! over a connection of the [`pool`], which opens its connections by [`health`] (the peer must answer a health
+//! over a connection of the [`pool`], whose [`upkeep`] fills its [`slots`] with connections, opened by [`health`] (the peer must answer a health
 //! watch) and [`connection`] (HTTP/2 over a stream of a connector). [`wire`] is the gRPC format, and [`outcome`]
 //! decides what the end of an exchange means.
 
@@ -9,5 +9,7 @@ pub mod health;
 pub mod outcome;
 pub mod pool;
 pub mod probe;
+pub mod slots;
 pub mod state;
+pub mod upkeep;
 pub mod wire;

@@ -4,7 +4,7 @@
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 pub enum ConnectionState {
-    /// The first connection is being opened.
+    /// The first connection is being opened, or another one at once after a loss: calls may wait for it.
     Connecting = 0,
     /// Connected.
     Up = 1,

@@ -22,7 +22,8 @@ section! {
     "client.reconnect_cap_ms" => reconnect_cap: Duration =
         Duration::from_secs(1), Kind::milliseconds(100, 60_000);
 
-    /// Time between two HTTP/2 pings on a connection with calls in flight.
+    /// Silence of an instance on a connection after which it gets an HTTP/2 ping. Twice in this time it is asked for
+    /// its health, so that one that answers gets no pings: servers of grpc-go close a connection with too many.
     "client.keepalive_ms" => keepalive: Duration = Duration::from_secs(5), Kind::milliseconds(100, 600_000);
 
     /// Time after which a connection with an unanswered ping is closed.

@@ -40,8 +40,10 @@ section! {
     /// File with the password of `registry.user`. Line ends at the end of the file are ignored.
     "registry.password_file" => password_file: Option<PathBuf> = None, Kind::text(PATH);
 
-    /// Beginning of every key in etcd.
-    "registry.prefix" => prefix: String = "/services/".to_owned(), Kind::text("begins and ends with `/`");
+    /// Beginning of every key in etcd. With one without `/`, such as `services-`, clients in Go need no authority of
+    /// their own.
+    "registry.prefix" => prefix: String =
+        "/services/".to_owned(), Kind::text("begins and ends with `/`, or has none and ends with `-`, `.` or `_`");
 
     /// Life of an instance's lease. A crashed instance stays listed for at most this time and 0.5 s.
     "registry.ttl_s" => ttl: Duration = Duration::from_secs(3), Kind::seconds(1, 3600);

@@ -1,6 +1,9 @@
 //! The API: the answers over HTTP and gRPC, byte for byte where callers depend on it.
 
+mod admin;
 mod bad_requests;
 mod grpc;
+mod half_close;
 mod http;
+mod rfc9112;
 pub mod walkthrough;

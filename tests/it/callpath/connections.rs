@@ -14,6 +14,7 @@ use crate::kit::app::App;
 use crate::kit::etcd::Etcd;
 use crate::kit::fake::{Behaviour, Fake};
 use crate::kit::http::{Answer, Connection, get, put};
+use crate::kit::load::Load;
 use crate::kit::process::{PROGRAM, Process};
 use crate::kit::relay::{Direction, Faults, Relay};
 use crate::kit::{measured, member, peer, wait_for};
@@ -199,4 +200,40 @@ async fn a_half_open_connection_is_given_up() {
         (app.metric_above(opened, 1.0).await && topic(&app, frozen.addr).await["state"] == "up").then_some(())
     })
     .await;
+}
+
+/// A lost connection is no outage: it is opened again at once, and calls wait for it.
+#[tokio::test]
+async fn a_lost_connection_to_the_only_instance_fails_no_read() {
+    let fake = Fake::start().await;
+    let relay = Relay::start(fake.addr, 1).await;
+    let app = App::launch(|settings| settings.up.topic_replicas = 0);
+    let _registered = app.register("topic", relay.addr);
+    let lost = "client_connections_total{event=\"lost\",service=\"topic\"}";
+    let load = Load::get(app.gateway(), 400.0, LIST);
+    for round in 0..4_u8 {
+        wait_for("it is up", || async { (topic(&app, relay.addr).await["state"] == "up").then_some(()) })
+            .await;
+        // the second loss within a second meets a wait before the next attempt
+        tokio::time::sleep(Duration::from_millis(1100)).await;
+        let running = load.clone().start();
+        running.more(50).await;
+        relay.close();
+        running.more(100).await;
+        let record = running.finish().await;
+        assert_eq!(record.failed().len(), 0, "round {round}: {}", record.failures());
+        assert!(app.metric_above(lost, f64::from(round) + 0.5).await, "no connection was lost");
+    }
+}
+
+/// A server that limits the age of its connections says GOAWAY without an error: the next calls go to a new one.
+#[tokio::test]
+async fn a_server_that_ends_its_connections_in_an_orderly_way_fails_no_call() {
+    let peer = peer::leaving(20).await;
+    let app = app_with(&[&peer], |_| {}).await;
+    assert_eq!(failed(&calls(&app, LIST, 300).await), 0);
+    let opened = app.metric("client_connections_total{event=\"opened\",service=\"topic\"}").await;
+    assert!(opened >= 15.0, "{opened} connections were opened");
+    let record = Load::get(app.gateway(), 300.0, LIST).run(Duration::from_secs(2)).await;
+    assert_eq!(record.failed().len(), 0, "{}", record.failures());
 }

@@ -10,7 +10,9 @@ use tonic::Code;
 
 use super::{app_with_feed, counting, outcome, topics};
 use crate::kit::app::App;
+use crate::kit::etcd::Etcd;
 use crate::kit::http::{get, put, request, send};
+use crate::kit::system::Role;
 use crate::kit::{peer, wait_for};
 
 /// The last good answer, marked; what was never asked before fails.
@@ -104,4 +106,54 @@ async fn without_an_instance_the_answer_is_503_at_once() {
     let ready = get(app.addresses.admin, "/readyz").await;
     assert_eq!(ready.status, 200);
     assert!(ready.body.contains("warn: topic: no instance can be called\n"), "{}", ready.body);
+}
+
+/// What was deleted or overwritten does not come back while a service is away, not even on another page that was read
+/// before, and not in a profile.
+#[tokio::test]
+async fn an_acknowledged_write_is_not_undone_by_the_fallback() {
+    let etcd = Etcd::start().await;
+    let endpoint = etcd.addr.to_string();
+    let gateway = Role::gateway(&endpoint);
+    let [_profile] = Role::services(&endpoint, "profile");
+    let ([mut feed], [mut topic]) = (Role::services(&endpoint, "feed"), Role::services(&endpoint, "topic"));
+    for service in ["feed", "profile", "topic"] {
+        gateway.wait_for_certain(service, 1).await;
+    }
+    let lists = ["/api/feed/get_feeds?user_id=7", "/api/feed/get_feeds?user_id=7&size=5"];
+    let (profile, view, list) =
+        ("/api/profile/get_profile?user_id=7", "/api/topic/view?topic_id=1", "/api/topic/list");
+    let write = async |path: &str, body: &str| {
+        let answer = put(gateway.addr, path, body).await;
+        assert_eq!(answer.status, 200, "{path}: {answer:?}");
+    };
+    write("/api/profile/put_profile", r#"{"user_id":7,"name":"n","company":"c","title":"t"}"#).await;
+    write("/api/feed/create_feed", r#"{"id":1,"user_id":7,"content":"deleted later"}"#).await;
+    write("/api/feed/create_feed", r#"{"id":1,"user_id":8,"content":"of another user"}"#).await;
+    write("/api/topic/put_topic", r#"{"topic_id":1,"subject":"old","content":"old"}"#).await;
+    let other = "/api/feed/get_feeds?user_id=8";
+    wait_for("the profile has its feeds", || async {
+        let answer = get(gateway.addr, profile).await;
+        (answer.json()["feeds"].as_array()?.len() == 1 && answer.degraded().is_empty()).then_some(())
+    })
+    .await;
+    for path in lists.into_iter().chain([view, list, other]) {
+        assert_eq!(outcome(&get(gateway.addr, path).await), (200, ""), "{path}");
+    }
+    let deleted =
+        send(gateway.addr, request("DELETE", "/api/feed/delete_feed?user_id=7&id=1", "")).await.unwrap();
+    assert_eq!(deleted.status, 200, "{deleted:?}");
+    write("/api/topic/put_topic", r#"{"topic_id":1,"subject":"new","content":"new"}"#).await;
+
+    feed.process.kill();
+    topic.process.kill();
+    for path in lists.into_iter().chain([view, list]) {
+        let answer = get(gateway.addr, path).await;
+        assert_eq!(answer.status, 503, "{path}: {answer:?}");
+    }
+    let answer = get(gateway.addr, profile).await;
+    assert_eq!(outcome(&answer), (200, "feeds_unavailable"), "{answer:?}");
+    assert_eq!(answer.json()["feeds"], json!([]));
+    // nobody wrote that
+    assert_eq!(outcome(&get(gateway.addr, other).await), (200, "stale"));
 }

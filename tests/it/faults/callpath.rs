@@ -24,7 +24,7 @@ use crate::kit::{ab, quantile, wait_for};
 
 /// Calls a second while a fault lasts.
 const RATE: f64 = 200.0;
-const LIST: &str = "/api/topic/list";
+pub(super) const LIST: &str = "/api/topic/list";
 const VIEW: &str = "/api/topic/view?topic_id=1";
 
 rows! { "callpath"
@@ -48,15 +48,15 @@ rows! { "callpath"
 }
 
 /// A gateway over etcd and so many fakes that are registered as topic, each behind a relay.
-struct Bench {
+pub(super) struct Bench {
     etcd: Etcd,
-    gateway: Role,
-    fakes: Vec<Fake>,
-    relays: Vec<Relay>,
+    pub(super) gateway: Role,
+    pub(super) fakes: Vec<Fake>,
+    pub(super) relays: Vec<Relay>,
 }
 
 impl Bench {
-    async fn start(count: usize) -> Self {
+    pub(super) async fn start(count: usize) -> Self {
         Self::start_with(count, usize::MAX >> 3, &[]).await
     }
 
@@ -80,7 +80,7 @@ impl Bench {
         self.etcd.client().await.put(key, addr.to_string(), None).await.expect("etcd answers");
     }
 
-    fn load(&self, path: &'static str) -> Load {
+    pub(super) fn load(&self, path: &'static str) -> Load {
         Load::get(self.gateway.addr, RATE, path)
     }
 
@@ -92,7 +92,7 @@ impl Bench {
     }
 
     /// Returns how many calls reached each fake.
-    fn calls(&self) -> Vec<usize> {
+    pub(super) fn calls(&self) -> Vec<usize> {
         self.fakes.iter().map(Fake::calls).collect()
     }
 }

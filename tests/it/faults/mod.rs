@@ -8,9 +8,13 @@
 //! its bound: it is void, and tried again up to three times.
 
 mod callpath;
+mod chaos;
+mod connections;
 mod edge;
 mod limbo;
+mod pauses;
 mod registry;
+mod store;
 mod telemetry;
 
 use std::collections::BTreeSet;
@@ -29,7 +33,18 @@ use crate::kit::skip;
 
 /// Every row, in the order of the table.
 fn all() -> Vec<Row> {
-    [registry::ROWS, limbo::ROWS, callpath::ROWS, edge::ROWS, telemetry::ROWS].concat()
+    [
+        registry::ROWS,
+        limbo::ROWS,
+        callpath::ROWS,
+        connections::ROWS,
+        pauses::ROWS,
+        edge::ROWS,
+        store::ROWS,
+        telemetry::ROWS,
+        chaos::ROWS,
+    ]
+    .concat()
 }
 
 /// Makes the rows of a group and the named tests of their short forms.
@@ -386,9 +401,9 @@ fn a_choice_of_rows_runs_what_it_names_or_is_refused() {
     for group in groups {
         assert!(choose(group).is_ok_and(|rows| !rows.is_empty()), "{group}");
     }
-    for wrong in ["F0", "store", "registry F11x"] {
+    for wrong in ["F0", "stores", "registry F11x"] {
         let error = names(wrong).unwrap_err();
-        assert!(error.contains("groups: callpath registry telemetry; rows: F11 F12"), "{error}");
+        assert!(error.contains("groups: callpath chaos registry store telemetry; rows: F11 F12"), "{error}");
     }
     let hour = Duration::from_hours(1);
     assert_eq!((scale("", hour), scale("30", hour), scale("90.5", hour)), (Ok(1.0), Ok(0.5), Ok(1.0)));

@@ -1,9 +1,10 @@
-//! What watching costs: collectors in trouble, scrapers, and the spans themselves.
+//! What watching costs: collectors and a standard error in trouble, scrapers, and the spans themselves.
 
 use std::cell::Cell;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use rustix::process::Signal;
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -14,12 +15,14 @@ use crate::kit::cpu::Meter;
 use crate::kit::etcd::Etcd;
 use crate::kit::http::{self, Connection};
 use crate::kit::load::Load;
+use crate::kit::stderr::{Trouble, Troubled};
 use crate::kit::system::Role;
 use crate::kit::{ab, free_addr, guarantees, wait_for};
 
 rows! { "telemetry"
     "F29" f29_the_collector_is_in_trouble collector_in_trouble 120 4 "the collector is dead, slow, answers 500";
     "F30" f30_a_hundred_scrapers scrapers 60 3 "100 scrapers, each once a second";
+    "F50" f50_standard_error_is_in_trouble stderr_in_trouble 80 8 "standard error is blocked, slow, closed, on a full disk";
     "P5" p5_what_tracing_costs tracing 60 3 "requests/s with 1 % and with 100 % of them traced";
 }
 
@@ -60,32 +63,36 @@ impl System {
 
     /// Calls as fast as it answers; returns calls, and failed ones among them.
     async fn calls(&self, time: Duration) -> (usize, usize) {
-        let until = Instant::now() + time;
-        let mut callers = JoinSet::new();
-        for _ in 0..CALLERS {
-            let addr = self.gateway.addr;
-            callers.spawn(async move {
-                let (mut calls, mut failed) = (0, 0);
-                let mut connection = Connection::open(addr).await.expect("it listens");
-                while Instant::now() < until {
-                    let answer = connection.get(LIST).await;
-                    calls += 1;
-                    if !answer.is_ok_and(|answer| answer.status == 200) {
-                        failed += 1;
-                        connection = Connection::open(addr).await.expect("it listens");
-                    }
-                }
-                (calls, failed)
-            });
-        }
-        let each = callers.join_all().await.into_iter();
-        each.fold((0, 0), |(calls, failed), caller| (calls + caller.0, failed + caller.1))
+        calls(self.gateway.addr, time).await
     }
 
     /// Returns the sum of a metric over both processes.
     async fn metric(&self, begin: &str) -> f64 {
         self.gateway.metric(begin).await + self.topic.metric(begin).await
     }
+}
+
+/// Calls a gateway as fast as it answers; returns calls, and failed ones among them.
+async fn calls(addr: SocketAddr, time: Duration) -> (usize, usize) {
+    let until = Instant::now() + time;
+    let mut callers = JoinSet::new();
+    for _ in 0..CALLERS {
+        callers.spawn(async move {
+            let (mut calls, mut failed) = (0, 0);
+            let mut connection = Connection::open(addr).await.expect("it listens");
+            while Instant::now() < until {
+                let answer = connection.get(LIST).await;
+                calls += 1;
+                if !answer.is_ok_and(|answer| answer.status == 200) {
+                    failed += 1;
+                    connection = Connection::open(addr).await.expect("it listens");
+                }
+            }
+            (calls, failed)
+        });
+    }
+    let each = callers.join_all().await.into_iter();
+    each.fold((0, 0), |(calls, failed), caller| (calls + caller.0, failed + caller.1))
 }
 
 /// Makes calls for a time; returns the processor time of each, seconds, and how many failed.
@@ -151,6 +158,53 @@ async fn collector_in_trouble(time: Duration) -> Findings {
         // what is in hand is in neither count: at most a batch in each process
         let missing = made - sent - dropped - queued;
         findings.add(&what("spans unaccounted for"), missing.abs(), "", Bound::AtMost(1000.0), false);
+    }
+    findings
+}
+
+async fn stderr_in_trouble(time: Duration) -> Findings {
+    /// What a slow reader takes, bytes a second: a tenth of what the load writes.
+    const SLOW: usize = 10_000;
+    let mut findings = Findings::default();
+    for (name, trouble) in [
+        ("blocked", Trouble::Blocked),
+        ("slow", Trouble::Blocked),
+        ("closed", Trouble::Closed),
+        ("full disk", Trouble::Full),
+    ] {
+        let what = |text: &str| format!("{name}: {text}");
+        let mut up = Troubled::up(trouble);
+        if name == "slow" {
+            up.read_slowly(SLOW);
+        }
+        let gateway = up.ready().await;
+        calls(gateway, SECOND / 4).await;
+        let before = up.resident();
+        // the fault begins when lines are lost: the queue is full, or nothing can be written
+        let mut lost = 0.0;
+        for _ in 0..60 {
+            calls(gateway, SECOND / 2).await;
+            lost = up.metric("log_lines_dropped_total").await;
+            if lost > 0.0 {
+                break;
+            }
+        }
+        findings.share(&what("lines lost and counted"), lost, 1.0);
+        let record = Load::get(gateway, 200.0, LIST).run(time / 4).await;
+        // on a busy machine a call takes its second; a process that waits for standard error answers none at all
+        findings.timed_guarantee(&what("G9"), guarantees::telemetry_is_free_to_fail(&record));
+        let (made, failed) = calls(gateway, SECOND / 4).await;
+        findings.share(&what("good calls while lines are lost"), (made - failed) as f64, 1.0);
+        findings.tell(&what("p99, s"), record.latency(0.99).as_secs_f64(), "");
+        let grown = up.resident().saturating_sub(before);
+        findings.count(&what("growth of the process, MB"), (grown >> 20) as usize, (MEMORY >> 20) as usize);
+        let alive = up.admin("/livez").await.is_ok_and(|answer| answer.body == "ok\n");
+        findings.count(&what("/livez unanswered"), usize::from(!alive), 0);
+        let begun = Instant::now();
+        up.signal(Signal::TERM);
+        let status = up.wait(10 * SECOND);
+        findings.count(&what("stops with another status than 0"), usize::from(!status.success()), 0);
+        findings.time(&what("from SIGTERM to the end"), begun.elapsed(), 2 * SECOND);
     }
     findings
 }

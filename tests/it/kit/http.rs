@@ -71,12 +71,12 @@ impl Connection {
     }
 }
 
-/// Returns a request; its Host does not matter here.
+/// Returns a request. The admin port answers some paths only under a name of its own.
 pub fn request(method: &str, path: &str, body: &str) -> Request<Full<Bytes>> {
     Request::builder()
         .method(method)
         .uri(path)
-        .header("host", "test")
+        .header("host", "localhost")
         .body(Full::new(Bytes::from(body.to_owned())))
         .expect("a valid request")
 }

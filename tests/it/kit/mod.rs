@@ -22,7 +22,7 @@ pub mod peer;
 pub mod process;
 pub mod prometheus;
 pub mod relay;
-
+pub mod stderr;
 pub mod system;
 pub mod zipkin;
 

@@ -103,6 +103,41 @@ where
     Peer { addr, task }
 }
 
+/// Says that it serves, answers every call well, and says GOAWAY without an error after every `calls`-th one of a
+/// connection, as a server does that limits the age of its connections.
+pub async fn leaving(calls: usize) -> Peer {
+    let (listener, addr) = listen().await;
+    let task = tokio::spawn(async move {
+        let mut connections = JoinSet::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            let _ = stream.set_nodelay(true);
+            connections.spawn(async move {
+                let Ok(mut connection) = h2::server::handshake(stream).await else {
+                    return;
+                };
+                let (mut watches, mut answered) = (Vec::new(), 0);
+                while let Some(Ok((request, mut respond))) = connection.accept().await {
+                    if request.uri().path().starts_with("/grpc.health.v1.Health/") {
+                        let head = http::Response::builder().header("content-type", "application/grpc");
+                        if let Ok(mut body) = respond.send_response(head.body(()).expect("a head"), false) {
+                            let _ = body.send_data(Bytes::from_static(&[0, 0, 0, 0, 2, 8, 1]), false);
+                            watches.push(body);
+                        }
+                        continue;
+                    }
+                    fine(&mut respond);
+                    answered += 1;
+                    if answered == calls {
+                        watches.clear(); // else the connection would stay open for them
+                        connection.graceful_shutdown();
+                    }
+                }
+            });
+        }
+    });
+    Peer { addr, task }
+}
+
 /// Answers a call with a status and nothing else.
 pub fn say(respond: &mut Respond, code: tonic::Code, more: &[(&'static str, &str)]) {
     let mut head = http::Response::builder()

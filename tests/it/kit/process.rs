@@ -153,11 +153,7 @@ impl Process {
 
     /// Returns its resident memory, bytes.
     pub fn resident(&self) -> u64 {
-        let path = format!("/proc/{}/status", self.child.id());
-        let status = std::fs::read_to_string(path).expect("it runs");
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
-        let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("a number");
-        kib * 1024
+        resident(self.child.id())
     }
 }
 
@@ -170,6 +166,14 @@ impl Drop for Process {
             eprintln!("log of the program: {:#?}", self.seen);
         }
     }
+}
+
+/// Returns the resident memory of a process, bytes.
+pub fn resident(pid: u32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("VmRSS");
+    let kib: u64 = line.trim().trim_end_matches(" kB").parse().expect("a number");
+    kib * 1024
 }
 
 /// Sends a signal to a child: `STOP` freezes it, `CONT` lets it go on.

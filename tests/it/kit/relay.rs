@@ -70,6 +70,8 @@ impl Faults {
 enum Strike {
     /// RST to both sides.
     Reset,
+    /// FIN to both sides.
+    Close,
     /// The server's side ends, the client's stays open and is never answered again.
     HalfOpen,
 }
@@ -111,6 +113,11 @@ impl Relay {
     /// Resets every open connection.
     pub fn reset(&self) {
         let _ = self.strikes.send(Strike::Reset);
+    }
+
+    /// Closes every open connection in both directions, without a reset.
+    pub fn close(&self) {
+        let _ = self.strikes.send(Strike::Close);
     }
 
     /// Ends the server's side of every open connection; the client is told nothing.
@@ -206,6 +213,9 @@ async fn connection(
         Strike::Reset => {
             abort(&client);
             abort(&server);
+        }
+        Strike::Close => {
+            let _ = tokio::join!(client.shutdown(), server.shutdown());
         }
         Strike::HalfOpen => {
             drop(server);

@@ -8,6 +8,8 @@ use http::Request as HttpRequest;
 use microservice_app::api::proto::{feed, profile, topic};
 use microservice_app::config::Role;
 use microservice_app::registry::Registration;
+use rustix::process::Signal;
+use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -20,7 +22,9 @@ use tonic_health::pb::health_client::HealthClient;
 
 use crate::kit::app::App;
 use crate::kit::http::{fill, small};
-use crate::kit::{measured, peer, wait_for};
+use crate::kit::metrics::metric;
+use crate::kit::process::Process;
+use crate::kit::{frames, measured, peer, wait_for};
 
 const LIST: &str = "/topic.Topic/ListTopics";
 const MS: Duration = Duration::from_millis(1);
@@ -160,6 +164,66 @@ async fn a_call_that_nobody_waits_for_is_not_begun() {
     let asked = feed::GetFeedsRequest { user_id: 7, size: 1, before: 0 };
     let found = bare(addr, "/feed.Feed/GetFeeds", "5S", &asked).await;
     assert_eq!(found.code(), Code::NotFound, "nothing was written");
+}
+
+#[tokio::test]
+async fn a_call_whose_caller_has_given_up_is_not_begun() {
+    const CALLS: i32 = 60;
+    let app = App::start().await;
+    let addr = app.addresses.of(Role::Feed).unwrap();
+    let mut callers = Vec::new();
+    for id in 1..=CALLS {
+        let record = feed::FeedRecord { id: id.into(), user_id: 7, content: "x".to_owned() };
+        let mut caller = frames::hello(addr).await;
+        // so that the connection is served, and all of what follows is read at once
+        tokio::time::sleep(5 * MS).await;
+        let call = frames::call(1, "/feed.Feed/CreateFeed", &record);
+        if id % 2 == 0 {
+            caller.write_all(&[call, frames::reset(1)].concat()).await.unwrap();
+            callers.push(caller);
+        } else {
+            caller.write_all(&call).await.unwrap(); // and the end of the connection
+        }
+    }
+    let ended = "grpc_server_handling_seconds_count{code=\"CANCELLED\",method=\"CreateFeed\"";
+    // a call whose connection ends may not even be seen; the last one is reset
+    wait_for("the calls have ended", || async {
+        app.metric_above(ended, f64::from(CALLS / 2) - 0.5).await.then_some(())
+    })
+    .await;
+    let asked = feed::GetFeedsRequest { user_id: 7, size: 100, before: 0 };
+    let found = bare(addr, "/feed.Feed/GetFeeds", "5S", &asked).await;
+    assert_eq!(found.code(), Code::NotFound, "nothing was written");
+}
+
+/// A call to a process that is stopped: its deadline passes meanwhile, and its caller sends no reset.
+#[tokio::test]
+async fn a_write_that_a_stopped_process_finds_late_is_not_begun() {
+    let mut feed = Process::start(&["feed", "--addr", "127.0.0.1:0", "--debug-addr", "127.0.0.1:0"]);
+    let (addr, admin) = feed.wait_for_role("feed");
+    let write = async |id, timeout| {
+        let record = feed::FeedRecord { id, user_id: 7, content: "x".to_owned() };
+        bare(addr, "/feed.Feed/CreateFeed", timeout, &record).await
+    };
+    assert_eq!(write(1, "500m").await.code(), Code::Ok);
+    feed.signal(Signal::STOP);
+    let thaw = async {
+        tokio::time::sleep(800 * MS).await;
+        feed.signal(Signal::CONT);
+    };
+    let (late, patient, ()) = tokio::join!(write(2, "500m"), write(3, "10S"), thaw);
+    assert_eq!((late.code(), patient.code()), (Code::Unavailable, Code::Ok), "{late:?}");
+    let pushback = late.metadata().get("grpc-retry-pushback-ms").expect("it may be repeated");
+    let pushback: u64 = pushback.to_str().unwrap().parse().unwrap();
+    assert!(pushback <= 1000, "{pushback}");
+    let count = "grpc_server_refused_total{reason=\"deadline\",service=\"feed.Feed\"}";
+    assert_eq!(metric(admin, count).await as u32, 1);
+    tokio::time::sleep(Duration::from_millis(pushback)).await;
+    assert_eq!(write(4, "500m").await.code(), Code::Ok, "the stop is over");
+    let asked = feed::GetFeedsRequest { user_id: 7, size: 100, before: 0 };
+    let found: feed::GetFeedsResponse =
+        call(&channel(addr).await, "/feed.Feed/GetFeeds", Request::new(asked)).await.unwrap();
+    assert_eq!(found.feeds.iter().map(|feed| feed.id).collect::<Vec<_>>(), [1, 3, 4]);
 }
 
 #[tokio::test]

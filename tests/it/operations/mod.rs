@@ -12,6 +12,8 @@ mod pprof;
 mod settings;
 mod shutdown;
 mod stack;
+mod stderr;
+mod store;
 mod systemd;
 mod targets;
 mod traces;

@@ -41,7 +41,8 @@ async fn download(addr: SocketAddr, path: &str) -> Vec<u8> {
     let (mut sender, connection) =
         hyper::client::conn::http1::handshake(hyper_util::rt::TokioIo::new(stream)).await.unwrap();
     tokio::spawn(connection);
-    let request = http::Request::get(path).header("host", "test").body(Empty::<bytes::Bytes>::new()).unwrap();
+    let request =
+        http::Request::get(path).header("host", "localhost").body(Empty::<bytes::Bytes>::new()).unwrap();
     let response = sender.send_request(request).await.unwrap();
     assert_eq!(response.status(), StatusCode::OK);
     response.into_body().collect().await.unwrap().to_bytes().to_vec()
@@ -123,12 +124,15 @@ async fn a_profile_names_the_functions_that_are_busy() {
 async fn one_profile_at_a_time_and_none_for_a_caller_who_has_gone() {
     let mut up = up().await;
     let mut caller = TcpStream::connect(up.admin).await.unwrap();
-    caller.write_all(b"GET /debug/pprof/profile?seconds=60 HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    caller
+        .write_all(b"GET /debug/pprof/profile?seconds=60 HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        .await
+        .unwrap();
     let status = |status: &'static str| {
         move || async move {
             let answer = raw(
                 up.admin,
-                b"GET /debug/pprof/profile?seconds=1 HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n",
+                b"GET /debug/pprof/profile?seconds=1 HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n",
             );
             answer.await.split(' ').nth(1).is_some_and(|code| code == status).then_some(())
         }
@@ -140,7 +144,10 @@ async fn one_profile_at_a_time_and_none_for_a_caller_who_has_gone() {
     assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
     // nor does a profile hold up the end
     let mut caller = TcpStream::connect(up.admin).await.unwrap();
-    caller.write_all(b"GET /debug/pprof/profile?seconds=60 HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    caller
+        .write_all(b"GET /debug/pprof/profile?seconds=60 HTTP/1.1\r\nhost: localhost\r\n\r\n")
+        .await
+        .unwrap();
     wait_for("another has begun", status("409")).await;
     up.process.stop(Duration::from_secs(10));
 }

@@ -47,7 +47,7 @@ fn sample(setting: &Setting) -> String {
             Collector::FORM => "http://zipkin.example:9411",
             StoreUrl::FORM => "sqlite:other.db",
             config::log_filter::FORM => "debug",
-            "begins and ends with `/`" => "/other/",
+            "begins and ends with `/`, or has none and ends with `-`, `.` or `_`" => "other-",
             // if the loader refuses this, the form wants a line above
             _ => "other",
         },

@@ -15,7 +15,7 @@ use crate::kit::app::App;
 use crate::kit::etcd::Etcd;
 use crate::kit::grpc::channel;
 use crate::kit::http::{Answer, Connection, get, request, send};
-use crate::kit::process::Process;
+use crate::kit::process::{PROGRAM, Process};
 use crate::kit::{SOON, peer, wait_for};
 
 fn role(role: &'static str, etcd: &Etcd) -> (Process, SocketAddr, SocketAddr) {
@@ -76,6 +76,37 @@ async fn a_second_signal_ends_at_once() {
     let status = gateway.wait(SOON);
     assert_eq!(status.code(), Some(130));
     assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_closed_terminal_drains_and_may_hang_up_twice() {
+    let (_etcd, _silent, mut gateway, call) = gateway_with_a_slow_call(1500).await;
+    gateway.signal(Signal::HUP);
+    gateway.wait_for_log("it drains", |line| line["message"] == "draining" && line["signal"] == "SIGHUP");
+    // the shell's, after the terminal's; and systemd's SIGTERM beside it
+    gateway.signal(Signal::HUP);
+    gateway.signal(Signal::TERM);
+    let answer = call.await.unwrap().expect("an answer, not a reset");
+    assert_eq!(answer.status, 504);
+    assert_eq!(gateway.wait(Duration::from_secs(2)).code(), Some(0));
+    assert_eq!(gateway.count_logs(|line| line["message"] == "draining"), 1);
+}
+
+#[tokio::test]
+async fn nohup_outlives_the_terminal() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().display().to_string();
+    let mut command = std::process::Command::new("nohup");
+    command.args([PROGRAM, "up", "--free-ports", "--data-dir", &data]);
+    let mut up = Process::spawn(command);
+    let gateway = up.wait_for_roles()["apigateway"];
+    up.signal(Signal::HUP);
+    // two turns of its runtime later it has not begun to drain
+    for _ in 0..2 {
+        assert_eq!(get(gateway, "/api/topic/list").await.status, 200);
+    }
+    assert_eq!(up.count_logs(|line| line["message"] == "draining"), 0);
+    up.stop(SOON);
 }
 
 #[tokio::test]

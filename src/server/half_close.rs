@@ -1,0 +1,156 @@
+//! The end of what a caller sends on HTTP/1. A caller may close only its sending side (`nc -N`) and still wait for the
+//! answer, or close the connection and be gone: TCP shows both alike, as a FIN, until something is sent.
+//!
+//! So the end is held back from hyper, which would drop the request, while a request is answered:
+//!
+//! - A FIN that came with the request does not end it: nobody asks and leaves at once.
+//! - A write is carried out and answered whatever comes: it must not be written and left unanswered.
+//! - Any other FIN means, some 10 ms later, that the caller has given up, and the request is cancelled.
+//!
+//! A body that is cut short can never be read to its end: then the end is passed on at once.
+
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::task::AtomicWaker;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::time::{Instant, Sleep};
+
+/// The time from a FIN that comes after a read until the read is cancelled: this many ticks. Usual reads are answered
+/// within it. Ticks and not time, because a pause of this process must not count against its callers.
+const TICKS: u8 = 10;
+const TICK: Duration = Duration::from_millis(1);
+
+/// The receiving side of one connection of HTTP/1.
+#[derive(Debug, Default)]
+pub struct Input {
+    /// True while a request is answered.
+    busy: AtomicBool,
+    /// True if that request is a write.
+    write: AtomicBool,
+    /// True once the caller has sent its FIN.
+    ended: AtomicBool,
+    /// True if a request waits for the rest of its body, which will not come.
+    starved: AtomicBool,
+    /// Wakes the connection.
+    connection: AtomicWaker,
+}
+
+impl Input {
+    /// Notes that a request is answered from now on.
+    pub fn begin(&self, write: bool) {
+        self.write.store(write, Relaxed);
+        self.busy.store(true, Relaxed);
+    }
+
+    /// Notes that the answer has been handed to hyper.
+    pub fn finish(&self) {
+        self.busy.store(false, Relaxed);
+        self.connection.wake();
+    }
+
+    /// Notes that a body has no more bytes now.
+    fn wait_for_body(&self) {
+        if self.ended.load(Relaxed) {
+            self.starved.store(true, Relaxed);
+            self.connection.wake();
+        }
+    }
+}
+
+/// Decides when hyper learns that the caller sends no more.
+pub struct End {
+    input: Arc<Input>,
+    /// True while nothing has come since the last attempt to read.
+    quiet: bool,
+    /// True once the FIN has come, and whether it came with the request.
+    seen: Option<bool>,
+    tick: Option<Pin<Box<Sleep>>>,
+    ticks: u8,
+}
+
+impl End {
+    /// Returns the end of a connection that is open.
+    pub const fn new(input: Arc<Input>) -> Self {
+        Self { input, quiet: false, seen: None, tick: None, ticks: 0 }
+    }
+
+    /// Returns true once the FIN has come.
+    pub const fn is_seen(&self) -> bool {
+        self.seen.is_some()
+    }
+
+    /// Notes whether an attempt to read found bytes.
+    pub const fn note(&mut self, found: bool) {
+        self.quiet = !found;
+    }
+
+    /// Notes the FIN.
+    pub fn see(&mut self, cx: &Context<'_>) {
+        self.seen = Some(!self.quiet);
+        self.input.ended.store(true, Relaxed);
+        // whoever waits for a body asks again, and then learns that no more will come
+        cx.waker().wake_by_ref();
+    }
+
+    /// Returns once hyper is to learn of the FIN.
+    pub fn poll(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let input = &self.input;
+        input.connection.register(cx.waker());
+        if !input.busy.load(Relaxed) || input.starved.load(Relaxed) {
+            return Poll::Ready(());
+        }
+        if self.seen == Some(true) || input.write.load(Relaxed) {
+            return Poll::Pending;
+        }
+        let tick = self.tick.get_or_insert_with(|| Box::pin(tokio::time::sleep(TICK)));
+        while self.ticks < TICKS {
+            ready!(tick.as_mut().poll(cx));
+            self.ticks += 1;
+            tick.as_mut().reset(Instant::now() + TICK);
+        }
+        Poll::Ready(())
+    }
+}
+
+/// The body of a request.
+pub struct RequestBody {
+    body: Incoming,
+    input: Arc<Input>,
+}
+
+impl RequestBody {
+    /// Wraps the body of a request that `input` receives.
+    pub const fn new(body: Incoming, input: Arc<Input>) -> Self {
+        Self { body, input }
+    }
+}
+
+impl Body for RequestBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let frame = Pin::new(&mut self.body).poll_frame(cx);
+        if frame.is_pending() {
+            self.input.wait_for_body();
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

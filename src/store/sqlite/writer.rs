@@ -1,0 +1,178 @@
+//! The thread that writes: group commits, and what is no longer wanted once its turn has come.
+
+use std::sync::{Mutex, PoisonError, mpsc as sync_mpsc};
+use std::time::{Duration, Instant};
+
+use rusqlite::Connection;
+use tokio::runtime::Handle;
+use tokio::sync::{mpsc, oneshot};
+
+use super::super::error::StoreError;
+use super::file::Files;
+use crate::server::input;
+
+/// Most writes in one transaction, so that the first of them does not wait long.
+const BATCH: usize = 256;
+/// Age from which on a write is made only after the connections of this process were read: its caller may have said
+/// meanwhile that it is not wanted, and after a pause of the process this thread may run first.
+const OLD: Duration = Duration::from_millis(20);
+/// Longest time for that, in which the file stays locked.
+const ASK: Duration = Duration::from_secs(1);
+/// Time from which on a write that waits is worth a warning.
+const LONG: Duration = Duration::from_secs(1);
+
+pub type Write = Box<dyn Job>;
+
+/// One write of a group commit.
+pub trait Job: Send {
+    /// Returns true if nobody waits for the write any more: its caller is gone, or its deadline has passed.
+    fn is_abandoned(&self) -> bool;
+    /// Returns the runtime of the caller if the write is [`OLD`].
+    fn runtime_to_ask(&self) -> Option<&Handle>;
+    /// Runs inside the transaction. Returns the error, which may be why the transaction has ended.
+    fn run(&mut self, db: &Connection) -> Option<StoreError>;
+    /// Sends the result to the caller, once the transaction has ended.
+    fn reply(self: Box<Self>, committed: Result<(), StoreError>);
+}
+
+/// A write that is queued.
+pub struct WriteJob<F, T> {
+    run: Option<F>,
+    result: Result<T, StoreError>,
+    queued: Instant,
+    deadline: Instant,
+    runtime: Handle,
+    reply: oneshot::Sender<Result<T, StoreError>>,
+}
+
+impl<F, T> WriteJob<F, T> {
+    /// Returns a write that begins before `deadline` or not at all. Must be called inside the caller's runtime.
+    pub fn new(run: F, deadline: Instant, reply: oneshot::Sender<Result<T, StoreError>>) -> Self {
+        let (queued, runtime) = (Instant::now(), Handle::current());
+        Self { run: Some(run), result: Err(StoreError::Late), queued, deadline, runtime, reply }
+    }
+}
+
+impl<F, T> Job for WriteJob<F, T>
+where
+    F: FnOnce(&Connection) -> rusqlite::Result<T> + Send,
+    T: Send,
+{
+    fn is_abandoned(&self) -> bool {
+        self.reply.is_closed() || self.deadline <= Instant::now()
+    }
+
+    fn runtime_to_ask(&self) -> Option<&Handle> {
+        (!self.is_abandoned() && self.queued.elapsed() >= OLD).then_some(&self.runtime)
+    }
+
+    fn run(&mut self, db: &Connection) -> Option<StoreError> {
+        let run = self.run.take()?;
+        self.result = run(db).map_err(|e| StoreError::from(&e));
+        self.result.as_ref().err().cloned()
+    }
+
+    fn reply(self: Box<Self>, committed: Result<(), StoreError>) {
+        // the caller may no longer wait
+        let _ = self.reply.send(committed.and(self.result));
+    }
+}
+
+/// What the writer does, for `/readyz`.
+#[derive(Debug, Default)]
+pub struct Progress(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    /// When the transaction in progress began to wait for the lock.
+    begun: Option<Instant>,
+    /// Why the last transaction failed, if it did.
+    failure: Option<StoreError>,
+}
+
+impl Progress {
+    fn update(&self, change: impl FnOnce(&mut State)) {
+        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
+    }
+
+    /// Returns what an operator should know about writes.
+    pub fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        self.update(|state| {
+            match &state.failure {
+                Some(StoreError::Full) => warnings.push("disk full, writes are refused".to_owned()),
+                Some(error) => warnings.push(format!("the last write failed: {error}")),
+                None => {}
+            }
+            if let Some(waited) = state.begun.map(|begun| begun.elapsed()).filter(|waited| *waited >= LONG) {
+                warnings.push(format!("a write has waited for {} s", waited.as_secs()));
+            }
+        });
+        warnings
+    }
+}
+
+/// Writes what is queued until all senders are gone.
+pub fn run(db: &Connection, files: &Files, mut queue: mpsc::Receiver<Write>, progress: &Progress) {
+    let mut batch = Vec::with_capacity(BATCH);
+    while let Some(first) = queue.blocking_recv() {
+        batch.push(first);
+        while batch.len() < BATCH
+            && let Ok(next) = queue.try_recv()
+        {
+            batch.push(next);
+        }
+        progress.update(|state| state.begun = Some(Instant::now()));
+        let committed = commit(db, files, &mut batch);
+        progress.update(|state| *state = State { begun: None, failure: committed.clone().err() });
+        for job in batch.drain(..) {
+            job.reply(committed.clone());
+        }
+    }
+}
+
+/// Waits until the connections of a runtime were read once more. Writes whose callers have given up are then abandoned.
+///
+/// # Errors
+/// When that takes too long.
+fn read_connections(runtime: &Handle) -> Result<(), StoreError> {
+    let (send, done) = sync_mpsc::sync_channel(1);
+    runtime.spawn(async move {
+        input::read_pending().await;
+        let _ = send.send(());
+    });
+    match done.recv_timeout(ASK) {
+        Err(sync_mpsc::RecvTimeoutError::Timeout) => {
+            Err(StoreError::Failed(format!("the runtime did not answer within {ASK:?}")))
+        }
+        // a runtime that has ended has dropped its calls
+        Ok(()) | Err(sync_mpsc::RecvTimeoutError::Disconnected) => Ok(()),
+    }
+}
+
+/// Runs the batch as one transaction, without the writes that nobody waits for when the lock is there. A statement
+/// that fails undoes only itself; a failure that ends the transaction (disk full, I/O error) fails every write of the
+/// batch.
+fn commit(db: &Connection, files: &Files, batch: &mut [Write]) -> Result<(), StoreError> {
+    files.check()?;
+    db.execute_batch("BEGIN IMMEDIATE").map_err(|e| StoreError::from(&e))?;
+    if let Some(runtime) = batch.iter().find_map(|job| job.runtime_to_ask()) {
+        let asked = read_connections(runtime);
+        asked.inspect_err(|_| drop(db.execute_batch("ROLLBACK")))?;
+    }
+    // from here on no other process writes: what begins now cannot come after a newer write
+    for job in batch.iter_mut().filter(|job| !job.is_abandoned()) {
+        let error = job.run(db);
+        if db.is_autocommit() {
+            // SQLite rolls back by itself when the disk is full or fails
+            return Err(error.unwrap_or_else(|| StoreError::Failed("the transaction was lost".to_owned())));
+        }
+    }
+    db.execute_batch("COMMIT").map_err(|e| {
+        if !db.is_autocommit() {
+            let _ = db.execute_batch("ROLLBACK");
+        }
+        StoreError::from(&e)
+    })?;
+    files.check()
+}

@@ -1,0 +1,174 @@
+//! What the pages say of etcd: backup and restore, users and rights, upkeep, and the exchange of a member.
+
+use std::process::Child;
+
+use super::*;
+use crate::kit::etcd::{self, Etcd};
+
+const NIX: &str = "docs/nix.md";
+const RUNBOOK: &str = "docs/runbook.md";
+
+/// A member that systemd would start. Killed when dropped.
+struct Started(Child);
+
+impl Started {
+    fn etcd(name: &str, client: SocketAddr, peer: SocketAddr, dir: &str, more: &[&str]) -> Self {
+        let mut command = Command::new(etcd::program());
+        command.args(["--name", name, "--log-level", "error", "--data-dir", dir]);
+        command.args(["--listen-client-urls", &url(client), "--advertise-client-urls", &url(client)]);
+        command.args(["--listen-peer-urls", &url(peer), "--initial-advertise-peer-urls", &url(peer)]);
+        Self(etcd::quiet(command).args(more).spawn().unwrap())
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[tokio::test]
+async fn the_shown_commands_of_etcd_do_what_the_pages_say() {
+    let (mut session, one) = (Session::new(Walk::Etcd), Etcd::start().await);
+    session.set("ETCDCTL_ENDPOINTS", &one.addr.to_string());
+    session.sh("etcdctl put /services/feed/10.0.0.1:8082 10.0.0.1:8082");
+    upkeep(&mut session);
+    restore(&mut session).await;
+    rights(&mut session);
+    exchange(&mut session).await;
+    session.finish();
+}
+
+fn upkeep(session: &mut Session) {
+    let healthy = session.say(RUNBOOK, "etcdctl endpoint health");
+    // 3.4 says it on standard error
+    assert!(healthy.is_empty() || healthy.contains("is healthy"), "{healthy}");
+    let keys = session.say(RUNBOOK, "etcdctl get --prefix --keys-only /services/");
+    assert_eq!(keys.trim(), "/services/feed/10.0.0.1:8082");
+    for command in ["etcdctl endpoint status --cluster", "etcdctl endpoint status --cluster -w table"] {
+        let status = session.say(RUNBOOK, command);
+        assert!(status.contains("http://"), "{command}: {status}");
+    }
+    for n in 0..20 {
+        session.sh(&format!("etcdctl put /other {n}"));
+    }
+    let printed = session.run(RUNBOOK, "etcdctl compact");
+    assert!(printed.contains("compacted revision"), "{printed}");
+    let old = session.shell("etcdctl get --rev=5 /other").output().unwrap();
+    assert!(!old.status.success(), "it is compacted");
+}
+
+async fn restore(session: &mut Session) {
+    let (client, peer, dir) = (free_addr(), free_addr(), session.path("restored").display().to_string());
+    session.swap("/var/backup", &session.path("backup").display().to_string());
+    session.swap("/var/lib/etcd", &dir);
+    session.swap("192.168.50.10:2380", &peer.to_string());
+    session.program("systemctl", "echo \"systemctl $*\"");
+    session.program("chown", "echo \"chown $*\"");
+    if session.shell("command -v etcdutl").output().unwrap().stdout.is_empty() {
+        // before etcd 3.5, as the runbook says
+        session.program("etcdutl", "exec etcdctl \"$@\"");
+    }
+    let printed = session.run(NIX, "install -d -m 700 /var/backup");
+    assert!(printed.contains("systemctl start etcd"), "{printed}");
+    // what systemd starts then
+    let initial = format!("node-0={}", url(peer));
+    let _restored = Started::etcd("node-0", client, peer, &dir, &["--initial-cluster", &initial]);
+    etcd::wait_until_healthy(client).await;
+    let keys = session.sh(&format!("ETCDCTL_ENDPOINTS={client} etcdctl get --prefix --keys-only /"));
+    let keys: Vec<_> = keys.split_whitespace().collect();
+    assert_eq!(keys, ["/other", "/services/feed/10.0.0.1:8082"]);
+}
+
+fn rights(session: &mut Session) {
+    let script = session.lines(NIX, "for s in feed profile topic apigateway").join("\n");
+    // each password twice: four services, then root
+    let typed = [
+        "feed-1",
+        "feed-1",
+        "profile-1",
+        "profile-1",
+        "topic-1",
+        "topic-1",
+        "gateway-1",
+        "gateway-1",
+        "root-1",
+        "root-1",
+    ];
+    session.typed(&script, &typed);
+    let may = |session: &Session, user: &str, command: &str| {
+        session.shell(&format!("ETCDCTL_USER={user} etcdctl {command}")).output().unwrap().status.success()
+    };
+    for (user, command, allowed) in [
+        ("feed:feed-1", "put /services/feed/a a", true),
+        ("feed:feed-1", "put /services/topic/a a", false),
+        ("feed:feed-1", "get --prefix /services/", false),
+        ("feed:wrong", "put /services/feed/a a", false),
+        ("apigateway:gateway-1", "get --prefix /services/", true),
+        ("apigateway:gateway-1", "put /services/feed/a a", false),
+        ("profile:profile-1", "get --prefix /services/", true),
+        ("root:root-1", "put /other 1", true),
+    ] {
+        assert_eq!(may(session, user, command), allowed, "{user}: {command}");
+    }
+    session.set("ETCDCTL_USER", "root:root-1");
+    session.swap("USER", "feed");
+    let script = session.said("docs/operations.md", "etcdctl user passwd USER");
+    session.typed(&script, &["feed-2", "feed-2"]);
+    assert!(may(session, "feed:feed-2", "put /services/feed/a a"));
+    assert!(!may(session, "feed:feed-1", "put /services/feed/a a"));
+    session.set("ETCDCTL_USER", "");
+}
+
+/// The disk of one of three members is lost: it is removed and added again, with nothing on its disk.
+async fn exchange(session: &mut Session) {
+    let addrs = [(); 3].map(|()| (free_addr(), free_addr()));
+    let named = addrs.iter().enumerate().map(|(number, (_, peer))| format!("m{number}={}", url(*peer)));
+    let initial = named.collect::<Vec<_>>().join(",");
+    let mut members = Vec::new();
+    for (number, (client, peer)) in addrs.iter().enumerate() {
+        let name = format!("m{number}");
+        let dir = session.path(&name).display().to_string();
+        members.push(Started::etcd(&name, *client, *peer, &dir, &["--initial-cluster", &initial]));
+    }
+    for (client, _) in addrs {
+        etcd::wait_until_healthy(client).await;
+    }
+    session.set("ETCDCTL_ENDPOINTS", &format!("{},{}", addrs[0].0, addrs[1].0));
+    session.sh("etcdctl put /kept 1");
+    drop(members.pop());
+    // etcd changes its members only when the others have been connected for five seconds
+    tokio::time::sleep(std::time::Duration::from_secs(6)).await;
+    let listed = session.say(RUNBOOK, "etcdctl member list");
+    let line = listed.lines().find(|line| line.contains("m2")).unwrap_or_else(|| panic!("{listed}"));
+    let id = line.split(',').next().unwrap().trim().to_owned();
+    let (client, peer) = (free_addr(), free_addr());
+    for (shown, here) in
+        [(" ID", format!(" {id}")), ("NAME", "m3".to_owned()), ("HOST:2380", peer.to_string())]
+    {
+        session.swap(shown, &here);
+    }
+    let added = session.run(RUNBOOK, "etcdctl member remove ID");
+    let initial = added.lines().find_map(|line| line.strip_prefix("ETCD_INITIAL_CLUSTER="));
+    let initial = initial.unwrap_or_else(|| panic!("{added}")).trim_matches('"').to_owned();
+    let dir = session.path("m3").display().to_string();
+    let _new = Started::etcd(
+        "m3",
+        client,
+        peer,
+        &dir,
+        &["--initial-cluster", &initial, "--initial-cluster-state", "existing"],
+    );
+    etcd::wait_until_healthy(client).await;
+    assert_eq!(
+        session.sh(&format!("ETCDCTL_ENDPOINTS={client} etcdctl get --print-value-only /kept")),
+        "1\n"
+    );
+
+    // a second member for a single one
+    let one = Etcd::start().await;
+    session.set("ETCDCTL_ENDPOINTS", &one.addr.to_string());
+    let added = session.say(NIX, "etcdctl member add node-5 --peer-urls=http://192.168.50.15:2380");
+    assert!(added.contains("ETCD_INITIAL_CLUSTER_STATE=\"existing\""), "{added}");
+}
