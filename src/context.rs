@@ -21,6 +21,9 @@ pub const MAX_DEADLINE: Duration = Duration::from_mins(10);
 pub struct Context {
     /// When the answer is due. Each hop passes on the time that is left.
     pub deadline: Instant,
+    /// True if its caller gave it clearly less time than requests have by default. What times out then says nothing
+    /// of those who were called.
+    pub shortened: bool,
     /// 1 to 128 visible ASCII characters.
     pub request_id: HeaderValue,
     /// The trace of the request, as this process passes it on.
@@ -37,7 +40,14 @@ impl Context {
     /// Returns a context with fresh ids.
     #[must_use]
     pub fn new(deadline: Instant) -> Self {
-        Self { deadline, request_id: fresh(), trace: Trace::default(), previous_attempts: 0, written: None }
+        Self {
+            deadline,
+            shortened: false,
+            request_id: fresh(),
+            trace: Trace::default(),
+            previous_attempts: 0,
+            written: None,
+        }
     }
 
     /// Returns the context from a caller's headers. Ids that are missing or malformed are replaced by new ones.
@@ -46,6 +56,7 @@ impl Context {
         let given = headers.get(REQUEST_ID).filter(|id| is_request_id(id));
         Self {
             deadline,
+            shortened: false,
             request_id: given.cloned().unwrap_or_else(fresh),
             trace: tracer.join(headers),
             previous_attempts: 0,
@@ -73,6 +84,13 @@ impl Context {
     pub fn of(extensions: &Extensions) -> Self {
         let given = extensions.get::<Self>();
         given.cloned().unwrap_or_else(|| Self::new(Instant::now() + MAX_DEADLINE))
+    }
+
+    /// Returns the same context of a request that was given the time `limit`, where `default` is usual.
+    #[must_use]
+    pub fn with_limit(self, limit: Duration, default: Duration) -> Self {
+        // a hop takes a little
+        Self { shortened: limit * 10 < default * 9, ..self }
     }
 
     /// Returns the time that is left; zero once the deadline has passed.
@@ -219,6 +237,17 @@ mod tests {
             headers.insert(WRITTEN, HeaderValue::from_static(wrong));
             assert_eq!(from_grpc(&headers).written, None, "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_limit_well_below_the_default_is_a_shortened_one() {
+        let shortened = |ms| {
+            let (limit, default) = (Duration::from_millis(ms), Duration::from_secs(2));
+            let context = Context::new(Instant::now() + limit).with_limit(limit, default);
+            context.with_deadline(Instant::now()).shortened
+        };
+        assert!(shortened(1) && shortened(1799));
+        assert!(!shortened(1800) && !shortened(2000) && !shortened(9000));
     }
 
     #[test]

@@ -16,9 +16,9 @@ pub struct Policy {
     /// Codes after which another instance is tried. Never `Internal` (to which gRPC's UNKNOWN is mapped): another
     /// instance would answer the same. `TooManyRequests` only with pushback from the server.
     pub retry: &'static [Code],
-    /// True if an attempt may be given up before the deadline, so that there is time for another. Not for writes: one
-    /// that is given up may still take effect, and a store that is slow for one attempt is slow for the next.
-    pub attempt_timeout: bool,
+    /// True if another attempt may race a slow one. Not for writes: the one that loses may take effect later, after a
+    /// newer write; and a store that is slow for one attempt is slow for the next.
+    pub hedge: bool,
     /// True if the last good answer may replace one that fails.
     pub fallback: bool,
     /// Longest time for the whole call; `None` means `client.deadline_ms`.
@@ -30,7 +30,7 @@ impl Policy {
     pub const READ: Self = Self {
         idempotent: true,
         retry: &[Code::Unavailable, Code::Timeout, Code::TooManyRequests],
-        attempt_timeout: true,
+        hedge: true,
         fallback: true,
         deadline: None,
     };
@@ -38,13 +38,13 @@ impl Policy {
     pub const WRITE: Self = Self {
         idempotent: true,
         retry: &[Code::Unavailable, Code::TooManyRequests],
-        attempt_timeout: false,
+        hedge: false,
         fallback: false,
         deadline: None,
     };
     /// Calls to one particular instance: one attempt.
     pub const ONCE: Self =
-        Self { idempotent: false, retry: &[], attempt_timeout: false, fallback: false, deadline: None };
+        Self { idempotent: false, retry: &[], hedge: false, fallback: false, deadline: None };
 
     /// Returns true if another attempt may follow a failure with this code.
     #[must_use]
@@ -280,9 +280,9 @@ mod tests {
             let ours = rpc.is_ours();
             assert_eq!(policy.idempotent, ours, "{}", rpc.path());
             assert_eq!(policy.retries(Code::Unavailable), ours, "{}", rpc.path());
-            // attempt timeouts and fallbacks are for reads
+            // hedges and fallbacks are for reads
             assert_eq!(policy.retries(Code::Timeout), reads, "{}", rpc.path());
-            assert_eq!((policy.attempt_timeout, policy.fallback), (reads, reads), "{}", rpc.path());
+            assert_eq!((policy.hedge, policy.fallback), (reads, reads), "{}", rpc.path());
             // the answer would be the same: a bug of the server, or wrong input
             for code in [Code::Internal, Code::BadRequest, Code::NotFound] {
                 assert!(!policy.retries(code), "{} {code:?}", rpc.path());

@@ -1,23 +1,18 @@
 //! What goes down the call path and what comes back: a call, then an answer or a failure in terms that every
 //! layer understands; and [`CallLayer`], the trait of all layers.
 
-use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
 use http::HeaderMap;
-use tokio::time::Instant;
+use tokio::sync::Notify;
 
 use crate::api::error::{Code, Error};
 use crate::api::rpc::Rpc;
 use crate::api::subject::Subjects;
 use crate::context::Context;
-
-/// Time that an instance always gets before a timeout counts as its failure. A caller with a shorter deadline
-/// can end an attempt earlier, but not make the instance look bad: else anyone could open the breakers with
-/// `x-request-timeout-ms: 1`.
-pub const MIN_TIME_TO_ANSWER: Duration = Duration::from_millis(100);
 
 /// One call on its way down. Cheap to clone: a retry sends the same bytes again.
 #[derive(Clone, Debug)]
@@ -32,14 +27,15 @@ pub struct Call {
     pub context: Context,
     /// The part of `context.previous_attempts` that was made above this call, by the callers of this process.
     pub inherited_attempts: u32,
-    /// When this attempt has taken so long that its instance is to blame; at the latest the deadline. The
-    /// retry layer may then give the attempt up.
-    pub attempt_deadline: Instant,
+    /// How long the call had at its start.
+    pub time_limit: Duration,
     /// Numbers of the instances that have been tried. The balancer prefers others.
     pub tried: Vec<u64>,
-    /// The number of the instance that has this attempt, 0 before one is picked. All clones of the call share
-    /// it, so that the retry layer can read it even of an attempt that it gives up.
-    pub picked: Arc<AtomicU64>,
+    /// True if this attempt races another one of the call. It goes only to an instance that was not tried, and is
+    /// never the probe of a breaker.
+    pub hedge: bool,
+    /// What is known of this attempt while it is under way. All clones of the call share it.
+    pub attempt: Arc<Attempt>,
     /// True if an open breaker lets the call through, because the breakers of all instances are open.
     pub ignore_breaker: bool,
     /// True if the caller can do without an answer and prefers a failure at once to a wait that is likely to
@@ -54,14 +50,70 @@ impl Call {
         Self {
             rpc,
             framed,
+            time_limit: context.remaining(),
             about: [None; 2],
-            attempt_deadline: context.deadline,
             inherited_attempts: context.previous_attempts,
             context,
             tried: Vec::new(),
-            picked: Arc::default(),
+            hedge: false,
+            attempt: Arc::default(),
             ignore_breaker: false,
             best_effort: false,
+        }
+    }
+
+    /// Returns true if an attempt that begins now has the time that calls have by default: its caller has not
+    /// shortened it, and no earlier attempt has used more than a tenth. Only then its timeout is the instance's fault;
+    /// else anyone could open the breakers with `x-request-timeout-ms: 1`.
+    #[must_use]
+    pub fn has_full_time(&self) -> bool {
+        !self.context.shortened && self.context.remaining() * 10 >= self.time_limit * 9
+    }
+}
+
+/// What the layers below tell the retry layer of an attempt that is under way, and the retry layer them.
+#[derive(Debug, Default)]
+pub struct Attempt {
+    /// The number of the instance that has it, 0 before one is picked.
+    picked: AtomicU64,
+    /// True once another attempt of the call has won.
+    lost: AtomicBool,
+    /// Notified to have the connection that carries it checked.
+    check: OnceLock<Arc<Notify>>,
+}
+
+impl Attempt {
+    /// Returns the number of the instance that has it, 0 before one is picked.
+    #[must_use]
+    pub fn picked(&self) -> u64 {
+        self.picked.load(Relaxed)
+    }
+
+    /// Notes which instance has it.
+    pub fn set_picked(&self, number: u64) {
+        self.picked.store(number, Relaxed);
+    }
+
+    /// Returns true if another attempt of the call has won: then its end says nothing of its caller or its instance.
+    #[must_use]
+    pub fn is_lost(&self) -> bool {
+        self.lost.load(Relaxed)
+    }
+
+    /// Notes that another attempt of the call has won.
+    pub fn set_lost(&self) {
+        self.lost.store(true, Relaxed);
+    }
+
+    /// Notes how the connection that carries it can be checked.
+    pub fn set_check(&self, check: Arc<Notify>) {
+        let _ = self.check.set(check);
+    }
+
+    /// Has the connection that carries it checked: it is slower than usual.
+    pub fn check_connection(&self) {
+        if let Some(check) = self.check.get() {
+            check.notify_one();
         }
     }
 }
@@ -137,20 +189,26 @@ impl Failure {
         matches!(self.delivery, Delivery::Unknown | Delivery::Answered)
     }
 
-    /// Returns true if the instance is to blame for the failure of an attempt that `took` so long. It is not
-    /// for what the caller did wrong, for a deadline that was too short, or for load that it sheds.
+    /// Returns true if the service itself has answered: no other instance would say anything else.
     #[must_use]
-    pub fn is_instance_fault(&self, took: Duration) -> bool {
-        self.is_outage(took) && self.maybe_processed() && self.pushback.is_none()
+    pub const fn is_answer(&self) -> bool {
+        matches!(self.error.code, Code::BadRequest | Code::NotFound)
     }
 
-    /// Returns true if a call that `took` so long failed because the service could not serve it, whichever
-    /// instance is to blame.
+    /// Returns true if the instance is to blame for the failure of an attempt. It is not for what the caller did
+    /// wrong, for a time limit that was shorter than usual (`full_time` is false), or for load that it sheds.
     #[must_use]
-    pub fn is_outage(&self, took: Duration) -> bool {
+    pub fn is_instance_fault(&self, full_time: bool) -> bool {
+        self.is_outage(full_time) && self.maybe_processed() && self.pushback.is_none()
+    }
+
+    /// Returns true if a call failed because the service could not serve it, whichever instance is to blame.
+    /// `full_time` says whether it had the time that calls have by default.
+    #[must_use]
+    pub fn is_outage(&self, full_time: bool) -> bool {
         match self.error.code {
             Code::Unavailable | Code::Internal => true,
-            Code::Timeout => took >= MIN_TIME_TO_ANSWER,
+            Code::Timeout => full_time,
             Code::BadRequest | Code::NotFound | Code::TooManyRequests => false,
         }
     }
@@ -180,9 +238,10 @@ pub trait CallLayer: Send + Sync + 'static {
 pub mod testing {
     //! An end of the call path that answers by a script.
 
-    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+    use std::sync::atomic::AtomicUsize;
 
     use futures_util::future::BoxFuture;
+    use tokio::time::Instant;
 
     use super::*;
 

@@ -9,7 +9,7 @@ use crate::api::rpc::{PerRpc, Rpc};
 use crate::client::balance::breaker_state::{BreakerState, PerState, Transitions};
 use crate::client::balance::endpoint::EndpointMetrics;
 use crate::client::policy::fallback::FallbackCounters;
-use crate::client::policy::retry::{Reason, Refusal, RetryMetrics};
+use crate::client::policy::retry_policy::{Reason, Refusal, RetryMetrics};
 use crate::client::transport::slots::ConnectionMetrics;
 use crate::client::transport::state::ConnectionState;
 use crate::telemetry::metrics::{HOP_SECONDS, RpcDurations, counters, gauges, histograms};
@@ -24,6 +24,7 @@ pub struct Metrics {
     attempts: HistogramVec,
     granted: IntCounterVec,
     refused: IntCounterVec,
+    hedge_wins: IntCounterVec,
     fallback: IntCounterVec,
     deadline: IntCounterVec,
     endpoints: IntGaugeVec,
@@ -61,6 +62,12 @@ impl Metrics {
                 "client_retry_refused_total",
                 "Retries that were not made, by reason.",
                 &["service", "reason"],
+            )?,
+            hedge_wins: counters(
+                r,
+                "client_hedge_wins_total",
+                "Calls whose hedge, a second attempt beside a slow one, was answered first.",
+                &["service"],
             )?,
             fallback: counters(
                 r,
@@ -164,6 +171,7 @@ impl ServiceMetrics {
             retry: RetryMetrics {
                 granted: Reason::ALL.map(|reason| of(&families.granted, reason.name())),
                 refused: Refusal::ALL.map(|refusal| of(&families.refused, refusal.name())),
+                hedge_wins: single(&families.hedge_wins),
             },
             fallback: Arc::new(PerRpc::from_fn(|rpc| {
                 (rpc.service() == service && rpc.policy().fallback)

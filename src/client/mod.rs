@@ -6,7 +6,7 @@
 //!   Fallback          uses the last good answer if there is no new one        (policy::cache)
 //!   Deadline          ends the call a little earlier, so that the fallback still arrives
 //!   BestEffort        fails best-effort calls at once while the service is out
-//!   Retry             makes further attempts                                  (policy::budget)
+//!   Retry             makes further attempts                    (policy::budget, race and hedge)
 //!   Balancer          sends each attempt to one instance     (balance::pick, balance::discover)
 //!
 //!   of each instance (balance::endpoint):
@@ -54,7 +54,8 @@ use policy::best_effort::BestEffort;
 use policy::cache::{Cache, Read};
 use policy::deadline::Deadline;
 use policy::fallback::Fallback;
-use policy::retry::{Retry, RetryPolicy};
+use policy::retry::Retry;
+use policy::retry_policy::RetryPolicy;
 use transport::connection::Dialer;
 use transport::wire;
 
@@ -115,8 +116,8 @@ impl Service {
         // from the last layer to the first
         let path = Balancer::new(endpoints.clone(), settings.balancer);
         let instances = endpoints.clone();
-        let instances = move || instances.now().usable.len();
-        let path = Retry::new(path, RetryPolicy::new(&settings, metrics.retry.clone(), instances));
+        let others = move |tried: &[u64]| instances.now().usable.iter().any(|e| !tried.contains(&e.number));
+        let path = Retry::new(path, RetryPolicy::new(&settings, metrics.retry.clone(), others));
         let path = BestEffort::new(path, best_effort.clone());
         let path = Deadline::new(path, metrics.deadline_exceeded.clone());
         let path = Fallback::new(path, cache, metrics.fallback.clone());

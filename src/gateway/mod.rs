@@ -111,7 +111,8 @@ impl Gateway {
         let Target { route, method, .. } = target;
         let requested = requested_time_limit(request.headers());
         let time_limit = requested.clone().ok().flatten().unwrap_or(self.deadline).min(self.deadline);
-        let context = Context::from_headers(request.headers(), begun + time_limit, &self.tracer);
+        let context = Context::from_headers(request.headers(), begun + time_limit, &self.tracer)
+            .with_limit(time_limit, self.deadline);
         let record = HttpRecord { requests: self.requests.clone(), target };
         let mut lifecycle = Lifecycle::begin(record, context, begun, Some(self.slow));
         let mut response = match self.admit(&request, peer) {

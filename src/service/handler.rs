@@ -140,7 +140,8 @@ impl Handler {
         // a write that its caller has given up must not come after what the caller has written since
         let late = if rpc.is_write() { self.pauses.late() } else { None };
         let time_limit = time_limit.saturating_sub(late.map_or(Duration::ZERO, |late| late.waited));
-        let context = Context::from_grpc(request.headers(), begun + time_limit, &self.tracer);
+        let context = Context::from_grpc(request.headers(), begun + time_limit, &self.tracer)
+            .with_limit(time_limit, self.default_deadline);
         let attempt = u64::from(context.previous_attempts) + 1;
         let record = CallRecord { handled: self.handled.clone(), rpc };
         // a stream lasts as long as its caller wants: it is never slow

@@ -78,7 +78,7 @@ impl Profile {
     /// missing, the headers say how the profile is degraded.
     async fn feeds(&self, user_id: i64, context: &Context) -> (Vec<Vec<u8>>, HeaderMap) {
         let request = GetFeedsRequest { user_id, size: FEEDS, before: 0 };
-        // well below the third of the deadline after which the caller may try another instance
+        // so little that the profile itself is still in time without them
         let context = context.with_deadline(Instant::now() + context.remaining() / 5);
         let reply: Result<Reply<GetFeedsResponse>, Error> =
             self.client.call_best_effort(Rpc::GetFeeds, &request, &context).await;

@@ -5,7 +5,6 @@
 //! started: for the registry's first list, and for the first connections.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -15,6 +14,7 @@ use crate::client::balance::discover::EndpointSet;
 use crate::client::balance::endpoint::Endpoint;
 use crate::client::balance::pick::{Picker, Suitability};
 use crate::client::call::{Call, CallLayer, Delivery, Failure, Outcome};
+use crate::client::transport::state::ConnectionState;
 use crate::config;
 
 /// How long after its start a client waits for the registry's first list before it reports that there is no
@@ -55,6 +55,9 @@ impl Balancer {
             }
             return Some(Err(no_endpoint(call)));
         };
+        if call.best_effort && endpoint.state() == ConnectionState::Unresponsive {
+            return Some(Err(no_endpoint(call))); // it is likely to wait in vain
+        }
         call.ignore_breaker = false;
         if suitability == Suitability::BreakerOpen {
             if among == 1 && endpoint.breakers.opened_by_consecutive_failures(call.rpc) {
@@ -93,7 +96,7 @@ impl CallLayer for Balancer {
             Some(Err(failure)) => return Err(failure),
             None => self.wait(&mut call).await?,
         };
-        call.picked.store(endpoint.number, Relaxed);
+        call.attempt.set_picked(endpoint.number);
         endpoint.load.note_call(Instant::now());
         endpoint.send(call).await
     }

@@ -211,13 +211,23 @@ impl Breakers {
         false
     }
 
-    /// Records that a call says nothing about the instance: its caller gave it up, or it was never sent.
+    /// Records that a call says nothing about the instance: its caller gave it up, or it was never sent. If it was
+    /// the probe, the next call is.
     pub fn release(&self, permit: &BreakerPermit) {
+        self.release_for(permit, Duration::ZERO);
+    }
+
+    /// Records that a call says nothing about the instance, because another attempt was faster. If it was the probe,
+    /// the next one is due after the shortest backoff: else every call would begin as a probe that is too slow.
+    pub fn release_later(&self, permit: &BreakerPermit) {
+        self.release_for(permit, self.open_time(0));
+    }
+
+    fn release_for(&self, permit: &BreakerPermit, wait: Duration) {
         let breaker = &self.by_rpc[permit.rpc];
         let _history = breaker.lock();
         if permit.probe && breaker.generation.load(Acquire) == permit.generation {
-            // the next call becomes the probe
-            breaker.probe_at.store(self.since_created(Instant::now()), Release);
+            breaker.probe_at.store(self.since_created(Instant::now() + wait), Release);
             breaker.change_state(OPEN);
         }
     }

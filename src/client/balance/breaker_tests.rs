@@ -147,6 +147,20 @@ async fn after_a_probe_without_outcome_the_next_call_is_the_probe() {
     }
 }
 
+/// Else every call would begin with a probe that is too slow.
+#[tokio::test(start_paused = true)]
+async fn after_a_probe_that_was_too_slow_the_next_one_has_to_wait() {
+    let breakers = opened(3);
+    for _ in 0..3 {
+        wait(&breakers).await;
+        let probe = breakers.admit(GET, false).unwrap();
+        breakers.release_later(&probe);
+        assert_eq!(state(&breakers), BreakerState::Open);
+        let waited = wait(&breakers).await;
+        assert!((990 * MS..=1520 * MS).contains(&waited), "{waited:?}: the shortest backoff, each time");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn it_stays_open_twice_as_long_each_time_with_jitter() {
     let breakers = opened(3);

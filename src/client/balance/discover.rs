@@ -24,7 +24,7 @@ pub struct Snapshot {
     /// Every instance that the registry lists.
     pub all: Vec<Arc<Endpoint>>,
     /// Those that get new calls: connected, healthy and not draining. If there is none, those that are
-    /// connected: they drain or say that they do not serve, but may still answer.
+    /// connected: they drain, do not respond or say that they do not serve, but may still answer.
     pub usable: Vec<Arc<Endpoint>>,
     /// True once the registry itself has listed the instances; a view from disk may be out of date.
     pub known: bool,
@@ -155,7 +155,7 @@ impl Discovery {
         };
         let mut usable = with(Endpoint::serves);
         if usable.is_empty() {
-            usable = with(|e| matches!(e.state(), ConnectionState::Up | ConnectionState::NotServing));
+            usable = with(|e| e.state().is_connected());
         }
         self.snapshot.store(Arc::new(Snapshot { all, usable, known }));
         self.publish.send_modify(|version| *version += 1);

@@ -213,6 +213,7 @@ impl Endpoint {
             ConnectionState::Connecting => "the first connection is being opened".to_owned(),
             ConnectionState::Down => "it cannot be connected to".to_owned(),
             ConnectionState::WrongService => "another service answers at its address".to_owned(),
+            ConnectionState::Unresponsive if others => "it does not answer a health check".to_owned(),
             ConnectionState::NotServing if others => "it says that it does not serve".to_owned(),
             ConnectionState::Up if self.instance.draining && others => "it is draining".to_owned(),
             _ if !tripped.is_empty() => format!("breaker open for {}", tripped.join(", ")),

@@ -3,12 +3,13 @@
 //! For each rpc it is the peak EWMA of the latency (a slower answer counts in full at once, a faster one
 //! gradually) plus a penalty for the share of recent answers that were failures or pushback, times the calls in
 //! flight plus one. Observations fade with time, so an instance that gets no calls is tried again. It is kept by
-//! rpc, because an instance that is slow in one rpc may be fast in the others.
+//! rpc, because an instance that is slow in one rpc may be fast in the others. An instance that has not answered any
+//! call yet, but has some in flight, costs as much as one that only fails: it may never answer.
 //!
-//! Sources: Finagle and tower (`PeakEwma`), linkerd2-proxy (penalty), Envoy (slow start).
+//! Sources: Finagle and tower (`PeakEwma`; the cost of one without an answer is Finagle's), linkerd2-proxy (penalty), Envoy (slow start).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -35,6 +36,8 @@ pub struct Load {
     averages: PerRpc<Averages>,
     /// When the first call was sent since the instance connected, ns from `created`; 0 for not yet.
     first_call: AtomicU64,
+    /// True once the outcome of a call was observed since the instance connected.
+    observed: AtomicBool,
 }
 
 /// The averages of one rpc. When two calls end at the same moment one observation may be lost; the next ones
@@ -61,6 +64,7 @@ impl Load {
             in_flight,
             averages: PerRpc::default(),
             first_call: AtomicU64::new(0),
+            observed: AtomicBool::new(false),
         }
     }
 
@@ -69,6 +73,9 @@ impl Load {
     pub fn cost(&self, rpc: Rpc, now: Instant) -> f64 {
         #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
         let calls = (self.in_flight.used() + 1) as f64;
+        if calls > 1.0 && !self.observed.load(Relaxed) {
+            return self.penalty.max(MIN_LATENCY_NS) * calls;
+        }
         let (latency, failures) = self.faded(rpc, now);
         self.penalty.mul_add(failures, latency).max(MIN_LATENCY_NS) * calls
     }
@@ -126,6 +133,7 @@ impl Load {
         averages.latency.store(latency.to_bits(), Relaxed);
         averages.failures.store(failures.clamp(0.0, 1.0).to_bits(), Relaxed);
         averages.at.store(now, Relaxed);
+        self.observed.store(true, Relaxed);
     }
 
     /// Records an attempt that was given up: its answer would have taken at least `took`.
@@ -150,6 +158,7 @@ impl Load {
             self.clear(rpc);
         }
         self.first_call.store(0, Relaxed);
+        self.observed.store(false, Relaxed);
     }
 
     /// Returns the share of its calls that an instance in slow start gets, 0.1 to 1; `None` if it gets all: past
@@ -254,9 +263,26 @@ mod tests {
         let in_flight = Limit::new(100, None);
         let load = Load::new(&config::Client::default(), in_flight.clone());
         let permits = in_flight.acquire(9);
+        load.observe(Rpc::CreateFeed, MS, false);
         assert!((cost_ms(&load) - 10.0).abs() < 0.001);
         drop(permits);
         assert!((cost_ms(&load) - 1.0).abs() < 0.001);
+    }
+
+    /// Else it would look faster than any that answer, and get more and more calls.
+    #[tokio::test(start_paused = true)]
+    async fn one_that_has_not_answered_yet_gets_its_second_call_last() {
+        let in_flight = Limit::new(100, None);
+        let load = Load::new(&config::Client::default(), in_flight.clone());
+        assert!((cost_ms(&load) - 1.0).abs() < 0.001, "its first call is not held back");
+        let permits = in_flight.acquire(1);
+        assert!(cost_ms(&load) >= 5000.0);
+        tokio::time::advance(MS).await;
+        load.observe(Rpc::CreateFeed, MS, false);
+        assert!((cost_ms(&load) - 2.0).abs() < 0.001);
+        load.reset();
+        assert!(cost_ms(&load) >= 5000.0);
+        drop(permits);
     }
 
     #[tokio::test(start_paused = true)]

@@ -15,7 +15,6 @@ use crate::api::rpc::{PerRpc, Rpc};
 use crate::client::balance::breaker_state::BreakerState;
 use crate::client::balance::endpoint::Endpoint;
 use crate::client::call::Call;
-use crate::client::transport::state::ConnectionState;
 use crate::config::Balancer;
 use crate::random;
 
@@ -89,15 +88,17 @@ impl Picker {
 /// Returns how suitable an instance is; `None` if it cannot be called.
 fn suitability(endpoint: &Endpoint, call: &Call, now: Instant) -> Option<Suitability> {
     // the connection may have broken since the snapshot was taken
-    let connected = matches!(endpoint.state(), ConnectionState::Up | ConnectionState::NotServing);
-    if !connected || endpoint.is_full() {
+    if !endpoint.state().is_connected() || endpoint.is_full() {
         return None;
     }
     let tried = call.tried.contains(&endpoint.number);
+    if call.hedge && tried {
+        return None;
+    }
     Some(match endpoint.breakers.state(call.rpc, now) {
         BreakerState::Closed if tried => Suitability::Tried,
         BreakerState::Closed => Suitability::Untried,
-        BreakerState::ProbeDue if !tried => Suitability::ProbeDue,
+        BreakerState::ProbeDue if !tried && !call.hedge => Suitability::ProbeDue,
         BreakerState::Open | BreakerState::HalfOpen | BreakerState::ProbeDue => Suitability::BreakerOpen,
     })
 }

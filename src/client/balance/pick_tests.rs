@@ -13,6 +13,7 @@ use crate::client::balance::endpoint::ServiceContext;
 use crate::client::call::testing;
 use crate::client::metrics::Metrics;
 use crate::client::transport::connection::{Connector, Dialer};
+use crate::client::transport::state::ConnectionState;
 use crate::config;
 use crate::registry::Instance;
 
@@ -104,6 +105,7 @@ async fn the_attempt_after_a_failure_takes_no_turn() {
 async fn calls_go_where_the_load_is_least() {
     let usable = instances(4, |_| {});
     usable[0].load.observe(RPC, 50 * MS, false);
+    usable[1].load.observe(RPC, MS, false);
     let held: Vec<_> = (0..3).map(|_| usable[1].hold()).collect();
     usable[2].load.observe(RPC, MS, true);
     let counts = picks(&Picker::PeakEwma, &call(), &usable, 1000);
@@ -142,6 +144,27 @@ async fn tried_instances_and_open_breakers_come_last() {
         usable[0].load.observe(RPC, 900 * MS, true);
         let (_, suitability) = picker.pick(&call(), &usable).unwrap();
         assert_eq!(suitability, Suitability::ProbeDue);
+    }
+}
+
+/// A hedge that went to the instance it races, or to one that is likely to fail, would be of no use.
+#[tokio::test(start_paused = true)]
+async fn a_hedge_goes_to_another_instance_and_is_no_probe() {
+    for balancer in [Balancer::PeakEwma, Balancer::RoundRobin] {
+        let picker = Picker::from(balancer);
+        let usable = instances(3, |_| {});
+        trip(&usable[0]);
+        pass(&usable, Duration::from_secs(2)).await;
+        let probes = (0..50).filter(|_| picker.pick(&call(), &usable).unwrap().1 == Suitability::ProbeDue);
+        assert!(probes.count() > 0, "another attempt may be the probe");
+        let hedge = Call { hedge: true, tried: vec![usable[1].number], ..call() };
+        assert_eq!(picks(&picker, &hedge, &usable, 50), [0, 0, 50]);
+        // if there is nothing else, an open breaker is better than the instance that is slow
+        usable[2].pretend(ConnectionState::Down);
+        let (chosen, suitability) = picker.pick(&hedge, &usable).unwrap();
+        assert_eq!((chosen.number, suitability), (usable[0].number, Suitability::BreakerOpen));
+        usable[0].pretend(ConnectionState::Down);
+        assert!(picker.pick(&hedge, &usable).is_none());
     }
 }
 

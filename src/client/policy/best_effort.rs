@@ -31,13 +31,13 @@ impl<S: CallLayer> CallLayer for BestEffort<S> {
         if !call.best_effort {
             return self.inner.send(call).await;
         }
-        let rpc = call.rpc;
+        let (rpc, full_time) = (call.rpc, call.has_full_time());
         let Some(admitted) = AdmittedCall::admit(&self.breakers, &call) else {
             let reason = format!("best-effort calls of {} are suspended after failures", rpc.service());
             return Err(Failure::new(Delivery::NoEndpoint, Error::unavailable(reason)));
         };
         let outcome = self.inner.send(call).await;
-        let failed = outcome.as_ref().is_err_and(|failure| failure.is_outage(admitted.took()));
+        let failed = outcome.as_ref().is_err_and(|failure| failure.is_outage(full_time));
         admitted.record(failed, None);
         outcome
     }

@@ -1,4 +1,5 @@
-//! The retry budget of a service: over any 10 s, retries stay below a share of the calls plus a fixed rate.
+//! A budget of a service: over any 10 s, retries stay below a share of the calls plus a fixed number. There is one
+//! for retries, filled by all calls, and one for hedges, filled by good answers.
 //!
 //! It is Finagle's rule, counted exactly. It is not tower's `TpsBudget` (0.5.3), a port of the same: unless a
 //! call comes in the very nanosecond in which a slot ends, that one skips two slots at a time, so that its 10 s
@@ -41,13 +42,14 @@ impl Budget {
     /// Returns a full budget: `percent` of the calls, and `per_second`.
     #[must_use]
     pub fn new(percent: u32, per_second: u32) -> Self {
+        Self::with_reserve(percent, u64::from(per_second) * 10)
+    }
+
+    /// Returns a full budget: `percent` of the calls, and `reserve` in 10 s.
+    #[must_use]
+    pub fn with_reserve(percent: u32, reserve: u64) -> Self {
         let slots = Slots { counts: [(0, 0); SPENDING], now: 0, calls: 0, retries: 0 };
-        Self {
-            percent: percent.into(),
-            reserve: u64::from(per_second) * 10,
-            born: Instant::now(),
-            slots: Mutex::new(slots),
-        }
+        Self { percent: percent.into(), reserve, born: Instant::now(), slots: Mutex::new(slots) }
     }
 
     /// Counts a call.
@@ -70,6 +72,17 @@ impl Budget {
             slots.current().1 += 1;
             true
         })
+    }
+
+    /// Gives back a retry that was counted and is not made.
+    pub fn give_back(&self) {
+        self.with(|slots| {
+            // a slot later there is nothing to take it from; then it stays counted
+            let current = slots.current();
+            let given = u64::from(current.1 > 0);
+            current.1 -= given;
+            slots.retries -= given;
+        });
     }
 
     fn with<T>(&self, act: impl FnOnce(&mut Slots) -> T) -> T {

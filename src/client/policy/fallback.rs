@@ -57,7 +57,7 @@ impl<S: CallLayer> CallLayer for Fallback<S> {
         let (rpc, read) = (call.rpc, Read::begin(&call));
         let mut context = call.context.with_deadline(deadline);
         context.written = self.cache.written(&read);
-        match self.inner.send(Call { context, attempt_deadline: deadline, ..call }).await {
+        match self.inner.send(Call { context, ..call }).await {
             Err(failure) if matches!(failure.error.code, Code::Unavailable | Code::Timeout) => {
                 let (answer, age) = self.cache.last(&read).ok_or(failure)?;
                 if let Some(served) = &self.served[rpc] {

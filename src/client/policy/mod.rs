@@ -6,4 +6,8 @@ pub mod budget;
 pub mod cache;
 pub mod deadline;
 pub mod fallback;
+pub mod hedge;
+pub mod latency;
+mod race;
 pub mod retry;
+pub mod retry_policy;

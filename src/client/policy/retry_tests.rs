@@ -1,15 +1,26 @@
-//! Retries on paused time.
+//! Retries and hedges on paused time.
+
+use std::time::Duration;
+
+use prometheus::IntCounter;
 
 use super::*;
-use crate::api::error::Error;
+use crate::api::error::{Code, Error};
 use crate::api::rpc::Rpc;
 use crate::client::call::testing::{ScriptedEnd, call, failure};
+use crate::client::call::{Delivery, Pushback};
+use crate::client::policy::retry_policy::{Reason, Refusal, RetryMetrics};
+use crate::config;
 
 const LIMIT: Duration = Duration::from_secs(3);
 
 fn metrics() -> RetryMetrics {
     let counter = |n: usize| IntCounter::new(format!("x{n}"), "x").unwrap();
-    RetryMetrics { granted: std::array::from_fn(counter), refused: std::array::from_fn(counter) }
+    RetryMetrics {
+        granted: std::array::from_fn(counter),
+        refused: std::array::from_fn(counter),
+        hedge_wins: counter(99),
+    }
 }
 
 fn layer_with(
@@ -19,7 +30,9 @@ fn layer_with(
 ) -> (Retry<ScriptedEnd>, RetryMetrics) {
     let (mut settings, metrics) = (config::Client::default(), metrics());
     change(&mut settings);
-    let policy = RetryPolicy::new(&settings, metrics.clone(), move || instances);
+    // numbered from 1, as they are picked
+    let others = move |tried: &[u64]| (1..=instances as u64).any(|number| !tried.contains(&number));
+    let policy = RetryPolicy::new(&settings, metrics.clone(), others);
     (Retry::new(end.clone(), policy), metrics)
 }
 
@@ -100,7 +113,7 @@ async fn attempts_know_which_instances_were_tried_and_how_many_attempts_were_mad
     let end = ScriptedEnd::new(|n, call| async move {
         assert_eq!(call.context.previous_attempts as usize, n);
         assert_eq!(call.tried, (1..=n as u64).collect::<Vec<_>>());
-        call.picked.store(n as u64 + 1, Relaxed);
+        call.attempt.set_picked(n as u64 + 1);
         Err(failure(Code::Unavailable))
     });
     layer(&end).0.send(call(Rpc::GetFeeds, LIMIT)).await.unwrap_err();
@@ -176,39 +189,248 @@ async fn no_attempt_begins_after_the_deadline() {
     assert_eq!(metrics.refused[Refusal::Deadline as usize].get(), 1);
 }
 
-/// An end that answers its n-th call after so many ms.
-fn slow(times: &'static [u64]) -> ScriptedEnd {
-    ScriptedEnd::new(move |n, _| async move {
-        tokio::time::sleep(Duration::from_millis(times[n])).await;
-        Ok(Answer::default())
+/// What the n-th call of an end gets: after so many ms a good answer or a failure.
+type Scripted = (u64, Option<Failure>);
+
+const USUAL: u64 = 20;
+
+/// An end whose first 50 calls get an answer after 20 ms, and the ones that follow what the script says.
+fn scripted(script: Vec<Scripted>) -> ScriptedEnd {
+    ScriptedEnd::new(move |n, call| {
+        let script = n.checked_sub(50).map(|n| script[n].clone());
+        let (ms, failure) = script.unwrap_or((USUAL, None));
+        call.attempt.set_picked(call.tried.len() as u64 + 1);
+        async move {
+            tokio::time::sleep(Duration::from_millis(ms)).await;
+            failure.map_or_else(|| Ok(Answer::default()), Err)
+        }
     })
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_slow_attempt_of_a_read_is_given_up_for_another() {
-    let took = |rpc, instances, times| async move {
-        let (end, begun) = (slow(times), Instant::now());
-        let answer = layer_with(&end, instances, |_| {}).0.send(call(rpc, LIMIT)).await.unwrap();
-        (end.calls(), answer.earlier_executions, begun.elapsed().as_millis() / 10)
-    };
-    // a third of 3 s
-    assert_eq!(took(Rpc::GetFeeds, 3, &[5000, 20]).await, (2, 1, 102));
-    assert_eq!(took(Rpc::GetFeeds, 3, &[5000, 5000, 20]).await, (3, 2, 202));
-    // without another instance, and for a write, it is waited for
-    assert_eq!(took(Rpc::GetFeeds, 1, &[2500]).await, (1, 0, 250));
-    assert_eq!(took(Rpc::CreateFeed, 3, &[2500]).await, (1, 0, 250));
-    // at least 100 ms
-    let end = slow(&[90]);
-    layer(&end).0.send(call(Rpc::GetFeeds, Duration::from_millis(150))).await.unwrap();
-    assert_eq!(end.calls(), 1);
+/// A layer that knows how long answers take: a hedge is sent after 20 ms, rounded up by an eighth at most.
+async fn warm(
+    script: Vec<Scripted>,
+    instances: usize,
+    change: impl FnOnce(&mut config::Client),
+) -> (Retry<ScriptedEnd>, RetryMetrics, ScriptedEnd) {
+    let end = scripted(script);
+    let (layer, metrics) = layer_with(&end, instances, |settings| {
+        settings.hedge_budget_percent = 20;
+        change(settings);
+    });
+    for _ in 0..50 {
+        layer.send(call(Rpc::GetFeeds, LIMIT)).await.unwrap();
+    }
+    tokio::time::advance(Duration::from_millis(100)).await;
+    (layer, metrics, end)
+}
+
+/// Sends a read; returns the ms it took, the attempts and its outcome.
+async fn timed(layer: &Retry<ScriptedEnd>, end: &ScriptedEnd) -> (u128, usize, Outcome) {
+    let begun = Instant::now();
+    let outcome = tokio::time::timeout(LIMIT, layer.send(call(Rpc::GetFeeds, LIMIT))).await;
+    let outcome = outcome.unwrap_or_else(|_| Err(Failure::timeout(Rpc::GetFeeds)));
+    (begun.elapsed().as_millis(), end.calls() - 50, outcome)
 }
 
 #[tokio::test(start_paused = true)]
-async fn without_budget_a_slow_attempt_goes_on() {
-    let end = slow(&[2500]);
-    let (layer, metrics) = layer_with(&end, 3, |settings| settings.retry_budget_per_second = 0);
+async fn a_slow_attempt_is_raced_and_the_first_good_answer_wins() {
+    // both attempts, when the answer comes, whether the hedge wins
+    for (first, hedge, ms, wins) in [(9000, 20, 40..=46, 1), (30, 500, 30..=31, 0), (100, 500, 100..=101, 0)]
+    {
+        let (layer, metrics, end) = warm(vec![(first, None), (hedge, None)], 3, |_| {}).await;
+        let (took, attempts, outcome) = timed(&layer, &end).await;
+        assert_eq!((attempts, outcome.unwrap().earlier_executions), (2, 1), "{first}");
+        assert!(ms.contains(&took), "{first}: {took} ms");
+        assert_eq!((metrics.granted[Reason::Hedge as usize].get(), metrics.hedge_wins.get()), (1, wins));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn there_is_no_hedge_without_data_another_instance_or_a_grant() {
+    let slow = || vec![(2500, None); 3];
+    let alone = warm(slow(), 1, |_| {}).await;
+    let off = warm(slow(), 3, |settings| settings.hedge_after_percent = 0).await;
+    let one_attempt = warm(slow(), 3, |settings| settings.attempts = 1).await;
+    let no_retries = |settings: &mut config::Client| {
+        (settings.retry_budget_percent, settings.retry_budget_per_second) = (0, 0);
+    };
+    let no_budget = warm(slow(), 3, no_retries).await;
+    for (layer, metrics, end) in [&alone, &off, &one_attempt, &no_budget] {
+        let (took, attempts, outcome) = timed(layer, end).await;
+        // nothing is cut
+        assert!((2500..=2501).contains(&took) && outcome.is_ok(), "{took} ms");
+        assert_eq!((attempts, metrics.granted[Reason::Hedge as usize].get()), (1, 0));
+    }
+    // it asks again, each time after twice the time
+    assert!((5..=8).contains(&no_budget.1.refused[Refusal::Budget as usize].get()));
+    // and none of a write, or of a call that is itself a retry
+    let (layer, _, end) = warm(slow(), 3, |_| {}).await;
+    layer.send(call(Rpc::CreateFeed, LIMIT)).await.unwrap();
+    let mut retried = call(Rpc::GetFeeds, LIMIT);
+    retried.context.previous_attempts = 1;
+    layer.send(retried).await.unwrap();
+    assert_eq!(end.calls(), 52);
+}
+
+/// Else callers in a hurry could use up the hedges of all others, for nothing.
+#[tokio::test(start_paused = true)]
+async fn a_shortened_call_is_hedged_only_if_the_hedge_has_time() {
+    for (limit, attempts) in [(30, 1), (40, 1), (60, 2)] {
+        let (layer, _, end) = warm(vec![(9000, None), (20, None)], 3, |_| {}).await;
+        let mut hurried = call(Rpc::GetFeeds, Duration::from_millis(limit));
+        hurried.context.shortened = true;
+        let time = Duration::from_millis(limit);
+        let answered = tokio::time::timeout(time, layer.send(hurried)).await.is_ok();
+        assert_eq!((end.calls() - 50, answered), (attempts, attempts == 2), "{limit} ms");
+    }
+}
+
+/// The answers of other calls are the data.
+#[tokio::test(start_paused = true)]
+async fn an_attempt_from_before_there_was_data_is_raced_once_there_is() {
+    let end = ScriptedEnd::new(|n, call| async move {
+        call.attempt.set_picked(call.tried.len() as u64 + 1);
+        tokio::time::sleep(Duration::from_millis(if n == 0 { 9000 } else { USUAL })).await;
+        Ok(Answer::default())
+    });
+    let (layer, metrics) = layer(&end);
     let begun = Instant::now();
+    let first = async {
+        layer.send(call(Rpc::GetFeeds, LIMIT)).await.unwrap();
+        begun.elapsed().as_millis()
+    };
+    let others = async {
+        for _ in 0..40 {
+            layer.send(call(Rpc::GetFeeds, LIMIT)).await.unwrap();
+        }
+    };
+    let (took, ()) = tokio::join!(first, others);
+    // 20 answers take 400 ms; it looks again after 10, 20, 40 ... 640 ms
+    assert!((660..=670).contains(&took), "{took} ms");
+    assert_eq!(metrics.hedge_wins.get(), 1);
+}
+
+/// The instance that is awaited has left meanwhile, and one that was not tried is there.
+#[tokio::test(start_paused = true)]
+async fn any_instance_that_was_not_tried_will_do() {
+    let (end, metrics) = (scripted(vec![(9000, None), (20, None)]), metrics());
+    let usable = Arc::new(std::sync::Mutex::new(vec![1_u64]));
+    let seen = usable.clone();
+    let others = move |tried: &[u64]| seen.lock().unwrap().iter().any(|number| !tried.contains(number));
+    let layer =
+        Retry::new(end.clone(), RetryPolicy::new(&config::Client::default(), metrics.clone(), others));
+    for _ in 0..50 {
+        layer.send(call(Rpc::GetFeeds, LIMIT)).await.unwrap();
+    }
+    let waiting = async {
+        let begun = Instant::now();
+        layer.send(call(Rpc::GetFeeds, LIMIT)).await.unwrap();
+        begun.elapsed()
+    };
+    let moving = async {
+        tokio::time::sleep(Duration::from_millis(400)).await;
+        *usable.lock().unwrap() = vec![2];
+    };
+    let (took, ()) = tokio::join!(waiting, moving);
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    assert_eq!(metrics.hedge_wins.get(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_failure_in_a_race_leaves_the_other_attempt_running() {
+    let unavailable = || Some(failure(Code::Unavailable));
+    // the hedge fails: the next attempt is sent at once
+    let (layer, _, end) = warm(vec![(9000, None), (5, unavailable()), (20, None)], 3, |_| {}).await;
+    let (took, attempts, outcome) = timed(&layer, &end).await;
+    assert!(outcome.is_ok() && (45..=52).contains(&took), "{took} ms");
+    assert_eq!(attempts, 3);
+    // the first one fails: the same
+    let (layer, _, end) = warm(vec![(30, unavailable()), (9000, None), (20, None)], 3, |_| {}).await;
+    let (took, attempts, outcome) = timed(&layer, &end).await;
+    assert!(outcome.is_ok() && (50..=52).contains(&took), "{took} ms");
+    assert_eq!(attempts, 3);
+    // no attempt is left: the first one is waited for
+    let only_two = |settings: &mut config::Client| settings.attempts = 2;
+    let (layer, _, end) = warm(vec![(900, None), (5, unavailable())], 3, only_two).await;
+    let (took, attempts, outcome) = timed(&layer, &end).await;
+    assert!(outcome.is_ok() && (900..=902).contains(&took), "{took} ms");
+    assert_eq!(attempts, 2);
+    // what only the hedge says does not fail the call, unless it is the service's answer
+    let cases = [(Code::Internal, true), (Code::TooManyRequests, true), (Code::NotFound, false)];
+    for (code, waits) in cases {
+        let (layer, _, end) = warm(vec![(900, None), (5, Some(failure(code)))], 3, |_| {}).await;
+        let (took, attempts, outcome) = timed(&layer, &end).await;
+        assert_eq!((outcome.is_ok(), took >= 900, attempts), (waits, waits, 2), "{code:?} {took} ms");
+    }
+    // all fail
+    let all = vec![(100, unavailable()), (50, unavailable()), (200, unavailable())];
+    let (layer, _, end) = warm(all, 3, |_| {}).await;
+    let (_, attempts, outcome) = timed(&layer, &end).await;
+    assert_eq!((attempts, outcome.unwrap_err().error.code), (3, Code::Unavailable));
+}
+
+#[tokio::test(start_paused = true)]
+async fn pushback_stops_hedges() {
+    let pushed = |pushback| Some(pushed(Code::Unavailable, pushback));
+    let after = Pushback::After(Duration::from_millis(5));
+    // of the attempt that follows it
+    let (layer, metrics, end) = warm(vec![(5, pushed(after)), (700, None)], 3, |_| {}).await;
+    let (took, attempts, outcome) = timed(&layer, &end).await;
+    assert!(outcome.is_ok() && (710..=712).contains(&took), "{took} ms");
+    assert_eq!((attempts, metrics.granted[Reason::Hedge as usize].get()), (2, 0));
+    // beside an attempt that is under way
+    for pushback in [after, Pushback::Never] {
+        let (layer, _, end) = warm(vec![(700, None), (5, pushed(pushback))], 3, |_| {}).await;
+        let (took, attempts, outcome) = timed(&layer, &end).await;
+        assert!(outcome.is_ok() && (700..=702).contains(&took), "{took} ms");
+        assert_eq!(attempts, 2);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_slower_attempt_is_told_that_it_lost() {
+    let attempts = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let seen = attempts.clone();
+    let end = ScriptedEnd::new(move |n, call| {
+        call.attempt.set_picked(call.tried.len() as u64 + 1);
+        if n >= 50 {
+            seen.lock().unwrap().push((call.hedge, call.context.previous_attempts, call.attempt.clone()));
+        }
+        async move {
+            tokio::time::sleep(Duration::from_millis(if n == 50 { 9000 } else { USUAL })).await;
+            Ok(Answer::default())
+        }
+    });
+    let (layer, _) = layer(&end);
+    for _ in 0..50 {
+        layer.send(call(Rpc::GetFeeds, LIMIT)).await.unwrap();
+    }
     layer.send(call(Rpc::GetFeeds, LIMIT)).await.unwrap();
-    assert_eq!((end.calls(), begun.elapsed().as_millis() / 10), (1, 250));
-    assert_eq!(metrics.refused[Refusal::Budget as usize].get(), 1);
+    let attempts: Vec<_> = attempts.lock().unwrap().iter().map(|(h, n, a)| (*h, *n, a.is_lost())).collect();
+    assert_eq!(attempts, [(false, 0, true), (true, 1, false)]);
+}
+
+/// When all instances turn slow, hedges end by themselves: the delay grows, and fewer good answers earn fewer.
+#[tokio::test(start_paused = true)]
+async fn when_everything_is_slow_hedges_are_a_small_share() {
+    let end = ScriptedEnd::new(|n, call| async move {
+        call.attempt.set_picked(call.tried.len() as u64 + 1);
+        tokio::time::sleep(Duration::from_millis(if n < 1000 { 2 } else { 700 })).await;
+        Ok(Answer::default())
+    });
+    let (layer, metrics) = layer(&end);
+    let (layer, hedges) = (Arc::new(layer), || metrics.granted[Reason::Hedge as usize].get());
+    let (mut calls, mut before) = (tokio::task::JoinSet::new(), 0);
+    for n in 0..5000 {
+        if n == 3000 {
+            before = hedges();
+        }
+        let layer = layer.clone();
+        calls.spawn(async move { layer.send(call(Rpc::GetFeeds, LIMIT)).await.unwrap() });
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    calls.join_all().await;
+    assert!(before > 0 && before <= 100, "{before} of the first 2000: 5 % of the good answers of 10 s");
+    assert_eq!(hedges(), before, "once it is known that answers take 700 ms");
 }

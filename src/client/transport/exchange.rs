@@ -10,7 +10,7 @@ use http::HeaderValue;
 
 use crate::api::error::{Code, chain, code_name};
 use crate::api::headers::{INSTANCE, WRONG_SERVICE};
-use crate::client::call::{Call, CallLayer, Delivery, Outcome};
+use crate::client::call::{Attempt, Call, CallLayer, Delivery, Outcome};
 use crate::client::transport::connection::RequestSender;
 use crate::client::transport::outcome::{self, ExchangeEnd, fold};
 use crate::client::transport::pool::Pool;
@@ -74,10 +74,15 @@ impl CallLayer for Exchange {
         let Some(mut on_connection) = self.pool.pick() else {
             return fold(self.service, ExchangeEnd::NotSent("not connected".to_owned()));
         };
-        let (trace, mut span) = call.context.trace.attempt(call.rpc, self.pool.addr());
+        call.attempt.set_check(on_connection.suspect());
+        let (trace, span) = call.context.trace.attempt(call.rpc, self.pool.addr());
+        let mut span = AttemptSpan { span, attempt: &call.attempt };
         let before = call.context.previous_attempts.saturating_sub(call.inherited_attempts);
-        span.tag("attempt", u64::from(before) + 1);
-        span.tag("deadline_ms", call.context.remaining());
+        span.span.tag("attempt", u64::from(before) + 1);
+        span.span.tag("deadline_ms", call.context.remaining());
+        if call.hedge {
+            span.span.tag("hedge", "sent");
+        }
         let end = self.exchange(on_connection.sender(), &call, &trace).await;
         on_connection.set_ended(matches!(end, ExchangeEnd::Answered(_) | ExchangeEnd::Status(_)));
         let mut reason = None;
@@ -99,10 +104,32 @@ impl CallLayer for Exchange {
         }
         match &outcome {
             // it was not sent, so it was not an attempt
-            Err(failure) if failure.delivery == Delivery::NotSent => span.discard(),
-            _ => end_span(span, &outcome),
+            Err(failure) if failure.delivery == Delivery::NotSent => span.take().discard(),
+            _ => end_span(span.take(), &outcome),
         }
         outcome
+    }
+}
+
+/// The span of an attempt under way. One that is dropped is recorded as cancelled, unless another attempt has won.
+struct AttemptSpan<'a> {
+    span: Span,
+    attempt: &'a Attempt,
+}
+
+impl AttemptSpan<'_> {
+    fn take(&mut self) -> Span {
+        std::mem::replace(&mut self.span, Span::empty())
+    }
+}
+
+impl Drop for AttemptSpan<'_> {
+    fn drop(&mut self) {
+        if self.attempt.is_lost() {
+            let mut span = self.take();
+            span.tag("hedge", "lost");
+            span.end();
+        }
     }
 }
 

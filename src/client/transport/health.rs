@@ -21,6 +21,7 @@ use crate::api::rpc::Rpc;
 use crate::backoff::Backoff;
 use crate::client::transport::connection::{Dialer, RequestSender};
 use crate::client::transport::{outcome, wire};
+use crate::timeout::timeout;
 
 /// Time for an answer on a connection that is suspected to be dead. A peer that is overloaded may need longer;
 /// a new connection to it costs little.
@@ -64,7 +65,7 @@ pub async fn answers(mut sender: RequestSender, addr: &str, identity: &HeaderVal
     let Ok(request) = whole_server().and_then(|asked| wire::request(addr, identity, path, asked)) else {
         return true; // not the peer's fault
     };
-    match tokio::time::timeout(CHECK_TIMEOUT, sender.send_request(request)).await {
+    match timeout(CHECK_TIMEOUT, sender.send_request(request)).await {
         Ok(Ok(_)) => true,
         Ok(Err(error)) => outcome::is_reset(&error), // a refused stream is an answer, too
         Err(_) => false,

@@ -117,7 +117,6 @@ fn pushback(status: &Status) -> Option<Pushback> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::client::call::MIN_TIME_TO_ANSWER;
 
     fn failure_of(code: tonic::Code, hint: Option<&str>) -> Failure {
         let mut status = Status::new(code, "x");
@@ -145,7 +144,7 @@ mod tests {
         ] {
             let failure = failure_of(status, None);
             assert_eq!((failure.error.code, failure.delivery), (code, Delivery::Answered), "{status:?}");
-            assert_eq!(failure.is_instance_fault(MIN_TIME_TO_ANSWER), blamed, "{status:?}");
+            assert_eq!(failure.is_instance_fault(true), blamed, "{status:?}");
             assert_eq!(failure.pushback, None);
         }
     }
@@ -161,7 +160,7 @@ mod tests {
         ] {
             let failure = failure_of(tonic::Code::Unavailable, Some(hint));
             assert_eq!(failure.pushback, Some(want), "{hint}");
-            assert!(!failure.is_instance_fault(MIN_TIME_TO_ANSWER));
+            assert!(!failure.is_instance_fault(true));
         }
     }
 
@@ -174,7 +173,7 @@ mod tests {
         ] {
             let failure = fold("feed", end).unwrap_err();
             assert_eq!((failure.error.code, failure.delivery), (Code::Unavailable, delivery));
-            assert_eq!(failure.is_instance_fault(MIN_TIME_TO_ANSWER), blamed);
+            assert_eq!(failure.is_instance_fault(true), blamed);
         }
         assert!(!fold("feed", ExchangeEnd::TooLarge).unwrap_err().error.code.name().is_empty());
     }

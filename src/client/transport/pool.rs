@@ -11,7 +11,8 @@
 //! A connection counts as up only once the peer has answered a health watch on it, even if with a refusal: a
 //! socket that is bound but not served accepts connections, too. A connection on which an HTTP/2 ping stays
 //! unanswered is closed. One that is old, or on which a call was given up and a health check then stays
-//! unanswered, is replaced: calls move to its successor once that is open, and calls in flight on it finish.
+//! unanswered, is replaced: calls move to its successor once that is open, and calls in flight on it finish. Until
+//! then a connection that does not respond gets new calls only if there is no other one, to any instance.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -93,13 +94,15 @@ impl Pool {
         slots.for_each(|slot| slot.state.store(state as u8, std::sync::atomic::Ordering::Release));
     }
 
-    /// Picks the open connection with the fewest calls; `None` if there is none.
+    /// Picks the open connection with the fewest calls, if possible one that responds; `None` if there is none.
     #[must_use]
     pub fn pick(&self) -> Option<CallOnConnection> {
         let slots = &self.connections.slots;
-        let open = slots.iter().filter_map(|slot| slot.open.load_full());
-        let open = open.filter(|connection| !connection.sender.is_closed());
-        let best = open.min_by_key(|connection| connection.calls.load(Relaxed))?;
+        let open = slots.iter().filter_map(|slot| Some((slot.state(), slot.open.load_full()?)));
+        let open = open.filter(|(_, connection)| !connection.sender.is_closed());
+        let (_, best) = open.min_by_key(|(state, connection)| {
+            (*state == ConnectionState::Unresponsive, connection.calls.load(Relaxed))
+        })?;
         if best.calls.load(Relaxed) >= CALLS_BEFORE_GROWTH
             && slots.iter().any(|slot| slot.open.load().is_none())
         {

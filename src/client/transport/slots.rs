@@ -73,9 +73,7 @@ impl Slot {
     /// not have seen its end yet.
     pub fn state(&self) -> ConnectionState {
         match ConnectionState::of(self.state.load(Acquire)) {
-            ConnectionState::Up | ConnectionState::NotServing if self.is_closed() => {
-                ConnectionState::Connecting
-            }
+            state if state.is_connected() && self.is_closed() => ConnectionState::Connecting,
             state => state,
         }
     }
@@ -95,8 +93,8 @@ pub struct OpenConnection {
     pub calls: AtomicUsize,
     /// True once a call on it was answered.
     pub answered: AtomicBool,
-    /// Notified when a call on it was given up: either its handler is slow or the connection is dead.
-    pub suspect: Notify,
+    /// Notified when a call on it was given up or is slow: either its handler is slow or the connection is dead.
+    pub suspect: Arc<Notify>,
 }
 
 /// One call on a connection, from pick to end.
@@ -123,6 +121,12 @@ impl CallOnConnection {
     #[must_use]
     pub fn connection_number(&self) -> u64 {
         self.connection.number
+    }
+
+    /// Returns what to notify to have the connection checked.
+    #[must_use]
+    pub fn suspect(&self) -> Arc<Notify> {
+        self.connection.suspect.clone()
     }
 
     /// Notes that the exchange has ended, and whether with an answer of the peer. A call that is dropped before was
@@ -177,6 +181,13 @@ impl Connections {
     pub fn set_health(&self, slot: &Slot, serving: bool) {
         if slot.state() != ConnectionState::WrongService {
             self.set_state(slot, if serving { ConnectionState::Up } else { ConnectionState::NotServing });
+        }
+    }
+
+    /// Notes that the peer does not answer a health check on one connection.
+    pub fn set_unresponsive(&self, slot: &Slot) {
+        if slot.state() == ConnectionState::Up {
+            self.set_state(slot, ConnectionState::Unresponsive);
         }
     }
 

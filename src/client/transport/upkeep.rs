@@ -6,7 +6,6 @@ use std::sync::atomic::Ordering::Relaxed;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize};
 use std::time::Duration;
 
-use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::api::error::chain;
@@ -99,7 +98,7 @@ async fn offer(
 ) -> Result<WatchedConnection, Lost> {
     let (addr, identity) = (&connections.addr, &connections.dialer.identity);
     let WatchedConnection { sender, mut ended, watch } = opened;
-    if !matches!(connections.state(), ConnectionState::Up | ConnectionState::NotServing) {
+    if !connections.state().is_connected() {
         (connections.events.on_connect)(watch.instance().as_deref());
     }
     connections.metrics.opened.inc();
@@ -108,7 +107,7 @@ async fn offer(
         number,
         calls: AtomicUsize::new(0),
         answered: AtomicBool::new(false),
-        suspect: Notify::new(),
+        suspect: Arc::default(),
     });
     slot.open.store(Some(open.clone()));
     match watch.wrong_service() {
@@ -123,6 +122,7 @@ async fn offer(
             () = tokio::time::sleep(age) => {}
             () = unresponsive(connections, &open) => {
                 tracing::info!(addr, "a connection does not respond, opening another");
+                connections.set_unresponsive(slot);
             }
         }
         open_successor(connections).await

@@ -10,7 +10,8 @@ section! {
     Client as client, read by EVERY_ROLE, defaults of role:
 
     /// Time for a whole request. A caller can shorten it by `x-request-timeout-ms` (HTTP) or `grpc-timeout` (gRPC),
-    /// and cannot extend it.
+    /// and cannot extend it. A timeout counts against an instance only if the attempt had nine tenths of this time: a
+    /// caller in a hurry says nothing about it. So all roles should have the same.
     "client.deadline_ms" => deadline: Duration = Duration::from_secs(2), Kind::milliseconds(1, 600_000);
 
     /// Time to open one connection to an instance, up to its answer to the health watch. (The default is
@@ -84,9 +85,22 @@ section! {
     /// Most attempts of one call, the first included. (gRPC A6 allows 5.)
     "client.attempts" => attempts: u32 = 3, Kind::number(1, 5);
 
-    /// Time after which another attempt of a read may follow. 0 is a third of the time that the call has at its
-    /// start, at least 100 ms.
-    "client.attempt_timeout_ms" => attempt_timeout: Duration = Duration::ZERO, Kind::milliseconds(0, 600_000);
+    /// When a read takes longer than this share of the answers to the same rpc in the last 15 to 30 s did, another
+    /// instance is asked as well, and the first good answer wins (a hedge). 0 turns hedges off. There are none before
+    /// 20 answers.
+    "client.hedge_after_percent" => hedge_after_percent: u32 = 99, Kind::percent(0, 100);
+
+    /// Least time after which a hedge is sent.
+    "client.hedge_min_delay_ms" => hedge_min_delay: Duration =
+        Duration::from_millis(10), Kind::milliseconds(1, 600_000);
+
+    /// Longest time after which a hedge is sent, if there is one at all.
+    "client.hedge_max_delay_ms" => hedge_max_delay: Duration =
+        Duration::from_secs(1), Kind::milliseconds(1, 600_000);
+
+    /// Hedges that the good answers of a service earn for it, as a share of these answers in 10 s; two are always
+    /// allowed. 0 turns hedges off. Each hedge is taken from the retry budget, too.
+    "client.hedge_budget_percent" => hedge_budget_percent: u32 = 5, Kind::percent(0, 100);
 
     /// Longest wait before the second attempt; twice that before the third. The wait is random, at least half of
     /// it.

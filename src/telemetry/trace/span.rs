@@ -38,7 +38,7 @@ struct Open {
 
 impl Span {
     /// Returns a span of which nothing is recorded.
-    pub(super) const fn empty() -> Self {
+    pub const fn empty() -> Self {
         Self(None)
     }
 

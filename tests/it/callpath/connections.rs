@@ -3,6 +3,7 @@
 use std::process::Command;
 use std::time::Duration;
 
+use microservice_app::config::Balancer;
 use rustix::process::Signal;
 use serde_json::Value;
 use tokio::io::AsyncWriteExt as _;
@@ -13,7 +14,7 @@ use super::{LIST, app_with, calls, failed, topic, topics};
 use crate::kit::app::App;
 use crate::kit::etcd::Etcd;
 use crate::kit::fake::{Behaviour, Fake};
-use crate::kit::http::{Answer, Connection, get, put};
+use crate::kit::http::{Answer, Connection, get, put, request, send};
 use crate::kit::load::Load;
 use crate::kit::process::{PROGRAM, Process};
 use crate::kit::relay::{Direction, Faults, Relay};
@@ -90,7 +91,6 @@ async fn late_answers_to_callers_that_hung_up_break_nobody_else() {
         settings.client.connections = 1;
         // a slow machine must not turn the delay into a deadline
         settings.client.deadline = Duration::from_secs(30);
-        settings.client.attempt_timeout = Duration::from_secs(30);
     });
     let _registered = app.register("topic", relay.addr);
     wait_for("it is up", || async { (topic(&app, relay.addr).await["state"] == "up").then_some(()) }).await;
@@ -200,6 +200,79 @@ async fn a_half_open_connection_is_given_up() {
         (app.metric_above(opened, 1.0).await && topic(&app, frozen.addr).await["state"] == "up").then_some(())
     })
     .await;
+}
+
+/// A frozen instance keeps its connection, but does not answer a health check on it. No header of a caller and no
+/// breaker has a say in that.
+#[tokio::test]
+async fn an_instance_that_answers_no_health_check_gets_calls_only_if_there_is_no_other() {
+    let (frozen, fine) = (Fake::start().await, Fake::start().await);
+    let relay = Relay::start(frozen.addr, 1).await;
+    let app = App::launch(|settings| {
+        settings.up.topic_replicas = 0;
+        settings.client.balancer = Balancer::RoundRobin;
+        settings.client.hedge_after_percent = 0;
+    });
+    let registered = [app.register("topic", relay.addr), app.register("topic", fine.addr)];
+    wait_for("both are up", || async {
+        let topics = topics(&app).await;
+        (topics.iter().filter(|topic| topic["state"] == "up").count() == 2).then_some(())
+    })
+    .await;
+    relay.set(Faults::cut());
+    wait_for("it is found out", || async {
+        for _ in 0..2 {
+            let mut asked = request("GET", LIST, "");
+            asked.headers_mut().insert("x-request-timeout-ms", "150".parse().unwrap());
+            send(app.gateway(), asked).await.unwrap();
+        }
+        (topic(&app, relay.addr).await["state"] == "unresponsive").then_some(())
+    })
+    .await;
+    let state = topic(&app, relay.addr).await;
+    assert_eq!(state["why"], "it does not answer a health check");
+    assert_eq!(failed(&calls(&app, LIST, 50).await), 0);
+    // it is called if there is no other one, and again as soon as it answers
+    let [_frozen, fine] = registered;
+    fine.revoke().await;
+    wait_for("it is alone", || async { (topics(&app).await.len() == 1).then_some(()) }).await;
+    relay.heal();
+    wait_for("it answers", || async {
+        let answer = get(app.gateway(), LIST).await;
+        (answer.status == 200 && answer.degraded().is_empty()).then_some(())
+    })
+    .await;
+    wait_for("it is up", || async { (topic(&app, relay.addr).await["state"] == "up").then_some(()) }).await;
+}
+
+/// A profile does not wait for feeds that are likely not to come.
+#[tokio::test]
+async fn best_effort_calls_do_not_wait_for_an_instance_that_answers_no_health_check() {
+    let feed = Fake::start().await;
+    let relay = Relay::start(feed.addr, 1).await;
+    let app = App::launch(|settings| settings.up.feed_replicas = 0);
+    let _registered = app.register("feed", relay.addr);
+    let profile = r#"{"user_id":7,"name":"n","company":"c","title":"t"}"#;
+    wait_for("profile answers and feed is up", || async {
+        let status = get(app.addresses.admin, "/status").await.json();
+        let clients = status["clients"].as_array()?.clone();
+        let up = clients.iter().filter(|client| client["feed"][0]["state"] == "up").count();
+        let answer = put(app.gateway(), "/api/profile/put_profile", profile).await;
+        (answer.status == 200 && up == 2).then_some(())
+    })
+    .await;
+    relay.set(Faults::cut());
+    wait_for("profiles come at once again", || async {
+        let (begun, mut asked) = (Instant::now(), request("GET", "/api/profile/get_profile?user_id=7", ""));
+        // a fifth of it is for the feeds
+        asked.headers_mut().insert("x-request-timeout-ms", "1000".parse().unwrap());
+        let answer = send(app.gateway(), asked).await.unwrap();
+        assert_eq!((answer.status.as_u16(), answer.degraded()), (200, "feeds_unavailable"));
+        (begun.elapsed() < Duration::from_millis(150)).then_some(())
+    })
+    .await;
+    let suspended = get(app.addresses.admin, "/status").await.json();
+    assert_eq!(suspended["best_effort"].as_object().map_or(0, serde_json::Map::len), 0, "{suspended:#}");
 }
 
 /// A lost connection is no outage: it is opened again at once, and calls wait for it.

@@ -5,6 +5,7 @@ mod balance;
 mod connections;
 mod deadline;
 mod fallback;
+mod hedge;
 mod retry;
 
 use std::net::SocketAddr;

@@ -23,7 +23,7 @@ use crate::kit::system::Role;
 use crate::kit::{ab, quantile, wait_for};
 
 /// Calls a second while a fault lasts.
-const RATE: f64 = 200.0;
+pub(super) const RATE: f64 = 200.0;
 pub(super) const LIST: &str = "/api/topic/list";
 const VIEW: &str = "/api/topic/view?topic_id=1";
 
@@ -60,7 +60,7 @@ impl Bench {
         Self::start_with(count, usize::MAX >> 3, &[]).await
     }
 
-    async fn start_with(count: usize, workers: usize, env: &[(&str, &str)]) -> Self {
+    pub(super) async fn start_with(count: usize, workers: usize, env: &[(&str, &str)]) -> Self {
         let etcd = Etcd::start().await;
         let gateway = Role::start(&etcd.addr.to_string(), "apigateway", "127.0.0.1:0", env);
         let mut bench = Self { etcd, gateway, fakes: Vec::new(), relays: Vec::new() };
@@ -213,7 +213,7 @@ struct Attempts {
     timed_out: f64,
 }
 
-const ATTEMPTS: &str = "grpc_client_attempt_duration_seconds_count{code=";
+pub(super) const ATTEMPTS: &str = "grpc_client_attempt_duration_seconds_count{code=";
 const TIMED_OUT: &str = "grpc_client_attempt_duration_seconds_count{code=\"DEADLINE_EXCEEDED\"";
 
 /// Waits until the attempts of the first second of a fault have ended, and counts from then on.

@@ -14,6 +14,7 @@ mod edge;
 mod limbo;
 mod pauses;
 mod registry;
+mod slow;
 mod store;
 mod telemetry;
 
@@ -37,6 +38,7 @@ fn all() -> Vec<Row> {
         registry::ROWS,
         limbo::ROWS,
         callpath::ROWS,
+        slow::ROWS,
         connections::ROWS,
         pauses::ROWS,
         edge::ROWS,

@@ -174,6 +174,11 @@ impl Load {
         Self { target, rate, limit: Duration::from_secs(1), seed: 1, make: Arc::new(make) }
     }
 
+    /// Returns the same load with another time limit of each call.
+    pub fn within(self, limit: Duration) -> Self {
+        Self { limit, ..self }
+    }
+
     /// Begins, and goes on until [`Running::finish`].
     pub fn start(self) -> Running {
         let stop = CancellationToken::new();
