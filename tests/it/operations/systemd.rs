@@ -190,11 +190,10 @@ async fn sockets_that_advertise_one_address_share_one_registration() {
     assert_eq!(states.len(), sockets.len());
     assert_eq!(states.iter().filter(|state| *state == "up").count(), 1, "{states:?}");
     for socket in &sockets {
-        let loopback: std::net::IpAddr = match socket.local_addr().unwrap().is_ipv6() {
-            true => std::net::Ipv6Addr::LOCALHOST.into(),
-            false => std::net::Ipv4Addr::LOCALHOST.into(),
-        };
-        assert_eq!(get(SocketAddr::new(loopback, port), "/nowhere").await.status, 404);
+        let ipv6 = socket.local_addr().unwrap().is_ipv6();
+        let loopback = if ipv6 { "[::1]" } else { "127.0.0.1" };
+        let addr = format!("{loopback}:{port}").parse().unwrap();
+        assert_eq!(get(addr, "/nowhere").await.status, 404);
     }
     gateway.stop(SOON);
     assert_eq!(entry().await, []);
