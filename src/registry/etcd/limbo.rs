@@ -29,18 +29,18 @@ pub type Probe = Arc<dyn Fn(Arc<Instance>) -> BoxFuture<'static, Result<(), Stri
 /// Probes whatever is in limbo, each instance by itself, also while etcd is away. Never returns.
 pub async fn probe(stable: &StableView, probe: Probe) {
     let permits = Semaphore::new(MAX_PROBES);
-    let mut probed = BTreeSet::new();
+    let mut running = BTreeSet::new();
     let mut probes = FuturesUnordered::new();
     loop {
         tokio::select! {
             Some(key) = probes.next() => {
-                probed.remove(&key);
+                running.remove(&key);
             }
             () = stable.doubted() => {}
         }
         for instance in stable.in_limbo() {
             let key = (instance.service.clone(), instance.addr.clone());
-            if probed.insert(key.clone()) {
+            if running.insert(key.clone()) {
                 let (probe, permits) = (&probe, &permits);
                 probes.push(async move {
                     until_decided(stable, probe, permits, instance).await;

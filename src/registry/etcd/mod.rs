@@ -70,7 +70,7 @@ impl Registry for Etcd {
     }
 
     fn register(&self, instance: Instance) -> Registration {
-        reconcile::start(self.settings.clone(), self.access.clone(), instance)
+        reconcile::start(&self.settings, self.access.clone(), instance)
     }
 
     fn refused(&self) -> BoxFuture<'static, String> {

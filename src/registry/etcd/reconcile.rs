@@ -19,10 +19,10 @@ use crate::telemetry::log::LogThrottle;
 const RENEWALS_PER_CHECK: u32 = 10;
 
 /// Starts the task.
-pub fn start(settings: Arc<Registry>, access: Arc<Access>, instance: Instance) -> Registration {
+pub fn start(settings: &Registry, access: Arc<Access>, instance: Instance) -> Registration {
     let (registration, desired, observed) = Registration::new(Registered::Unknown);
     let key = value::key(&settings.prefix, &instance.service, &instance.addr);
-    let settings = Arc::new(within_lease(&settings));
+    let settings = Arc::new(within_lease(settings));
     let changed_by_others = LogThrottle::default();
     let reconciler =
         Reconciler { settings, access, instance, key, desired, observed, lease: None, changed_by_others };

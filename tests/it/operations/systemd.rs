@@ -3,7 +3,7 @@
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt as _;
-use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::{SocketAddr as UnixAddr, UnixDatagram};
 use std::process::Command;
 
 use command_fds::{CommandFdExt as _, FdMapping};
@@ -42,6 +42,23 @@ fn systemd_is_told_when_it_asks() {
     assert!(process.wait(SOON).success());
 }
 
+/// Starts a gateway on sockets as systemd hands them over. Returns it and its admin address.
+fn start_on(sockets: &[TcpListener], etcd: &Etcd) -> (Process, SocketAddr) {
+    // LISTEN_PID must name the process itself: the shell sets it and becomes the program
+    let mut command = Command::new("sh");
+    command.args(["-c", "LISTEN_PID=$$ exec \"$@\"", "sh", PROGRAM, "apigateway"]);
+    command.args(["--http-addr", "127.0.0.1:1", "--debug-addr", "127.0.0.1:0"]);
+    command.args(["--etcd-addr", &etcd.addr.to_string()]).env("LISTEN_FDS", sockets.len().to_string());
+    let mappings = sockets.iter().zip(3..).map(|(socket, child_fd)| FdMapping {
+        parent_fd: OwnedFd::from(socket.try_clone().unwrap()),
+        child_fd,
+    });
+    command.fd_mappings(mappings.collect()).unwrap();
+    let mut gateway = Process::spawn(command);
+    let (_, admin) = gateway.wait_for_role("apigateway");
+    (gateway, admin)
+}
+
 /// Returns `up` with this socket of a service manager.
 fn notifying(dir: &tempfile::TempDir, socket: &str) -> Command {
     let mut command = Command::new(PROGRAM);
@@ -60,10 +77,7 @@ fn receive(socket: &UnixDatagram) -> String {
 #[test]
 fn a_manager_with_an_abstract_socket_is_told() {
     let (dir, name) = (tempfile::tempdir().unwrap(), format!("microservice-app/{}", std::process::id()));
-    let socket = UnixDatagram::bind_addr(
-        &std::os::unix::net::SocketAddr::from_abstract_name(name.as_bytes()).unwrap(),
-    )
-    .unwrap();
+    let socket = UnixDatagram::bind_addr(&UnixAddr::from_abstract_name(name.as_bytes()).unwrap()).unwrap();
     let mut process = Process::spawn(notifying(&dir, &format!("@{name}")));
     assert_eq!(receive(&socket), "READY=1");
     process.signal(Signal::TERM);
@@ -115,23 +129,6 @@ async fn a_frozen_manager_stops_nothing_and_learns_of_the_start_when_it_thaws() 
     let told = std::iter::repeat_with(|| receive(&socket)).find(|message| message != "WATCHDOG=1");
     assert_eq!(told.as_deref(), Some("READY=1"));
     process.stop(SOON);
-}
-
-/// Starts a gateway on sockets as systemd hands them over. Returns it and its admin address.
-fn start_on(sockets: &[TcpListener], etcd: &Etcd) -> (Process, SocketAddr) {
-    // LISTEN_PID must name the process itself: the shell sets it and becomes the program
-    let mut command = Command::new("sh");
-    command.args(["-c", "LISTEN_PID=$$ exec \"$@\"", "sh", PROGRAM, "apigateway"]);
-    command.args(["--http-addr", "127.0.0.1:1", "--debug-addr", "127.0.0.1:0"]);
-    command.args(["--etcd-addr", &etcd.addr.to_string()]).env("LISTEN_FDS", sockets.len().to_string());
-    let mappings = sockets.iter().zip(3..).map(|(socket, child_fd)| FdMapping {
-        parent_fd: OwnedFd::from(socket.try_clone().unwrap()),
-        child_fd,
-    });
-    command.fd_mappings(mappings.collect()).unwrap();
-    let mut gateway = Process::spawn(command);
-    let (_, admin) = gateway.wait_for_role("apigateway");
-    (gateway, admin)
 }
 
 #[tokio::test]
@@ -193,11 +190,10 @@ async fn sockets_that_advertise_one_address_share_one_registration() {
     assert_eq!(states.len(), sockets.len());
     assert_eq!(states.iter().filter(|state| *state == "up").count(), 1, "{states:?}");
     for socket in &sockets {
-        let loopback: std::net::IpAddr = match socket.local_addr().unwrap().is_ipv6() {
-            true => std::net::Ipv6Addr::LOCALHOST.into(),
-            false => std::net::Ipv4Addr::LOCALHOST.into(),
-        };
-        assert_eq!(get(SocketAddr::new(loopback, port), "/nowhere").await.status, 404);
+        let ipv6 = socket.local_addr().unwrap().is_ipv6();
+        let loopback = if ipv6 { "[::1]" } else { "127.0.0.1" };
+        let addr = format!("{loopback}:{port}").parse().unwrap();
+        assert_eq!(get(addr, "/nowhere").await.status, 404);
     }
     gateway.stop(SOON);
     assert_eq!(entry().await, []);

@@ -34,9 +34,12 @@ async fn whatever_waits_for_etcd_comes_back_together() {
     let (open, tcp) = (Arc::new(AtomicBool::new(false)), dial_tcp(settings.timeout));
     let dial: Dial = {
         let open = open.clone();
-        Arc::new(move |addr| match open.load(Relaxed) {
-            true => tcp(addr),
-            false => Box::pin(async { Err(io::ErrorKind::ConnectionRefused.into()) }),
+        Arc::new(move |addr| {
+            if open.load(Relaxed) {
+                tcp(addr)
+            } else {
+                Box::pin(async { Err(io::ErrorKind::ConnectionRefused.into()) })
+            }
         })
     };
     let registry = Registry::new(settings, nobody(), dial).unwrap();
