@@ -50,9 +50,9 @@ impl Connect for InMemory {
     }
 }
 
-/// Answers `ListTopics`; every other rpc, health among them, is unimplemented.
+/// Answers the rpcs of topic, each with the same fields; every other rpc, health among them, is unimplemented.
 async fn answer(request: Request<Incoming>) -> Result<Response<BoxBody<Bytes, Infallible>>, Infallible> {
-    let known = request.uri().path() == Rpc::ListTopics.path();
+    let known = Rpc::of_path(request.uri().path()).service() == "topic";
     let status = if known { tonic::Code::Ok } else { tonic::Code::Unimplemented };
     let status = (HeaderName::from_static("grpc-status"), HeaderValue::from(status as i32));
     let trailers = HeaderMap::from_iter([status]);

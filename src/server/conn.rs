@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use tokio::sync::Notify;
 
 use super::half_close::Input;
+use super::input::Drained;
 use super::output::Output;
 
 /// The state of one connection.
@@ -21,6 +22,8 @@ pub struct Conn {
     pub close: Notify,
     /// What it receives.
     pub input: Arc<Input>,
+    /// Whether what it has received was read.
+    pub drained: Arc<Drained>,
     /// What it has yet to send.
     pub output: Arc<Output>,
     /// The progress of the output at the last check, and the number of checks since then without progress. Checks
@@ -42,6 +45,7 @@ impl Conn {
             closing: AtomicBool::new(false),
             close: Notify::new(),
             input: Arc::default(),
+            drained: Arc::default(),
             output: Arc::new(output),
             seen: AtomicU64::new(0),
             seen_again: AtomicU64::new(0),
@@ -71,6 +75,11 @@ impl Peer {
     /// Returns the connection as requests see it.
     pub const fn new(conn: Arc<Conn>) -> Self {
         Self(conn)
+    }
+
+    /// Waits until everything that has arrived on it was read, but not for ever.
+    pub async fn drained(&self) {
+        self.0.drained.wait().await;
     }
 
     /// Returns true if it holds as many bytes of unsent answers as one connection may.

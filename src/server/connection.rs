@@ -21,6 +21,7 @@ use super::flood;
 use super::half_close::{End, RequestBody};
 use super::metrics::{Cut, Metrics};
 use super::output::{Received, Stream};
+use super::pause::Pauses;
 use crate::api::error::chain;
 use crate::telemetry::log::LogThrottle;
 
@@ -96,6 +97,7 @@ pub struct Server<S> {
     metrics: Metrics,
     floods: LogThrottle,
     stop: Stop,
+    pauses: Arc<Pauses>,
 }
 
 impl<S, F, B> Server<S>
@@ -105,9 +107,10 @@ where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    /// Returns a server of `protocol` that answers with `service`.
+    /// Returns a server of `protocol` that answers with `service`. Must be called inside a tokio runtime.
     pub fn new(protocol: Protocol, service: S, conns: Arc<Conns>, metrics: Metrics, stop: Stop) -> Self {
-        Self { protocol, service, conns, metrics, floods: LogThrottle::default(), stop }
+        let pauses = Pauses::watch();
+        Self { protocol, service, conns, metrics, floods: LogThrottle::default(), stop, pauses }
     }
 
     /// Serves one connection to its end, and then gives its slot back.
@@ -123,7 +126,7 @@ where
         let service = {
             let (server, conn) = (self.clone(), conn.clone());
             hyper::service::service_fn(move |request: Request<Incoming>| {
-                let active = ActiveRequest::new(&conn, &server.conns, !request.method().is_safe());
+                let active = ActiveRequest::new(&conn, &server.conns);
                 let mut request = request.map(|body| RequestBody::new(body, conn.input.clone()));
                 let http1 = server.protocol.is_http1();
                 if !http1 {
@@ -143,8 +146,8 @@ where
             })
         };
         let received = match self.protocol {
-            Protocol::Http1 { .. } => Received::Http1(End::new(conn.input.clone())),
-            Protocol::Http2 { .. } => Received::Http2(flood::Meter::default()),
+            Protocol::Http1 { .. } => Received::Http1(End::new(conn.input.clone(), self.pauses.clone())),
+            Protocol::Http2 { .. } => Received::Http2(flood::Meter::default(), conn.drained.clone()),
         };
         let io = TokioIo::new(Stream::new(stream, conn.output.clone(), received));
         match self.protocol {

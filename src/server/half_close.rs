@@ -4,8 +4,9 @@
 //! So the end is held back from hyper, which would drop the request, while a request is answered:
 //!
 //! - A FIN that came with the request does not end it: nobody asks and leaves at once.
-//! - A write is carried out and answered whatever comes: it must not be written and left unanswered.
-//! - Any other FIN means, some 10 ms later, that the caller has given up, and the request is cancelled.
+//! - A later FIN means, some 10 ms later, that the caller has given up, and the request is cancelled. A write has to end
+//!   then, too: the caller may have written something else since.
+//! - So does a FIN that is found with its request after a pause of this process: the caller may have waited in vain.
 //!
 //! A body that is cut short can never be read to its end: then the end is passed on at once.
 
@@ -21,8 +22,10 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
-/// The time from a FIN that comes after a read until the read is cancelled: this many ticks. Usual reads are answered
-/// within it. Ticks and not time, because a pause of this process must not count against its callers.
+use super::pause::Pauses;
+
+/// The time from a later FIN until the request is cancelled: this many ticks. Usual requests are answered within it.
+/// Ticks and not time, because a pause of this process must not count against its callers.
 const TICKS: u8 = 10;
 const TICK: Duration = Duration::from_millis(1);
 
@@ -31,8 +34,6 @@ const TICK: Duration = Duration::from_millis(1);
 pub struct Input {
     /// True while a request is answered.
     busy: AtomicBool,
-    /// True if that request is a write.
-    write: AtomicBool,
     /// True once the caller has sent its FIN.
     ended: AtomicBool,
     /// True if a request waits for the rest of its body, which will not come.
@@ -43,8 +44,7 @@ pub struct Input {
 
 impl Input {
     /// Notes that a request is answered from now on.
-    pub fn begin(&self, write: bool) {
-        self.write.store(write, Relaxed);
+    pub fn begin(&self) {
         self.busy.store(true, Relaxed);
     }
 
@@ -63,21 +63,33 @@ impl Input {
     }
 }
 
+/// When the FIN came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fin {
+    /// With the last bytes.
+    WithRequest,
+    /// Later than that.
+    Later,
+    /// It was found after a pause of this process.
+    AfterPause,
+}
+
 /// Decides when hyper learns that the caller sends no more.
 pub struct End {
     input: Arc<Input>,
+    pauses: Arc<Pauses>,
     /// True while nothing has come since the last attempt to read.
     quiet: bool,
-    /// True once the FIN has come, and whether it came with the request.
-    seen: Option<bool>,
+    /// Set once the FIN has come.
+    seen: Option<Fin>,
     tick: Option<Pin<Box<Sleep>>>,
     ticks: u8,
 }
 
 impl End {
     /// Returns the end of a connection that is open.
-    pub const fn new(input: Arc<Input>) -> Self {
-        Self { input, quiet: false, seen: None, tick: None, ticks: 0 }
+    pub const fn new(input: Arc<Input>, pauses: Arc<Pauses>) -> Self {
+        Self { input, pauses, quiet: false, seen: None, tick: None, ticks: 0 }
     }
 
     /// Returns true once the FIN has come.
@@ -92,7 +104,11 @@ impl End {
 
     /// Notes the FIN.
     pub fn see(&mut self, cx: &Context<'_>) {
-        self.seen = Some(!self.quiet);
+        self.seen = Some(match (self.quiet, self.pauses.late()) {
+            (_, Some(_)) => Fin::AfterPause,
+            (false, None) => Fin::WithRequest,
+            (true, None) => Fin::Later,
+        });
         self.input.ended.store(true, Relaxed);
         // whoever waits for a body asks again, and then learns that no more will come
         cx.waker().wake_by_ref();
@@ -105,8 +121,10 @@ impl End {
         if !input.busy.load(Relaxed) || input.starved.load(Relaxed) {
             return Poll::Ready(());
         }
-        if self.seen == Some(true) || input.write.load(Relaxed) {
-            return Poll::Pending;
+        match self.seen {
+            Some(Fin::WithRequest) => return Poll::Pending,
+            Some(Fin::AfterPause) => return Poll::Ready(()),
+            Some(Fin::Later) | None => {}
         }
         let tick = self.tick.get_or_insert_with(|| Box::pin(tokio::time::sleep(TICK)));
         while self.ticks < TICKS {

@@ -13,6 +13,7 @@ use tokio::net::TcpStream;
 use super::clock::Clock;
 use super::flood::Meter;
 use super::half_close::End;
+use super::input::Drained;
 use super::unsent::{Parts, UnsentLimit};
 
 /// The output of one connection.
@@ -149,8 +150,8 @@ impl Drop for Unsent {
 pub enum Received {
     /// On HTTP/1 their end may be held back.
     Http1(End),
-    /// On HTTP/2 they are metered.
-    Http2(Meter),
+    /// On HTTP/2 they are metered, and it is noted when there are no more.
+    Http2(Meter, Arc<Drained>),
 }
 
 /// A socket that reports the progress of its output and looks at what it receives.
@@ -175,7 +176,7 @@ impl Stream {
                 if !self.output.has_unsent() {
                     self.output.advance();
                 }
-                if let (Received::Http2(meter), Ok(count)) = (&mut self.received, result) {
+                if let (Received::Http2(meter, _), Ok(count)) = (&mut self.received, result) {
                     meter.sent(*count);
                 }
             }
@@ -212,13 +213,13 @@ impl AsyncRead for Stream {
                 return end.poll(cx).map(Ok);
             }
             Received::Http1(end) => end.note(read.is_ready()),
-            Received::Http2(meter) if read.is_ready() => {
+            Received::Http2(meter, drained) => {
+                drained.note(read.is_pending());
                 meter.read(came).map_err(std::io::Error::other)?;
                 if meter.is_greeted() {
                     self.output.greeted.store(true, Relaxed);
                 }
             }
-            Received::Http2(_) => {}
         }
         read.map(Ok)
     }

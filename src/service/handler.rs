@@ -33,7 +33,7 @@ use crate::server::input;
 use crate::server::lifecycle::{Lifecycle, Outcome, Panicked, Record, guard};
 use crate::server::metrics::Metrics;
 use crate::server::pause::{Late, Pauses};
-use crate::server::{RequestBody, UnsentLimit};
+use crate::server::{Peer, RequestBody, UnsentLimit};
 use crate::telemetry::log::LogThrottle;
 use crate::telemetry::metrics::RpcDurations;
 use crate::telemetry::trace::Tracer;
@@ -202,6 +202,9 @@ impl Handler {
             let (head, body) = request.into_parts();
             let (message, _permit) = receive(&self.admission, &head, body).await?;
             if rpc.is_write() {
+                if let Some(peer) = head.extensions.get::<Peer>() {
+                    peer.drained().await;
+                }
                 input::read_pending().await;
             }
             if context.remaining().is_zero() {

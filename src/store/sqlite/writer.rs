@@ -18,6 +18,8 @@ const BATCH: usize = 256;
 const OLD: Duration = Duration::from_millis(20);
 /// Longest time for that, in which the file stays locked.
 const ASK: Duration = Duration::from_secs(1);
+/// Time for the connections to be read.
+const READ_TIME: Duration = Duration::from_millis(10);
 /// Time from which on a write that waits is worth a warning.
 const LONG: Duration = Duration::from_secs(1);
 
@@ -138,6 +140,8 @@ pub fn run(db: &Connection, files: &Files, mut queue: mpsc::Receiver<Write>, pro
 fn read_connections(runtime: &Handle) -> Result<(), StoreError> {
     let (send, done) = sync_mpsc::sync_channel(1);
     runtime.spawn(async move {
+        // a timer fires after the runtime has looked at its sockets
+        tokio::time::sleep(READ_TIME).await;
         input::read_pending().await;
         let _ = send.send(());
     });

@@ -58,40 +58,35 @@ async fn a_request_followed_by_fin_is_answered() {
     let delete = b"DELETE /api/feed/delete_feed?user_id=9&id=9 HTTP/1.1\r\nhost: x\r\n\r\n";
     let two = [PUT, LIST].concat();
     for _ in 0..50 {
-        assert_eq!(ask(app.gateway(), PUT, Duration::ZERO).await, 200);
-        assert_eq!(ask(app.gateway(), delete, Duration::ZERO).await, 404);
-        let both = answers(app.gateway(), &two, Duration::ZERO).await;
-        assert_eq!(both.matches("HTTP/1.1 200 OK").count(), 2, "{both}");
         assert_eq!(
             ask(app.addresses.admin, b"GET /livez HTTP/1.1\r\nhost: x\r\n\r\n", Duration::ZERO).await,
             200
         );
     }
-    // the FIN of a read may come a little later than the read: then there are 10 ms, which a busy machine may need
-    measured("of 50 reads nearly all are answered", || async {
+    // the FIN may come a little later than the request: then there are 10 ms, which a busy machine may need
+    measured("of 200 requests nearly all are answered", || async {
         let mut answered = 0;
         for _ in 0..50 {
+            answered += i32::from(ask(app.gateway(), PUT, Duration::ZERO).await == 200);
+            answered += i32::from(ask(app.gateway(), delete, Duration::ZERO).await == 404);
             answered += i32::from(ask(app.gateway(), LIST, Duration::ZERO).await == 200);
+            let both = answers(app.gateway(), &two, Duration::ZERO).await;
+            answered += i32::from(both.matches("HTTP/1.1 200 OK").count() == 2);
         }
-        if answered >= 45 { Ok(()) } else { Err(answered) }
+        if answered >= 180 { Ok(()) } else { Err(answered) }
     })
     .await;
 }
 
+/// The caller has given up, and may have written something else since.
 #[tokio::test]
-async fn a_write_is_answered_whenever_its_caller_stops_sending() {
-    let (app, _slow) = with_slow_topics(300 * MS).await;
-    for after in [0, 1, 50, 150] {
-        assert_eq!(ask(app.gateway(), PUT, after * MS).await, 200, "{after} ms");
-    }
-}
-
-#[tokio::test]
-async fn a_read_is_given_up_when_its_caller_stops_sending_later() {
+async fn a_request_is_given_up_when_its_caller_stops_sending_later() {
     let (app, _slow) = with_slow_topics(1000 * MS).await;
-    let begun = Instant::now();
-    assert_eq!(ask(app.gateway(), LIST, 100 * MS).await, 0);
-    assert!(begun.elapsed() < 900 * MS, "{:?}", begun.elapsed());
+    for request in [PUT, LIST] {
+        let begun = Instant::now();
+        assert_eq!(ask(app.gateway(), request, 100 * MS).await, 0);
+        assert!(begun.elapsed() < 900 * MS, "{:?}", begun.elapsed());
+    }
 }
 
 #[tokio::test]
