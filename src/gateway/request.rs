@@ -77,7 +77,7 @@ where
     }
     let mut parts = std::pin::pin!(body);
     let read = read(&mut parts, accepted.length, &accepted.admission);
-    let body = match tokio::time::timeout(timeout, read).await {
+    let body = match crate::timeout::timeout(timeout, read).await {
         Ok(Ok(body)) => body,
         Ok(Err(problem)) => {
             // a caller that is still sending would see a reset instead of the answer

@@ -31,7 +31,7 @@ pub async fn receive(
     let peer = head.extensions.get::<Peer>();
     admission.check_memory(peer)?;
     admission.check_in_flight()?;
-    let message = tokio::time::timeout(BODY_TIMEOUT, read(admission.body(peer), head, body)).await;
+    let message = crate::timeout::timeout(BODY_TIMEOUT, read(admission.body(peer), head, body)).await;
     let message = message.map_err(|_| late())??;
     check_single(&message)?;
     Ok((message, admission.acquire()?))
@@ -43,7 +43,7 @@ pub async fn receive(
 /// When the message is too large, too slow or broken.
 pub async fn receive_health_check(body: RequestBody) -> Result<Bytes, Failure> {
     let message =
-        tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, MAX_STANDARD_MESSAGE).collect()).await;
+        crate::timeout::timeout(BODY_TIMEOUT, Limited::new(body, MAX_STANDARD_MESSAGE).collect()).await;
     let message = message.map_err(|_| late())?.map_err(|error| {
         Error::bad("request", format!("could not be read to its end: {}", chain(error.as_ref())))
     })?;
