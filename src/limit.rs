@@ -44,11 +44,15 @@ impl Limit {
     /// Takes `n` permits even if fewer are left: for what can no longer be refused.
     #[must_use]
     pub fn acquire(self: &Arc<Self>, n: usize) -> Permit {
+        self.add(n);
+        Permit { limit: self.clone(), n }
+    }
+
+    fn add(&self, n: usize) {
         self.used.fetch_add(n, Relaxed);
         if let Some(gauge) = &self.gauge {
             gauge.add(signed(n));
         }
-        Permit { limit: self.clone(), n }
     }
 
     /// Takes `n` permits. Returns `None`, and takes none, if fewer are left.
@@ -95,6 +99,13 @@ impl Permit {
         taken
     }
 
+    /// Takes or gives back permits until it has `n`, even if fewer are left: for what can no longer be refused.
+    pub fn resize(&mut self, n: usize) {
+        self.limit.add(n.saturating_sub(self.n));
+        self.shrink(self.n.saturating_sub(n));
+        self.n = self.n.max(n);
+    }
+
     /// Gives back `n` permits, or all if it has fewer.
     pub fn shrink(&mut self, n: usize) {
         let n = n.min(self.n);
@@ -136,6 +147,10 @@ mod tests {
         assert_eq!(limit.used(), 10);
         permit.shrink(4);
         assert_eq!(limit.used(), 6);
+        for n in [20, 3, 3, 6] {
+            permit.resize(n);
+            assert_eq!(limit.used(), n);
+        }
         let forced = limit.acquire(100);
         assert!(limit.is_full() && limit.try_acquire(1).is_none());
         drop((permit, forced));

@@ -115,10 +115,9 @@ mod tests {
     use tokio_util::sync::CancellationToken;
 
     use super::*;
-    use crate::limit::Limit;
     use crate::server::listener::Listener;
     use crate::server::metrics::Metrics;
-    use crate::server::{Limits, Protocol, Stop, serve};
+    use crate::server::{Limits, Protocol, Stop, UnsentLimit, serve};
 
     #[tokio::test]
     async fn a_panic_in_a_route_is_answered_with_500() {
@@ -127,7 +126,7 @@ mod tests {
         let listener = Listener::bind(([127, 0, 0, 1], 0).into()).unwrap();
         let addr = listener.addr();
         let write_timeout = Duration::from_secs(10);
-        let limits = Limits { max_connections: 1, write_timeout, unsent: Limit::new(1024, None) };
+        let limits = Limits { max_connections: 1, write_timeout, unsent: UnsentLimit::new(1024) };
         let stop = Stop { begin: CancellationToken::new(), grace: Duration::ZERO };
         let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
         let protocol = Protocol::Http1 { header_timeout: Duration::from_secs(10) };

@@ -12,9 +12,8 @@ use super::role::{Member, ServiceKind};
 use crate::admin::{Phase, Role};
 use crate::client::{Client, Connector};
 use crate::config::Settings;
-use crate::limit::Limit;
 use crate::registry::{Registration, Registry};
-use crate::server::{Limits, MAX_UNSENT};
+use crate::server::{Limits, MAX_UNSENT, UnsentLimit};
 use crate::service::Service;
 use crate::telemetry::trace::Traces;
 
@@ -72,5 +71,5 @@ pub fn role(
 
 /// Returns the limits of the listeners of one member.
 pub fn limits(max_connections: usize, write_timeout: Duration) -> Limits {
-    Limits { max_connections, write_timeout, unsent: Limit::new(MAX_UNSENT, None) }
+    Limits { max_connections, write_timeout, unsent: UnsentLimit::new(MAX_UNSENT) }
 }

@@ -16,10 +16,9 @@ use super::role::{Member, ServiceKind};
 use crate::admin::Phase;
 use crate::api::headers::service_identity;
 use crate::config::{ListenAddr, StoreUrl};
-use crate::limit::Limit;
 use crate::registry::{Instance, Registration, advertise};
 use crate::server::listener::Listener;
-use crate::server::{Protocol, Stop, serve};
+use crate::server::{Protocol, Stop, UnsentLimit, serve};
 use crate::service::{Handler, Service};
 use crate::store::StoreError;
 
@@ -149,7 +148,7 @@ fn build(
     service: &Service,
     instance: &Instance,
     bound: SocketAddr,
-    unsent: Arc<Limit>,
+    unsent: Arc<UnsentLimit>,
 ) -> anyhow::Result<Handler> {
     let identity = service_identity(&common.settings.registry.prefix, kind.name());
     let id = HeaderValue::from_str(&instance.id)?;

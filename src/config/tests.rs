@@ -31,107 +31,91 @@ fn later_layers_win() {
     assert_eq!(client.connect_timeout, Duration::from_secs(1));
 }
 
+/// Settings files that are refused, and what the error says.
+const REFUSED: &[(&str, &str)] = &[
+    (
+        "[client]\ndeadlin_ms = 1",
+        "unknown key `client.deadlin_ms` in app.toml; did you mean `client.deadline_ms`?",
+    ),
+    ("[zzz]\nq = 1", "unknown key `zzz.q` in app.toml"),
+    ("client = 3", "unknown key `client` in app.toml"),
+    ("[client]\ndeadline_ms = \"soon\"", "`client.deadline_ms` in app.toml: string \"soon\" is not"),
+    ("[client]\ndeadline_ms = 1.5", "`client.deadline_ms` in app.toml: want a whole number"),
+    ("[client]\ndeadline_ms = true", "`client.deadline_ms` in app.toml: want a whole number"),
+    ("[client]\ndeadline_ms = -1", "`client.deadline_ms` in app.toml: -1 is out of range, want 1 to 600000"),
+    ("[client]\ndeadline_ms = []", "`client.deadline_ms` in app.toml: want a whole number"),
+    ("[client]\ndeadline_ms = {}", "`client.deadline_ms` in app.toml: want a whole number"),
+    ("[client.deadline_ms]", "`client.deadline_ms` in app.toml: want a whole number"),
+    ("[log]\nlevel = {}", "`log.level` in app.toml: "),
+    ("[client]\nattempts = \"yes\"", "`client.attempts` in app.toml: string \"yes\" is not a whole number"),
+    (
+        "[client]\nattempts = 5000000000",
+        "`client.attempts` in app.toml: 5000000000 is out of range, want 1 to 5",
+    ),
+    ("[trace]\nsample_ratio = 1.5", "`trace.sample_ratio` in app.toml: 1.5 is out of range, want 0 to 1"),
+    ("[trace]\nsample_ratio = true", "`trace.sample_ratio` in app.toml: want a number"),
+    ("[client]\ndeadline_ms = 0", "`client.deadline_ms` in app.toml: 0 is out of range, want 1 to 600000"),
+    (
+        "[client]\nbalancer = \"best\"",
+        "`client.balancer` in app.toml: `best` is none of peak_ewma, round_robin",
+    ),
+    ("[grpc]\naddr = \"here\"", "`grpc.addr` in app.toml: `here` is not an address to listen on"),
+    (
+        "[grpc]\nadvertise_addr = \"a b:1\"",
+        "`grpc.advertise_addr` in app.toml: `a b:1` is not an address to call",
+    ),
+    ("[store]\nurl = \"mysql:x\"", "`store.url` in app.toml: `mysql:x` is not a store"),
+    ("[store]\nurl = \"sqlite:\"", "`store.url` in app.toml: `sqlite:` is not a store"),
+    ("[store]\nurl = \"sqlite:  \"", "`store.url` in app.toml: `sqlite:  ` is not a store"),
+    ("[store]\nurl = \"sqlite::memory:\"", "`store.url` in app.toml: `sqlite::memory:` is no file"),
+    (
+        "[store]\nurl = \"sqlite:file:x?mode=memory\"",
+        "`store.url` in app.toml: `sqlite:file:x?mode=memory` has a URI",
+    ),
+    ("[store]\nurl = \"sqlite:FILE:x.db\"", "`store.url` in app.toml: `sqlite:FILE:x.db` has a URI"),
+    ("[store]\nurl = \"sqlite:x.db?mode=ro\"", "`store.url` in app.toml: `sqlite:x.db?mode=ro` has a URI"),
+    ("[store]\nurl = \"sqlite:x.db#a\"", "`store.url` in app.toml: `sqlite:x.db#a` has a URI"),
+    ("[store]\nurl = \"sqlite://x.db\"", "`store.url` in app.toml: `sqlite://x.db` has a URI"),
+    ("[registry]\nprefix = \"services\"", "`registry.prefix` in app.toml: "),
+    ("[registry]\nprefix = \"services/\"", "`registry.prefix` in app.toml: "),
+    ("[registry]\nprefix = \"/services-\"", "`registry.prefix` in app.toml: "),
+    ("[registry]\nprefix = \"my services-\"", "`registry.prefix` in app.toml: "),
+    ("[registry]\nprefix = \"-\"", "`registry.prefix` in app.toml: "),
+    ("[registry]\nprefix = \"/\"", "`registry.prefix` in app.toml: "),
+    ("[registry]\nprefix = \"\"", "`registry.prefix` in app.toml: "),
+    (
+        "[registry]\nendpoints = [\"nowhere\"]",
+        "`registry.endpoints` in app.toml: \"nowhere\" is not an etcd address",
+    ),
+    (
+        "[registry]\nkeepalive_ms = 2000",
+        "`registry.keepalive_ms` in app.toml: 2000 is out of range, want 100 to 1500",
+    ),
+    (
+        "[http]\ntrusted_proxies = [\"10.0.0.0/8\", \"proxy\"]",
+        "`http.trusted_proxies` in app.toml: `proxy` is not an address or a network",
+    ),
+    (
+        "[http]\ntrusted_proxies = [\"10.1.2.3/8\"]",
+        "`http.trusted_proxies` in app.toml: `10.1.2.3/8` has bits behind its prefix: want 10.0.0.0/8",
+    ),
+    ("[http]\ntrusted_proxies = [\"::/0\"]", "`http.trusted_proxies` in app.toml: `::/0` is every address"),
+    ("[http]\ntrusted_proxies = \"10.0.0.1\"", "`http.trusted_proxies` in app.toml: "),
+    ("[http]\nrate_limit = -1", "`http.rate_limit` in app.toml: "),
+    ("[http]\nmax_in_flight = 0", "`http.max_in_flight` in app.toml: 0 is out of range, want 1 to 1000000"),
+    ("[log]\nlevel = \"inof\"", "`log.level` in app.toml: \"inof\" is not a level"),
+    ("[log]\nformat = \"xml\"", "`log.format` in app.toml: "),
+    ("[trace]\nzipkin_addr = \"z:1\"", "`trace.zipkin_addr` in app.toml: "),
+    (
+        "[registry]\nendpoints = [\"10.0.0.1:2379\"]\n[grpc]\nadvertise_addr = \"127.0.0.1:0\"",
+        "`grpc.advertise_addr` in app.toml: 127.0.0.1:0 cannot be called from another host",
+    ),
+    ("not toml", "app.toml: "),
+];
+
 #[test]
 fn an_error_names_key_and_origin() {
-    let cases = [
-        (
-            "[client]\ndeadlin_ms = 1",
-            "unknown key `client.deadlin_ms` in app.toml; did you mean `client.deadline_ms`?",
-        ),
-        ("[zzz]\nq = 1", "unknown key `zzz.q` in app.toml"),
-        ("client = 3", "unknown key `client` in app.toml"),
-        ("[client]\ndeadline_ms = \"soon\"", "`client.deadline_ms` in app.toml: string \"soon\" is not"),
-        ("[client]\ndeadline_ms = 1.5", "`client.deadline_ms` in app.toml: want a whole number"),
-        ("[client]\ndeadline_ms = true", "`client.deadline_ms` in app.toml: want a whole number"),
-        (
-            "[client]\ndeadline_ms = -1",
-            "`client.deadline_ms` in app.toml: -1 is out of range, want 1 to 600000",
-        ),
-        ("[client]\ndeadline_ms = []", "`client.deadline_ms` in app.toml: want a whole number"),
-        ("[client]\ndeadline_ms = {}", "`client.deadline_ms` in app.toml: want a whole number"),
-        ("[client.deadline_ms]", "`client.deadline_ms` in app.toml: want a whole number"),
-        ("[log]\nlevel = {}", "`log.level` in app.toml: "),
-        (
-            "[client]\nattempts = \"yes\"",
-            "`client.attempts` in app.toml: string \"yes\" is not a whole number",
-        ),
-        (
-            "[client]\nattempts = 5000000000",
-            "`client.attempts` in app.toml: 5000000000 is out of range, want 1 to 5",
-        ),
-        ("[trace]\nsample_ratio = 1.5", "`trace.sample_ratio` in app.toml: 1.5 is out of range, want 0 to 1"),
-        ("[trace]\nsample_ratio = true", "`trace.sample_ratio` in app.toml: want a number"),
-        (
-            "[client]\ndeadline_ms = 0",
-            "`client.deadline_ms` in app.toml: 0 is out of range, want 1 to 600000",
-        ),
-        (
-            "[client]\nbalancer = \"best\"",
-            "`client.balancer` in app.toml: `best` is none of peak_ewma, round_robin",
-        ),
-        ("[grpc]\naddr = \"here\"", "`grpc.addr` in app.toml: `here` is not an address to listen on"),
-        (
-            "[grpc]\nadvertise_addr = \"a b:1\"",
-            "`grpc.advertise_addr` in app.toml: `a b:1` is not an address to call",
-        ),
-        ("[store]\nurl = \"mysql:x\"", "`store.url` in app.toml: `mysql:x` is not a store"),
-        ("[store]\nurl = \"sqlite:\"", "`store.url` in app.toml: `sqlite:` is not a store"),
-        ("[store]\nurl = \"sqlite:  \"", "`store.url` in app.toml: `sqlite:  ` is not a store"),
-        ("[store]\nurl = \"sqlite::memory:\"", "`store.url` in app.toml: `sqlite::memory:` is no file"),
-        (
-            "[store]\nurl = \"sqlite:file:x?mode=memory\"",
-            "`store.url` in app.toml: `sqlite:file:x?mode=memory` has a URI",
-        ),
-        ("[store]\nurl = \"sqlite:FILE:x.db\"", "`store.url` in app.toml: `sqlite:FILE:x.db` has a URI"),
-        (
-            "[store]\nurl = \"sqlite:x.db?mode=ro\"",
-            "`store.url` in app.toml: `sqlite:x.db?mode=ro` has a URI",
-        ),
-        ("[store]\nurl = \"sqlite:x.db#a\"", "`store.url` in app.toml: `sqlite:x.db#a` has a URI"),
-        ("[store]\nurl = \"sqlite://x.db\"", "`store.url` in app.toml: `sqlite://x.db` has a URI"),
-        ("[registry]\nprefix = \"services\"", "`registry.prefix` in app.toml: "),
-        ("[registry]\nprefix = \"services/\"", "`registry.prefix` in app.toml: "),
-        ("[registry]\nprefix = \"/services-\"", "`registry.prefix` in app.toml: "),
-        ("[registry]\nprefix = \"my services-\"", "`registry.prefix` in app.toml: "),
-        ("[registry]\nprefix = \"-\"", "`registry.prefix` in app.toml: "),
-        ("[registry]\nprefix = \"/\"", "`registry.prefix` in app.toml: "),
-        ("[registry]\nprefix = \"\"", "`registry.prefix` in app.toml: "),
-        (
-            "[registry]\nendpoints = [\"nowhere\"]",
-            "`registry.endpoints` in app.toml: \"nowhere\" is not an etcd address",
-        ),
-        (
-            "[registry]\nkeepalive_ms = 2000",
-            "`registry.keepalive_ms` in app.toml: 2000 is out of range, want 100 to 1500",
-        ),
-        (
-            "[http]\ntrusted_proxies = [\"10.0.0.0/8\", \"proxy\"]",
-            "`http.trusted_proxies` in app.toml: `proxy` is not an address or a network",
-        ),
-        (
-            "[http]\ntrusted_proxies = [\"10.1.2.3/8\"]",
-            "`http.trusted_proxies` in app.toml: `10.1.2.3/8` has bits behind its prefix: want 10.0.0.0/8",
-        ),
-        (
-            "[http]\ntrusted_proxies = [\"::/0\"]",
-            "`http.trusted_proxies` in app.toml: `::/0` is every address",
-        ),
-        ("[http]\ntrusted_proxies = \"10.0.0.1\"", "`http.trusted_proxies` in app.toml: "),
-        ("[http]\nrate_limit = -1", "`http.rate_limit` in app.toml: "),
-        (
-            "[http]\nmax_in_flight = 0",
-            "`http.max_in_flight` in app.toml: 0 is out of range, want 1 to 1000000",
-        ),
-        ("[log]\nlevel = \"inof\"", "`log.level` in app.toml: \"inof\" is not a level"),
-        ("[log]\nformat = \"xml\"", "`log.format` in app.toml: "),
-        ("[trace]\nzipkin_addr = \"z:1\"", "`trace.zipkin_addr` in app.toml: "),
-        (
-            "[registry]\nendpoints = [\"10.0.0.1:2379\"]\n[grpc]\nadvertise_addr = \"127.0.0.1:0\"",
-            "`grpc.advertise_addr` in app.toml: 127.0.0.1:0 cannot be called from another host",
-        ),
-        ("not toml", "app.toml: "),
-    ];
-    for (text, want) in cases {
+    for (text, want) in REFUSED.iter().copied() {
         let error = with_file(text).expect_err(text);
         assert!(error.contains(want), "{text:?} gave {error:?}, want {want:?}");
     }

@@ -37,12 +37,12 @@ use crate::api::headers::{DEGRADED, REQUEST_TIMEOUT};
 use crate::client::Client;
 use crate::config::{Role, Settings};
 use crate::context::Context;
-use crate::limit::{Limit, Permit};
-use crate::server::RequestBody;
+use crate::limit::Permit;
 use crate::server::admission::{Admission, Refusal};
 use crate::server::lifecycle::{Lifecycle, Outcome, Panicked, Record, guard};
 use crate::server::metrics::{Metrics, Requests, Target};
 use crate::server::strict;
+use crate::server::{RequestBody, UnsentLimit};
 use crate::telemetry::trace::Tracer;
 
 /// Longest path and query, bytes. Longer ones are answered with 414.
@@ -68,7 +68,7 @@ impl Gateway {
         metrics: &Metrics,
         tracer: Tracer,
         settings: &Settings,
-        unsent: Arc<Limit>,
+        unsent: Arc<UnsentLimit>,
     ) -> Self {
         let routes = ROUTES.each_ref().map(|route| (route.path, route.method.clone()));
         Self {
@@ -154,7 +154,7 @@ impl Gateway {
     /// complete.
     fn admit(&self, request: &http::Request<RequestBody>, peer: IpAddr) -> Result<Option<Permit>, Refusal> {
         self.admission.check_rate(peer, request.headers())?;
-        self.admission.check_memory()?;
+        self.admission.check_memory(None)?;
         // only the body of a PUT is read
         if request.method() == Method::PUT && !request.body().is_end_stream() {
             self.admission.check_in_flight()?;

@@ -77,7 +77,7 @@ where
     }
     let mut parts = std::pin::pin!(body);
     let read = read(&mut parts, accepted.length, &accepted.admission);
-    let body = match tokio::time::timeout(timeout, read).await {
+    let body = match crate::timeout::timeout(timeout, read).await {
         Ok(Ok(body)) => body,
         Ok(Err(problem)) => {
             // a caller that is still sending would see a reset instead of the answer
@@ -101,7 +101,7 @@ where
     // room for the whole body; memory that is not written to costs nothing
     let length = length.and_then(|length| usize::try_from(length).ok()).unwrap_or_default();
     let mut body = BytesMut::with_capacity(length.min(MAX_BODY));
-    let mut account = admission.body();
+    let mut account = admission.body(None);
     while let Some(part) = parts.next().await {
         let part = part.map_err(|_| Error::bad("body", "could not be read to its end"))?;
         let size = part.remaining();

@@ -18,7 +18,7 @@ fn broken() -> BoxedFilter<(Response,)> {
 async fn a_panic_in_a_route_is_answered_with_500_and_counted() {
     let registry = prometheus::Registry::new();
     let (server, settings) = (Metrics::register(&registry).unwrap(), Settings::for_role(Role::Apigateway));
-    let unsent = Limit::new(1024, None);
+    let unsent = crate::server::UnsentLimit::new(1024);
     let routes = ROUTES.each_ref().map(|route| (route.path, route.method.clone()));
     let gateway = Gateway {
         routes: broken(),

@@ -7,12 +7,15 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use http::HeaderMap;
 
+use super::conn::Peer;
 use super::metrics::{Metrics, Refusals, Refused};
 use super::rate::RateLimit;
+use super::unsent::UnsentLimit;
 use crate::config;
 use crate::limit::{Limit, Permit};
 use crate::telemetry::log::LogThrottle;
@@ -21,9 +24,11 @@ use crate::telemetry::log::LogThrottle;
 pub const MAX_BODY: usize = 256 * 1024;
 /// Most bytes that the bodies being received hold together: 256 of the largest.
 const MAX_BODIES: usize = 64 * 1024 * 1024;
-/// Bytes of each body that do not count: a usual one never meets [`MAX_BODIES`], whatever the large ones do.
-/// The number of connections bounds these bytes.
-const FREE_BODY: usize = 8 * 1024;
+/// Bytes that the bodies of one connection may hold before they count: a usual one never meets [`MAX_BODIES`],
+/// whatever the large ones do. The number of connections bounds these bytes.
+const FREE_BODIES: usize = 8 * 1024;
+/// Most bytes that the bodies of one connection hold: an eighth of all.
+const MAX_BODIES_OF_ONE: usize = MAX_BODIES / 8;
 /// Most streams at the same time (health watches, reflection): two for each of the default number of
 /// connections, some 2 KB each.
 const MAX_STREAMS: usize = 20_000;
@@ -72,7 +77,7 @@ impl Refusal {
 pub struct Admission {
     service: &'static str,
     in_flight: Arc<Limit>,
-    unsent: Arc<Limit>,
+    unsent: Arc<UnsentLimit>,
     bodies: Arc<Limit>,
     streams: Arc<Limit>,
     rate: Option<RateLimit>,
@@ -86,7 +91,7 @@ impl Admission {
     pub fn http(
         service: &'static str,
         settings: &config::Http,
-        unsent: Arc<Limit>,
+        unsent: Arc<UnsentLimit>,
         metrics: &Metrics,
     ) -> Arc<Self> {
         let in_flight = Limit::new(settings.max_in_flight, Some(metrics.http_in_flight()));
@@ -99,7 +104,7 @@ impl Admission {
     pub fn grpc(
         service: &'static str,
         settings: &config::Grpc,
-        unsent: Arc<Limit>,
+        unsent: Arc<UnsentLimit>,
         metrics: &Metrics,
     ) -> Arc<Self> {
         let in_flight = Limit::new(settings.max_in_flight, Some(metrics.grpc_in_flight(service)));
@@ -109,7 +114,7 @@ impl Admission {
     fn new(
         service: &'static str,
         in_flight: Arc<Limit>,
-        unsent: Arc<Limit>,
+        unsent: Arc<UnsentLimit>,
         rate: Option<RateLimit>,
         refused: Refusals,
     ) -> Self {
@@ -128,12 +133,13 @@ impl Admission {
         }
     }
 
-    /// Checks that unsent answers leave memory for one more.
+    /// Checks that unsent answers leave memory for one more, and on HTTP/2 that those of its connection do.
     ///
     /// # Errors
     /// [`Refusal::Overloaded`].
-    pub fn check_memory(&self) -> Result<(), Refusal> {
-        if self.unsent.is_full() { Err(self.overloaded(Overload::Memory)) } else { Ok(()) }
+    pub fn check_memory(&self, peer: Option<&Peer>) -> Result<(), Refusal> {
+        let full = self.unsent.is_full() || peer.is_some_and(Peer::has_share_of_unsent);
+        if full { Err(self.overloaded(Overload::Memory)) } else { Ok(()) }
     }
 
     /// Checks that a permit is left, without taking it: for a request whose body has yet to arrive.
@@ -161,9 +167,10 @@ impl Admission {
         self.streams.try_acquire(1).ok_or_else(|| self.overloaded(Overload::InFlight))
     }
 
-    /// Returns the account of a body that is being received.
-    pub fn body(&self) -> BodyBytes<'_> {
-        BodyBytes { held: self.bodies.acquire(0), admission: self, free: FREE_BODY }
+    /// Returns the account of a body that is being received; `peer` is the connection on HTTP/2, where it may
+    /// carry many at the same time.
+    pub fn body<'a>(&'a self, peer: Option<&'a Peer>) -> BodyBytes<'a> {
+        BodyBytes { admission: self, counted: self.bodies.acquire(0), peer, bytes: 0 }
     }
 
     /// Counts a refusal for a deadline that passed before any work.
@@ -187,35 +194,60 @@ impl Admission {
 /// The bytes that a body holds while it is being received; given back when this is dropped.
 pub struct BodyBytes<'a> {
     admission: &'a Admission,
-    held: Permit,
-    /// Bytes of [`FREE_BODY`] that are left.
-    free: usize,
+    counted: Permit,
+    peer: Option<&'a Peer>,
+    bytes: usize,
 }
 
 impl BodyBytes<'_> {
     /// Counts more bytes.
     ///
     /// # Errors
-    /// When all bodies together hold too much.
+    /// When all bodies together hold too much, or those of one connection.
     pub fn grow(&mut self, bytes: usize) -> Result<(), Refusal> {
-        let counted = bytes.saturating_sub(self.free);
-        self.free = self.free.saturating_sub(bytes);
-        if self.held.try_grow(counted) { Ok(()) } else { Err(self.admission.overloaded(Overload::Memory)) }
+        let before = self.peer.map_or(self.bytes, |peer| peer.bodies().fetch_add(bytes, Relaxed));
+        self.bytes = self.bytes.saturating_add(bytes);
+        let after = before.saturating_add(bytes);
+        let counted = after.saturating_sub(before.max(FREE_BODIES));
+        if after <= MAX_BODIES_OF_ONE && self.counted.try_grow(counted) {
+            return Ok(());
+        }
+        Err(self.admission.overloaded(Overload::Memory))
+    }
+}
+
+impl Drop for BodyBytes<'_> {
+    fn drop(&mut self) {
+        if let Some(peer) = self.peer {
+            peer.bodies().fetch_sub(self.bytes, Relaxed);
+        }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::clock::Clock;
+    use super::super::conn::Conn;
+    use super::super::output::{Output, Unsent};
     use super::*;
     use crate::telemetry::metrics::text;
 
-    fn admission(settings: &config::Http) -> (Arc<Admission>, Arc<Limit>, prometheus::Registry) {
-        let (registry, unsent) = (prometheus::Registry::new(), Limit::new(10, None));
+    /// Most unsent bytes.
+    const MAX: usize = 400;
+
+    /// Returns a connection, as requests see it and as it sends.
+    fn peer(unsent: &UnsentLimit) -> (Peer, Arc<Output>) {
+        let conn = Arc::new(Conn::new(Output::new(unsent, &Arc::new(Clock::new())), 0));
+        (Peer::new(conn.clone()), conn.output.clone())
+    }
+
+    fn admission(settings: &config::Http) -> (Arc<Admission>, Arc<UnsentLimit>, prometheus::Registry) {
+        let (registry, unsent) = (prometheus::Registry::new(), UnsentLimit::new(MAX));
         let metrics = Metrics::register(&registry).unwrap();
         (Admission::http("x", settings, unsent.clone(), &metrics), unsent, registry)
     }
 
-    fn with_in_flight(max_in_flight: usize) -> (Arc<Admission>, Arc<Limit>, prometheus::Registry) {
+    fn with_in_flight(max_in_flight: usize) -> (Arc<Admission>, Arc<UnsentLimit>, prometheus::Registry) {
         admission(&config::Http { max_in_flight, ..config::Http::default() })
     }
 
@@ -243,23 +275,61 @@ mod tests {
         assert_eq!((admission.in_flight.used(), admission.streams.used()), (1, 1));
     }
 
+    const OVERLOADED: Result<(), Refusal> = Err(Refusal::Overloaded(Overload::Memory));
+
     #[test]
-    fn memory_is_bounded() {
-        let (admission, unsent, registry) = with_in_flight(10);
-        let overloaded = Err(Refusal::Overloaded(Overload::Memory));
-        let mut body = admission.body();
-        body.grow(FREE_BODY + MAX_BODIES - 1).unwrap();
-        let mut other = admission.body();
-        other.grow(FREE_BODY).unwrap();
-        assert_eq!(other.grow(2), overloaded, "above the bytes that are free");
-        drop(body);
+    fn bodies_are_bounded() {
+        let (admission, _, registry) = with_in_flight(10);
+        let mut large: Vec<_> = (0..8).map(|_| admission.body(None)).collect();
+        for body in &mut large {
+            body.grow(MAX_BODIES_OF_ONE).unwrap();
+        }
+        let mut other = admission.body(None);
+        other.grow(8 * FREE_BODIES).unwrap();
+        assert_eq!(other.grow(FREE_BODIES + 1), OVERLOADED, "above the bytes that are free");
+        drop(large);
         other.grow(2).unwrap();
         drop(other);
         assert_eq!(admission.bodies.used(), 0);
-        let answer = unsent.acquire(11);
-        assert_eq!(admission.check_memory(), overloaded);
+        let text = text(&registry);
+        assert!(text.contains("http_server_refused_total{reason=\"memory\"} 1"), "{text}");
+    }
+
+    #[test]
+    fn bodies_of_one_connection_are_bounded_together() {
+        let (admission, unsent, _) = with_in_flight(10);
+        let (peer, output) = peer(&unsent);
+        let mut small: Vec<_> = (0..1024).map(|_| admission.body(Some(&peer))).collect();
+        for body in &mut small {
+            body.grow(FREE_BODIES).unwrap();
+        }
+        assert_eq!(
+            admission.bodies.used(),
+            MAX_BODIES_OF_ONE - FREE_BODIES,
+            "the first bytes are free, once"
+        );
+        assert_eq!(admission.body(Some(&peer)).grow(1), OVERLOADED);
+        admission.body(None).grow(MAX_BODIES_OF_ONE).unwrap();
+        drop(small);
+        assert_eq!((admission.bodies.used(), peer.bodies().load(Relaxed)), (0, 0));
+        drop(output);
+    }
+
+    #[test]
+    fn unsent_answers_are_bounded() {
+        let (admission, unsent, registry) = with_in_flight(10);
+        let (greedy, output) = peer(&unsent);
+        let answer = Unsent::new(vec![0; MAX / 4].into(), &output);
+        assert_eq!(admission.check_memory(Some(&greedy)), OVERLOADED, "it has its share");
+        let others: Vec<_> = (0..3).map(|_| peer(&unsent)).collect();
+        let unread = |output| Unsent::new(vec![0; MAX / 4].into(), output);
+        admission.check_memory(Some(&others[0].0)).unwrap();
+        let more: Vec<_> = others.iter().map(|(_, output)| unread(output)).collect();
+        assert_eq!(admission.check_memory(None), OVERLOADED, "nothing is left");
+        drop(more);
+        admission.check_memory(None).unwrap();
         drop(answer);
-        admission.check_memory().unwrap();
+        admission.check_memory(Some(&greedy)).unwrap();
         let text = text(&registry);
         assert!(text.contains("http_server_refused_total{reason=\"memory\"} 2"), "{text}");
     }

@@ -4,7 +4,6 @@ use std::convert::Infallible;
 use std::net::{IpAddr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -16,7 +15,8 @@ use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
-use super::conns::{ActiveRequest, Conn, Conns};
+use super::conn::{Conn, Peer};
+use super::conns::{ActiveRequest, Conns};
 use super::flood;
 use super::half_close::{End, RequestBody};
 use super::metrics::{Cut, Metrics};
@@ -26,10 +26,14 @@ use crate::telemetry::log::LogThrottle;
 
 /// Time that an idle kept-alive connection stays open once the drain has begun: a request may be on its way.
 const IDLE_LINGER: Duration = Duration::from_millis(50);
-/// Time that a connection may take to end after it was asked to make room; then it is cut.
+/// Time that an idle connection may take to end once it was told that the server drains. It bounds the wait for
+/// peers that are frozen, for streams that are open, and for heads that are not complete.
+const IDLE_DRAIN: Duration = Duration::from_millis(250);
+/// Time that an idle connection may take to end after it was asked to make room; then it is cut.
 const EVICTION: Duration = Duration::from_secs(1);
-/// Time from the opening of an HTTP/2 connection to its first request.
-const FIRST_REQUEST: Duration = Duration::from_secs(10);
+/// Time from the opening of an HTTP/2 connection to its first frame. After that it may be idle for as long as its
+/// peer answers pings: clients connect ahead.
+const HELLO: Duration = Duration::from_secs(10);
 /// Largest head of an HTTP/1 request, bytes; hyper answers larger ones with 431. Larger than hyper's longest
 /// URI, so that a URI that is too long is answered with 414.
 const MAX_HEAD: usize = 128 * 1024;
@@ -120,8 +124,11 @@ where
             let (server, conn) = (self.clone(), conn.clone());
             hyper::service::service_fn(move |request: Request<Incoming>| {
                 let active = ActiveRequest::new(&conn, &server.conns, !request.method().is_safe());
-                let request = request.map(|body| RequestBody::new(body, conn.input.clone()));
+                let mut request = request.map(|body| RequestBody::new(body, conn.input.clone()));
                 let http1 = server.protocol.is_http1();
+                if !http1 {
+                    request.extensions_mut().insert(Peer::new(conn.clone()));
+                }
                 let draining = server.stop.begin.is_cancelled();
                 let answer = (server.service)(request, client);
                 async move {
@@ -176,14 +183,13 @@ where
         C: Future<Output = hyper::Result<()>>,
     {
         let http1 = self.protocol.is_http1();
+        let greeted = || http1 || conn.output.is_greeted();
         let mut connection = std::pin::pin!(connection);
         let mut cut = std::pin::pin!(conn.cut.notified());
-        // hyper limits the time to the first request on HTTP/1 only
-        let first_request_timeout = async {
-            if !http1 {
-                tokio::time::sleep(FIRST_REQUEST).await;
-            }
-            if http1 || conn.used.load(Relaxed) {
+        // hyper limits the time to the first request on HTTP/1, and nothing on HTTP/2
+        let no_hello = async {
+            tokio::time::sleep(HELLO).await;
+            if greeted() {
                 std::future::pending::<()>().await;
             }
         };
@@ -191,28 +197,26 @@ where
             biased; // requests that have arrived are read before the order to stop is followed
             result = &mut connection => return self.log_end(result),
             () = &mut cut => return,
-            () = first_request_timeout => return,
+            () = no_hello => return,
             () = conn.close.notified() => true,
             () = self.stop.begin.cancelled() => false,
         };
-        let idle = if http1 { conn.active.load(Relaxed) == 0 } else { !conn.used.load(Relaxed) };
-        if !evicted && idle {
+        if !evicted && !conn.is_busy() && (http1 || !greeted()) {
             tokio::select! {
                 result = &mut connection => return self.log_end(result),
                 () = &mut cut => return,
                 () = tokio::time::sleep(IDLE_LINGER) => {}
             }
         }
-        if !http1 && !conn.used.load(Relaxed) {
+        if !greeted() {
             return; // hyper would wait for a preface that may never come
         }
         finish(connection.as_mut());
-        let limit = if evicted { EVICTION } else { Duration::MAX };
         tokio::select! {
             biased;
             result = connection => self.log_end(result),
             () = cut => {}
-            () = tokio::time::sleep(limit) => {}
+            () = self.conns.idle(conn, if evicted { EVICTION } else { IDLE_DRAIN }) => {}
         }
     }
 

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::Ordering::Relaxed;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -11,19 +11,20 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use super::half_close::Input;
+use super::clock::{Clock, ms};
+use super::conn::Conn;
 use super::metrics::{Cut, Metrics};
 use super::output::{Output, Unsent};
-use crate::limit::Limit;
+use super::unsent::UnsentLimit;
 
-/// Most bytes that all connections of a listener may have unsent: 64 of the largest answers. Peers take
-/// typical answers (a few KiB) at once, so only large answers to slow readers come near it.
+/// Most bytes that the connections of a listener may have unsent, each counted up to its share: 64 of the largest
+/// answers. Peers take typical answers (a few KiB) at once, so only large answers to slow readers come near it.
 pub const MAX_UNSENT: usize = 128 * 1024 * 1024;
 /// Time that an answer on HTTP/1 must have waited before its connection may be cut to free memory: short
 /// enough that peers which stop reading cannot hold all of it, long enough for every peer that reads.
-const UNSENT_TIME_HTTP1: Duration = Duration::from_millis(100);
-/// The same on HTTP/2, where one connection carries many answers.
-const UNSENT_TIME_HTTP2: Duration = Duration::from_secs(1);
+const UNSENT_TIME_HTTP1: u64 = 100;
+/// Time between two looks for a connection to cut while memory is short.
+const SHORT_INTERVAL: Duration = Duration::from_millis(50);
 
 /// What bounds the connections of a listener.
 #[derive(Clone, Debug)]
@@ -32,36 +33,9 @@ pub struct Limits {
     pub max_connections: usize,
     /// A connection whose output does not move for this long is cut, at most an eighth of it (or 1 s) later.
     pub write_timeout: Duration,
-    /// Bytes of answers that all connections together have unsent. From half of it on, the connection whose
-    /// answer has waited longest is cut; while it is full, new requests should be refused.
-    pub unsent: Arc<Limit>,
-}
-
-/// The state of one connection.
-#[derive(Debug, Default)]
-pub struct Conn {
-    /// Requests that are being answered.
-    pub active: AtomicUsize,
-    /// When the last request ended, ms on the server's clock.
-    idle_since: AtomicU64,
-    /// True once a request has arrived.
-    pub used: AtomicBool,
-    /// True once it was asked to close.
-    closing: AtomicBool,
-    /// Asks it to close.
-    pub close: Notify,
-    /// What it receives.
-    pub input: Arc<Input>,
-    /// What it has yet to send.
-    pub output: Arc<Output>,
-    /// The progress of the output at the last check, and the number of checks since then without progress. Checks
-    /// and not time, because a pause of this process must not count against its peers.
-    seen: AtomicU64,
-    seen_again: AtomicU64,
-    /// When its answer began to wait, ms on the server's clock.
-    unsent_since: AtomicU64,
-    /// Ends it at once.
-    pub cut: Notify,
+    /// Bytes of answers that all connections together have unsent. While they are short, connections that do not
+    /// read are cut; while they are used up, new requests should be refused.
+    pub unsent: Arc<UnsentLimit>,
 }
 
 /// A request that is being answered; it ends when this is dropped.
@@ -75,7 +49,6 @@ impl ActiveRequest {
     pub fn new(conn: &Arc<Conn>, conns: &Arc<Conns>, write: bool) -> Self {
         conn.active.fetch_add(1, Relaxed);
         conn.input.begin(write);
-        conn.used.store(true, Relaxed);
         Self { conn: conn.clone(), conns: conns.clone() }
     }
 
@@ -89,7 +62,7 @@ impl ActiveRequest {
 
 impl Drop for ActiveRequest {
     fn drop(&mut self) {
-        self.conn.idle_since.store(self.conns.now(), Relaxed);
+        self.conn.idle_since.store(self.conns.clock.now(), Relaxed);
         self.conn.active.fetch_sub(1, Relaxed);
         self.conn.input.finish();
     }
@@ -100,8 +73,7 @@ pub struct TrackedBody<B> {
     body: Pin<Box<B>>,
     conn: Arc<Conn>,
     conns: Arc<Conns>,
-    /// On HTTP/1 the request ends with its body. On HTTP/2 it has ended already: a body that goes on is a
-    /// health watch, which must not keep an idle connection from being closed.
+    /// On HTTP/1 the request ends with its body. On HTTP/2 it has ended already, see [`Conn::is_busy`].
     _active: Option<ActiveRequest>,
 }
 
@@ -146,64 +118,76 @@ pub struct Conns {
     http1: bool,
     limits: Limits,
     metrics: Metrics,
-    clock: Instant,
+    pub clock: Arc<Clock>,
     /// Ordered by age, so that the choice among equals is always the same.
     list: Mutex<BTreeMap<u64, Arc<Conn>>>,
+    /// Tells the watch that memory has become short.
+    short: Notify,
 }
 
 impl Conns {
     /// Returns an empty list.
     pub fn new(http1: bool, limits: Limits, metrics: &Metrics) -> Arc<Self> {
-        let metrics = metrics.clone();
-        Arc::new(Self { http1, limits, metrics, clock: Instant::now(), list: Mutex::default() })
+        let (metrics, clock) = (metrics.clone(), Arc::new(Clock::new()));
+        Arc::new(Self { http1, limits, metrics, clock, list: Mutex::default(), short: Notify::new() })
     }
 
     /// Adds a connection. It stays on the list until the second value is dropped.
     pub fn add(self: &Arc<Self>, id: u64) -> (Arc<Conn>, Listed) {
-        let conn = Arc::new(Conn::default());
-        conn.idle_since.store(self.now(), Relaxed);
+        let conn = Arc::new(Conn::new(Output::new(&self.limits.unsent, &self.clock), self.clock.now()));
         self.lock().insert(id, conn.clone());
         (conn, Listed { conns: self.clone(), id })
-    }
-
-    fn now(&self) -> u64 {
-        ms(self.clock.elapsed())
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<u64, Arc<Conn>>> {
         self.list.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Counts a part of an answer until it is sent. If all connections together have too much unsent, cuts one.
+    /// Counts a part of an answer until it is sent.
     fn unsent(&self, conn: &Conn, bytes: Bytes) -> Unsent {
-        let permit = self.limits.unsent.acquire(bytes.len());
-        if !conn.output.has_unsent() {
-            conn.unsent_since.store(self.now(), Relaxed);
-        }
-        let unsent = Unsent::new(bytes, &conn.output, permit);
-        if self.limits.unsent.is_half_full() {
-            self.cut_longest_unsent();
+        let unsent = Unsent::new(bytes, &conn.output);
+        if self.limits.unsent.is_short() {
+            if self.http1 {
+                self.cut_longest_unsent();
+            }
+            self.short.notify_one();
         }
         unsent
     }
 
-    /// Cuts the connection whose answer has waited longest, if that is unusually long. A connection of HTTP/2
-    /// carries many answers: it waits only while none of them moves.
+    /// Cuts connections so that memory is no longer short. It need not be new answers that bring this about: while
+    /// all are refused, there are none.
+    fn make_room(&self) {
+        if self.http1 { self.cut_longest_unsent() } else { self.cut_stalled_answers() }
+    }
+
+    /// Cuts the connection whose answer has waited longest, if that is unusually long.
     fn cut_longest_unsent(&self) {
-        let conns = self.lock();
+        let (conns, now) = (self.lock(), self.clock.now());
         let waiting = conns.values().filter(|conn| conn.output.has_unsent() && !conn.output.is_cut());
-        let now = self.now();
-        let waited = |conn: &Arc<Conn>| {
-            if self.http1 {
-                now.saturating_sub(conn.unsent_since.load(Relaxed))
-            } else {
-                conn.seen_again.load(Relaxed).saturating_mul(ms(self.check_interval()))
-            }
-        };
-        let least = if self.http1 { UNSENT_TIME_HTTP1 } else { UNSENT_TIME_HTTP2 };
-        let longest = waiting.max_by_key(|conn| waited(conn));
-        if let Some(conn) = longest.filter(|conn| waited(conn) >= ms(least)) {
+        let waits = waiting.filter_map(|conn| Some((conn.output.parts().longest_wait(now)?, conn)));
+        if let Some((_, conn)) =
+            waits.max_by_key(|(wait, _)| *wait).filter(|(wait, _)| *wait >= UNSENT_TIME_HTTP1)
+        {
             self.cut(conn, Cut::Unsent);
+        }
+    }
+
+    /// Cuts the connections that hold most of what their peers do not take, until enough is free.
+    fn cut_stalled_answers(&self) {
+        let (conns, now) = (self.lock(), self.clock.now());
+        let holding = conns.values().filter(|conn| conn.output.has_unsent());
+        let mut stalled: Vec<_> = holding
+            .map(|conn| (conn.output.parts().stalled(now), conn))
+            .filter(|(bytes, conn)| *bytes > 0 && !conn.output.is_cut())
+            .collect();
+        stalled.sort_by_key(|(bytes, _)| std::cmp::Reverse(*bytes));
+        for (_, conn) in stalled {
+            if !self.limits.unsent.is_short() {
+                return;
+            }
+            self.cut(conn, Cut::Unsent);
+            conn.output.parts().discount();
         }
     }
 
@@ -240,37 +224,65 @@ impl Conns {
         if conns.values().any(|conn| conn.closing.load(Relaxed)) {
             return;
         }
-        let idle = |conn: &&Arc<Conn>| conn.active.load(Relaxed) == 0;
-        if let Some(conn) = conns.values().filter(idle).min_by_key(|conn| conn.idle_since.load(Relaxed)) {
+        let idle = conns.values().filter(|conn| !conn.is_busy());
+        if let Some(conn) = idle.min_by_key(|conn| conn.idle_since()) {
             conn.closing.store(true, Relaxed);
             conn.close.notify_one();
         }
     }
 
+    /// Waits until a connection has been idle for so long, from now on.
+    pub async fn idle(&self, conn: &Conn, time: Duration) {
+        let begun = self.clock.now();
+        let mut left = ms(time);
+        while left > 0 {
+            tokio::time::sleep(Duration::from_millis(left)).await;
+            let idle_since = if conn.is_busy() { self.clock.now() } else { conn.idle_since().max(begun) };
+            left = ms(time).saturating_sub(self.clock.now().saturating_sub(idle_since));
+        }
+    }
+
     /// Cuts connections whose output stalls, for as long as it is polled.
     pub async fn watch(self: Arc<Self>) {
-        let mut tick = tokio::time::interval(self.check_interval());
-        tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let interval = self.check_interval();
+        let mut checked = Instant::now();
         loop {
-            tick.tick().await;
-            self.cut_stalled();
+            let short = self.limits.unsent.is_short();
+            let sleep = self.clock.sleep(if short { interval.min(SHORT_INTERVAL) } else { interval });
+            tokio::select! {
+                () = sleep => {}
+                () = self.short.notified(), if !short => {}
+            }
+            if checked.elapsed() >= interval {
+                checked = Instant::now();
+                self.cut_stalled();
+            }
+            if self.limits.unsent.is_short() {
+                self.make_room();
+            }
         }
     }
 }
 
-fn ms(duration: Duration) -> u64 {
-    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
-}
-
 #[cfg(test)]
 mod tests {
+    use tokio_util::task::AbortOnDropHandle;
+
     use super::*;
+
+    fn conns(http1: bool, unsent: usize) -> Arc<Conns> {
+        let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
+        let unsent = UnsentLimit::new(unsent);
+        Conns::new(
+            http1,
+            Limits { max_connections: 9, write_timeout: Duration::from_mins(1), unsent },
+            &metrics,
+        )
+    }
 
     #[tokio::test(start_paused = true)]
     async fn of_equally_idle_connections_the_oldest_closes() {
-        let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
-        let limits = Limits { max_connections: 9, write_timeout: Duration::MAX, unsent: Limit::new(9, None) };
-        let conns = Conns::new(true, limits, &metrics);
+        let conns = conns(true, 9);
         let open: Vec<_> = (1..=9).map(|id| conns.add(id)).collect();
         let active = ActiveRequest::new(&open[0].0, &conns, false);
         let closing = || open.iter().map(|(conn, _)| conn.closing.load(Relaxed)).collect::<Vec<_>>();
@@ -280,5 +292,62 @@ mod tests {
         expected[1] = true; // the first one has a request, and one closes at a time
         assert_eq!(closing(), expected);
         drop(active);
+    }
+
+    /// On HTTP/1 and on HTTP/2 alike, where the request itself has ended with the head of its answer.
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_still_sends_is_not_idle() {
+        for http1 in [true, false] {
+            let conns = conns(http1, 1000);
+            let (sends, idle) = (conns.add(1), conns.add(2));
+            let part = Unsent::new(Bytes::from_static(b"abc"), &sends.0.output);
+            tokio::time::advance(Duration::from_secs(1)).await;
+            conns.close_longest_idle();
+            assert!(sends.0.is_busy() && !sends.0.closing.load(Relaxed) && idle.0.closing.load(Relaxed));
+            drop((idle, part));
+            // it is idle since then, and this one for longer
+            let idle = conns.add(3);
+            idle.0.idle_since.store(999, Relaxed);
+            assert!(!sends.0.is_busy());
+            conns.close_longest_idle();
+            assert!(!sends.0.closing.load(Relaxed) && idle.0.closing.load(Relaxed));
+        }
+    }
+
+    /// No answer is made while every request is refused.
+    #[tokio::test(start_paused = true)]
+    async fn room_is_made_without_any_new_answer() {
+        for (http1, patience) in [(true, 100), (false, 1000)] {
+            let conns = conns(http1, 400);
+            let _watch = AbortOnDropHandle::new(tokio::spawn(conns.clone().watch()));
+            let open: Vec<_> = (1..=4).map(|id| conns.add(id)).collect();
+            let kept: Vec<_> =
+                open.iter().map(|(conn, _)| conns.unsent(conn, Bytes::from_static(&[0; 100]))).collect();
+            let cut = || open.iter().filter(|(conn, _)| conn.output.is_cut()).count();
+            assert!(conns.limits.unsent.is_full() && cut() == 0);
+            tokio::time::sleep(Duration::from_millis(patience + 200)).await;
+            assert!(cut() > 0, "http1: {http1}");
+            assert!(
+                http1 || cut() == 3 && !conns.limits.unsent.is_short(),
+                "no more than that needs: {}",
+                cut()
+            );
+            drop(kept);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn idle_is_waited_for_while_it_is_busy() {
+        let conns = conns(false, 1000);
+        let (conn, _listed) = conns.add(1);
+        let active = ActiveRequest::new(&conn, &conns, false);
+        let begun = Instant::now();
+        let waits = conns.idle(&conn, Duration::from_millis(250));
+        let works = async {
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            drop(active);
+        };
+        tokio::join!(waits, works);
+        assert_eq!(begun.elapsed(), Duration::from_millis(3250));
     }
 }

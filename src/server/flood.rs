@@ -69,6 +69,8 @@ pub struct Meter {
     have: usize,
     /// Bytes up to the next head.
     skip: usize,
+    /// True once the first frame has begun.
+    greeted: bool,
     control: Bucket,
     resets: Bucket,
     /// Bytes sent that have not yet earned a token.
@@ -81,6 +83,7 @@ impl Default for Meter {
             head: [0; HEAD],
             have: 0,
             skip: PREFACE,
+            greeted: false,
             control: Bucket::new(CONTROL),
             resets: Bucket::new(RESETS),
             sent: 0,
@@ -96,6 +99,11 @@ impl Meter {
             self.control.add(u32::try_from(self.sent / PER_FRAME).unwrap_or(u32::MAX));
             self.sent %= PER_FRAME;
         }
+    }
+
+    /// Returns true once the peer has said hello and begun its first frame.
+    pub const fn is_greeted(&self) -> bool {
+        self.greeted
     }
 
     /// Reads bytes that were received, in pieces of any size.
@@ -126,6 +134,7 @@ impl Meter {
 
     /// Counts the frame whose head is complete.
     fn frame(&mut self) -> Result<(), Flood> {
+        self.greeted = true;
         let [a, b, c, kind, flags, ..] = self.head;
         let length = u32::from_be_bytes([0, a, b, c]);
         self.skip = usize::try_from(length).unwrap_or(usize::MAX);

@@ -10,6 +10,8 @@
 
 pub mod accept;
 pub mod admission;
+mod clock;
+mod conn;
 mod connection;
 mod conns;
 mod flood;
@@ -22,8 +24,11 @@ mod output;
 pub mod pause;
 mod rate;
 pub mod strict;
+mod unsent;
 
 pub use accept::serve;
+pub use conn::Peer;
 pub use connection::{Protocol, Stop};
 pub use conns::{Limits, MAX_UNSENT};
 pub use half_close::RequestBody;
+pub use unsent::UnsentLimit;

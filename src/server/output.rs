@@ -2,44 +2,76 @@
 //! progress, and its connection ends. No write has a timer of its own.
 
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
+use super::clock::Clock;
 use super::flood::Meter;
 use super::half_close::End;
-use crate::limit::Permit;
+use super::unsent::{Parts, UnsentLimit};
 
 /// The output of one connection.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Output {
-    /// Bytes of answers that the socket has not taken: it has no room for them, or on HTTP/2 the peer's windows
-    /// hold them back.
-    unsent: AtomicUsize,
+    clock: Arc<Clock>,
+    /// The answers that the socket has not taken: it has no room for them, or on HTTP/2 the peer's windows hold
+    /// them back.
+    parts: Mutex<Parts>,
+    /// Their bytes.
+    held: AtomicUsize,
+    /// When the last of them was sent, ms on the server's clock.
+    emptied: AtomicU64,
     /// True while the socket has no room.
     blocked: AtomicBool,
-    /// Grows with every write.
+    /// Grows with every write of an answer, and while none waits with every write.
     progress: AtomicU64,
     /// True once the connection has to end at once.
     cut: AtomicBool,
+    /// True once the peer has begun to speak HTTP/2.
+    greeted: AtomicBool,
 }
 
 impl Output {
+    /// Returns the output of a new connection.
+    pub fn new(limit: &UnsentLimit, clock: &Arc<Clock>) -> Self {
+        Self {
+            clock: clock.clone(),
+            parts: Mutex::new(Parts::new(limit)),
+            held: AtomicUsize::new(0),
+            emptied: AtomicU64::new(0),
+            blocked: AtomicBool::new(false),
+            progress: AtomicU64::new(0),
+            cut: AtomicBool::new(false),
+            greeted: AtomicBool::new(false),
+        }
+    }
+
+    /// Returns the answers that wait to be sent.
+    pub fn parts(&self) -> MutexGuard<'_, Parts> {
+        self.parts.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Returns true if something waits to be sent.
     pub fn is_pending(&self) -> bool {
-        self.blocked.load(Relaxed) || self.unsent.load(Relaxed) > 0
+        self.blocked.load(Relaxed) || self.has_unsent()
     }
 
     /// Returns true if an answer waits to be sent.
     pub fn has_unsent(&self) -> bool {
-        self.unsent.load(Relaxed) > 0
+        self.held.load(Relaxed) > 0
     }
 
-    /// Returns a number that changes with every write.
+    /// Returns when the last answer was sent, ms on the server's clock; 0 if there was none.
+    pub fn emptied(&self) -> u64 {
+        self.emptied.load(Relaxed)
+    }
+
+    /// Returns a number that changes when what waits to be sent moves.
     pub fn progress(&self) -> u64 {
         self.progress.load(Relaxed)
     }
@@ -54,8 +86,24 @@ impl Output {
         !self.cut.swap(true, Relaxed)
     }
 
+    /// Returns true once the peer has begun to speak HTTP/2.
+    pub fn is_greeted(&self) -> bool {
+        self.greeted.load(Relaxed)
+    }
+
     fn advance(&self) {
         self.progress.fetch_add(1, Relaxed);
+    }
+
+    /// Changes the answers that wait to be sent.
+    fn change<T>(&self, change: impl FnOnce(&mut Parts) -> T) -> T {
+        let mut parts = self.parts();
+        let changed = change(&mut parts);
+        let held = parts.held();
+        if self.held.swap(held, Relaxed) > 0 && held == 0 {
+            self.emptied.store(self.clock.now(), Relaxed);
+        }
+        changed
     }
 }
 
@@ -63,15 +111,15 @@ impl Output {
 pub struct Unsent {
     bytes: Bytes,
     output: Arc<Output>,
-    /// For its bytes, of what all connections may have unsent.
-    permit: Permit,
+    number: u64,
 }
 
 impl Unsent {
-    /// Counts bytes that are to be sent; `permit` is for as many.
-    pub fn new(bytes: Bytes, output: &Arc<Output>, permit: Permit) -> Self {
-        output.unsent.fetch_add(bytes.len(), Relaxed);
-        Self { bytes, output: output.clone(), permit }
+    /// Counts bytes that are to be sent.
+    pub fn new(bytes: Bytes, output: &Arc<Output>) -> Self {
+        let now = output.clock.now();
+        let number = output.change(|parts| parts.add(bytes.len(), now));
+        Self { bytes, output: output.clone(), number }
     }
 }
 
@@ -86,15 +134,14 @@ impl Buf for Unsent {
 
     fn advance(&mut self, count: usize) {
         self.bytes.advance(count);
-        self.output.unsent.fetch_sub(count, Relaxed);
+        self.output.change(|parts| parts.sent(self.number, count));
         self.output.advance();
-        self.permit.shrink(count);
     }
 }
 
 impl Drop for Unsent {
     fn drop(&mut self) {
-        self.output.unsent.fetch_sub(self.bytes.len(), Relaxed);
+        self.output.change(|parts| parts.remove(self.number));
     }
 }
 
@@ -124,7 +171,10 @@ impl Stream {
             Poll::Pending => self.output.blocked.store(true, Relaxed),
             Poll::Ready(result) => {
                 self.output.blocked.store(false, Relaxed);
-                self.output.advance();
+                // acknowledged pings say nothing about the answers that wait
+                if !self.output.has_unsent() {
+                    self.output.advance();
+                }
                 if let (Received::Http2(meter), Ok(count)) = (&mut self.received, result) {
                     meter.sent(*count);
                 }
@@ -162,7 +212,12 @@ impl AsyncRead for Stream {
                 return end.poll(cx).map(Ok);
             }
             Received::Http1(end) => end.note(read.is_ready()),
-            Received::Http2(meter) if read.is_ready() => meter.read(came).map_err(std::io::Error::other)?,
+            Received::Http2(meter) if read.is_ready() => {
+                meter.read(came).map_err(std::io::Error::other)?;
+                if meter.is_greeted() {
+                    self.output.greeted.store(true, Relaxed);
+                }
+            }
             Received::Http2(_) => {}
         }
         read.map(Ok)

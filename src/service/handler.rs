@@ -28,13 +28,12 @@ use crate::api::headers::{GRPC_TIMEOUT, INSTANCE, SERVICE, WRONG_SERVICE};
 use crate::api::rpc::Rpc;
 use crate::config::Settings;
 use crate::context::{Context, MAX_DEADLINE, grpc_timeout};
-use crate::limit::Limit;
-use crate::server::RequestBody;
 use crate::server::admission::Admission;
 use crate::server::input;
 use crate::server::lifecycle::{Lifecycle, Outcome, Panicked, Record, guard};
 use crate::server::metrics::Metrics;
 use crate::server::pause::{Late, Pauses};
+use crate::server::{RequestBody, UnsentLimit};
 use crate::telemetry::log::LogThrottle;
 use crate::telemetry::metrics::RpcDurations;
 use crate::telemetry::trace::Tracer;
@@ -69,7 +68,7 @@ impl Handler {
         metrics: &Metrics,
         tracer: Tracer,
         settings: &Settings,
-        unsent: Arc<Limit>,
+        unsent: Arc<UnsentLimit>,
     ) -> anyhow::Result<Self> {
         use crate::api::proto::topic::topic_server::TopicServer;
         use crate::api::proto::{feed::feed_server::FeedServer, profile::profile_server::ProfileServer};
@@ -201,7 +200,7 @@ impl Handler {
                 return self.answer_other(rpc, request, context).await;
             }
             let (head, body) = request.into_parts();
-            let (message, _permit) = receive(&self.admission, body).await?;
+            let (message, _permit) = receive(&self.admission, &head, body).await?;
             if rpc.is_write() {
                 input::read_pending().await;
             }

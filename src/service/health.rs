@@ -11,6 +11,8 @@ use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_server::{self, HealthServer};
 use tonic_health::pb::{HealthCheckRequest, HealthCheckResponse};
 
+use super::receive::MAX_STANDARD_MESSAGE;
+
 /// What is reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Report {
@@ -36,7 +38,7 @@ impl Health {
 
     /// Returns the server that reports it.
     pub fn server(&self) -> HealthServer<Self> {
-        HealthServer::new(self.clone())
+        HealthServer::new(self.clone()).max_decoding_message_size(MAX_STANDARD_MESSAGE)
     }
 
     /// Sets what checks and watches report.

@@ -3,27 +3,35 @@
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
+use http::request::Parts;
 use http_body_util::{BodyExt as _, Limited};
 
 use super::failure::Failure;
 use crate::api::error::{Code, Error, chain};
 use crate::limit::Permit;
-use crate::server::RequestBody;
-use crate::server::admission::{Admission, MAX_BODY};
+use crate::server::admission::{Admission, BodyBytes, MAX_BODY};
+use crate::server::{Peer, RequestBody};
 
 /// Time for a whole message. The deadline does not bound it well: the caller chooses it, and it may be far away.
 const BODY_TIMEOUT: Duration = Duration::from_secs(10);
-/// Longest message of a health check, bytes: it names a service.
-const MAX_HEALTH_CHECK: usize = 1024;
+
+/// Largest message of a health check or of reflection, bytes: a name and little more. tonic receives these itself, so
+/// no limit of all bodies counts them.
+pub const MAX_STANDARD_MESSAGE: usize = 4096;
 
 /// Receives a message and takes a permit for its call.
 ///
 /// # Errors
 /// When the service is overloaded, or the message is too large, too slow or broken.
-pub async fn receive(admission: &Admission, body: RequestBody) -> Result<(Bytes, Permit), Failure> {
-    admission.check_memory()?;
+pub async fn receive(
+    admission: &Admission,
+    head: &Parts,
+    body: RequestBody,
+) -> Result<(Bytes, Permit), Failure> {
+    let peer = head.extensions.get::<Peer>();
+    admission.check_memory(peer)?;
     admission.check_in_flight()?;
-    let message = tokio::time::timeout(BODY_TIMEOUT, read(admission, body)).await;
+    let message = crate::timeout::timeout(BODY_TIMEOUT, read(admission.body(peer), head, body)).await;
     let message = message.map_err(|_| late())??;
     check_single(&message)?;
     Ok((message, admission.acquire()?))
@@ -34,7 +42,8 @@ pub async fn receive(admission: &Admission, body: RequestBody) -> Result<(Bytes,
 /// # Errors
 /// When the message is too large, too slow or broken.
 pub async fn receive_health_check(body: RequestBody) -> Result<Bytes, Failure> {
-    let message = tokio::time::timeout(BODY_TIMEOUT, Limited::new(body, MAX_HEALTH_CHECK).collect()).await;
+    let message =
+        crate::timeout::timeout(BODY_TIMEOUT, Limited::new(body, MAX_STANDARD_MESSAGE).collect()).await;
     let message = message.map_err(|_| late())?.map_err(|error| {
         Error::bad("request", format!("could not be read to its end: {}", chain(error.as_ref())))
     })?;
@@ -60,8 +69,9 @@ fn check_single(body: &[u8]) -> Result<(), Error> {
     Ok(())
 }
 
-async fn read(admission: &Admission, mut body: RequestBody) -> Result<Bytes, Failure> {
-    let mut account = admission.body();
+async fn read(mut account: BodyBytes<'_>, head: &Parts, mut body: RequestBody) -> Result<Bytes, Failure> {
+    // the head waits as well, and there are as many as calls that have begun
+    account.grow(head.headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum())?;
     let (mut first, mut more) = (Bytes::new(), BytesMut::new());
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| {

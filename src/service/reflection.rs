@@ -6,6 +6,8 @@ use tonic::service::Routes;
 use tonic_reflection::pb;
 use tonic_reflection::server::{Builder, Error};
 
+use super::receive::MAX_STANDARD_MESSAGE;
+
 /// Adds reflection to a service's routes; `descriptors` are those of its own rpcs.
 ///
 /// # Errors
@@ -18,5 +20,7 @@ pub fn add(routes: Routes, descriptors: &'static [u8]) -> Result<Routes, Error> 
             .register_encoded_file_descriptor_set(pb::v1::FILE_DESCRIPTOR_SET)
             .register_encoded_file_descriptor_set(pb::v1alpha::FILE_DESCRIPTOR_SET)
     };
-    Ok(routes.add_service(builder().build_v1()?).add_service(builder().build_v1alpha()?))
+    let v1 = builder().build_v1()?.max_decoding_message_size(MAX_STANDARD_MESSAGE);
+    let v1alpha = builder().build_v1alpha()?.max_decoding_message_size(MAX_STANDARD_MESSAGE);
+    Ok(routes.add_service(v1).add_service(v1alpha))
 }

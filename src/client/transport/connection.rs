@@ -150,7 +150,7 @@ impl Dialer {
     /// Why there is no connection, for operators.
     pub async fn connect(&self, addr: &str) -> Result<Http2Connection, String> {
         let limit = self.settings.connect_timeout;
-        let opened = tokio::time::timeout(limit, self.connector.0.open(addr, &self.settings)).await;
+        let opened = crate::timeout::timeout(limit, self.connector.0.open(addr, &self.settings)).await;
         opened.unwrap_or_else(|_| Err(format!("no connection within {limit:?}")))
     }
 
@@ -160,7 +160,7 @@ impl Dialer {
     /// Why there is no connection, for operators.
     pub async fn connect_http1(&self, addr: &str) -> Result<Http1Connection, String> {
         let limit = self.settings.connect_timeout;
-        let opened = tokio::time::timeout(limit, self.connector.0.open_http1(addr)).await;
+        let opened = crate::timeout::timeout(limit, self.connector.0.open_http1(addr)).await;
         opened.unwrap_or_else(|_| Err(format!("no connection within {limit:?}")))
     }
 }

@@ -87,7 +87,7 @@ section! {
 
     /// When a read takes longer than this share of the answers to the same rpc in the last 15 to 30 s did, another
     /// instance is asked as well, and the first good answer wins (a hedge). 0 turns hedges off. There are none before
-    /// 20 answers.
+    /// 50 answers.
     "client.hedge_after_percent" => hedge_after_percent: u32 = 99, Kind::percent(0, 100);
 
     /// Least time after which a hedge is sent.

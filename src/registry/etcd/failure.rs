@@ -119,7 +119,7 @@ pub async fn limit<T>(
     what: &'static str,
     call: impl Future<Output = Result<T, etcd_client::Error>>,
 ) -> Result<T, Failure> {
-    match tokio::time::timeout(settings.timeout, call).await {
+    match crate::timeout::timeout(settings.timeout, call).await {
         Ok(result) => result.map_err(Failure::from),
         Err(_) => Err(Failure::Slow(what)),
     }

@@ -58,7 +58,7 @@ async fn until_decided(stable: &StableView, probe: &Probe, permits: &Semaphore, 
         // the semaphore is never closed
         let permit = permits.acquire().await;
         let begun = Instant::now();
-        let answer = tokio::time::timeout(PROBE_LIMIT, probe(instance.clone())).await;
+        let answer = crate::timeout::timeout(PROBE_LIMIT, probe(instance.clone())).await;
         drop(permit);
         let reason = match answer {
             Ok(Ok(())) => {

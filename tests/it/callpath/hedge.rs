@@ -86,7 +86,7 @@ async fn an_answer_that_is_slow_but_in_time_arrives_however_many_instances_there
 /// A caller in a hurry gets 504. The instance is as good as before for all others.
 #[tokio::test]
 async fn the_short_limit_of_some_callers_costs_others_nothing() {
-    let (peer, _) = slow(160 * MS).await;
+    let (peer, _) = slow(300 * MS).await;
     let app = app_with(&[&peer], |_| {}).await;
     for _ in 0..20 {
         assert_eq!(limited(&app, LIST, 110 * MS).await.status, 504);
@@ -100,7 +100,7 @@ async fn the_short_limit_of_some_callers_costs_others_nothing() {
 /// The same one hop further: the feeds of a profile get a fifth of its time.
 #[tokio::test]
 async fn the_short_limit_of_some_callers_suspends_no_best_effort_calls() {
-    let (feed, _) = slow(160 * MS).await;
+    let (feed, _) = slow(300 * MS).await;
     let app = app_with_feed(&feed).await;
     let path = "/api/profile/get_profile?user_id=7";
     for _ in 0..10 {
@@ -123,7 +123,7 @@ async fn a_probe_that_its_caller_ends_early_settles_nothing() {
             if bad {
                 return peer::say(&mut respond, Code::Internal, &[]);
             }
-            tokio::time::sleep(160 * MS).await;
+            tokio::time::sleep(300 * MS).await;
             peer::fine(&mut respond);
         }
     })

@@ -17,6 +17,7 @@ mod registry;
 mod slow;
 mod store;
 mod telemetry;
+mod unread;
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -43,6 +44,7 @@ fn all() -> Vec<Row> {
         pauses::ROWS,
         edge::ROWS,
         store::ROWS,
+        unread::ROWS,
         telemetry::ROWS,
         chaos::ROWS,
     ]

@@ -156,7 +156,7 @@ async fn frozen(time: Duration) -> Findings {
 
 async fn hurry(time: Duration) -> Findings {
     let (bench, mut findings) = (Bench::start(1).await, Findings::default());
-    bench.fakes[0].behave(Behaviour { delay: Duration::from_millis(160), ..Behaviour::default() });
+    bench.fakes[0].behave(Behaviour { delay: SLOW, ..Behaviour::default() });
     let hurried = Load::get(bench.gateway.addr, RATE / 2.0, LIST).within(Duration::from_millis(110)).start();
     let patient = Load::get(bench.gateway.addr, RATE / 2.0, LIST).run(time).await;
     let hurried = hurried.finish().await;

@@ -1,10 +1,14 @@
 //! HTTP/2 frames written by hand, for what no client library would send.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
+use tokio::net::tcp::OwnedWriteHalf;
+use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -13,6 +17,8 @@ const HEADERS: u8 = 1;
 const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
 const PING: u8 = 6;
+const GOAWAY: u8 = 7;
+const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
 const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
@@ -123,4 +129,100 @@ pub async fn flood(addr: SocketAddr, kind: Flood, path: &str, limit: Duration) -
     let left = limit.saturating_sub(begun.elapsed());
     let ended = tokio::time::timeout(left, closed).await.is_ok();
     Flooded { closed: ended.then(|| begun.elapsed()) }
+}
+
+/// A connection that does only what it is told to: it opens no window for answers, and acknowledges nothing.
+pub struct Bare {
+    write: OwnedWriteHalf,
+    /// Ends with the connection; returns the kinds of the frames that came.
+    read: JoinHandle<Vec<u8>>,
+    /// Bytes of messages that the other side is ready for.
+    window: Arc<AtomicI64>,
+    streams: u32,
+    /// How often the window of an answer was opened.
+    opened: u32,
+}
+
+impl Bare {
+    /// Opens a connection and says hello. Answers get a window of so many bytes.
+    pub async fn open(addr: SocketAddr, window: u32) -> Self {
+        let mut stream = TcpStream::connect(addr).await.expect("it listens");
+        stream.set_nodelay(true).expect("a socket");
+        let settings = [&[0, 4], window.to_be_bytes().as_slice()].concat();
+        let hello = [PREFACE, &frame(SETTINGS, 0, 0, &settings), &frame(SETTINGS, 1, 0, &[])].concat();
+        stream.write_all(&hello).await.expect("it reads");
+        let (mut read, write) = stream.into_split();
+        let window = Arc::new(AtomicI64::new(65_535));
+        let opened = window.clone();
+        let read = tokio::spawn(async move {
+            let (mut kinds, mut head) = (Vec::new(), [0; 9]);
+            while read.read_exact(&mut head).await.is_ok() {
+                let [a, b, c, kind, _, stream @ ..] = head;
+                let mut payload = vec![0; u32::from_be_bytes([0, a, b, c]) as usize];
+                if read.read_exact(&mut payload).await.is_err() {
+                    break;
+                }
+                if (kind, stream) == (WINDOW_UPDATE, [0; 4]) {
+                    let bytes = u32::from_be_bytes(payload[..4].try_into().expect("4 bytes"));
+                    opened.fetch_add(i64::from(bytes), Relaxed);
+                }
+                kinds.push(kind);
+            }
+            kinds
+        });
+        Self { write, read, window, streams: 0, opened: 0 }
+    }
+
+    /// Sends bytes; a connection that has ended takes none.
+    async fn send(&mut self, bytes: &[u8]) {
+        let _ = self.write.write_all(bytes).await;
+    }
+
+    /// Makes a call with the whole message.
+    pub async fn call(&mut self, path: &str, message: &[u8]) {
+        let length = u32::try_from(message.len()).expect("a short message").to_be_bytes();
+        let message = [&[0], &length[..], message].concat();
+        self.begin(path, &message, END_STREAM).await;
+    }
+
+    /// Makes a call of whose message so many bytes are sent, and no more.
+    pub async fn call_without_end(&mut self, path: &str, bytes: usize) {
+        let message = [&[0, 0, 4, 0, 0], vec![b'x'; bytes - 5].as_slice()].concat();
+        self.begin(path, &message, 0).await;
+    }
+
+    async fn begin(&mut self, path: &str, message: &[u8], flags: u8) {
+        let stream = 2 * self.streams + 1;
+        self.streams += 1;
+        let size = i64::try_from(message.len()).expect("a short message");
+        while self.window.load(Relaxed) < size && !self.is_closed() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        self.window.fetch_sub(size, Relaxed);
+        let head = frame(HEADERS, END_HEADERS, stream, &head(path));
+        self.send(&[head, frame(DATA, flags, stream, message)].concat()).await;
+    }
+
+    /// Lets the other side send one byte more of an answer, each time of another one.
+    pub async fn open_by_one_byte(&mut self) {
+        let stream = 2 * (self.opened % self.streams.max(1)) + 1;
+        self.opened += 1;
+        self.send(&frame(WINDOW_UPDATE, 0, stream, &1_u32.to_be_bytes())).await;
+    }
+
+    /// Sends a ping, which has to be acknowledged.
+    pub async fn ping(&mut self) {
+        self.send(&frame(PING, 0, 0, &[7; 8])).await;
+    }
+
+    /// Returns true once the other side has closed the connection.
+    pub fn is_closed(&self) -> bool {
+        self.read.is_finished()
+    }
+
+    /// Waits until the other side closes the connection, and returns whether it said so before.
+    pub async fn goaway(self) -> bool {
+        let kinds = tokio::time::timeout(Duration::from_secs(20), self.read).await.expect("it is closed");
+        kinds.expect("it reads").contains(&GOAWAY)
+    }
 }

@@ -7,11 +7,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::Full;
 use microservice_app::config::Settings;
-use microservice_app::limit::Limit;
 use microservice_app::registry::Registration;
 use microservice_app::server::listener::Listener;
 use microservice_app::server::metrics::Metrics;
-use microservice_app::server::{Limits, Protocol, Stop, serve};
+use microservice_app::server::{Limits, Protocol, Stop, UnsentLimit, serve};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
@@ -285,7 +284,7 @@ async fn f34_above_the_limit_of_unsent_bytes_the_slowest_reader_makes_room() {
     let listener = Listener::bind(([127, 0, 0, 1], 0).into()).unwrap();
     let addr = listener.addr();
     // room is made from the half on
-    let unsent = Limit::new(10 * ANSWER, None);
+    let unsent = UnsentLimit::new(10 * ANSWER);
     let limits =
         Limits { max_connections: 100, write_timeout: Duration::from_mins(1), unsent: unsent.clone() };
     let registry = prometheus::Registry::new();
@@ -331,4 +330,44 @@ async fn the_longest_idle_connection_makes_room() {
         assert_eq!(connection.get("/api/topic/list").await.unwrap().status, 200);
     }
     assert!(held[0].get("/api/topic/list").await.is_err());
+}
+
+/// Of two connections without a request to answer, one still sends.
+#[tokio::test]
+async fn a_download_under_way_is_not_idle() {
+    let app = App::start_with(|settings| {
+        settings.http.max_connections = 4;
+        settings.client.deadline = Duration::from_secs(20);
+    })
+    .await;
+    fill(app.gateway(), 7).await;
+    let asked =
+        b"GET /api/feed/get_feeds?user_id=7&size=1000 HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n";
+    let mut reader = small(app.gateway()).await;
+    reader.write_all(asked).await.unwrap();
+    let mut part = vec![0; 20_000];
+    let mut read = reader.read(&mut part).await.unwrap();
+    // these were idle for a shorter time than the answer has been complete
+    let mut idle = Vec::new();
+    for _ in 0..3 {
+        let mut connection = Connection::open(app.gateway()).await.unwrap();
+        connection.get(LIST).await.unwrap();
+        idle.push(connection);
+    }
+    let begun = Instant::now();
+    loop {
+        let count = reader.read(&mut part).await.unwrap_or_else(|error| panic!("cut after {read}: {error}"));
+        read += count;
+        if count == 0 {
+            break;
+        }
+        if idle.len() < 20 {
+            let mut connection = Connection::open(app.gateway()).await.unwrap();
+            assert_eq!(connection.get(LIST).await.unwrap().status, 200, "an idle one makes room");
+            idle.push(connection);
+        }
+        tokio::time::sleep(20 * MS).await;
+    }
+    assert!(read > 1_900_000, "cut after {read} bytes, {:?}", begun.elapsed());
+    assert!(idle.len() > 10);
 }

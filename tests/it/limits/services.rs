@@ -21,8 +21,9 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_client::HealthClient;
 
 use crate::kit::app::App;
+use crate::kit::frames::Bare;
 use crate::kit::http::{fill, small};
-use crate::kit::metrics::metric;
+use crate::kit::metrics::{metric, metric_above};
 use crate::kit::process::Process;
 use crate::kit::{frames, measured, peer, wait_for};
 
@@ -166,34 +167,40 @@ async fn a_call_that_nobody_waits_for_is_not_begun() {
     assert_eq!(found.code(), Code::NotFound, "nothing was written");
 }
 
+/// A process is stopped, so that call and hang-up are surely there when it reads.
 #[tokio::test]
 async fn a_call_whose_caller_has_given_up_is_not_begun() {
     const CALLS: i32 = 60;
-    let app = App::start().await;
-    let addr = app.addresses.of(Role::Feed).unwrap();
+    let mut feed = Process::start(&["feed", "--addr", "127.0.0.1:0", "--debug-addr", "127.0.0.1:0"]);
+    let (addr, admin) = feed.wait_for_role("feed");
     let mut callers = Vec::new();
-    for id in 1..=CALLS {
-        let record = feed::FeedRecord { id: id.into(), user_id: 7, content: "x".to_owned() };
-        let mut caller = frames::hello(addr).await;
-        // so that the connection is served, and all of what follows is read at once
-        tokio::time::sleep(5 * MS).await;
+    for _ in 0..CALLS {
+        callers.push(frames::hello(addr).await);
+    }
+    feed.signal(Signal::STOP);
+    let mut gone = Vec::new();
+    for (id, mut caller) in (1..).zip(callers) {
+        let record = feed::FeedRecord { id, user_id: 7, content: "x".to_owned() };
         let call = frames::call(1, "/feed.Feed/CreateFeed", &record);
         if id % 2 == 0 {
             caller.write_all(&[call, frames::reset(1)].concat()).await.unwrap();
-            callers.push(caller);
+            gone.push(caller);
         } else {
             caller.write_all(&call).await.unwrap(); // and the end of the connection
         }
     }
+    tokio::time::sleep(100 * MS).await;
+    feed.signal(Signal::CONT);
+    // a call whose connection ends may not even be seen
     let ended = "grpc_server_handling_seconds_count{code=\"CANCELLED\",method=\"CreateFeed\"";
-    // a call whose connection ends may not even be seen; the last one is reset
     wait_for("the calls have ended", || async {
-        app.metric_above(ended, f64::from(CALLS / 2) - 0.5).await.then_some(())
+        metric_above(admin, ended, f64::from(CALLS / 2) - 0.5).await.then_some(())
     })
     .await;
-    let asked = feed::GetFeedsRequest { user_id: 7, size: 100, before: 0 };
-    let found = bare(addr, "/feed.Feed/GetFeeds", "5S", &asked).await;
-    assert_eq!(found.code(), Code::NotFound, "nothing was written");
+    let asked = Request::new(feed::GetFeedsRequest { user_id: 7, size: 100, before: 0 });
+    let found: Result<feed::GetFeedsResponse, _> =
+        call(&channel(addr).await, "/feed.Feed/GetFeeds", asked).await;
+    assert_eq!(found.expect_err("nothing is written").code(), Code::NotFound);
 }
 
 /// A call to a process that is stopped: its deadline passes meanwhile, and its caller sends no reset.
@@ -266,6 +273,18 @@ async fn a_request_over_its_limit_is_refused() {
     assert_eq!((refused.code(), refused.message()), (Code::InvalidArgument, "request: is over 262144 bytes"));
 }
 
+/// Such messages count in no limit, so they are short.
+#[tokio::test]
+async fn a_health_check_over_its_limit_is_refused() {
+    let app = App::start().await;
+    let channel = channel(app.addresses.of(Role::Feed).unwrap()).await;
+    let asked = HealthCheckRequest { service: "x".repeat(5000) };
+    let refused = HealthClient::new(channel.clone()).check(asked.clone()).await.unwrap_err();
+    assert_eq!(refused.code(), Code::OutOfRange, "{refused:?}");
+    let refused = HealthClient::new(channel).watch(asked).await.unwrap_err();
+    assert_eq!(refused.code(), Code::OutOfRange, "{refused:?}");
+}
+
 #[tokio::test]
 async fn f31_a_caller_that_opens_no_window_is_cut() {
     let app = App::start_with(|settings| {
@@ -289,4 +308,142 @@ async fn f31_a_caller_that_opens_no_window_is_cut() {
     assert!(ended.expect("the connection is cut").unwrap().is_err());
     assert!(app.metric("server_connections_cut_total{reason=\"write_timeout\"}").await > 0.0);
     list(&channel(app.addresses.of(Role::Topic).unwrap()).await).await.unwrap();
+}
+
+/// Asks for the largest answer there is, 2 MiB, of what [`fill`] has stored.
+fn large() -> Vec<u8> {
+    prost::Message::encode_to_vec(&feed::GetFeedsRequest { user_id: 7, size: 60, before: 0 })
+}
+
+/// Calls that last as long as the tests of them.
+async fn patient() -> (App, SocketAddr) {
+    let app = App::start_with(|settings| settings.client.deadline = Duration::from_secs(30)).await;
+    fill(app.gateway(), 7).await;
+    let addr = app.addresses.of(Role::Feed).unwrap();
+    (app, addr)
+}
+
+async fn put(channel: &Channel) -> Result<feed::OkResponse, Status> {
+    let record = feed::FeedRecord { id: 1, user_id: 8, content: "x".to_owned() };
+    call(channel, "/feed.Feed/CreateFeed", Request::new(record)).await
+}
+
+/// 80 answers are more than all connections together may have unsent.
+#[tokio::test]
+async fn one_connection_that_reads_byte_by_byte_stops_nobody() {
+    let (_app, addr) = patient().await;
+    let mut hostile = Bare::open(addr, 0).await;
+    for _ in 0..80 {
+        hostile.call("/feed.Feed/GetFeeds", &large()).await;
+    }
+    let others = channel(addr).await;
+    let begun = Instant::now();
+    let mut refused = 0;
+    while begun.elapsed() < Duration::from_secs(6) {
+        hostile.open_by_one_byte().await;
+        refused += usize::from(put(&others).await.is_err());
+        tokio::time::sleep(100 * MS).await;
+    }
+    assert_eq!(refused, 0, "calls of others were refused");
+}
+
+/// Nor do several, each with its share.
+#[tokio::test]
+async fn connections_that_read_byte_by_byte_are_cut_when_memory_is_short() {
+    let (app, addr) = patient().await;
+    let mut hostile = Vec::new();
+    for _ in 0..5 {
+        let mut connection = Bare::open(addr, 0).await;
+        for _ in 0..40 {
+            connection.call("/feed.Feed/GetFeeds", &large()).await;
+        }
+        hostile.push(tokio::spawn(async move {
+            while !connection.is_closed() {
+                connection.open_by_one_byte().await;
+                tokio::time::sleep(100 * MS).await;
+            }
+        }));
+    }
+    let others = channel(addr).await;
+    let line = "server_connections_cut_total{reason=\"unsent\"}";
+    wait_for("some are cut", || async { (app.metric(line).await >= 1.0).then_some(()) }).await;
+    for _ in 0..20 {
+        put(&others).await.unwrap();
+        tokio::time::sleep(50 * MS).await;
+    }
+    assert!(hostile.iter().filter(|connection| connection.is_finished()).count() >= 1);
+}
+
+/// What one connection may hold is less than all; then its own calls are refused.
+#[tokio::test]
+async fn a_connection_that_holds_its_share_of_unsent_answers_gets_no_more() {
+    let (app, addr) = patient().await;
+    let mut greedy = Bare::open(addr, 0).await;
+    let refused = "grpc_server_refused_total{reason=\"memory\",service=\"feed.Feed\"}";
+    let mut asked = 0;
+    while app.metric(refused).await < 1.0 {
+        greedy.call("/feed.Feed/GetFeeds", &large()).await;
+        asked += 1;
+        assert!(asked < 60, "it holds 120 MB");
+        tokio::time::sleep(20 * MS).await;
+    }
+    assert!(asked > 16, "32 MiB, {asked} answers");
+    put(&channel(addr).await).await.unwrap();
+}
+
+/// Pings are answered at once: they say nothing about the answers.
+#[tokio::test]
+async fn a_caller_that_opens_no_window_and_pings_is_cut() {
+    let app = App::start_with(|settings| settings.grpc.write_timeout = 600 * MS).await;
+    fill(app.gateway(), 7).await;
+    let mut caller = Bare::open(app.addresses.of(Role::Feed).unwrap(), 0).await;
+    caller.call("/feed.Feed/GetFeeds", &large()).await;
+    for _ in 0..50 {
+        caller.ping().await;
+        tokio::time::sleep(100 * MS).await;
+    }
+    assert!(caller.is_closed(), "it holds an answer for 5 s");
+    assert!(app.metric("server_connections_cut_total{reason=\"write_timeout\"}").await > 0.0);
+}
+
+#[tokio::test]
+async fn an_idle_connection_stays_open_and_one_that_says_no_hello_does_not() {
+    let app = App::start().await;
+    let addr = app.addresses.of(Role::Topic).unwrap();
+    let mut idle = Bare::open(addr, 65_535).await;
+    let mut silent = TcpStream::connect(addr).await.unwrap();
+    let ended = async {
+        let mut byte = [0; 100];
+        while tokio::io::AsyncReadExt::read(&mut silent, &mut byte).await.is_ok_and(|count| count > 0) {}
+    };
+    tokio::time::timeout(Duration::from_secs(12), ended).await.expect("it is closed");
+    tokio::time::sleep(1500 * MS).await;
+    assert!(!idle.is_closed(), "a client that connects ahead has done nothing wrong");
+    let list = prost::Message::encode_to_vec(&topic::ListTopicsRequest { after: 0, size: 1 });
+    idle.call(LIST, &list).await;
+    let counted =
+        "grpc_server_handling_seconds_count{code=\"OK\",method=\"ListTopics\",service=\"topic.Topic\"}";
+    wait_for("its call is answered", || async { (app.metric(counted).await > 0.0).then_some(()) }).await;
+    app.stop.cancel();
+    assert!(idle.goaway().await, "it is told before it is closed");
+}
+
+/// 10 connections with 1000 calls each, of which 8 KiB have come: 80 MB, and 64 MiB are the limit.
+#[tokio::test]
+async fn bodies_that_never_end_are_bounded_however_small_each_is() {
+    let (app, addr) = patient().await;
+    let mut callers = Vec::new();
+    for _ in 0..10 {
+        let mut caller = Bare::open(addr, 65_535).await;
+        for _ in 0..1000 {
+            caller.call_without_end("/feed.Feed/CreateFeed", 8 * 1024).await;
+        }
+        callers.push(caller);
+    }
+    let refused = "grpc_server_refused_total{reason=\"memory\",service=\"feed.Feed\"}";
+    wait_for("some are refused", || async { (app.metric(refused).await > 0.0).then_some(()) }).await;
+    // a usual call of another connection is not among them
+    let record = feed::FeedRecord { id: 1, user_id: 8, content: "x".repeat(4096) };
+    let _: feed::OkResponse =
+        call(&channel(addr).await, "/feed.Feed/CreateFeed", Request::new(record)).await.unwrap();
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
+use microservice_app::api::proto::topic::ListTopicsRequest;
 use microservice_app::config::Role;
 use rustix::process::Signal;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -13,6 +14,7 @@ use tonic_health::pb::{HealthCheckRequest, health_check_response::ServingStatus}
 
 use crate::kit::app::App;
 use crate::kit::etcd::Etcd;
+use crate::kit::frames::Bare;
 use crate::kit::grpc::channel;
 use crate::kit::http::{Answer, Connection, get, request, send};
 use crate::kit::process::{PROGRAM, Process};
@@ -205,4 +207,49 @@ async fn a_health_watcher_sees_the_drain() {
     assert_eq!(stream.message().await.unwrap().unwrap().status(), ServingStatus::Serving);
     app.stop.cancel();
     assert_eq!(stream.message().await.unwrap().unwrap().status(), ServingStatus::NotServing);
+}
+
+/// Stops a process that has no call in flight.
+async fn stop_soon(mut process: Process) {
+    let begun = Instant::now();
+    tokio::task::spawn_blocking(move || process.stop(SOON)).await.unwrap();
+    assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
+}
+
+#[tokio::test]
+async fn a_drain_does_not_wait_for_a_peer_that_does_not_answer_the_goaway() {
+    let etcd = Etcd::start().await;
+    let (topic, addr, admin) = role("topic", &etcd);
+    let mut frozen = Bare::open(addr, 65_535).await;
+    let list = prost::Message::encode_to_vec(&ListTopicsRequest { after: 0, size: 1 });
+    frozen.call("/topic.Topic/ListTopics", &list).await;
+    let counted = "grpc_server_handling_seconds_count{code=\"OK\",method=\"ListTopics\"";
+    wait_for("it is answered", || async {
+        crate::kit::metrics::metric_above(admin, counted, 0.0).await.then_some(())
+    })
+    .await;
+    stop_soon(topic).await;
+    assert!(frozen.goaway().await, "it is told");
+}
+
+#[tokio::test]
+async fn a_drain_does_not_wait_for_a_stream_that_its_caller_keeps_open() {
+    use tonic_reflection::pb::v1::ServerReflectionRequest;
+    use tonic_reflection::pb::v1::server_reflection_client::ServerReflectionClient;
+    let etcd = Etcd::start().await;
+    let (topic, addr, _) = role("topic", &etcd);
+    let mut reflection = ServerReflectionClient::new(channel(addr).await);
+    let asked = futures_util::stream::pending::<ServerReflectionRequest>();
+    let _stream = reflection.server_reflection_info(asked).await.unwrap();
+    stop_soon(topic).await;
+}
+
+#[tokio::test]
+async fn a_drain_does_not_wait_for_half_a_head() {
+    let etcd = Etcd::start().await;
+    let (gateway, addr, _) = role("apigateway", &etcd);
+    let mut half = tokio::net::TcpStream::connect(addr).await.unwrap();
+    half.write_all(b"GET /api/topic/list HTTP/1.1\r\nhost:").await.unwrap();
+    get(addr, "/api/topic/list").await;
+    stop_soon(gateway).await;
 }

@@ -16,7 +16,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 /// So many times 2 MB are in the store: SQLite's `.backup` takes longer for that than the pause.
 const LARGE: i64 = 20;
 /// Longest time for a backup.
-const LIMIT: Duration = Duration::from_secs(10);
+const LIMIT: Duration = Duration::from_secs(30);
 
 /// Somebody who writes feeds of user 7, one after the other.
 struct Writer {

@@ -149,7 +149,7 @@ impl System {
                 let _ = timeout(ETCD_LIMIT, self.change_registry(kind)).await;
             }
             (Target::Store(service), _) => {
-                let (path, lasts) = (self.store(service), step.end - step.begin);
+                let (path, lasts) = (self.store(service), step.end.saturating_sub(step.begin));
                 tokio::task::spawn_blocking(move || lock(&path, lasts));
             }
         }

@@ -1,0 +1,87 @@
+//! One open connection: whether it is idle, what it holds, and how it is told to end.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+
+use tokio::sync::Notify;
+
+use super::half_close::Input;
+use super::output::Output;
+
+/// The state of one connection.
+#[derive(Debug)]
+pub struct Conn {
+    /// Requests that are being answered.
+    pub active: AtomicUsize,
+    /// When the last request ended, ms on the server's clock.
+    pub idle_since: AtomicU64,
+    /// True once it was asked to close.
+    pub closing: AtomicBool,
+    /// Asks it to close.
+    pub close: Notify,
+    /// What it receives.
+    pub input: Arc<Input>,
+    /// What it has yet to send.
+    pub output: Arc<Output>,
+    /// The progress of the output at the last check, and the number of checks since then without progress. Checks
+    /// and not time, because a pause of this process must not count against its peers.
+    pub seen: AtomicU64,
+    pub seen_again: AtomicU64,
+    /// Ends it at once.
+    pub cut: Notify,
+    /// Bytes of the bodies that it sends.
+    bodies: AtomicUsize,
+}
+
+impl Conn {
+    /// Returns a connection that was opened at `now`, ms on the server's clock.
+    pub fn new(output: Output, now: u64) -> Self {
+        Self {
+            active: AtomicUsize::new(0),
+            idle_since: AtomicU64::new(now),
+            closing: AtomicBool::new(false),
+            close: Notify::new(),
+            input: Arc::default(),
+            output: Arc::new(output),
+            seen: AtomicU64::new(0),
+            seen_again: AtomicU64::new(0),
+            cut: Notify::new(),
+            bodies: AtomicUsize::new(0),
+        }
+    }
+
+    /// Returns true while a request is being answered or its answer sent. A stream that goes on, such as a health
+    /// watch, does not count between its messages: it must not keep an idle connection from being closed.
+    pub fn is_busy(&self) -> bool {
+        self.active.load(Relaxed) > 0 || self.output.is_pending()
+    }
+
+    /// Returns since when it is idle, if it is, ms on the server's clock.
+    pub fn idle_since(&self) -> u64 {
+        self.idle_since.load(Relaxed).max(self.output.emptied())
+    }
+}
+
+/// The connection of a request over HTTP/2, where one carries many: what bounds them together. In the extensions
+/// of the request.
+#[derive(Clone, Debug)]
+pub struct Peer(Arc<Conn>);
+
+impl Peer {
+    /// Returns the connection as requests see it.
+    pub const fn new(conn: Arc<Conn>) -> Self {
+        Self(conn)
+    }
+
+    /// Returns true if it holds as many bytes of unsent answers as one connection may.
+    #[must_use]
+    pub fn has_share_of_unsent(&self) -> bool {
+        self.0.output.parts().has_share()
+    }
+
+    /// Returns the bytes of the bodies that it sends.
+    #[must_use]
+    pub fn bodies(&self) -> &AtomicUsize {
+        &self.0.bodies
+    }
+}
