@@ -126,7 +126,7 @@ where
         let service = {
             let (server, conn) = (self.clone(), conn.clone());
             hyper::service::service_fn(move |request: Request<Incoming>| {
-                let active = ActiveRequest::new(&conn, &server.conns);
+                let active = ActiveRequest::new(&conn, &server.conns, !request.method().is_safe());
                 let mut request = request.map(|body| RequestBody::new(body, conn.input.clone()));
                 let http1 = server.protocol.is_http1();
                 if !http1 {

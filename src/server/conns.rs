@@ -45,10 +45,10 @@ pub struct ActiveRequest {
 }
 
 impl ActiveRequest {
-    /// Counts a request on a connection.
-    pub fn new(conn: &Arc<Conn>, conns: &Arc<Conns>) -> Self {
+    /// Counts a request on a connection; `write` says that it has an effect.
+    pub fn new(conn: &Arc<Conn>, conns: &Arc<Conns>, write: bool) -> Self {
         conn.active.fetch_add(1, Relaxed);
-        conn.input.begin();
+        conn.input.begin(write);
         Self { conn: conn.clone(), conns: conns.clone() }
     }
 
@@ -284,7 +284,7 @@ mod tests {
     async fn of_equally_idle_connections_the_oldest_closes() {
         let conns = conns(true, 9);
         let open: Vec<_> = (1..=9).map(|id| conns.add(id)).collect();
-        let active = ActiveRequest::new(&open[0].0, &conns);
+        let active = ActiveRequest::new(&open[0].0, &conns, false);
         let closing = || open.iter().map(|(conn, _)| conn.closing.load(Relaxed)).collect::<Vec<_>>();
         conns.close_longest_idle();
         conns.close_longest_idle();
@@ -340,7 +340,7 @@ mod tests {
     async fn idle_is_waited_for_while_it_is_busy() {
         let conns = conns(false, 1000);
         let (conn, _listed) = conns.add(1);
-        let active = ActiveRequest::new(&conn, &conns);
+        let active = ActiveRequest::new(&conn, &conns, false);
         let begun = Instant::now();
         let waits = conns.idle(&conn, Duration::from_millis(250));
         let works = async {

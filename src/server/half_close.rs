@@ -3,10 +3,10 @@
 //!
 //! So the end is held back from hyper, which would drop the request, while a request is answered:
 //!
-//! - A FIN that came with the request does not end it: nobody asks and leaves at once.
-//! - A later FIN means, some 10 ms later, that the caller has given up, and the request is cancelled. A write has to end
-//!   then, too: the caller may have written something else since.
-//! - So does a FIN that is found with its request after a pause of this process: the caller may have waited in vain.
+//! - A FIN that came with the request does not end it: nobody asks and leaves at once. A write may be 10 ms older.
+//! - A later FIN means that the caller has given up. A write is cancelled at once, because the caller may write something
+//!   else next. A read has some 10 ms more: FINs that came with it may look later than they are.
+//! - A FIN that is found after a pause of this process cancels its request: the caller may have waited in vain.
 //!
 //! A body that is cut short can never be read to its end: then the end is passed on at once.
 
@@ -28,12 +28,16 @@ use super::pause::Pauses;
 /// Ticks and not time, because a pause of this process must not count against its callers.
 const TICKS: u8 = 10;
 const TICK: Duration = Duration::from_millis(1);
+/// A FIN that is found this long after the last bytes did not come with them, even if nobody has looked meanwhile.
+const TOGETHER: Duration = Duration::from_millis(10);
 
 /// The receiving side of one connection of HTTP/1.
 #[derive(Debug, Default)]
 pub struct Input {
     /// True while a request is answered.
     busy: AtomicBool,
+    /// True if that request is a write.
+    write: AtomicBool,
     /// True once the caller has sent its FIN.
     ended: AtomicBool,
     /// True if a request waits for the rest of its body, which will not come.
@@ -44,7 +48,8 @@ pub struct Input {
 
 impl Input {
     /// Notes that a request is answered from now on.
-    pub fn begin(&self) {
+    pub fn begin(&self, write: bool) {
+        self.write.store(write, Relaxed);
         self.busy.store(true, Relaxed);
     }
 
@@ -63,15 +68,15 @@ impl Input {
     }
 }
 
-/// When the FIN came.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fin {
-    /// With the last bytes.
-    WithRequest,
-    /// Later than that.
-    Later,
+/// How the FIN came.
+#[derive(Clone, Copy, Debug)]
+struct Fin {
+    /// At most [`TOGETHER`] after the last bytes.
+    soon: bool,
+    /// An attempt to read had found nothing between them.
+    apart: bool,
     /// It was found after a pause of this process.
-    AfterPause,
+    after_pause: bool,
 }
 
 /// Decides when hyper learns that the caller sends no more.
@@ -80,6 +85,8 @@ pub struct End {
     pauses: Arc<Pauses>,
     /// True while nothing has come since the last attempt to read.
     quiet: bool,
+    /// When bytes came last.
+    heard: Option<Instant>,
     /// Set once the FIN has come.
     seen: Option<Fin>,
     tick: Option<Pin<Box<Sleep>>>,
@@ -89,7 +96,7 @@ pub struct End {
 impl End {
     /// Returns the end of a connection that is open.
     pub const fn new(input: Arc<Input>, pauses: Arc<Pauses>) -> Self {
-        Self { input, pauses, quiet: false, seen: None, tick: None, ticks: 0 }
+        Self { input, pauses, quiet: false, heard: None, seen: None, tick: None, ticks: 0 }
     }
 
     /// Returns true once the FIN has come.
@@ -98,16 +105,19 @@ impl End {
     }
 
     /// Notes whether an attempt to read found bytes.
-    pub const fn note(&mut self, found: bool) {
+    pub fn note(&mut self, found: bool) {
         self.quiet = !found;
+        if found {
+            self.heard = Some(Instant::now());
+        }
     }
 
     /// Notes the FIN.
     pub fn see(&mut self, cx: &Context<'_>) {
-        self.seen = Some(match (self.quiet, self.pauses.late()) {
-            (_, Some(_)) => Fin::AfterPause,
-            (false, None) => Fin::WithRequest,
-            (true, None) => Fin::Later,
+        self.seen = Some(Fin {
+            soon: self.heard.is_some_and(|heard| heard.elapsed() < TOGETHER),
+            apart: self.quiet,
+            after_pause: self.pauses.late().is_some(),
         });
         self.input.ended.store(true, Relaxed);
         // whoever waits for a body asks again, and then learns that no more will come
@@ -121,10 +131,14 @@ impl End {
         if !input.busy.load(Relaxed) || input.starved.load(Relaxed) {
             return Poll::Ready(());
         }
-        match self.seen {
-            Some(Fin::WithRequest) => return Poll::Pending,
-            Some(Fin::AfterPause) => return Poll::Ready(()),
-            Some(Fin::Later) | None => {}
+        if let Some(Fin { soon, apart, after_pause }) = self.seen {
+            let write = input.write.load(Relaxed);
+            if after_pause || write && !soon {
+                return Poll::Ready(());
+            }
+            if soon && (write || !apart) {
+                return Poll::Pending;
+            }
         }
         let tick = self.tick.get_or_insert_with(|| Box::pin(tokio::time::sleep(TICK)));
         while self.ticks < TICKS {
