@@ -215,9 +215,11 @@ impl AsyncRead for Stream {
             Received::Http1(end) => end.note(read.is_ready()),
             Received::Http2(meter, drained) => {
                 drained.note(read.is_pending());
-                meter.read(came).map_err(std::io::Error::other)?;
-                if meter.is_greeted() {
-                    self.output.greeted.store(true, Relaxed);
+                if read.is_ready() {
+                    meter.read(came).map_err(std::io::Error::other)?;
+                    if meter.is_greeted() {
+                        self.output.greeted.store(true, Relaxed);
+                    }
                 }
             }
         }

@@ -463,15 +463,26 @@ async fn clock_jumps(time: Duration) -> Findings {
 async fn disk_full(_: Duration) -> Findings {
     let mut findings = Findings::default();
     let dir = tempfile::tempdir().expect("a directory");
-    // the file that the view is written to before it is renamed leads to a device without room
-    let (file, scratch) = (dir.path().join("view"), dir.path().join("view.new"));
-    std::os::unix::fs::symlink("/dev/full", &scratch).expect("a link");
+    let file = dir.path().join("view");
     let shown = file.display().to_string();
     let etcd = Etcd::start().await;
     let endpoint = etcd.addr.to_string();
     let mut topic = Role::start(&endpoint, "topic", "127.0.0.1:0", &[]);
-    let env = [("MSA__REGISTRY__SNAPSHOT_FILE", shown.as_str())];
-    let mut gateway = Role::start(&endpoint, "apigateway", "127.0.0.1:0", &env);
+    // the file that the view is written to before it is renamed, which has the process's number in its name, leads to a
+    // device without room: the shell makes the link and becomes the program
+    let mut command = Command::new("sh");
+    command.args(["-c", "ln -s /dev/full \"$0.$$.new\" && exec \"$@\"", &shown, PROGRAM, "apigateway"]);
+    command.args(["--http-addr", "127.0.0.1:0", "--debug-addr", "127.0.0.1:0"]);
+    let env = [
+        ("MSA__REGISTRY__ENDPOINTS", endpoint.as_str()),
+        ("MSA__REGISTRY__TTL_S", "1"),
+        ("MSA__REGISTRY__KEEPALIVE_MS", "300"),
+        ("MSA__REGISTRY__SNAPSHOT_FILE", shown.as_str()),
+    ];
+    let mut process = Process::spawn_with(command, &env);
+    let (addr, admin) = process.wait_for_role("apigateway");
+    let scratch = dir.path().join(format!("view.{}.new", process.id()));
+    let mut gateway = Role { process, addr, admin };
     gateway.wait_for_certain("topic", 1).await;
     let full = |line: &serde_json::Value| line["message"] == "the view cannot be kept on disk";
     gateway.process.wait_for_log("the disk is full", full);
