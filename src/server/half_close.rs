@@ -3,9 +3,10 @@
 //!
 //! So the end is held back from hyper, which would drop the request, while a request is answered:
 //!
-//! - A FIN that came with the request does not end it: nobody asks and leaves at once.
-//! - A write is carried out and answered whatever comes: it must not be written and left unanswered.
-//! - Any other FIN means, some 10 ms later, that the caller has given up, and the request is cancelled.
+//! - A FIN that came with the request does not end it: nobody asks and leaves at once. Behind a write it may come a
+//!   moment later, because a write should not take effect and stay unanswered.
+//! - Any other FIN means that the caller has given up, and the request is cancelled: a write at once, so that it does not
+//!   come after what its caller writes elsewhere now, a read some 10 ms later.
 //!
 //! A body that is cut short can never be read to its end: then the end is passed on at once.
 
@@ -25,6 +26,8 @@ use tokio::time::{Instant, Sleep};
 /// within it. Ticks and not time, because a pause of this process must not count against its callers.
 const TICKS: u8 = 10;
 const TICK: Duration = Duration::from_millis(1);
+/// A FIN that is read so soon after the last bytes of a write came with it: a caller may need a moment between the two.
+const AT_ONCE: Duration = Duration::from_millis(20);
 
 /// The receiving side of one connection of HTTP/1.
 #[derive(Debug, Default)]
@@ -54,6 +57,11 @@ impl Input {
         self.connection.wake();
     }
 
+    /// Returns true once the caller has sent its FIN.
+    pub fn has_ended(&self) -> bool {
+        self.ended.load(Relaxed)
+    }
+
     /// Notes that a body has no more bytes now.
     fn wait_for_body(&self) {
         if self.ended.load(Relaxed) {
@@ -63,21 +71,32 @@ impl Input {
     }
 }
 
+/// Whether a FIN came with the request before it.
+#[derive(Clone, Copy)]
+struct Fin {
+    /// Right behind its bytes.
+    with: bool,
+    /// Or a moment later.
+    at_once: bool,
+}
+
 /// Decides when hyper learns that the caller sends no more.
 pub struct End {
     input: Arc<Input>,
     /// True while nothing has come since the last attempt to read.
     quiet: bool,
-    /// True once the FIN has come, and whether it came with the request.
-    seen: Option<bool>,
+    /// When bytes last came.
+    fed: Instant,
+    /// Once the FIN has come.
+    seen: Option<Fin>,
     tick: Option<Pin<Box<Sleep>>>,
     ticks: u8,
 }
 
 impl End {
     /// Returns the end of a connection that is open.
-    pub const fn new(input: Arc<Input>) -> Self {
-        Self { input, quiet: false, seen: None, tick: None, ticks: 0 }
+    pub fn new(input: Arc<Input>) -> Self {
+        Self { input, quiet: false, fed: Instant::now(), seen: None, tick: None, ticks: 0 }
     }
 
     /// Returns true once the FIN has come.
@@ -86,13 +105,17 @@ impl End {
     }
 
     /// Notes whether an attempt to read found bytes.
-    pub const fn note(&mut self, found: bool) {
+    pub fn note(&mut self, found: bool) {
         self.quiet = !found;
+        if found {
+            self.fed = Instant::now();
+        }
     }
 
     /// Notes the FIN.
     pub fn see(&mut self, cx: &Context<'_>) {
-        self.seen = Some(!self.quiet);
+        let with = !self.quiet;
+        self.seen = Some(Fin { with, at_once: with || self.fed.elapsed() < AT_ONCE });
         self.input.ended.store(true, Relaxed);
         // whoever waits for a body asks again, and then learns that no more will come
         cx.waker().wake_by_ref();
@@ -105,8 +128,12 @@ impl End {
         if !input.busy.load(Relaxed) || input.starved.load(Relaxed) {
             return Poll::Ready(());
         }
-        if self.seen == Some(true) || input.write.load(Relaxed) {
+        let write = input.write.load(Relaxed);
+        if self.seen.is_some_and(|fin| if write { fin.at_once } else { fin.with }) {
             return Poll::Pending;
+        }
+        if write {
+            return Poll::Ready(());
         }
         let tick = self.tick.get_or_insert_with(|| Box::pin(tokio::time::sleep(TICK)));
         while self.ticks < TICKS {
@@ -128,6 +155,11 @@ impl RequestBody {
     /// Wraps the body of a request that `input` receives.
     pub const fn new(body: Incoming, input: Arc<Input>) -> Self {
         Self { body, input }
+    }
+
+    /// Returns the receiving side of its connection.
+    pub fn input(&self) -> Arc<Input> {
+        self.input.clone()
     }
 }
 
