@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::Buf;
 use futures_util::Stream;
 use http::Method;
+use tokio::time::Instant;
 use warp::Filter;
 use warp::filters::BoxedFilter;
 use warp::path::FullPath;
@@ -54,11 +55,26 @@ where
     if route.method != Method::PUT {
         let input = request::query(&query)?;
         if route.method != Method::GET {
-            input::read_pending().await;
+            begin_write(&mut accepted).await?;
         }
         return (route.handler)(client, input, accepted.context).await;
     }
     let (input, _permit) = request::body(body, body_timeout, &mut accepted).await?;
-    input::read_pending().await;
+    begin_write(&mut accepted).await?;
     (route.handler)(client, input, accepted.context).await
+}
+
+/// Lets a write begin, unless its caller may have given it up while this process paused: it must not come after what the
+/// caller has written elsewhere since. What is read just after a pause counts as sent at its beginning, and a caller that
+/// sends no more by then is taken for one that has hung up.
+async fn begin_write(accepted: &mut Accepted) -> Result<(), Problem> {
+    input::read_pending().await;
+    let Some(late) = accepted.pauses.late() else { return Ok(()) };
+    let context = &mut accepted.context;
+    context.deadline = context.deadline.checked_sub(late.waited).unwrap_or_else(Instant::now);
+    context.shortened = true;
+    if accepted.caller.has_ended() || accepted.context.remaining().is_zero() {
+        return Err(Problem::late());
+    }
+    Ok(())
 }

@@ -41,6 +41,7 @@ use crate::limit::Permit;
 use crate::server::admission::{Admission, Refusal};
 use crate::server::lifecycle::{Lifecycle, Outcome, Panicked, Record, guard};
 use crate::server::metrics::{Metrics, Requests, Target};
+use crate::server::pause::Pauses;
 use crate::server::strict;
 use crate::server::{RequestBody, UnsentLimit};
 use crate::telemetry::trace::Tracer;
@@ -53,6 +54,7 @@ const MAX_URI: usize = 8 * 1024;
 pub struct Gateway {
     routes: BoxedFilter<(Response,)>,
     admission: Arc<Admission>,
+    pauses: Arc<Pauses>,
     requests: Requests,
     tracer: Tracer,
     deadline: Duration,
@@ -61,7 +63,7 @@ pub struct Gateway {
 
 impl Gateway {
     /// Returns a gateway that calls services with `client`, which must follow feed, profile and topic. While
-    /// `unsent`, the limit of its listeners, is full, requests are refused.
+    /// `unsent`, the limit of its listeners, is full, requests are refused. Must be called inside a tokio runtime.
     #[must_use]
     pub fn new(
         client: Client,
@@ -74,6 +76,7 @@ impl Gateway {
         Self {
             routes: dispatch::filter(client, settings.http.body_timeout),
             admission: Admission::http(Role::Apigateway.name(), &settings.http, unsent, metrics),
+            pauses: Pauses::watch(),
             requests: metrics.requests(&routes),
             tracer,
             deadline: settings.client.deadline,
@@ -176,6 +179,8 @@ impl Gateway {
             time_limit,
             length: request.body().size_hint().exact(),
             admission: self.admission.clone(),
+            pauses: self.pauses.clone(),
+            caller: request.body().input(),
             needs_permit: permit.is_none(),
         };
         request.extensions_mut().insert(accepted);

@@ -146,6 +146,12 @@ impl Problem {
         Error::unavailable(format!("{service} gave a malformed answer")).into()
     }
 
+    /// 503 for a write that may have waited longer than its caller does, while this process paused. It was not made.
+    pub fn late() -> Self {
+        let detail = "the request may be older than its time limit";
+        Self { overload: true, ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", detail) }
+    }
+
     /// Returns true if the request was refused for overload.
     pub const fn is_overload(&self) -> bool {
         self.overload

@@ -18,8 +18,9 @@ use super::problem::Problem;
 use crate::api::error::Error;
 use crate::context::Context;
 use crate::limit::Permit;
-use crate::server::RequestBody;
 use crate::server::admission::{Admission, MAX_BODY};
+use crate::server::pause::Pauses;
+use crate::server::{Input, RequestBody};
 
 /// Most members of a body or a query; no route has more than four.
 const MAX_FIELDS: usize = 16;
@@ -42,6 +43,10 @@ pub struct Accepted {
     pub length: Option<u64>,
     /// The limits of the gateway, for the body and for the permit.
     pub admission: Arc<Admission>,
+    /// Pauses of this process, which may have held it back.
+    pub pauses: Arc<Pauses>,
+    /// What its caller sends.
+    pub caller: Arc<Input>,
     /// True if the request has no permit yet and needs one once its body is complete.
     pub needs_permit: bool,
 }

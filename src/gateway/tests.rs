@@ -23,6 +23,7 @@ async fn a_panic_in_a_route_is_answered_with_500_and_counted() {
     let gateway = Gateway {
         routes: broken(),
         admission: Admission::http("apigateway", &settings.http, unsent.clone(), &server),
+        pauses: Pauses::watch(),
         requests: server.requests(&routes),
         tracer: Tracer::off(),
         deadline: Duration::from_secs(2),

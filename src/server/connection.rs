@@ -21,7 +21,6 @@ use super::flood;
 use super::half_close::{End, RequestBody};
 use super::metrics::{Cut, Metrics};
 use super::output::{Received, Stream};
-use super::pause::Pauses;
 use crate::api::error::chain;
 use crate::telemetry::log::LogThrottle;
 
@@ -97,7 +96,6 @@ pub struct Server<S> {
     metrics: Metrics,
     floods: LogThrottle,
     stop: Stop,
-    pauses: Arc<Pauses>,
 }
 
 impl<S, F, B> Server<S>
@@ -107,10 +105,9 @@ where
     B: http_body::Body<Data = Bytes> + Send + 'static,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
 {
-    /// Returns a server of `protocol` that answers with `service`. Must be called inside a tokio runtime.
+    /// Returns a server of `protocol` that answers with `service`.
     pub fn new(protocol: Protocol, service: S, conns: Arc<Conns>, metrics: Metrics, stop: Stop) -> Self {
-        let pauses = Pauses::watch();
-        Self { protocol, service, conns, metrics, floods: LogThrottle::default(), stop, pauses }
+        Self { protocol, service, conns, metrics, floods: LogThrottle::default(), stop }
     }
 
     /// Serves one connection to its end, and then gives its slot back.
@@ -146,7 +143,7 @@ where
             })
         };
         let received = match self.protocol {
-            Protocol::Http1 { .. } => Received::Http1(End::new(conn.input.clone(), self.pauses.clone())),
+            Protocol::Http1 { .. } => Received::Http1(End::new(conn.input.clone())),
             Protocol::Http2 { .. } => Received::Http2(flood::Meter::default(), conn.drained.clone()),
         };
         let io = TokioIo::new(Stream::new(stream, conn.output.clone(), received));

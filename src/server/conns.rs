@@ -217,15 +217,15 @@ impl Conns {
         }
     }
 
-    /// Asks the connection that has been idle longest to close. Does nothing while one is closing already: each
-    /// of them frees one slot.
+    /// Asks the connection that has been idle longest to close. Does nothing while one is about to end already: each
+    /// of them frees one slot. One that was asked and is busy again may last.
     pub fn close_longest_idle(&self) {
         let conns = self.lock();
-        if conns.values().any(|conn| conn.closing.load(Relaxed)) {
+        let idle = || conns.values().filter(|conn| !conn.is_busy());
+        if idle().any(|conn| conn.closing.load(Relaxed)) {
             return;
         }
-        let idle = conns.values().filter(|conn| !conn.is_busy());
-        if let Some(conn) = idle.min_by_key(|conn| conn.idle_since()) {
+        if let Some(conn) = idle().min_by_key(|conn| conn.idle_since()) {
             conn.closing.store(true, Relaxed);
             conn.close.notify_one();
         }
@@ -291,6 +291,18 @@ mod tests {
         let mut expected = [false; 9];
         expected[1] = true; // the first one has a request, and one closes at a time
         assert_eq!(closing(), expected);
+        drop(active);
+    }
+
+    /// It ends when its calls do, which may be never: a peer may call again and again and not confirm the GOAWAY.
+    #[tokio::test(start_paused = true)]
+    async fn one_that_does_not_end_keeps_no_other_from_closing() {
+        let conns = conns(false, 9);
+        let (stays, idle) = (conns.add(1), conns.add(2));
+        conns.close_longest_idle();
+        let active = ActiveRequest::new(&stays.0, &conns, false);
+        conns.close_longest_idle();
+        assert!(stays.0.closing.load(Relaxed) && idle.0.closing.load(Relaxed));
         drop(active);
     }
 

@@ -3,10 +3,10 @@
 //!
 //! So the end is held back from hyper, which would drop the request, while a request is answered:
 //!
-//! - A FIN that came with the request does not end it: nobody asks and leaves at once. A write may be 10 ms older.
+//! - A FIN that came with the request does not end it: nobody asks and leaves at once. Behind a write it may come 20 ms
+//!   later, because a write should not take effect and stay unanswered.
 //! - A later FIN means that the caller has given up. A write is cancelled at once, because the caller may write something
 //!   else next. A read has some 10 ms more: FINs that came with it may look later than they are.
-//! - A FIN that is found after a pause of this process cancels its request: the caller may have waited in vain.
 //!
 //! A body that is cut short can never be read to its end: then the end is passed on at once.
 
@@ -22,14 +22,12 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
-use super::pause::Pauses;
-
 /// The time from a later FIN until the request is cancelled: this many ticks. Usual requests are answered within it.
 /// Ticks and not time, because a pause of this process must not count against its callers.
 const TICKS: u8 = 10;
 const TICK: Duration = Duration::from_millis(1);
 /// A FIN that is found this long after the last bytes did not come with them, even if nobody has looked meanwhile.
-const TOGETHER: Duration = Duration::from_millis(10);
+const TOGETHER: Duration = Duration::from_millis(20);
 
 /// The receiving side of one connection of HTTP/1.
 #[derive(Debug, Default)]
@@ -59,6 +57,11 @@ impl Input {
         self.connection.wake();
     }
 
+    /// Returns true once the caller has sent its FIN.
+    pub fn has_ended(&self) -> bool {
+        self.ended.load(Relaxed)
+    }
+
     /// Notes that a body has no more bytes now.
     fn wait_for_body(&self) {
         if self.ended.load(Relaxed) {
@@ -75,14 +78,11 @@ struct Fin {
     soon: bool,
     /// An attempt to read had found nothing between them.
     apart: bool,
-    /// It was found after a pause of this process.
-    after_pause: bool,
 }
 
 /// Decides when hyper learns that the caller sends no more.
 pub struct End {
     input: Arc<Input>,
-    pauses: Arc<Pauses>,
     /// True while nothing has come since the last attempt to read.
     quiet: bool,
     /// When bytes came last.
@@ -95,8 +95,8 @@ pub struct End {
 
 impl End {
     /// Returns the end of a connection that is open.
-    pub const fn new(input: Arc<Input>, pauses: Arc<Pauses>) -> Self {
-        Self { input, pauses, quiet: false, heard: None, seen: None, tick: None, ticks: 0 }
+    pub const fn new(input: Arc<Input>) -> Self {
+        Self { input, quiet: false, heard: None, seen: None, tick: None, ticks: 0 }
     }
 
     /// Returns true once the FIN has come.
@@ -114,11 +114,8 @@ impl End {
 
     /// Notes the FIN.
     pub fn see(&mut self, cx: &Context<'_>) {
-        self.seen = Some(Fin {
-            soon: self.heard.is_some_and(|heard| heard.elapsed() < TOGETHER),
-            apart: self.quiet,
-            after_pause: self.pauses.late().is_some(),
-        });
+        self.seen =
+            Some(Fin { soon: self.heard.is_some_and(|heard| heard.elapsed() < TOGETHER), apart: self.quiet });
         self.input.ended.store(true, Relaxed);
         // whoever waits for a body asks again, and then learns that no more will come
         cx.waker().wake_by_ref();
@@ -131,9 +128,9 @@ impl End {
         if !input.busy.load(Relaxed) || input.starved.load(Relaxed) {
             return Poll::Ready(());
         }
-        if let Some(Fin { soon, apart, after_pause }) = self.seen {
+        if let Some(Fin { soon, apart }) = self.seen {
             let write = input.write.load(Relaxed);
-            if after_pause || write && !soon {
+            if write && !soon {
                 return Poll::Ready(());
             }
             if soon && (write || !apart) {
@@ -160,6 +157,11 @@ impl RequestBody {
     /// Wraps the body of a request that `input` receives.
     pub const fn new(body: Incoming, input: Arc<Input>) -> Self {
         Self { body, input }
+    }
+
+    /// Returns the receiving side of its connection.
+    pub fn input(&self) -> Arc<Input> {
+        self.input.clone()
     }
 }
 

@@ -30,5 +30,5 @@ pub use accept::serve;
 pub use conn::Peer;
 pub use connection::{Protocol, Stop};
 pub use conns::{Limits, MAX_UNSENT};
-pub use half_close::RequestBody;
+pub use half_close::{Input, RequestBody};
 pub use unsent::UnsentLimit;

@@ -2,10 +2,11 @@
 //! meanwhile waits in the kernel, which does not say for how long.
 //!
 //! A task notes the time again and again; a gap in its notes is a pause. What is read soon after a pause may have
-//! been sent at the beginning of it. The clock is the one that goes on while the machine sleeps. A pause of the whole
+//! been sent at the beginning of it, until everything that waited has been read: with many callers, or on a slow machine,
+//! that takes a while. The clock is the one that goes on while the machine sleeps. A pause of the whole
 //! virtual machine, clocks included, cannot be seen.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
@@ -14,9 +15,16 @@ use rustix::time::{ClockId, clock_gettime};
 const BEAT: Duration = Duration::from_millis(50);
 /// Gap between two notes from which on it is a pause. Shorter gaps are usual under load.
 const GAP: Duration = Duration::from_millis(200);
+/// Gap that cannot come from reading what has waited.
+const LONG_GAP: Duration = Duration::from_secs(1);
 /// Time after a pause in which requests from before its end may still arrive: what did not fit into this host's
 /// buffers waits at the callers.
 const AFTERMATH: Duration = Duration::from_millis(200);
+/// Turns of all tasks of the runtime after a pause in which everything that waited is read. Each turn takes in over a
+/// hundred new connections, and those that are open are read in the first turns.
+const TURNS: u32 = 64;
+/// Longest time for that. A runtime that is too busy for it must not take its calls for old ones for ever.
+const MAX_AFTERMATH: Duration = Duration::from_secs(3);
 
 /// Notices pauses of this process.
 #[derive(Debug, Default)]
@@ -26,8 +34,16 @@ pub struct Pauses(Mutex<Notes>);
 #[derive(Clone, Copy, Debug, Default)]
 struct Notes {
     last: Duration,
-    /// The last pause: its beginning and its end.
-    pause: Option<(Duration, Duration)>,
+    /// The last pause.
+    pause: Option<Pause>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Pause {
+    begun: Duration,
+    ended: Duration,
+    /// Turns since then. After [`TURNS`] everything that waited has been read.
+    turns: u32,
 }
 
 /// How old a request may be that is read now.
@@ -44,13 +60,17 @@ impl Pauses {
     #[must_use]
     pub fn watch() -> Arc<Self> {
         let pauses = Arc::new(Self::default());
-        pauses.note(now());
+        pauses.take_turn(now());
         let watched = Arc::downgrade(&pauses);
         tokio::spawn(async move {
             while let Some(pauses) = watched.upgrade() {
-                pauses.note(now());
+                let settled = pauses.take_turn(now());
                 drop(pauses);
-                tokio::time::sleep(BEAT).await;
+                if settled {
+                    tokio::time::sleep(BEAT).await;
+                } else {
+                    tokio::task::yield_now().await;
+                }
             }
         });
         pauses
@@ -62,29 +82,61 @@ impl Pauses {
         self.late_at(now())
     }
 
-    fn note(&self, now: Duration) {
-        let mut notes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Notes the time, and that all tasks have had a turn. Returns true if nothing waits from before the end of a pause.
+    fn take_turn(&self, now: Duration) -> bool {
+        let mut notes = self.notes();
         notes.note(now);
+        let Some(pause) = &mut notes.pause else { return true };
+        let settled = pause.is_settled();
+        pause.turns += u32::from(!settled);
+        settled
     }
 
     fn late_at(&self, now: Duration) -> Option<Late> {
-        let mut notes = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut notes = self.notes();
         // after a pause this may run before the task
-        if !notes.last.is_zero() && now.saturating_sub(notes.last) >= GAP {
+        if notes.has_gap(now) {
             notes.note(now);
         }
-        let (begun, ended) = notes.pause?;
-        let left = AFTERMATH.checked_sub(now.saturating_sub(ended))?;
-        Some(Late { waited: now.saturating_sub(begun), retry_after: left })
+        let pause = notes.pause?;
+        let since = now.saturating_sub(pause.ended);
+        let left = match AFTERMATH.checked_sub(since) {
+            None if !pause.is_settled() && since < MAX_AFTERMATH => AFTERMATH,
+            left => left?,
+        };
+        Some(Late { waited: now.saturating_sub(pause.begun), retry_after: left })
+    }
+
+    fn notes(&self) -> MutexGuard<'_, Notes> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Pause {
+    const fn is_settled(&self) -> bool {
+        self.turns >= TURNS
     }
 }
 
 impl Notes {
+    fn has_gap(&self, now: Duration) -> bool {
+        !self.last.is_zero() && now.saturating_sub(self.last) >= GAP
+    }
+
     fn note(&mut self, now: Duration) {
-        if !self.last.is_zero() && now.saturating_sub(self.last) >= GAP {
-            self.pause = Some((self.last, now));
+        let gap = self.has_gap(now);
+        let last = std::mem::replace(&mut self.last, now);
+        if !gap {
+            return;
         }
-        self.last = now;
+        // what waited from before an earlier pause may not have been read yet
+        let before = self.pause.filter(|pause| !pause.is_settled() && last < pause.ended + MAX_AFTERMATH);
+        match before {
+            // to read it may be what took so long
+            Some(_) if now < last + LONG_GAP => {}
+            Some(before) => self.pause = Some(Pause { ended: now, turns: 0, ..before }),
+            None => self.pause = Some(Pause { begun: last, ended: now, turns: 0 }),
+        }
     }
 }
 
@@ -105,26 +157,57 @@ mod tests {
     fn what_is_read_after_a_pause_may_be_as_old_as_it() {
         let pauses = Pauses::default();
         for beat in 20..30 {
-            pauses.note(ms(50 * beat));
+            assert!(pauses.take_turn(ms(50 * beat)));
             assert_eq!(pauses.late_at(ms(50 * beat + 49)), None);
         }
         // a request is read before the task runs again
         let late = |waited, left| Some(Late { waited: ms(waited), retry_after: ms(left) });
         assert_eq!(pauses.late_at(ms(4450)), late(3000, 200));
-        pauses.note(ms(4451));
+        turns(&pauses, 4451, 0);
         assert_eq!(pauses.late_at(ms(4460)), late(3010, 190));
-        pauses.note(ms(4500));
+        pauses.take_turn(ms(4500));
         assert_eq!(pauses.late_at(ms(4650)), late(3200, 0));
         assert_eq!(pauses.late_at(ms(4651)), None);
+    }
+
+    /// Lets the tasks have all the turns after a pause, each of so many ms.
+    fn turns(pauses: &Pauses, from: u64, each: u64) {
+        let turns = (0..u64::from(TURNS)).filter(|turn| !pauses.take_turn(ms(from + each * turn)));
+        assert_eq!(turns.count(), TURNS as usize);
+    }
+
+    /// Hundreds of callers, or a slow machine: the time of all that is read counts, however long that takes.
+    #[test]
+    fn a_pause_counts_until_all_that_waited_has_been_read() {
+        let pauses = Pauses::default();
+        pauses.take_turn(ms(1000));
+        turns(&pauses, 4000, 20);
+        assert_eq!(pauses.late_at(ms(5280)), None, "it took 1.28 s");
+        pauses.take_turn(ms(5280));
+
+        pauses.take_turn(ms(8000));
+        for now in [8300, 8700, 9300, 10_200] {
+            let waited = pauses.late_at(ms(now)).map(|late| late.waited);
+            assert_eq!(waited, Some(ms(now - 5280)), "no pause of its own");
+            pauses.take_turn(ms(now));
+        }
+        // but not for ever
+        pauses.take_turn(ms(11_000));
+        assert_eq!(pauses.late_at(ms(11_001)), None);
+        pauses.take_turn(ms(11_300));
+        assert_eq!(pauses.late_at(ms(11_300)).map(|late| late.waited), Some(ms(300)));
+        // a second pause soon after
+        pauses.take_turn(ms(14_300));
+        assert_eq!(pauses.late_at(ms(14_400)).map(|late| late.waited), Some(ms(3400)));
     }
 
     #[test]
     fn a_late_note_is_not_yet_a_pause() {
         let pauses = Pauses::default();
-        pauses.note(ms(1000));
-        pauses.note(ms(1199));
+        pauses.take_turn(ms(1000));
+        pauses.take_turn(ms(1199));
         assert_eq!(pauses.late_at(ms(1200)), None);
-        pauses.note(ms(1399));
+        pauses.take_turn(ms(1399));
         assert!(pauses.late_at(ms(1399)).is_some());
     }
 

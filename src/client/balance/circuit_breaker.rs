@@ -84,7 +84,7 @@ impl<'a> AdmittedCall<'a> {
     }
 
     /// Reports to the breaker that the call says nothing about the instance.
-    fn release(mut self) {
+    pub fn release(mut self) {
         if let Some(permit) = self.permit.take() {
             self.breakers.release(&permit);
         }

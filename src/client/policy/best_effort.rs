@@ -8,7 +8,7 @@
 
 use std::sync::Arc;
 
-use crate::api::error::Error;
+use crate::api::error::{Code, Error};
 use crate::client::balance::breaker::Breakers;
 use crate::client::balance::circuit_breaker::AdmittedCall;
 use crate::client::call::{Call, CallLayer, Delivery, Failure, Outcome};
@@ -37,8 +37,16 @@ impl<S: CallLayer> CallLayer for BestEffort<S> {
             return Err(Failure::new(Delivery::NoEndpoint, Error::unavailable(reason)));
         };
         let outcome = self.inner.send(call).await;
-        let failed = outcome.as_ref().is_err_and(|failure| failure.is_outage(full_time));
-        admitted.record(failed, None);
+        match &outcome {
+            // it had less time than usual, so it says nothing
+            Err(failure) if failure.error.code == Code::Timeout && !full_time => admitted.release(),
+            Err(failure) => {
+                admitted.record(failure.is_outage(full_time), None);
+            }
+            Ok(_) => {
+                admitted.record(false, None);
+            }
+        }
         outcome
     }
 }
@@ -50,7 +58,6 @@ mod tests {
     use prometheus::IntCounter;
 
     use super::*;
-    use crate::api::error::Code;
     use crate::api::rpc::Rpc;
     use crate::client::balance::breaker::BreakerSettings;
     use crate::client::balance::ejection::EjectionLimit;
@@ -83,5 +90,27 @@ mod tests {
         tokio::time::advance(Duration::from_millis(1500)).await;
         assert_eq!(send(true).await, Code::Timeout, "the probe");
         assert_eq!(send(true).await, Code::Unavailable);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_short_limit_says_nothing_of_the_service() {
+        let end = ScriptedEnd::new(|_, _| async { Err(failure(Code::Timeout)) });
+        let ejection = EjectionLimit::unbounded(IntCounter::new("x", "x").unwrap());
+        let settings = BreakerSettings::from(&config::Client::default());
+        let breakers = Breakers::new(settings, Arc::new(ejection), Arc::default());
+        let layer = BestEffort::new(end.clone(), Arc::new(breakers));
+        let send = async |shortened| {
+            let mut call = Call { best_effort: true, ..call(Rpc::GetFeeds, Duration::from_secs(2)) };
+            call.context.shortened = shortened;
+            layer.send(call).await.unwrap_err().error.code
+        };
+        for _ in 0..20 {
+            assert_eq!(send(true).await, Code::Timeout, "not a failure");
+        }
+        while send(false).await == Code::Timeout {}
+        tokio::time::advance(Duration::from_millis(1500)).await;
+        assert_eq!(send(true).await, Code::Timeout, "the probe");
+        assert_eq!(send(false).await, Code::Timeout, "the next one is the probe again");
+        assert_eq!(send(false).await, Code::Unavailable, "the short one has not closed the breaker");
     }
 }

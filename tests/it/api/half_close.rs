@@ -78,11 +78,25 @@ async fn a_request_followed_by_fin_is_answered() {
     .await;
 }
 
-/// The caller has given up, and may have written something else since.
+#[tokio::test]
+async fn a_write_is_answered_if_its_caller_stops_sending_a_moment_later() {
+    let (app, _slow) = with_slow_topics(300 * MS).await;
+    // the FIN may come late on a busy machine, which then is a hang-up
+    measured("of 20 writes nearly all are answered", || async {
+        let mut answered = 0;
+        for after in [0, 1, 2, 4].repeat(5) {
+            answered += i32::from(ask(app.gateway(), PUT, after * MS).await == 200);
+        }
+        if answered >= 18 { Ok(()) } else { Err(answered) }
+    })
+    .await;
+}
+
+/// Else a write that is delayed behind the gateway comes after what its caller has written elsewhere since.
 #[tokio::test]
 async fn a_request_is_given_up_when_its_caller_stops_sending_later() {
     let (app, _slow) = with_slow_topics(1000 * MS).await;
-    for request in [PUT, LIST] {
+    for request in [LIST, PUT] {
         let begun = Instant::now();
         assert_eq!(ask(app.gateway(), request, 100 * MS).await, 0);
         assert!(begun.elapsed() < 900 * MS, "{:?}", begun.elapsed());

@@ -310,3 +310,27 @@ async fn a_server_that_ends_its_connections_in_an_orderly_way_fails_no_call() {
     let record = Load::get(app.gateway(), 300.0, LIST).run(Duration::from_secs(2)).await;
     assert_eq!(record.failed().len(), 0, "{}", record.failures());
 }
+
+/// A peer that freezes when its connection is due to be replaced: there is no successor, and the old one is still doubted.
+#[tokio::test]
+async fn a_connection_that_cannot_be_replaced_is_still_checked() {
+    let fake = Fake::start().await;
+    let relay = Relay::start(fake.addr, 1).await;
+    let app = App::launch(|settings| {
+        settings.up.topic_replicas = 0;
+        settings.client.connection_age = Duration::from_secs(1);
+        // pings would find it as well, much later
+        settings.client.keepalive = Duration::from_mins(10);
+    });
+    let _registered = app.register("topic", relay.addr);
+    wait_for("it is up", || async { (topic(&app, relay.addr).await["state"] == "up").then_some(()) }).await;
+    relay.set(Faults::cut());
+    tokio::time::sleep(Duration::from_millis(1300)).await;
+    let mut asked = request("GET", LIST, "");
+    asked.headers_mut().insert("x-request-timeout-ms", "300".parse().unwrap());
+    assert_eq!(send(app.gateway(), asked).await.unwrap().status, 504);
+    wait_for("it is unresponsive", || async {
+        (topic(&app, relay.addr).await["state"] == "unresponsive").then_some(())
+    })
+    .await;
+}
