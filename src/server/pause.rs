@@ -56,11 +56,13 @@ pub struct Late {
 }
 
 impl Pauses {
-    /// Begins to take notes, until the returned value is dropped. Must be called inside a tokio runtime.
+    /// Begins to take notes, until the returned value is dropped. Must be called inside a tokio runtime. The beginning
+    /// counts as the end of a pause: a socket that the service manager keeps holds what came before this process.
     #[must_use]
     pub fn watch() -> Arc<Self> {
         let pauses = Arc::new(Self::default());
-        pauses.take_turn(now());
+        let start = now();
+        *pauses.notes() = Notes { last: start, pause: Some(Pause { begun: start, ended: start, turns: 0 }) };
         let watched = Arc::downgrade(&pauses);
         tokio::spawn(async move {
             while let Some(pauses) = watched.upgrade() {
@@ -214,6 +216,8 @@ mod tests {
     #[tokio::test]
     async fn the_task_takes_notes_and_ends_with_its_owner() {
         let pauses = Pauses::watch();
+        let late = pauses.late().expect("what waited for the process may be old");
+        assert!(late.waited < GAP);
         std::thread::sleep(GAP + BEAT);
         assert!(pauses.late().is_some_and(|late| late.waited >= GAP));
         let watched = Arc::downgrade(&pauses);

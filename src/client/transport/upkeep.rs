@@ -116,15 +116,15 @@ async fn offer(
             connections.set_state(slot, ConnectionState::Up);
         }
     }
-    let replacement = async {
+    let aged = async {
         let age = connections.dialer.settings.connection_age.mul_f64(crate::random::range(0.8..=1.2));
-        tokio::select! {
-            () = tokio::time::sleep(age) => {}
-            () = unresponsive(connections, &open) => {
-                tracing::info!(addr, "a connection does not respond, opening another");
-                connections.set_unresponsive(slot);
-            }
-        }
+        tokio::time::sleep(age).await;
+        open_successor(connections).await
+    };
+    let silent = async {
+        unresponsive(connections, &open).await;
+        tracing::info!(addr, "a connection does not respond, opening another");
+        connections.set_unresponsive(slot);
         open_successor(connections).await
     };
     let report = |serving| connections.set_health(slot, serving);
@@ -133,7 +133,9 @@ async fn offer(
         result = &mut ended => result,
         never = health::follow(watch, sender.clone(), addr, identity, report) => match never {},
         never = health::keep_heard(sender, addr, identity, silence) => match never {},
-        successor = replacement => return Ok(successor),
+        // an old one that cannot be replaced may have become silent
+        successor = aged => return Ok(successor),
+        successor = silent => return Ok(successor),
     };
     slot.open.store(None);
     let error = match result {

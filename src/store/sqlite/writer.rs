@@ -159,6 +159,10 @@ fn read_connections(runtime: &Handle) -> Result<(), StoreError> {
 /// batch.
 fn commit(db: &Connection, files: &Files, batch: &mut [Write]) -> Result<(), StoreError> {
     files.check()?;
+    if !db.is_autocommit() {
+        // the end of the last transaction failed, too; without this no other could begin
+        db.execute_batch("ROLLBACK").map_err(|e| StoreError::from(&e))?;
+    }
     db.execute_batch("BEGIN IMMEDIATE").map_err(|e| StoreError::from(&e))?;
     if let Some(runtime) = batch.iter().find_map(|job| job.runtime_to_ask()) {
         let asked = read_connections(runtime);
