@@ -122,8 +122,9 @@ async fn the_shown_line_of_the_log_is_what_a_gateway_writes() {
     .await;
     assert_eq!(get(gateway, "/api/feed/get_feeds?user_id=1").await.status, 503);
     crate::kit::process::signal(&child, Signal::TERM);
-    assert!(child.wait().unwrap().success());
+    let status = child.wait().unwrap();
     let log = std::fs::read_to_string(log).unwrap();
+    assert!(status.success(), "{status}: {log}");
     let line = log.lines().find(|line| line.contains(" msg=request ")).unwrap_or_else(|| panic!("{log}"));
     let shown = session.lines("docs/telemetry.md", "ts=");
     assert_eq!(forget(line), forget(&shown[0]));

@@ -157,6 +157,12 @@ async fn a_call_that_nobody_waits_for_is_not_begun() {
     let app = App::start().await;
     let addr = app.addresses.of(Role::Feed).unwrap();
     let record = feed::FeedRecord { id: 1, user_id: 7, content: "x".to_owned() };
+    // a service that has just started cannot know how long a write has waited for it, and says so
+    wait_for("writes count as new", || async {
+        let refused = bare(addr, "/feed.Feed/CreateFeed", "0m", &record).await;
+        (refused.code() == Code::DeadlineExceeded).then_some(())
+    })
+    .await;
     for spent in ["0m", "0n", "0S"] {
         let refused = bare(addr, "/feed.Feed/CreateFeed", spent, &record).await;
         assert_eq!(refused.code(), Code::DeadlineExceeded);
