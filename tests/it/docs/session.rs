@@ -86,6 +86,15 @@ impl Session {
         command
     }
 
+    /// Returns a command that becomes a program, for a test that signals it. `timeout`, which bounds the others, would
+    /// pass each signal on twice.
+    pub fn exec(&self, program: &str) -> Command {
+        let mut command = Command::new("bash");
+        command.args(["-c", &format!("exec {program}")]).current_dir(self.dir.path());
+        self.environment(&mut command);
+        command
+    }
+
     /// Gives a command what every command here has.
     pub fn environment(&self, command: &mut Command) {
         let path = std::env::var("PATH").unwrap_or_default();

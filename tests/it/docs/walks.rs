@@ -111,7 +111,7 @@ async fn the_shown_line_of_the_log_is_what_a_gateway_writes() {
     let (mut session, etcd) = (Session::new(Walk::Alone), Etcd::start().await);
     let (gateway, admin) = (free_addr(), free_addr());
     let log = session.path("log");
-    let mut command = session.shell("exec microservice-app apigateway 2>log");
+    let mut command = session.exec("microservice-app apigateway 2>log");
     command.env("MSA__HTTP__ADDR", gateway.to_string()).env("MSA__ADMIN__ADDR", admin.to_string());
     command.env("MSA__REGISTRY__ENDPOINTS", etcd.addr.to_string());
     let mut child = command.spawn().unwrap();
