@@ -221,14 +221,17 @@ async fn exchange<A>(path: &impl CallLayer, cache: &Cache, call: Call) -> Result
 where
     A: prost::Message + Default,
 {
-    let (rpc, read) = (call.rpc, Read::begin(&call));
+    let rpc = call.rpc;
+    let read = rpc.policy().fallback.then(|| Read::begin(&call));
     let answer = path.send(call).await.map_err(|failure| failure.error)?;
     let message = A::decode(answer.message.clone()).map_err(|error| {
         tracing::error!(%error, rpc = rpc.path(), "answer cannot be decoded");
         Error::unavailable(format!("{} gave a malformed answer", rpc.service()))
     })?;
     // a degraded answer is not a good one
-    if rpc.policy().fallback && !answer.headers.contains_key(DEGRADED) {
+    if let Some(read) = read
+        && !answer.headers.contains_key(DEGRADED)
+    {
         cache.keep(&read, &answer.message);
     }
     Ok(Reply { message, headers: answer.headers, repeated: answer.earlier_executions > 0 })

@@ -17,6 +17,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use crate::api::error::chain;
 use crate::config;
+use crate::timeout::timeout;
 
 /// Calls that were given up and whose late answers are still recognised, per connection. By default h2
 /// remembers 50 and, after 1024 answers to calls that it has forgotten, ends the connection and with it every
@@ -150,7 +151,7 @@ impl Dialer {
     /// Why there is no connection, for operators.
     pub async fn connect(&self, addr: &str) -> Result<Http2Connection, String> {
         let limit = self.settings.connect_timeout;
-        let opened = crate::timeout::timeout(limit, self.connector.0.open(addr, &self.settings)).await;
+        let opened = timeout(limit, self.connector.0.open(addr, &self.settings)).await;
         opened.unwrap_or_else(|_| Err(format!("no connection within {limit:?}")))
     }
 
@@ -160,7 +161,7 @@ impl Dialer {
     /// Why there is no connection, for operators.
     pub async fn connect_http1(&self, addr: &str) -> Result<Http1Connection, String> {
         let limit = self.settings.connect_timeout;
-        let opened = crate::timeout::timeout(limit, self.connector.0.open_http1(addr)).await;
+        let opened = timeout(limit, self.connector.0.open_http1(addr)).await;
         opened.unwrap_or_else(|_| Err(format!("no connection within {limit:?}")))
     }
 }

@@ -55,7 +55,7 @@ pub async fn open(addr: &str, dialer: &Dialer) -> Result<WatchedConnection, Stri
         let watch = watch(connection.sender.clone(), addr, &dialer.identity).await?;
         Ok(WatchedConnection { sender: connection.sender, ended: connection.driver.detach(), watch })
     };
-    let opened = crate::timeout::timeout(limit, open).await;
+    let opened = timeout(limit, open).await;
     opened.unwrap_or_else(|_| Err(format!("connected, but no answer within {limit:?}")))
 }
 
