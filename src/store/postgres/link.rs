@@ -72,6 +72,11 @@ impl Link {
         self.ended.borrow().is_some()
     }
 
+    /// Returns why the connection has ended, if it has.
+    pub fn reason(&self) -> Option<String> {
+        self.ended.borrow().clone()
+    }
+
     /// Waits for the end of the connection and returns why.
     pub async fn lost(&self) -> String {
         let mut ended = self.ended.subscribe();

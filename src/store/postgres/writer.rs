@@ -120,7 +120,10 @@ impl Writer {
                 batch.push(next);
             }
             self.progress.update(|doing| doing.begun = Some(Instant::now()));
+            // what the connection is about is told there
             let failure = self.write(batch).await;
+            let failure =
+                failure.filter(|error| !matches!(error, StoreError::Away(_) | StoreError::Unknown(_)));
             self.progress.update(|doing| *doing = Doing { begun: None, failure });
         }
     }
@@ -204,7 +207,10 @@ impl Writer {
                 },
             }
         }
-        unknown.map_or(Ok(made), Err)
+        match unknown {
+            None => Ok(made),
+            Some(failure) => Err(ready.link.reason().map_or(failure, Failure::Unknown)),
+        }
     }
 }
 

@@ -7,12 +7,13 @@ use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::os::unix::process::CommandExt as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::net::TcpStream;
 use tokio_postgres::{Client, Config, NoTls};
 
-use super::{free_addr, wait_long_for};
+use super::{SOON, free_addr, wait_long_for};
 
 /// The user whom the server runs as when the tests run as root: it refuses root.
 const NOBODY: u32 = 65534;
@@ -121,10 +122,14 @@ impl Postgres {
     /// Kills it and all of its processes; its data stays.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
-            for pid in processes(child.id()) {
-                signal(pid, Signal::KILL);
-            }
+            let all = processes(child.id());
+            all.iter().for_each(|pid| signal(*pid, Signal::KILL));
             let _ = child.wait();
+            // a new server refuses to start while the memory of the old one is in use
+            let begun = Instant::now();
+            while all.iter().any(|pid| runs(*pid)) && begun.elapsed() < SOON {
+                std::thread::sleep(Duration::from_millis(1));
+            }
         }
     }
 
@@ -233,6 +238,12 @@ fn processes(parent: u32) -> Vec<u32> {
     let children = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"));
     let children = children.unwrap_or_default();
     [parent].into_iter().chain(children.split_whitespace().filter_map(|pid| pid.parse().ok())).collect()
+}
+
+/// Returns true unless a process has ended.
+fn runs(pid: u32) -> bool {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit_once(") ").is_some_and(|(_, state)| !state.starts_with(['Z', 'X']))
 }
 
 fn signal(pid: u32, what: Signal) {

@@ -44,6 +44,12 @@ async fn wait_for_session(admin: &tokio_postgres::Client, condition: &str) {
         .await;
 }
 
+/// Returns the process ids of the store's sessions.
+async fn sessions(admin: &tokio_postgres::Client) -> Vec<i32> {
+    let question = "SELECT pid FROM pg_stat_activity WHERE usename = 'app' ORDER BY pid";
+    admin.query(question, &[]).await.unwrap().iter().map(|row| row.get(0)).collect()
+}
+
 #[tokio::test]
 async fn two_instances_agree() {
     let server = Postgres::start().await;

@@ -8,7 +8,7 @@ use microservice_app::store::{FeedStore, StoreError};
 use rustix::process::Signal;
 
 use super::super::contract::{at, record, soon};
-use super::{MS, feed, found, open, wait_until_well};
+use super::{MS, feed, found, open, sessions, wait_until_well};
 use crate::kit::postgres::Postgres;
 use crate::kit::relay::{Direction, Faults, Relay};
 use crate::kit::{free_addr, wait_for};
@@ -232,11 +232,7 @@ async fn reads_that_nobody_waits_for_disturb_no_other() {
     let store = feed(&server.url()).await;
     store.create(record(7, 1, "x"), soon()).await.unwrap();
     let admin = server.admin().await;
-    let session = "SELECT pid FROM pg_stat_activity WHERE usename = 'app' ORDER BY pid";
-    let pids = async || {
-        admin.query(session, &[]).await.unwrap().iter().map(|r| r.get::<_, i32>(0)).collect::<Vec<_>>()
-    };
-    let before = pids().await;
+    let before = sessions(&admin).await;
     admin.batch_execute("BEGIN; LOCK TABLE feed.feeds").await.unwrap();
     let kept = futures_util::future::join_all((0..50).map(|_| store.newest(7, 20, 0)));
     let dropped = async {
@@ -249,7 +245,7 @@ async fn reads_that_nobody_waits_for_disturb_no_other() {
     for page in kept {
         assert_eq!(page.unwrap().unwrap().feeds.len(), 1);
     }
-    assert_eq!(pids().await, before, "the same sessions");
+    assert_eq!(sessions(&admin).await, before, "the same sessions");
     assert!(!server.log().contains("canceling statement"), "{}", server.log());
 }
 

@@ -46,7 +46,8 @@ async fn every_read_is_by_the_index_whatever_is_there() {
                 !plan.contains("Seq Scan") && !plan.contains("Sort") && !plan.contains("Bitmap"),
                 "{plan}"
             );
-            assert!(most_rows(plan) <= 20, "{plan}");
+            // the sum looks one row ahead
+            assert!(most_rows(plan) <= 21, "{plan}");
         }
         let list = plans(&server, "topic.topics", async { topics.list(0, 20).await.unwrap() }).await;
         assert!(list[0].contains("Index Scan using topics_pkey") && most_rows(&list[0]) <= 21, "{list:#?}");
