@@ -218,8 +218,9 @@ async fn a_host_that_can_only_be_read_is_left_for_another() {
     first.append("postgresql.conf", "default_transaction_read_only = on\n");
     first.reload();
     wait_for("writes go to the second host", || async {
-        store.create(record(7, 2, "x"), soon()).await.unwrap();
-        (found(store.as_ref(), 7).await == [2]).then_some(())
+        let written = store.create(record(7, 2, "x"), soon()).await;
+        assert!(matches!(written, Ok(()) | Err(StoreError::Away(_))), "{written:?}");
+        (written.is_ok() && found(store.as_ref(), 7).await == [2]).then_some(())
     })
     .await;
     let fresh = feed(&url).await;
@@ -262,4 +263,29 @@ async fn a_connection_limit_that_is_reached_is_an_outage_that_ends() {
     drop(one);
     wait_until_well(two.as_ref()).await;
     two.create(record(7, 1, "x"), soon()).await.unwrap();
+}
+
+#[tokio::test]
+async fn those_who_wait_for_an_outage_to_end_are_few_and_do_not_wait_long() {
+    let mut server = Postgres::start().await;
+    let store = feed(&server.url()).await;
+    server.stop(Signal::INT);
+    let begun = Instant::now();
+    let writes = (1..=3000).map(|id| store.create(record(7, id, "x"), soon()));
+    let reads = (1..=3000).map(|user| store.newest(user, 20, 0));
+    let (writes, reads) =
+        futures_util::join!(futures_util::future::join_all(writes), futures_util::future::join_all(reads));
+    let failures =
+        writes.into_iter().filter_map(Result::err).chain(reads.into_iter().filter_map(Result::err));
+    let mut refused = 0;
+    for failure in failures {
+        match failure {
+            StoreError::Away(why) if why.contains("wait") => refused += 1,
+            StoreError::Away(_) | StoreError::Unknown(_) => {}
+            other => panic!("{other}"),
+        }
+    }
+    assert!((3500..4000).contains(&refused), "{refused} of 6000 are refused at once");
+    // 1 s for a connection, and not one after the other
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
 }

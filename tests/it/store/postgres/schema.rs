@@ -106,3 +106,14 @@ async fn a_start_waits_for_another_that_migrates() {
     super::wait_until_well(store.as_ref()).await;
     store.create(record(7, 1, "x"), soon()).await.unwrap();
 }
+
+#[tokio::test]
+async fn a_database_that_cannot_hold_every_text_is_refused() {
+    let server = Postgres::start().await;
+    let admin = server.admin().await;
+    let latin = "CREATE DATABASE latin OWNER app ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0";
+    admin.batch_execute(latin).await.unwrap();
+    let refused =
+        open(&at(&server.url().replace("/msa", "/latin"))).await.err().expect("a refusal").to_string();
+    assert!(refused.contains("encoding LATIN1"), "{refused}");
+}
