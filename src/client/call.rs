@@ -31,8 +31,8 @@ pub struct Call {
     pub time_limit: Duration,
     /// Numbers of the instances that have been tried. The balancer prefers others.
     pub tried: Vec<u64>,
-    /// True if this attempt races another one of the call. It goes only to an instance that was not tried, and is
-    /// never the probe of a breaker.
+    /// True if this attempt races another one of the call. It goes only to an instance that was not tried and whose
+    /// breaker is closed.
     pub hedge: bool,
     /// What is known of this attempt while it is under way. All clones of the call share it.
     pub attempt: Arc<Attempt>,
