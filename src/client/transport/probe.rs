@@ -18,7 +18,7 @@ use crate::client::transport::{health, wire};
 use crate::config::{self, Role};
 use crate::registry::{Instance, Probe};
 
-/// Longest time for the answer on a connection that calls use. It is a part of the time for the whole probe.
+/// After this time without an answer on a connection that calls use, an instance is asked on another one as well.
 const OFFERED_LIMIT: Duration = Duration::from_millis(250);
 
 /// Returns a probe of instances whose keys begin with `prefix`: a gateway is asked by HTTP, everything else for its
@@ -48,18 +48,36 @@ async fn ask_gateway(dialer: &Dialer, addr: &str) -> Result<(), String> {
     marked.then_some(()).ok_or_else(|| "another server answers at its address".to_owned())
 }
 
-/// Asks an instance of a service. A connection that calls use costs little, but no answer on it proves nothing: it may
-/// be dead or full. Then it is asked on another one.
+/// Asks an instance of a service: on a connection that calls use, which costs little, and without a good answer soon on
+/// another one, too. For no answer on the first one proves nothing: it may be dead or full.
 async fn ask_service(dialer: &Dialer, instance: &Instance) -> Result<(), String> {
-    if let Some(sender) = dialer.connector.offered(&instance.addr)
-        && let Ok(Ok(())) = tokio::time::timeout(OFFERED_LIMIT, ask_on(sender, dialer, instance)).await
-    {
-        return Ok(());
+    let offered = dialer.connector.offered(&instance.addr);
+    let mut offered = offered.map(|sender| Box::pin(ask_on(sender, dialer, instance)));
+    if let Some(asked) = &mut offered {
+        match tokio::time::timeout(OFFERED_LIMIT, asked).await {
+            Ok(Ok(())) => return Ok(()),
+            Ok(Err(_)) => offered = None,
+            Err(_) => {}
+        }
     }
-    let Http2Connection { sender, mut driver } = dialer.connect(&instance.addr).await?;
+    let late = async {
+        if let Some(asked) = offered
+            && asked.await.is_ok()
+        {
+            return Ok(());
+        }
+        std::future::pending().await
+    };
+    let another = async {
+        let Http2Connection { sender, mut driver } = dialer.connect(&instance.addr).await?;
+        tokio::select! {
+            result = ask_on(sender, dialer, instance) => result,
+            _ = &mut driver => Err("the connection ended".to_owned()),
+        }
+    };
     tokio::select! {
-        result = ask_on(sender, dialer, instance) => result,
-        _ = &mut driver => Err("the connection ended".to_owned()),
+        result = late => result,
+        result = another => result,
     }
 }
 
