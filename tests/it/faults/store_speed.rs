@@ -208,7 +208,7 @@ async fn against_memory(time: Duration) -> Findings {
     let (memory, sqlite) = (System::start("memory:").await, System::start(&store).await);
     let create = |_: &mut StdRng, number: i64| {
         let body =
-            format!(r#"{{"id":{},"user_id":{},"content":"{}"}}"#, number + 1, number % 1000, content());
+            format!(r#"{{"id":{},"user_id":{},"content":"{}"}}"#, number + 1, number % 1000 + 1, content());
         request("PUT", "/api/feed/create_feed", &body)
     };
     let rounds = rounds(time, 2);
