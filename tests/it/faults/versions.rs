@@ -13,7 +13,7 @@ use crate::kit::system::Role;
 use crate::kit::writers::{Writers, read};
 
 /// The newest commit before the tables became versioned scripts.
-const OLDER: &str = "25524751";
+const OLDER: &str = "2552475d32a6";
 const WRITERS: i64 = 4;
 const LIMIT: Duration = Duration::from_secs(2);
 

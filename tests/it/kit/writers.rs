@@ -17,8 +17,11 @@ use super::wait_for;
 
 /// The user whose feeds they are.
 const USER: i64 = 7;
-/// Records of each writer, written again and again.
+/// Records of each writer that rewrites.
 const KEYS: i64 = 10;
+/// Most records of a writer that makes new ones, and how long it waits after each.
+const NEW_KEYS: i64 = 1_000_000;
+const GROWTH: Duration = Duration::from_millis(20);
 /// Bytes of a record: several pages of them are in one transaction.
 const CONTENT: usize = 1500;
 /// How long a writer waits after a refusal.
@@ -65,12 +68,22 @@ pub struct Writers {
 }
 
 impl Writers {
-    /// Starts writers with these numbers, through a gateway. Each call has a time limit.
+    /// Starts writers with these numbers, through a gateway. Each rewrites a few records as fast as it is answered.
+    /// Each call has a time limit.
     pub fn start(gateway: SocketAddr, numbers: Range<i64>, limit: Duration) -> Self {
+        Self::spawn(gateway, numbers, limit, KEYS)
+    }
+
+    /// As [`Writers::start`], but each record is a new one, up to 50 a second from each writer.
+    pub fn growing(gateway: SocketAddr, numbers: Range<i64>, limit: Duration) -> Self {
+        Self::spawn(gateway, numbers, limit, NEW_KEYS)
+    }
+
+    fn spawn(gateway: SocketAddr, numbers: Range<i64>, limit: Duration, keys: i64) -> Self {
         let (stop, ledger, mut tasks) = (CancellationToken::new(), Arc::default(), JoinSet::new());
         for writer in numbers {
             let (stop, ledger) = (stop.clone(), Arc::clone(&ledger));
-            tasks.spawn(write(gateway, writer, limit, stop, ledger));
+            tasks.spawn(write(gateway, (writer, keys), limit, stop, ledger));
         }
         Self { stop, tasks, ledger }
     }
@@ -101,7 +114,7 @@ impl Writers {
 
 async fn write(
     gateway: SocketAddr,
-    writer: i64,
+    (writer, keys): (i64, i64),
     limit: Duration,
     stop: CancellationToken,
     ledger: Arc<Mutex<Ledger>>,
@@ -112,7 +125,7 @@ async fn write(
             return;
         }
         // ids are from 1 on
-        let key = writer * KEYS + i64::try_from(version).expect("small") % KEYS + 1;
+        let key = writer * keys + i64::try_from(version).expect("small") % keys + 1;
         let content = format!("{version} {}", "x".repeat(CONTENT));
         let mut put = request(
             "PUT",
@@ -143,6 +156,8 @@ async fn write(
         }
         if status != 200 {
             tokio::time::sleep(PAUSE).await;
+        } else if keys == NEW_KEYS {
+            tokio::time::sleep(GROWTH).await;
         }
     }
 }
