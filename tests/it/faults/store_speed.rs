@@ -51,8 +51,8 @@ fn content() -> String {
     "x".repeat(CONTENT)
 }
 
-/// The least that a store with a thread for its writes can do: every row is a transaction of its own. It is as durable
-/// as ours and has the same statement.
+/// A store without group commits: every row is a transaction of its own. It is as durable as ours, has the same statement
+/// and looks after its files as often.
 struct SingleRows(mpsc::Sender<(FeedRecord, oneshot::Sender<()>)>);
 
 impl SingleRows {
@@ -62,15 +62,19 @@ impl SingleRows {
             user_id INTEGER NOT NULL, id INTEGER NOT NULL, content TEXT NOT NULL,
             PRIMARY KEY (user_id, id)) WITHOUT ROWID, STRICT";
         db.execute_batch(set).expect("a table");
+        let files = ["", "-wal", "-shm"].map(|suffix| PathBuf::from(format!("{}{suffix}", path.display())));
+        let check = move || assert!(files.iter().all(|file| file.metadata().is_ok()), "the files are there");
         let (send, mut queue) = mpsc::channel::<(FeedRecord, oneshot::Sender<()>)>(1024);
         std::thread::spawn(move || {
             let insert = "INSERT INTO feeds (user_id, id, content) VALUES (?1, ?2, ?3)
                 ON CONFLICT (user_id, id) DO UPDATE SET content = excluded.content";
             while let Some((feed, done)) = queue.blocking_recv() {
+                check();
                 db.execute_batch("BEGIN IMMEDIATE").expect("nobody else writes");
                 let mut statement = db.prepare_cached(insert).expect("valid");
                 statement.execute(params![feed.user_id, feed.id, feed.content]).expect("it is written");
                 db.execute_batch("COMMIT").expect("it is written");
+                check();
                 let _ = done.send(());
             }
         });

@@ -184,3 +184,25 @@ pub async fn read(gateway: SocketAddr) -> BTreeMap<i64, u64> {
     let key = |feed: &serde_json::Value| feed["id"].as_i64().expect("an id");
     feeds.iter().map(|feed| (key(feed), version(feed["content"].as_str().expect("a text")))).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_store_that_lost_or_invented_a_write_is_found() {
+        let write = |version, acknowledged| Write { key: 1, version, acknowledged };
+        let ledger = |writes: &[Write]| Ledger { writes: writes.to_vec(), ..Ledger::default() };
+        let before = ledger(&[write(1, true), write(2, false), write(2, true), write(3, false)]);
+        // the store was looked at, then these came
+        let later = ledger(&[before.writes.as_slice(), &[write(3, true), write(4, false)]].concat());
+        for (version, holds) in [(1, false), (2, true), (3, true), (4, true), (5, false)] {
+            assert_eq!(before.judge(&later, &BTreeMap::from([(1, version)])).is_ok(), holds, "{version}");
+        }
+        assert!(before.judge(&later, &BTreeMap::new()).is_err(), "all is lost");
+        assert!(
+            Ledger::default().judge(&Ledger::default(), &BTreeMap::new()).is_err(),
+            "nothing was written"
+        );
+    }
+}
