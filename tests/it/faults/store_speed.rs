@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use microservice_app::api::proto::feed::FeedRecord;
+use microservice_app::config::Store;
 use microservice_app::store::metrics::Metrics;
 use microservice_app::store::{self, FeedStore};
 use rand::rngs::StdRng;
@@ -45,6 +46,13 @@ type Request = ::http::Request<http_body_util::Full<bytes::Bytes>>;
 /// A directory on the disk of the build; that of other tests may be in memory, where a sync costs nothing.
 fn on_disk() -> tempfile::TempDir {
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).expect("a directory")
+}
+
+/// Opens our store over a file, as the program does.
+async fn ours(file: &Path) -> Arc<dyn FeedStore> {
+    let url = format!("sqlite:{}", file.display()).parse().expect("a URL");
+    let metrics = Metrics::register(&prometheus::Registry::new()).expect("its names are free");
+    store::feed(&Store { url, ..Store::default() }, &metrics).await.expect("a store")
 }
 
 fn content() -> String {
@@ -97,11 +105,9 @@ struct Bench {
 }
 
 impl Bench {
-    fn new() -> Self {
+    async fn new() -> Self {
         let dir = on_disk();
-        let url = format!("sqlite:{}", dir.path().join("ours.db").display()).parse().expect("a URL");
-        let metrics = Metrics::register(&prometheus::Registry::new()).expect("its names are free");
-        let ours = store::feed(&url, &metrics).expect("a store");
+        let ours = ours(&dir.path().join("ours.db")).await;
         let single = SingleRows::open(&dir.path().join("single.db"));
         Self { ours, single, ids: Cell::new(0), _dir: dir }
     }
@@ -136,7 +142,7 @@ impl Bench {
 }
 
 async fn group_commits(time: Duration) -> Findings {
-    let (mut findings, bench) = (Findings::default(), Bench::new());
+    let (mut findings, bench) = (Findings::default(), Bench::new().await);
     let rounds = rounds(time, 2);
     let each = time / (2 * rounds);
     let rates = [Cell::new(0.0), Cell::new(0.0)];
@@ -159,7 +165,7 @@ async fn group_commits(time: Duration) -> Findings {
 
 /// One write by each in turn, so that a disk that is now quick, now slow meets both alike.
 async fn lone_writer(time: Duration) -> Findings {
-    let (mut findings, bench, others) = (Findings::default(), Bench::new(), Others::watch());
+    let (mut findings, bench, others) = (Findings::default(), Bench::new().await, Others::watch());
     let rounds = rounds(time, 2);
     let (mut ratios, mut medians) = (Vec::new(), [0.0; 2]);
     for _ in 0..rounds {
@@ -260,12 +266,10 @@ async fn against_memory(time: Duration) -> Findings {
     findings
 }
 
-/// Makes a file of the store as the program does, then fills it at once.
-fn filled(path: PathBuf, feeds: i64) -> PathBuf {
-    let url = format!("sqlite:{}", path.display()).parse().expect("a URL");
-    let metrics = Metrics::register(&prometheus::Registry::new()).expect("its names are free");
-    drop(store::feed(&url, &metrics).expect("a store"));
-    let db = Connection::open(&path).expect("a database");
+/// Makes a file of the store as the program does, then fills it at once. Returns its URL.
+async fn filled(path: &Path, feeds: i64) -> String {
+    drop(ours(path).await);
+    let db = Connection::open(path).expect("a database");
     db.busy_timeout(Duration::from_secs(5)).expect("a time");
     let fill = "PRAGMA synchronous = OFF; BEGIN IMMEDIATE;
         INSERT INTO feeds WITH RECURSIVE n(n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM n WHERE n + 1 < HALF)
@@ -277,7 +281,7 @@ fn filled(path: PathBuf, feeds: i64) -> PathBuf {
     db.execute_batch(&fill.replace("CONTENT", &content())).expect("room on the disk");
     let count: i64 = db.query_row("SELECT count(*) FROM feeds", [], |row| row.get(0)).expect("a count");
     assert_eq!(count, feeds);
-    path
+    format!("sqlite:{}", path.display())
 }
 
 /// Every second call is about the user who has half of all feeds, somewhere among them.
@@ -297,9 +301,8 @@ async fn many_feeds(time: Duration) -> Findings {
     let whole = rounds(time, 2) > 2;
     let (feeds, read): (_, fn(&mut StdRng, i64) -> Request) =
         if whole { (MANY, read_of::<MANY>) } else { (SHORT, read_of::<SHORT>) };
-    let url = |name: &str, feeds| format!("sqlite:{}", filled(dir.path().join(name), feeds).display());
-    let few = System::start(&url("few.db", FEW)).await;
-    let many = System::start(&url("many.db", feeds)).await;
+    let few = System::start(&filled(&dir.path().join("few.db"), FEW).await).await;
+    let many = System::start(&filled(&dir.path().join("many.db"), feeds).await).await;
     let page = get(many.gateway.addr, "/api/feed/get_feeds?user_id=1&size=20").await.json();
     findings.share("feeds on a page", page["feeds"].as_array().map_or(0, Vec::len) as f64, 20.0);
     let rounds = rounds(time, 2);

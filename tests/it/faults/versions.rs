@@ -8,12 +8,14 @@ use tokio::time::Instant;
 
 use super::{Findings, SECOND, rows};
 use crate::kit::etcd::Etcd;
+use crate::kit::postgres::Postgres;
 use crate::kit::process::PROGRAM;
 use crate::kit::system::Role;
 use crate::kit::writers::{Writers, read};
 
-/// The newest commit before the tables became versioned scripts.
+/// The newest commit before SQLite's tables became versioned scripts, and the first one that knows PostgreSQL.
 const OLDER: &str = "2552475d32a6";
+const OLDER_WITH_POSTGRES: &str = "2d543ab5496e";
 const WRITERS: i64 = 4;
 const LIMIT: Duration = Duration::from_secs(2);
 
@@ -21,14 +23,14 @@ rows! { "store"
     "F39" f39_two_versions_over_one_store two_versions 30 4 "an older and this version side by side over one store, to and fro";
 }
 
-/// Returns an older program: as it was built before, or, if `build` is set, built now.
+/// Returns the program of an older commit: as it was built before, or, if `build` is set, built now.
 ///
 /// # Errors
 /// Why there is none.
-fn older(build: bool) -> Result<PathBuf, &'static str> {
+fn older(commit: &str, build: bool) -> Result<PathBuf, &'static str> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let place = root.join("target/older").join(OLDER);
-    let (sources, program) = (place.join("src"), place.join("target/debug/microservice-app"));
+    let place = root.join("target/older");
+    let (sources, program) = (place.join(commit), place.join(format!("microservice-app-{commit}")));
     if program.exists() {
         return Ok(program);
     }
@@ -38,30 +40,35 @@ fn older(build: bool) -> Result<PathBuf, &'static str> {
     let succeeds = |command: &mut Command| command.status().is_ok_and(|status| status.success());
     let mut git = Command::new("git");
     git.arg("-C").arg(root).stderr(Stdio::null());
-    if !succeeds(git.args(["cat-file", "-e", OLDER])) {
+    if !succeeds(git.args(["cat-file", "-e", commit])) {
         return Err("the older commit is not here (a source archive, or a shallow clone)");
     }
     std::fs::create_dir_all(&sources).expect("a directory");
     // an archive and not a worktree: it leaves no trace in the repository
     let script = "git -C \"$0\" archive \"$1\" | tar -x -C \"$2\"";
     let mut unpack = Command::new("sh");
-    assert!(succeeds(unpack.args(["-c", script]).arg(root).arg(OLDER).arg(&sources)), "git archive");
+    assert!(succeeds(unpack.args(["-c", script]).arg(root).arg(commit).arg(&sources)), "git archive");
     let mut cargo = Command::new(env!("CARGO"));
     cargo.args(["build", "--locked", "--quiet", "--target-dir"]).arg(place.join("target"));
-    assert!(succeeds(cargo.current_dir(&sources).env("MSA_COMMIT", OLDER)), "cargo build");
+    assert!(succeeds(cargo.current_dir(&sources).env("MSA_COMMIT", commit)), "cargo build");
+    std::fs::copy(place.join("target/debug/microservice-app"), &program).expect("it was built");
     Ok(program)
 }
 
 async fn two_versions(time: Duration) -> Findings {
     // the table may take its time; the suite takes what is there
-    let older = match older(std::env::var_os("FAULTS").is_some()) {
-        Ok(older) => older,
-        Err(why) => return Findings::skipped(why),
+    let build = std::env::var_os("FAULTS").is_some();
+    let programs = [OLDER, OLDER_WITH_POSTGRES].map(|commit| older(commit, build));
+    let [older, older_with_postgres] = match programs {
+        [Ok(older), Ok(with_postgres)] => [older, with_postgres],
+        [Err(why), _] | [_, Err(why)] => return Findings::skipped(why),
     };
     let mut findings = Findings::default();
     let dir = tempfile::tempdir().expect("a directory");
     let store = format!("sqlite:{}", dir.path().join("feed.db").display());
-    roll(&mut findings, "SQLite", &older, &store, time).await;
+    roll(&mut findings, "SQLite", &older, &store, time / 2).await;
+    let postgres = Postgres::start().await;
+    roll(&mut findings, "PostgreSQL", &older_with_postgres, &postgres.url(), time / 2).await;
     findings
 }
 
