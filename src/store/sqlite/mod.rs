@@ -15,4 +15,6 @@ pub use handle::Sqlite;
 pub use schema::{FEED, PROFILE, Schema, TOPIC};
 
 #[cfg(test)]
+mod record_tests;
+#[cfg(test)]
 mod tests;

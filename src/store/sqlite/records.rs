@@ -13,6 +13,19 @@ use crate::api::proto::feed::FeedRecord;
 use crate::api::proto::topic::TopicSummary;
 use crate::api::validate::MAX_ANSWER;
 
+/// The newest feeds of a user, from an id downwards.
+pub const NEWEST: &str =
+    "SELECT id, content FROM feeds WHERE user_id = ?1 AND id <= ?2 ORDER BY id DESC LIMIT ?3";
+/// Whether a user has feeds.
+pub const ANY: &str = "SELECT 1 FROM feeds WHERE user_id = ?1 LIMIT 1";
+/// A profile.
+pub const PROFILE: &str = "SELECT name, company, title FROM profiles WHERE user_id = ?1";
+/// A topic.
+pub const TOPIC: &str = "SELECT subject, content FROM topics WHERE topic_id = ?1";
+/// The topics after an id.
+pub const TOPICS: &str =
+    "SELECT topic_id, subject FROM topics WHERE topic_id > ?1 ORDER BY topic_id LIMIT ?2";
+
 #[async_trait]
 impl FeedStore for Sqlite {
     async fn create(&self, feed: FeedRecord, deadline: Instant) -> Result<(), StoreError> {
@@ -32,9 +45,7 @@ impl FeedStore for Sqlite {
         self.read(move |db| {
             let mut page = FeedPage::default();
             let mut bytes = 0;
-            let mut query = db.prepare_cached(
-                "SELECT id, content FROM feeds WHERE user_id = ?1 AND id <= ?2 ORDER BY id DESC LIMIT ?3",
-            )?;
+            let mut query = db.prepare_cached(NEWEST)?;
             let mut rows = query.query(params![user_id, highest, size])?;
             while let Some(row) = rows.next()? {
                 let content: String = row.get(1)?;
@@ -47,7 +58,7 @@ impl FeedStore for Sqlite {
             }
             page.feeds.reverse();
             if page.feeds.is_empty() {
-                let mut any = db.prepare_cached("SELECT 1 FROM feeds WHERE user_id = ?1 LIMIT 1")?;
+                let mut any = db.prepare_cached(ANY)?;
                 if !any.exists(params![user_id])? {
                     return Ok(None);
                 }
@@ -84,7 +95,7 @@ impl ProfileStore for Sqlite {
 
     async fn get(&self, user_id: i64) -> Result<Option<Profile>, StoreError> {
         self.read(move |db| {
-            db.prepare_cached("SELECT name, company, title FROM profiles WHERE user_id = ?1")?
+            db.prepare_cached(PROFILE)?
                 .query_row(params![user_id], |row| {
                     Ok(Profile { user_id, name: row.get(0)?, company: row.get(1)?, title: row.get(2)? })
                 })
@@ -110,7 +121,7 @@ impl TopicStore for Sqlite {
 
     async fn get(&self, topic_id: i64) -> Result<Option<Topic>, StoreError> {
         self.read(move |db| {
-            db.prepare_cached("SELECT subject, content FROM topics WHERE topic_id = ?1")?
+            db.prepare_cached(TOPIC)?
                 .query_row(params![topic_id], |row| {
                     Ok(Topic { topic_id, subject: row.get(0)?, content: row.get(1)? })
                 })
@@ -121,9 +132,7 @@ impl TopicStore for Sqlite {
 
     async fn list(&self, after: i64, size: u32) -> Result<TopicPage, StoreError> {
         self.read(move |db| {
-            let mut query = db.prepare_cached(
-                "SELECT topic_id, subject FROM topics WHERE topic_id > ?1 ORDER BY topic_id LIMIT ?2",
-            )?;
+            let mut query = db.prepare_cached(TOPICS)?;
             let rows = query.query_map(params![after, size.saturating_add(1)], |row| {
                 Ok(TopicSummary { topic_id: row.get(0)?, subject: row.get(1)? })
             })?;

@@ -1,4 +1,8 @@
 //! The tables of each service, and what a file has to be to hold them.
+//!
+//! A file's version is SQLite's `user_version`: the number of the scripts in `migrations/` that were run on it. The
+//! libraries that run such scripts (refinery, rusqlite_migration) want an older rusqlite than ours, and read the version
+//! before they take the lock, so that of two instances that start together one would fail.
 
 use rusqlite::{Connection, Transaction};
 
@@ -11,27 +15,24 @@ pub struct Schema {
     migrations: &'static [&'static str],
 }
 
+/// The scripts of a service, in the order of the versions in their names.
+macro_rules! migrations {
+    ($service:literal: $($name:literal),*) => {
+        &[$(include_str!(concat!("migrations/", $service, "/", $name, ".sql"))),*]
+    };
+}
+
 /// The tables of the feed service.
-pub static FEED: Schema = Schema {
-    application_id: 0x6d73_6601,
-    migrations: &["CREATE TABLE feeds (
-        user_id INTEGER NOT NULL, id INTEGER NOT NULL, content TEXT NOT NULL,
-        PRIMARY KEY (user_id, id)) WITHOUT ROWID, STRICT"],
-};
+pub static FEED: Schema =
+    Schema { application_id: 0x6d73_6601, migrations: migrations!("feed": "V1__feeds") };
 
 /// The tables of the profile service.
-pub static PROFILE: Schema = Schema {
-    application_id: 0x6d73_7001,
-    migrations: &["CREATE TABLE profiles (
-        user_id INTEGER PRIMARY KEY, name TEXT NOT NULL, company TEXT NOT NULL, title TEXT NOT NULL) STRICT"],
-};
+pub static PROFILE: Schema =
+    Schema { application_id: 0x6d73_7001, migrations: migrations!("profile": "V1__profiles") };
 
 /// The tables of the topic service.
-pub static TOPIC: Schema = Schema {
-    application_id: 0x6d73_7401,
-    migrations: &["CREATE TABLE topics (
-        topic_id INTEGER PRIMARY KEY, subject TEXT NOT NULL, content TEXT NOT NULL) STRICT"],
-};
+pub static TOPIC: Schema =
+    Schema { application_id: 0x6d73_7401, migrations: migrations!("topic": "V1__topics") };
 
 impl Schema {
     /// Returns the version of a file, 0 for a new one. Changes nothing and takes no write lock.
@@ -48,7 +49,7 @@ impl Schema {
         }
         if version as usize > self.migrations.len() {
             return Ok(Err(format!(
-                "is of version {version}, this program knows versions up to {}",
+                "is of schema version {version}, and this program knows versions up to {}",
                 self.migrations.len()
             )));
         }
@@ -72,3 +73,6 @@ impl Schema {
         tx.pragma_update(None, "user_version", u32::try_from(self.migrations.len()).unwrap_or(u32::MAX))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -15,9 +15,12 @@ mod limbo;
 mod pauses;
 mod registry;
 mod slow;
+mod sqlite;
 mod store;
+mod store_speed;
 mod telemetry;
 mod unread;
+mod versions;
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -44,6 +47,9 @@ fn all() -> Vec<Row> {
         pauses::ROWS,
         edge::ROWS,
         store::ROWS,
+        sqlite::ROWS,
+        store_speed::ROWS,
+        versions::ROWS,
         unread::ROWS,
         telemetry::ROWS,
         chaos::ROWS,

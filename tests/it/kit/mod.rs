@@ -8,6 +8,7 @@ pub mod authority;
 pub mod cluster;
 pub mod collector;
 pub mod cpu;
+pub mod disk;
 pub mod etcd;
 pub mod exporter;
 pub mod fake;
@@ -25,6 +26,7 @@ pub mod prometheus;
 pub mod relay;
 pub mod stderr;
 pub mod system;
+pub mod writers;
 pub mod zipkin;
 
 use std::fmt::Debug;

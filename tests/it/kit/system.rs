@@ -34,7 +34,18 @@ impl Role {
     /// Starts a role and waits until it serves. `etcd` is one or more endpoints, `a:1,b:2`; `env` are
     /// settings that differ from the short lease of tests.
     pub fn start(etcd: &str, role: &'static str, listen: &str, env: &[(&str, &str)]) -> Self {
-        let mut role = Self::launch(etcd, role, listen, env);
+        Self::start_by(Command::new(PROGRAM), etcd, role, listen, env)
+    }
+
+    /// As [`Role::start`], by a command that runs the program, or another build of it.
+    pub fn start_by(
+        command: Command,
+        etcd: &str,
+        role: &'static str,
+        listen: &str,
+        env: &[(&str, &str)],
+    ) -> Self {
+        let mut role = Self::launch_by(command, etcd, role, listen, env);
         let (addr, admin) = role.0.wait_for_role(role.1);
         Self { process: role.0, addr, admin }
     }
@@ -46,8 +57,18 @@ impl Role {
         listen: &str,
         env: &[(&str, &str)],
     ) -> (Process, &'static str) {
+        Self::launch_by(Command::new(PROGRAM), etcd, role, listen, env)
+    }
+
+    /// As [`Role::launch`], by a command that runs the program, or another build of it.
+    pub fn launch_by(
+        mut command: Command,
+        etcd: &str,
+        role: &'static str,
+        listen: &str,
+        env: &[(&str, &str)],
+    ) -> (Process, &'static str) {
         let flag = if role == "apigateway" { "--http-addr" } else { "--addr" };
-        let mut command = Command::new(PROGRAM);
         command.args([role, flag, listen, "--debug-addr", "127.0.0.1:0"]);
         let short = [
             ("MSA__REGISTRY__ENDPOINTS", etcd),

@@ -109,6 +109,29 @@ async fn a_lock_that_stays_ends_the_start_with_its_reason() {
 }
 
 #[tokio::test]
+async fn instances_that_start_together_make_one_store() {
+    let dir = Dir::new();
+    let mut feeds = [(); 3].map(|()| dir.launch());
+    let addrs = feeds.each_mut().map(|feed| feed.wait_for_role("feed").0);
+    for (id, addr) in (1..).zip(addrs) {
+        write(addr, id).await.unwrap();
+    }
+    for addr in addrs {
+        assert_eq!(ids(addr).await, [1, 2, 3]);
+    }
+}
+
+#[tokio::test]
+async fn a_file_that_is_no_database_ends_the_start_with_its_reason() {
+    let dir = Dir::new();
+    std::fs::write(dir.store(), "no database, but text of some length ".repeat(1000)).unwrap();
+    let mut feed = dir.launch();
+    assert_eq!(feed.wait(5000 * MS).code(), Some(1));
+    let words = format!("{:?}", feed.seen);
+    assert!(words.contains("feed.db: file is not a database"), "{words}");
+}
+
+#[tokio::test]
 async fn a_start_on_a_current_store_needs_no_lock() {
     let dir = Dir::new();
     let mut first = dir.launch();

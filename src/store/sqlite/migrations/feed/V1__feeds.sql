@@ -1,0 +1,3 @@
+CREATE TABLE feeds (
+    user_id INTEGER NOT NULL, id INTEGER NOT NULL, content TEXT NOT NULL,
+    PRIMARY KEY (user_id, id)) WITHOUT ROWID, STRICT

@@ -1,0 +1,2 @@
+CREATE TABLE profiles (
+    user_id INTEGER PRIMARY KEY, name TEXT NOT NULL, company TEXT NOT NULL, title TEXT NOT NULL) STRICT

@@ -1,0 +1,2 @@
+CREATE TABLE topics (
+    topic_id INTEGER PRIMARY KEY, subject TEXT NOT NULL, content TEXT NOT NULL) STRICT
