@@ -1,0 +1,105 @@
+//! `copy-store`: moves the records of services from one store to another.
+
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use anyhow::Context as _;
+
+use super::shutdown;
+use crate::config::StoreUrl;
+use crate::store::bulk::{OnConflict, Service};
+use crate::store::copy::{Copy, CopyError, From, Progress, Summary, To};
+use crate::telemetry::log;
+
+/// Time between two lines of progress.
+const PERIOD: Duration = Duration::from_secs(1);
+
+/// What is copied, and how.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The source.
+    pub from: StoreUrl,
+    /// The target.
+    pub to: StoreUrl,
+    /// The services; every one that the source has if there are none.
+    pub services: Vec<Service>,
+    /// What is done with records that differ.
+    pub on_conflict: OnConflict,
+}
+
+/// How a copy ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// Every record is there, and was compared.
+    Done,
+    /// A signal ended it.
+    Stopped,
+}
+
+/// Copies and checks the records of each service, one after the other. Progress goes to `log`, the result to `out`.
+///
+/// # Errors
+/// Why a copy failed, or what differs; the text says in which of the two stores.
+pub async fn run(options: &Options, log: &log::Writer, out: impl Write) -> anyhow::Result<End> {
+    let stop = shutdown::on_signal(log.clone())?;
+    let copied = async {
+        let from = From::new(options.from.clone());
+        let services = match options.services.as_slice() {
+            [] => from.services().context("FROM")?,
+            asked => asked.to_vec(),
+        };
+        let to = To::new(options.to.clone(), &from, &services).context("TO")?;
+        anyhow::Ok((from, to, services))
+    };
+    let (from, to, services) = copied.await?;
+    let mut out = out;
+    for service in services {
+        let (from, to) = (from.open(service).context("FROM")?, to.open(service).context("TO")?);
+        let copy = Copy {
+            table: service.table(),
+            from: &*from,
+            to: &*to,
+            on_conflict: options.on_conflict,
+            stop: &stop,
+        };
+        let mut told = Instant::now();
+        let tell = |progress: &Progress| {
+            if told.elapsed() >= PERIOD {
+                told = Instant::now();
+                let mut log = log;
+                // it takes every line, or counts it as lost
+                let _ = writeln!(log, "{}: {}", service.name(), line(progress));
+            }
+        };
+        match copy.run(tell).await {
+            Ok(summary) => writeln!(out, "{}: {}", service.name(), result(&summary))?,
+            Err(CopyError::Stopped) => return Ok(End::Stopped),
+            Err(error) => return Err(anyhow::Error::new(error).context(service.name())),
+        }
+    }
+    Ok(End::Done)
+}
+
+fn line(progress: &Progress) -> String {
+    let Progress { total, read, checked, written } = progress;
+    if *checked > 0 {
+        return format!("checked {checked} of {total} records");
+    }
+    format!("read {read} of {total} records, copied {}", written.copied + written.overwritten)
+}
+
+fn result(summary: &Summary) -> String {
+    let Summary { total, written, target } = summary;
+    let mut text = format!("{total} records: {} copied, {} already there", written.copied, written.same);
+    if written.overwritten > 0 {
+        text += &format!(", {} overwritten", written.overwritten);
+    }
+    if written.kept > 0 {
+        text += &format!(", {} differ and were kept", written.kept);
+    }
+    text += "; checked";
+    if target > total {
+        text += &format!("; TO has {} more", target - total);
+    }
+    text
+}
