@@ -2,6 +2,7 @@
 
 mod alerts;
 mod command_line;
+mod copy;
 mod dashboards;
 mod durability;
 mod logs;
