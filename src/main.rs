@@ -84,7 +84,10 @@ fn check_config(flags: &CheckConfig, writer: &log::Writer) -> ExitCode {
 }
 
 fn copy_store(flags: &CopyStore, writer: &log::Writer) -> ExitCode {
-    let options = flags.options();
+    let options = match flags.options() {
+        Ok(options) => options,
+        Err(error) => return refuse(&error, writer),
+    };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let copied = runtime
         .map_err(anyhow::Error::from)

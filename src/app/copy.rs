@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 
 use super::shutdown;
-use crate::config::StoreUrl;
+use crate::config::Store;
 use crate::store::bulk::{OnConflict, Service};
 use crate::store::copy::{Copy, CopyError, From, Progress, Summary, To};
 use crate::telemetry::log;
@@ -17,10 +17,10 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// What is copied, and how.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The source.
-    pub from: StoreUrl,
-    /// The target.
-    pub to: StoreUrl,
+    /// Where the source is, and how it is reached.
+    pub from: Store,
+    /// The same of the target.
+    pub to: Store,
     /// The services; every one that the source has if there are none.
     pub services: Vec<Service>,
     /// What is done with records that differ.
@@ -40,21 +40,18 @@ pub enum End {
 ///
 /// # Errors
 /// Why a copy failed, or what differs; the text says in which of the two stores.
-pub async fn run(options: &Options, log: &log::Writer, out: impl Write) -> anyhow::Result<End> {
+pub async fn run(options: &Options, log: &log::Writer, mut out: impl Write) -> anyhow::Result<End> {
     let stop = shutdown::on_signal(log.clone())?;
-    let copied = async {
-        let from = From::new(options.from.clone());
-        let services = match options.services.as_slice() {
-            [] => from.services().context("FROM")?,
-            asked => asked.to_vec(),
-        };
-        let to = To::new(options.to.clone(), &from, &services).context("TO")?;
-        anyhow::Ok((from, to, services))
-    };
-    let (from, to, services) = copied.await?;
-    let mut out = out;
+    // a store may wait for a lock or for a connection; pages are not cut off
+    let opened = stop.run_until_cancelled(open(options)).await;
+    let Some((from, to, services)) = opened.transpose()? else { return Ok(End::Stopped) };
     for service in services {
-        let (from, to) = (from.open(service).context("FROM")?, to.open(service).context("TO")?);
+        let ends = async {
+            anyhow::Ok((from.open(service).await.context("FROM")?, to.open(service).await.context("TO")?))
+        };
+        let Some((from, to)) = stop.run_until_cancelled(ends).await.transpose()? else {
+            return Ok(End::Stopped);
+        };
         let copy = Copy {
             table: service.table(),
             from: &*from,
@@ -62,22 +59,36 @@ pub async fn run(options: &Options, log: &log::Writer, out: impl Write) -> anyho
             on_conflict: options.on_conflict,
             stop: &stop,
         };
-        let mut told = Instant::now();
-        let tell = |progress: &Progress| {
-            if told.elapsed() >= PERIOD {
-                told = Instant::now();
-                let mut log = log;
-                // it takes every line, or counts it as lost
-                let _ = writeln!(log, "{}: {}", service.name(), line(progress));
-            }
-        };
-        match copy.run(tell).await {
+        match copy.run(progress(service, log)).await {
             Ok(summary) => writeln!(out, "{}: {}", service.name(), result(&summary))?,
             Err(CopyError::Stopped) => return Ok(End::Stopped),
             Err(error) => return Err(anyhow::Error::new(error).context(service.name())),
         }
     }
     Ok(End::Done)
+}
+
+async fn open(options: &Options) -> anyhow::Result<(From, To, Vec<Service>)> {
+    let from = From::new(options.from.clone());
+    let services = match options.services.as_slice() {
+        [] => from.services().await.context("FROM")?,
+        asked => asked.to_vec(),
+    };
+    let to = To::new(options.to.clone(), &from, &services).context("TO")?;
+    Ok((from, to, services))
+}
+
+/// Returns what writes a line of progress now and then.
+fn progress(service: Service, log: &log::Writer) -> impl FnMut(&Progress) + '_ {
+    let mut told = Instant::now();
+    move |progress| {
+        if told.elapsed() >= PERIOD {
+            told = Instant::now();
+            let mut log = log;
+            // it takes every line, or counts it as lost
+            let _ = writeln!(log, "{}: {}", service.name(), line(progress));
+        }
+    }
 }
 
 fn line(progress: &Progress) -> String {

@@ -9,9 +9,8 @@ use tokio_util::sync::CancellationToken;
 use super::super::bulk::{Export, Import, OnConflict, Put, Record, Table, Written};
 use super::super::error::StoreError;
 
-/// Records in a page. A content has 32 KiB at most, so a page has 16 MiB at most. A page is one transaction of the
-/// target.
-const PAGE: usize = 500;
+/// Records in a page. A content has 32 KiB at most, so a page has 8 MiB at most. A page is one transaction of the target.
+const PAGE: usize = 250;
 
 /// Why a copy ended early.
 #[derive(Debug, thiserror::Error)]

@@ -2,7 +2,6 @@
 
 mod alerts;
 mod command_line;
-mod copy;
 mod dashboards;
 mod durability;
 mod logs;
