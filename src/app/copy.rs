@@ -101,16 +101,12 @@ fn line(progress: &Progress) -> String {
 
 fn result(summary: &Summary) -> String {
     let Summary { total, written, target } = summary;
-    let mut text = format!("{total} records: {} copied, {} already there", written.copied, written.same);
-    if written.overwritten > 0 {
-        text += &format!(", {} overwritten", written.overwritten);
-    }
-    if written.kept > 0 {
-        text += &format!(", {} differ and were kept", written.kept);
-    }
-    text += "; checked";
-    if target > total {
-        text += &format!("; TO has {} more", target - total);
-    }
-    text
+    let differing = [(written.overwritten, "overwritten"), (written.kept, "differ and were kept")];
+    let differing = differing.iter().filter(|(count, _)| *count > 0);
+    let differing = differing.map(|(count, what)| format!(", {count} {what}")).collect::<Vec<_>>().concat();
+    let more = if target > total { format!("; TO has {} more", target - total) } else { String::new() };
+    format!(
+        "{total} records: {} copied, {} already there{differing}; checked{more}",
+        written.copied, written.same
+    )
 }

@@ -119,8 +119,11 @@ async fn copy(from: &Fake, to: &Fake, on_conflict: OnConflict) -> Result<Summary
     copied
 }
 
+/// [`PAGE`] as a key.
+#[expect(clippy::cast_possible_wrap, reason = "a few hundred")]
+const LENGTH: i64 = PAGE as i64;
 /// Enough for several pages, the last one shorter.
-const MANY: std::ops::RangeInclusive<i64> = 1..=PAGE as i64 * 2 + 7;
+const MANY: std::ops::RangeInclusive<i64> = 1..=LENGTH * 2 + 7;
 
 #[tokio::test]
 async fn every_record_is_copied_once_and_a_repeat_writes_nothing() {
@@ -140,12 +143,12 @@ async fn every_record_is_copied_once_and_a_repeat_writes_nothing() {
 async fn a_record_that_differs_ends_it_or_is_counted() {
     let from = Fake::of(MANY);
     let to = Fake::default();
-    to.set(PAGE as i64 + 3, "newer");
+    to.set(LENGTH + 3, "newer");
     let error = copy(&from, &to, OnConflict::Stop).await.unwrap_err();
     assert!(error.to_string().contains(&format!("user_id {}", PAGE + 3)), "{error}");
     let kept = copy(&from, &to, OnConflict::Keep).await.unwrap();
     assert_eq!((kept.written.kept, kept.written.copied + kept.written.same), (1, kept.total - 1));
-    assert_eq!(to.records.lock().unwrap()[&vec![PAGE as i64 + 3]][0], "newer");
+    assert_eq!(to.records.lock().unwrap()[&vec![LENGTH + 3]][0], "newer");
     let replaced = copy(&from, &to, OnConflict::Overwrite).await.unwrap();
     assert_eq!((replaced.written.overwritten, replaced.written.same), (1, replaced.total - 1));
     assert_eq!(*to.records.lock().unwrap(), *from.records.lock().unwrap());
@@ -175,10 +178,10 @@ async fn what_is_lost_or_changed_after_it_was_written_is_found() {
 #[tokio::test]
 async fn a_signal_ends_it_between_two_pages() {
     let from = Fake::of(MANY);
-    for at in [1, 2] {
+    for (at, last) in [(1, LENGTH), (2, 2 * LENGTH)] {
         let to = Fake { stop: Some((at, CancellationToken::new())), ..Fake::default() };
         let error = copy(&from, &to, OnConflict::Stop).await.unwrap_err();
         assert!(matches!(error, CopyError::Stopped), "{error}");
-        assert_eq!(to.keys(), (1..=(PAGE * at) as i64).collect::<Vec<_>>());
+        assert_eq!(to.keys(), (1..=last).collect::<Vec<_>>());
     }
 }

@@ -21,6 +21,11 @@ use crate::config::{PostgresUrl, Store};
 /// Longest time of one statement and of one commit, also of one that counts all records.
 const LIMIT: Duration = Duration::from_mins(10);
 
+/// How often a connection is tried.
+const TRIES: u32 = 3;
+/// Time between two tries.
+const PAUSE: Duration = Duration::from_millis(500);
+
 /// A connection and its statements.
 struct Session {
     link: Link,
@@ -47,7 +52,17 @@ fn service_of(service: records::Service) -> &'static Service {
 }
 
 async fn connect(url: &PostgresUrl, settings: &Store) -> Result<Link, String> {
-    let (link, _) = Place::new(url.config(), settings)?.connect(0).await?;
+    let place = Place::new(url.config(), settings)?;
+    let mut tries = 1;
+    // each try has a second, which a busy server or a failover may need for itself
+    let link = loop {
+        match place.connect(0).await {
+            Ok((link, _)) => break link,
+            Err(why) if tries == TRIES => return Err(why),
+            Err(_) => tries += 1,
+        }
+        tokio::time::sleep(PAUSE).await;
+    };
     let limit = LIMIT.as_millis();
     // without the warning a commit that was not replicated would look like any other; a page of keys is looked up by the
     // index, whatever the statistics of a table that has just been filled say
@@ -178,15 +193,15 @@ impl Session {
     }
 
     async fn get_many(&self, keys: &[Vec<i64>]) -> Result<Vec<Record>, StoreError> {
-        let columns = columns(keys.iter().map(Vec::as_slice), self.table.key.len());
+        let columns = columns(&keys.iter().map(Vec::as_slice), self.table.key.len());
         let rows = self.within(self.link.client().query(&self.get, &parameters(&columns))).await?;
         self.records(&rows)
     }
 
     /// Writes records by one of the two statements; returns how many it has written.
     async fn write(&self, statement: &Statement, records: &[&Record]) -> Result<u64, StoreError> {
-        let keys = columns(records.iter().map(|record| record.key.as_slice()), self.table.key.len());
-        let texts = columns(records.iter().map(|record| record.texts.as_slice()), self.table.texts.len());
+        let keys = columns(&records.iter().map(|record| record.key.as_slice()), self.table.key.len());
+        let texts = columns(&records.iter().map(|record| record.texts.as_slice()), self.table.texts.len());
         let values = [parameters(&keys), parameters(&texts)].concat();
         // the rows themselves: a cluster may count them wrongly
         let rows = self.within(self.link.client().query(statement, &values)).await?;
@@ -199,7 +214,7 @@ impl Session {
 }
 
 /// Returns the columns of some rows.
-fn columns<'a, T>(rows: impl Iterator<Item = &'a [T]> + Clone, count: usize) -> Vec<Vec<&'a T>> {
+fn columns<'a, T>(rows: &(impl Iterator<Item = &'a [T]> + Clone), count: usize) -> Vec<Vec<&'a T>> {
     let column = |at: usize| rows.clone().filter_map(|row| row.get(at)).collect();
     (0..count).map(column).collect()
 }

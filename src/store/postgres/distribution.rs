@@ -11,9 +11,9 @@ fn plain(statement: &str) -> String {
 /// Returns why a statement could not be sent to the servers that have its rows.
 fn fault(statement: &str, table: &str, column: &str) -> Option<String> {
     let text = plain(statement);
-    let of_table =
-        |text: &str| text.matches(&format!("{table} ")).count() + usize::from(text.ends_with(table));
-    let reads = of_table(&text);
+    let ends =
+        |at: usize| !text[at + table.len()..].starts_with(|next: char| next.is_alphanumeric() || next == '_');
+    let reads = text.match_indices(table).filter(|(at, _)| ends(*at)).count();
     if reads != 1 {
         return Some(format!("it names {table} {reads} times"));
     }
