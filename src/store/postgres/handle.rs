@@ -60,8 +60,8 @@ impl Postgres {
         }
         let (queue, jobs) = mpsc::channel(QUEUE);
         let progress = Arc::new(Progress::default());
-        let writer = Writer { links: writes.clone(), timeout, progress: progress.clone() };
-        tokio::spawn(writer.run(jobs));
+        let commits = Writer { links: writes.clone(), timeout, progress: progress.clone() };
+        tokio::spawn(commits.run(jobs));
         let store = Self {
             service,
             reads,
