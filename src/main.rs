@@ -3,13 +3,18 @@
 use std::io::Write as _;
 use std::process::ExitCode;
 
+use anyhow::Context as _;
+use microservice_app::app::copy;
 use microservice_app::app::run::run;
-use microservice_app::cli::{self, CheckConfig, Command, Format};
+use microservice_app::cli::{self, CheckConfig, Command, CopyStore, Format};
 use microservice_app::config::{self, Role, Source};
 use microservice_app::telemetry::log;
 
 /// Exit status for wrong flags or settings, as clap's for wrong flags.
 const USAGE: u8 = 2;
+
+/// Exit status of a copy that a signal has ended.
+const STOPPED: u8 = 130;
 
 fn main() -> ExitCode {
     let (command, source) = cli::parse();
@@ -26,6 +31,7 @@ fn main() -> ExitCode {
         Command::Topic => start(Role::Topic, &source, &writer),
         Command::Up => start(Role::Up, &source, &writer),
         Command::CheckConfig(flags) => check_config(&flags, &writer),
+        Command::CopyStore(flags) => copy_store(&flags, &writer),
         Command::Settings { format } => {
             let page = match format {
                 Format::Markdown => cli::markdown(),
@@ -74,6 +80,24 @@ fn check_config(flags: &CheckConfig, writer: &log::Writer) -> ExitCode {
             print(lines.concat().as_bytes(), writer)
         }
         Err(error) => refuse(&error, writer),
+    }
+}
+
+fn copy_store(flags: &CopyStore, writer: &log::Writer) -> ExitCode {
+    let options = match flags.options() {
+        Ok(options) => options,
+        Err(error) => return refuse(&error, writer),
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let copied = runtime
+        .map_err(anyhow::Error::from)
+        .and_then(|runtime| runtime.block_on(copy::run(&options, writer, std::io::stdout())));
+    match copied {
+        Ok(copy::End::Stopped) => {
+            say("copy-store: stopped by a signal; repeat the command to go on", writer);
+            ExitCode::from(STOPPED)
+        }
+        other => exit(other.map(|_| ()).context("copy-store"), writer),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Puts a process together: its members, how they start, and in which order they drain.
 
 mod common;
+pub mod copy;
 mod drain;
 mod gateway;
 mod instance;

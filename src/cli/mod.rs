@@ -1,6 +1,7 @@
 //! The command line: commands, their flags and their help. The flags of a role are the uppermost layer of the
 //! settings; everything else is set in the file or the environment.
 
+mod copy;
 mod flags;
 mod page;
 
@@ -13,6 +14,7 @@ use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, V
 use crate::build_info::VERSION;
 use crate::config::{Role, Source};
 
+pub use copy::CopyStore;
 pub use flags::{Flag, flag_of, flags};
 pub use page::{json, markdown};
 
@@ -66,6 +68,9 @@ pub enum Command {
         first error with its key and origin, and stop. Opens no socket, database or secret. Exit status \
         0 if all is well, else 2.")]
     CheckConfig(CheckConfig),
+    /// Copy the records of one store to another, and check them.
+    #[command(long_about = copy::LONG_ABOUT, after_long_help = copy::AFTER_HELP)]
+    CopyStore(CopyStore),
     /// Print every setting: key, default, accepted values, meaning.
     Settings {
         /// As a page, or as an object by key.

@@ -8,8 +8,11 @@
 //! a [`link`] that [`dial`] has opened. [`schema`] brings the tables up to date at each connection.
 
 mod batch;
+pub mod bulk;
 mod credentials;
 mod dial;
+#[cfg(test)]
+mod distribution;
 mod failure;
 mod handle;
 mod keeper;

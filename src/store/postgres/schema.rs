@@ -74,7 +74,7 @@ impl Schema {
     }
 
     /// Looks what is in the database, and whether this program can work with it.
-    async fn find(&self, client: &Client) -> Result<Found, Unusable> {
+    pub async fn find(&self, client: &Client) -> Result<Found, Unusable> {
         let name = self.name;
         let encoding = client.query_one("SELECT current_setting('server_encoding')", &[]).await?;
         let encoding: String = encoding.get(0);

@@ -4,6 +4,7 @@
 //! transaction, so 64 callers cost one sync to disk and not 64. No timer is needed. Several processes of
 //! one host may share the file.
 
+pub mod bulk;
 mod file;
 mod handle;
 mod open;

@@ -17,6 +17,8 @@ pub enum Walk {
     Alone,
     /// The stores: backup and restore.
     Store,
+    /// A database of PostgreSQL: moving records to it and back, backup and restore, retention.
+    Database,
     /// An etcd: backup and restore, users and rights, its upkeep.
     Etcd,
     /// Commands that need nothing.
@@ -32,7 +34,7 @@ pub enum Use {
     Not(&'static str),
 }
 use Use::{Not, Run, Text};
-use Walk::{Alone, Etcd, Roles, Store, Tools, Up};
+use Walk::{Alone, Database, Etcd, Roles, Store, Tools, Up};
 
 const NIX: &str = "needs Nix, or a NixOS host";
 const BUILD: &str = "builds for minutes, or runs the tests";
@@ -89,11 +91,21 @@ pub const BLOCKS: &[(&str, &str, Use)] = &[
         Not("takes the usual ports; operations::systemd hands sockets over in its place"),
     ),
     ("docs/operations.md", "[registry]", Text),
-    ("docs/operations.md", "sqlite3 data/feed.db", Run(Store)),
-    ("docs/operations.md", "rm -f data/feed.db-wal", Run(Store)),
     ("docs/runbook.md", "curl GATEWAY/status", Run(Up)),
     ("docs/runbook.md", "etcdctl compact", Run(Etcd)),
     ("docs/runbook.md", "etcdctl member remove ID", Run(Etcd)),
+    ("docs/storage.md", "microservice-app copy-store sqlite:data", Run(Database)),
+    ("docs/storage.md", "feed: 100000 records", Text),
+    ("docs/storage.md", "microservice-app copy-store sqlite:/var", Run(Database)),
+    ("docs/storage.md", "microservice-app copy-store postgres:", Run(Database)),
+    ("docs/storage.md", "sqlite3 data/feed.db \"VACUUM", Run(Store)),
+    ("docs/storage.md", "rm -f data/feed.db-wal", Run(Store)),
+    ("docs/storage.md", "pg_dump", Run(Database)),
+    ("docs/storage.md", "pg_restore", Run(Database)),
+    ("docs/storage.md", "pg_basebackup", Run(Database)),
+    ("docs/storage.md", "psql", Run(Database)),
+    ("docs/storage.md", "sqlite3 data/feed.db \"PRAGMA", Run(Database)),
+    ("docs/storage.md", "SELECT create_distributed_table", Not("needs Citus, which Debian 12 does not have")),
     ("docs/telemetry.md", "ts=", Run(Alone)),
     ("docs/telemetry.md", "curl -X PUT localhost:6060/loglevel", Run(Up)),
     ("docs/telemetry.md", "microservice-app up --zipkin-addr", Run(Up)),
@@ -109,7 +121,7 @@ pub const BLOCKS: &[(&str, &str, Use)] = &[
 ];
 
 /// Programs of an operator. What a page says of `make`, `cargo` and `tests/` is checked in [`super::links`].
-const PROGRAMS: [&str; 14] = [
+const PROGRAMS: [&str; 19] = [
     "amtool",
     "curl",
     "df",
@@ -121,7 +133,12 @@ const PROGRAMS: [&str; 14] = [
     "microservice-app",
     "nixos-rebuild",
     "openssl",
+    "pg_basebackup",
+    "pg_dump",
+    "pg_restore",
+    "pg_verifybackup",
     "promtool",
+    "psql",
     "sqlite3",
     "systemctl",
 ];

@@ -58,7 +58,7 @@ fn a_reader_that_has_seen_enough_is_no_failure() {
 fn help_version_completions_and_the_manual_are_there() {
     let (status, out, _) = run(&["--version"]);
     assert!(status.success() && out.starts_with("microservice-app 0.") && out.contains('('), "{out}");
-    for command in ["apigateway", "feed", "profile", "topic", "up", "check-config"] {
+    for command in ["apigateway", "feed", "profile", "topic", "up", "check-config", "copy-store"] {
         let (_, out, _) = run(&["--help"]);
         assert!(out.contains(command), "{command}");
         assert!(run(&[command, "--help"]).0.success());

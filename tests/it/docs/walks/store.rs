@@ -10,7 +10,7 @@ use serde_json::json;
 use super::*;
 use crate::kit::http::{Connection, request};
 
-const PAGE: &str = "docs/operations.md";
+const PAGE: &str = "docs/storage.md";
 /// Time between two writes: more often than those under which SQLite's `.backup` never ends.
 const PAUSE: Duration = Duration::from_millis(20);
 /// So many times 2 MB are in the store: SQLite's `.backup` takes longer for that than the pause.
@@ -99,7 +99,7 @@ async fn a_backup_ends_under_writes_and_can_be_restored() {
     let first = r#"{"id":1,"user_id":7,"content":"first"}"#;
     assert_eq!(crate::kit::http::put(gateway, "/api/feed/create_feed", first).await.status, 200);
 
-    let script = session.lines(PAGE, "sqlite3 data/feed.db").join("\n");
+    let script = session.lines(PAGE, "sqlite3 data/feed.db \"VACUUM").join("\n");
     let mut shell = session.shell(&format!("set -e\n{script}"));
     let [certain, possible] =
         under_writes(gateway, 1000, move || assert!(shell.status().unwrap().success())).await;

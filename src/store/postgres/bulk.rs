@@ -1,0 +1,334 @@
+//! A database as the source and as the target of a copy. Each has a connection of its own.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use tokio_postgres::types::ToSql;
+use tokio_postgres::{Error, Row, Statement};
+use tonic::async_trait;
+
+use super::super::bulk::{self as records, Export, Import, OnConflict, Put, Record, Table, Written};
+use super::super::error::StoreError;
+use super::dial::Target as Place;
+use super::failure::{Failure, reason};
+use super::keeper::SLACK;
+use super::link::Link;
+use super::schema::{Found, Unusable};
+use super::service::{FEED, PROFILE, Service, TOPIC};
+use crate::config::{PostgresUrl, Store};
+
+/// Longest time of one statement and of one commit, also of one that counts all records.
+const LIMIT: Duration = Duration::from_mins(10);
+
+/// How often a connection is tried.
+const TRIES: u32 = 3;
+/// Time between two tries.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// A connection and its statements.
+struct Session {
+    link: Link,
+    table: &'static Table,
+    count: Statement,
+    scan: Statement,
+    get: Statement,
+    insert: Statement,
+    replace: Statement,
+}
+
+/// A database that is only read, in one transaction: what others write after its first read is not seen.
+pub struct Snapshot(Session);
+
+/// A database that is written to beside its service.
+pub struct Target(Session);
+
+fn service_of(service: records::Service) -> &'static Service {
+    match service {
+        records::Service::Feed => &FEED,
+        records::Service::Profile => &PROFILE,
+        records::Service::Topic => &TOPIC,
+    }
+}
+
+async fn connect(url: &PostgresUrl, settings: &Store) -> Result<Link, String> {
+    let place = Place::new(url.config(), settings)?;
+    let mut tries = 1;
+    // each try has a second, which a busy server or a failover may need for itself
+    let link = loop {
+        match place.connect(0).await {
+            Ok((link, _)) => break link,
+            Err(why) if tries == TRIES => return Err(why),
+            Err(_) => tries += 1,
+        }
+        tokio::time::sleep(PAUSE).await;
+    };
+    let limit = LIMIT.as_millis();
+    // without the warning a commit that was not replicated would look like any other; a page of keys is looked up by the
+    // index, whatever the statistics of a table that has just been filled say
+    let session = format!(
+        "SET client_min_messages = warning; SET statement_timeout = {limit}; SET lock_timeout = {limit}; \
+         SET idle_in_transaction_session_timeout = 0; SET enable_hashjoin = off; SET enable_mergejoin = off; \
+         SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
+    );
+    link.client().batch_execute(&session).await.map_err(|error| reason(&error))?;
+    Ok(link)
+}
+
+/// Returns the services whose tables a database has, of those that the user may read.
+///
+/// # Errors
+/// Why it cannot be read.
+pub async fn services(url: &PostgresUrl, settings: &Store) -> Result<Vec<records::Service>, String> {
+    let link = connect(url, settings).await?;
+    let question = "SELECT n.nspname::text, c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+                    WHERE c.relkind IN ('r', 'p') AND has_schema_privilege(n.oid, 'USAGE')";
+    let tables = link.client().query(question, &[]).await.map_err(|error| reason(&error))?;
+    let tables: Vec<(String, String)> = tables.iter().map(|row| (row.get(0), row.get(1))).collect();
+    let there = |service: &records::Service| {
+        tables.iter().any(|(schema, table)| {
+            (schema.as_str(), table.as_str()) == (service.name(), service.table().name)
+        })
+    };
+    Ok(records::Service::ALL.into_iter().filter(there).collect())
+}
+
+impl Snapshot {
+    /// Connects to the records of a service, and changes nothing.
+    ///
+    /// # Errors
+    /// Why it cannot be read.
+    pub async fn open(
+        url: &PostgresUrl,
+        settings: &Store,
+        service: records::Service,
+    ) -> Result<Self, String> {
+        let link = connect(url, settings).await?;
+        let found = service_of(service).schema.find(link.client()).await;
+        match found.map_err(why)? {
+            Found::Version(1..) => {}
+            Found::Version(_) | Found::Nothing => {
+                return Err(format!("has no records of {}", service.name()));
+            }
+        }
+        let session = Session::new(link, service).await.map_err(|error| reason(&error))?;
+        // the snapshot is taken by the first read
+        session
+            .link
+            .client()
+            .batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+            .await
+            .map_err(|e| reason(&e))?;
+        Ok(Self(session))
+    }
+}
+
+impl Target {
+    /// Connects to the records of a service; makes and migrates its schema.
+    ///
+    /// # Errors
+    /// Why it cannot be used.
+    pub async fn open(
+        url: &PostgresUrl,
+        settings: &Store,
+        service: records::Service,
+    ) -> Result<Self, String> {
+        let mut link = connect(url, settings).await?;
+        service_of(service).schema.ensure(link.client_mut(), settings.timeout).await.map_err(why)?;
+        // migrations change the limits of their session
+        drop(link);
+        let link = connect(url, settings).await?;
+        Session::new(link, service).await.map(Self).map_err(|error| reason(&error))
+    }
+}
+
+fn why(unusable: Unusable) -> String {
+    match unusable {
+        Unusable::Foreign(why) | Unusable::Failed(why) => why,
+    }
+}
+
+impl Session {
+    async fn new(link: Link, service: records::Service) -> Result<Self, Error> {
+        let table = service.table();
+        let texts = Texts::of(service.name(), table);
+        let client = link.client();
+        let (count, scan) = (client.prepare(&texts.count).await?, client.prepare(&texts.scan).await?);
+        let get = client.prepare(&texts.get).await?;
+        let (insert, replace) = (client.prepare(&texts.insert).await?, client.prepare(&texts.replace).await?);
+        Ok(Self { link, table, count, scan, get, insert, replace })
+    }
+
+    /// Waits for what the server does.
+    async fn within<T>(&self, work: impl Future<Output = Result<T, Error>> + Send) -> Result<T, StoreError> {
+        let error = match tokio::time::timeout(LIMIT + SLACK, work).await {
+            Ok(Ok(done)) => return Ok(done),
+            Ok(Err(error)) => error,
+            Err(_) => return Err(StoreError::Failed(format!("no answer within {LIMIT:?}"))),
+        };
+        let failure = Failure::of(&error);
+        if !failure.ends_connection() {
+            return Err(failure.into());
+        }
+        // the connection knows more: that a commit was not replicated, for example
+        let why = tokio::time::timeout(SLACK, self.link.lost()).await.unwrap_or_else(|_| reason(&error));
+        Err(StoreError::Failed(format!("the connection was lost: {why}")))
+    }
+
+    async fn count(&self) -> Result<u64, StoreError> {
+        let row = self.within(self.link.client().query_one(&self.count, &[])).await?;
+        Ok(u64::try_from(row.get::<_, i64>(0)).unwrap_or_default())
+    }
+
+    fn record(&self, row: &Row) -> Result<Record, Error> {
+        let keys = self.table.key.len();
+        let key = (0..keys).map(|column| row.try_get(column)).collect::<Result<_, _>>()?;
+        let texts = (keys..row.len()).map(|column| row.try_get(column)).collect::<Result<_, _>>()?;
+        Ok(Record { key, texts })
+    }
+
+    fn records(&self, rows: &[Row]) -> Result<Vec<Record>, StoreError> {
+        let records = rows.iter().map(|row| self.record(row)).collect::<Result<_, _>>();
+        records.map_err(|error| Failure::of(&error).into())
+    }
+
+    async fn get_many(&self, keys: &[Vec<i64>]) -> Result<Vec<Record>, StoreError> {
+        let columns = columns(&keys.iter().map(Vec::as_slice), self.table.key.len());
+        let rows = self.within(self.link.client().query(&self.get, &parameters(&columns))).await?;
+        self.records(&rows)
+    }
+
+    /// Writes records by one of the two statements; returns how many it has written.
+    async fn write(&self, statement: &Statement, records: &[&Record]) -> Result<u64, StoreError> {
+        let keys = columns(&records.iter().map(|record| record.key.as_slice()), self.table.key.len());
+        let texts = columns(&records.iter().map(|record| record.texts.as_slice()), self.table.texts.len());
+        let values = [parameters(&keys), parameters(&texts)].concat();
+        // the rows themselves: a cluster may count them wrongly
+        let rows = self.within(self.link.client().query(statement, &values)).await?;
+        Ok(rows.len() as u64)
+    }
+
+    async fn command(&self, command: &str) -> Result<(), StoreError> {
+        self.within(self.link.client().batch_execute(command)).await
+    }
+}
+
+/// Returns the columns of some rows.
+fn columns<'a, T>(rows: &(impl Iterator<Item = &'a [T]> + Clone), count: usize) -> Vec<Vec<&'a T>> {
+    let column = |at: usize| rows.clone().filter_map(|row| row.get(at)).collect();
+    (0..count).map(column).collect()
+}
+
+/// Returns columns as the parameters of a statement, an array each.
+fn parameters<T: ToSql + Sync>(columns: &[Vec<T>]) -> Vec<&(dyn ToSql + Sync)> {
+    columns.iter().map(|column| column as &(dyn ToSql + Sync)).collect()
+}
+
+#[async_trait]
+impl Export for Snapshot {
+    async fn count(&self) -> Result<u64, StoreError> {
+        self.0.count().await
+    }
+
+    async fn scan(&self, after: &[i64], limit: usize) -> Result<Vec<Record>, StoreError> {
+        let limit = i64::try_from(limit).unwrap_or(i64::MAX);
+        let mut values: Vec<&(dyn ToSql + Sync)> =
+            after.iter().map(|key| key as &(dyn ToSql + Sync)).collect();
+        values.push(&limit);
+        let rows = self.0.within(self.0.link.client().query(&self.0.scan, &values)).await?;
+        self.0.records(&rows)
+    }
+}
+
+#[async_trait]
+impl Import for Target {
+    async fn count(&self) -> Result<u64, StoreError> {
+        self.0.count().await
+    }
+
+    async fn get_many(&self, keys: Vec<Vec<i64>>) -> Result<Vec<Record>, StoreError> {
+        self.0.get_many(&keys).await
+    }
+
+    async fn put_many(&self, page: Vec<Record>, on_conflict: OnConflict) -> Result<Put, StoreError> {
+        let session = &self.0;
+        session.command("BEGIN").await?;
+        let all: Vec<_> = page.iter().collect();
+        let copied = session.write(&session.insert, &all).await?;
+        let mut written = Written { copied, ..Written::default() };
+        if copied < page.len() as u64 {
+            let differing = self.differing(&page).await?;
+            let count = differing.len() as u64;
+            written.same = (page.len() as u64).saturating_sub(copied + count);
+            match (on_conflict, differing.first()) {
+                (OnConflict::Stop, Some(first)) => {
+                    session.command("ROLLBACK").await?;
+                    return Ok(Put::Differs(first.key.clone()));
+                }
+                (OnConflict::Overwrite, Some(_)) => {
+                    session.write(&session.replace, &differing).await?;
+                    written.overwritten = count;
+                }
+                (OnConflict::Keep, Some(_)) => written.kept = count,
+                (_, None) => {}
+            }
+        }
+        session.command("COMMIT").await?;
+        Ok(Put::Written(written))
+    }
+}
+
+impl Target {
+    /// Returns the records of a page that are there with other texts. Those that have just been written are as in the page.
+    async fn differing<'a>(&self, page: &'a [Record]) -> Result<Vec<&'a Record>, StoreError> {
+        let keys: Vec<_> = page.iter().map(|record| record.key.clone()).collect();
+        let there = self.0.get_many(&keys).await?;
+        let there: BTreeMap<_, _> = there.into_iter().map(|record| (record.key, record.texts)).collect();
+        let differs = |record: &&Record| there.get(&record.key).is_some_and(|texts| *texts != record.texts);
+        Ok(page.iter().filter(differs).collect())
+    }
+}
+
+/// The statements of a table, as texts.
+struct Texts {
+    count: String,
+    scan: String,
+    get: String,
+    insert: String,
+    replace: String,
+}
+
+impl Texts {
+    fn of(schema: &str, table: &Table) -> Self {
+        let name = format!("{schema}.{}", table.name);
+        let (all, keys) = (table.columns().collect::<Vec<_>>().join(", "), table.key.join(", "));
+        let marks = (1..=table.key.len()).map(|at| format!("${at}")).collect::<Vec<_>>().join(", ");
+        let limit = table.key.len() + 1;
+        // an array for each column
+        let arrays = |of_key: usize, of_texts: usize| {
+            let types =
+                std::iter::repeat_n("bigint[]", of_key).chain(std::iter::repeat_n("text[]", of_texts));
+            let arrays = types.enumerate().map(|(at, array)| format!("${}::{array}", at + 1));
+            arrays.collect::<Vec<_>>().join(", ")
+        };
+        let rows = arrays(table.key.len(), table.texts.len());
+        let put = format!("INSERT INTO {name} ({all}) SELECT {all} FROM unnest({rows}) AS page ({all})");
+        let mut update = String::new();
+        for text in table.texts {
+            let comma = if update.is_empty() { "" } else { ", " };
+            let _ = write!(update, "{comma}{text} = excluded.{text}");
+        }
+        Self {
+            count: format!("SELECT count(*) FROM {name}"),
+            scan: format!(
+                "SELECT {all} FROM {name} WHERE ({keys}) > ({marks}) ORDER BY {keys} LIMIT ${limit}"
+            ),
+            get: format!(
+                "SELECT {all} FROM {name} JOIN unnest({}) AS page ({keys}) USING ({keys})",
+                arrays(table.key.len(), 0)
+            ),
+            insert: format!("{put} ON CONFLICT ({keys}) DO NOTHING RETURNING {}", table.key[0]),
+            replace: format!("{put} ON CONFLICT ({keys}) DO UPDATE SET {update} RETURNING {}", table.key[0]),
+        }
+    }
+}
