@@ -416,6 +416,21 @@ fn a_choice_of_rows_runs_what_it_names_or_is_refused() {
     }
 }
 
+/// The script reads the names from the code, to refuse a wrong one before it builds anything.
+#[test]
+fn the_script_knows_every_row_and_group() {
+    let script = Command::new(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/faults")).arg("F0").output();
+    let script = script.expect("tests/faults runs");
+    assert_eq!(script.status.code(), Some(2));
+    let told = String::from_utf8_lossy(&script.stderr).into_owned();
+    let list = |head: &str| {
+        let line = told.lines().find_map(|line| line.strip_prefix(head)).unwrap_or_default();
+        line.split_whitespace().map(ToOwned::to_owned).collect::<BTreeSet<_>>()
+    };
+    assert_eq!(list("rows: "), all().iter().map(|row| row.name.to_owned()).collect(), "{told}");
+    assert_eq!(list("groups: "), all().iter().map(|row| row.group.to_owned()).collect(), "{told}");
+}
+
 #[test]
 fn a_row_without_a_bound_or_with_no_number_is_broken() {
     let mut findings = Findings::default();
