@@ -7,6 +7,7 @@
 //! *Cancellation*: a write whose future is dropped, or whose deadline passes, is not made unless it has begun. One that
 //! has begun is finished; whether it took effect is then unknown to the caller, as with any lost answer.
 
+mod database;
 mod error;
 mod measured;
 mod memory;
