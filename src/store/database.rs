@@ -10,22 +10,24 @@ use serde_json::{Value, json};
 
 use super::metrics::Metrics;
 
-/// A connection to the database: the label `connection`.
+/// What a connection to the database is for: the label `connection`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Link {
-    /// Asks.
-    Reader,
-    /// Writes.
-    Writer,
+pub enum Purpose {
+    /// Its statements only ask.
+    Reads,
+    /// Group commits.
+    Writes,
 }
 
-impl Link {
-    const ALL: [Self; 2] = [Self::Reader, Self::Writer];
+impl Purpose {
+    const ALL: [Self; 2] = [Self::Reads, Self::Writes];
 
-    const fn name(self) -> &'static str {
+    /// Returns the word for it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
         match self {
-            Self::Reader => "reader",
-            Self::Writer => "writer",
+            Self::Reads => "reads",
+            Self::Writes => "writes",
         }
     }
 }
@@ -89,13 +91,13 @@ impl Database {
     #[must_use]
     pub fn new(metrics: &Metrics, store: &str, hosts: Vec<String>) -> Self {
         let families = &metrics.database;
-        let links = Link::ALL.map(|link| Counters {
+        let links = Purpose::ALL.map(|purpose| Counters {
             connected: hosts
                 .iter()
-                .map(|host| families.connected.with_label_values(&[store, link.name(), host]))
+                .map(|host| families.connected.with_label_values(&[store, purpose.name(), host]))
                 .collect(),
-            ok: families.connects.with_label_values(&[store, link.name(), "ok"]),
-            error: families.connects.with_label_values(&[store, link.name(), "error"]),
+            ok: families.connects.with_label_values(&[store, purpose.name(), "ok"]),
+            error: families.connects.with_label_values(&[store, purpose.name(), "error"]),
         });
         let commit = |outcome: &str| families.commits.with_label_values(&[store, outcome]);
         Self(Arc::new(Inner {
@@ -116,34 +118,40 @@ impl Database {
     }
 
     /// Notes that a connection is open, to the host with this index.
-    pub fn connected(&self, link: Link, host: usize) {
-        let counters = &self.0.links[link as usize];
-        counters.ok.inc();
-        for (index, gauge) in counters.connected.iter().enumerate() {
-            gauge.set(i64::from(index == host));
-        }
+    pub fn connected(&self, purpose: Purpose, host: usize) {
+        self.0.links[purpose as usize].ok.inc();
         let mut state = self.state();
-        if link == Link::Writer && state.writes_to.replace(host).is_some_and(|before| before != host) {
+        if purpose == Purpose::Writes && state.writes_to.replace(host).is_some_and(|before| before != host) {
             self.0.failovers.inc();
         }
-        state.links[link as usize].change(Some(host));
+        self.change(&mut state, purpose, Some(host));
     }
 
     /// Notes that a connection is lost.
-    pub fn lost(&self, link: Link, error: &dyn Display) {
-        for gauge in &self.0.links[link as usize].connected {
-            gauge.set(0);
-        }
+    pub fn lost(&self, purpose: Purpose, error: &dyn Display) {
         let mut state = self.state();
-        let link = &mut state.links[link as usize];
-        link.change(None);
-        link.last_error = Some(error.to_string());
+        self.change(&mut state, purpose, None);
+        state.links[purpose as usize].last_error = Some(error.to_string());
+    }
+
+    /// Counts connections, since two stores of a process may have the same database.
+    fn change(&self, state: &mut State, purpose: Purpose, host: Option<usize>) {
+        let link = &mut state.links[purpose as usize];
+        let gauge = |host: usize| self.0.links[purpose as usize].connected.get(host);
+        if let Some(gauge) = link.host.and_then(gauge) {
+            gauge.dec();
+        }
+        if let Some(gauge) = host.and_then(gauge) {
+            gauge.inc();
+        }
+        link.host = host;
+        link.since = SystemTime::now().duration_since(UNIX_EPOCH).ok();
     }
 
     /// Notes that no host could be connected to.
-    pub fn connect_failed(&self, link: Link, error: &dyn Display) {
-        self.0.links[link as usize].error.inc();
-        self.state().links[link as usize].last_error = Some(error.to_string());
+    pub fn connect_failed(&self, purpose: Purpose, error: &dyn Display) {
+        self.0.links[purpose as usize].error.inc();
+        self.state().links[purpose as usize].last_error = Some(error.to_string());
     }
 
     /// Returns the gauge of the writes that wait.
@@ -168,27 +176,15 @@ impl Database {
         self.0.schema.set(version);
     }
 
-    /// Returns the warnings of `/readyz`: a connection that is not open.
-    #[must_use]
-    pub fn warnings(&self) -> Vec<String> {
-        let state = self.state();
-        let away = Link::ALL.into_iter().zip(&state.links).filter(|(_, state)| state.host.is_none());
-        away.map(|(link, state)| {
-            let (name, reason) = (link.name(), state.last_error.as_deref().unwrap_or("not connected yet"));
-            format!("store: the {name} is not connected to the shared database: {reason}")
-        })
-        .collect()
-    }
-
     /// Returns its member of `/status`.
     #[must_use]
     pub fn status(&self) -> Value {
         let inner = &*self.0;
         let state = self.state();
-        let links = Link::ALL.into_iter().zip(&inner.links).zip(&state.links);
-        let connections = links.map(|((link, counters), state)| {
+        let links = Purpose::ALL.into_iter().zip(&inner.links).zip(&state.links);
+        let connections = links.map(|((purpose, counters), state)| {
             json!({
-                "name": link.name(),
+                "name": purpose.name(),
                 "host": state.host.and_then(|host| inner.hosts.get(host)),
                 "since": state.since.map(|since| since.as_secs()),
                 "connects": counters.ok.get(), "failed_connects": counters.error.get(),
@@ -207,13 +203,6 @@ impl Database {
     }
 }
 
-impl LinkState {
-    fn change(&mut self, host: Option<usize>) {
-        self.host = host;
-        self.since = SystemTime::now().duration_since(UNIX_EPOCH).ok();
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -225,30 +214,29 @@ mod tests {
         let metrics = Metrics::register(&registry).unwrap();
         let hosts = ["a:1", "b:1"].map(str::to_owned).to_vec();
         let database = Database::new(&metrics, "feed", hosts);
-        assert_eq!(database.warnings().len(), 2, "{:?}", database.warnings());
-        database.connected(Link::Reader, 1);
-        database.connected(Link::Writer, 0);
-        assert!(database.warnings().is_empty());
-        database.lost(Link::Writer, &"gone");
-        database.connect_failed(Link::Writer, &"refused");
-        assert!(database.warnings()[0].contains("writer") && database.warnings()[0].contains("refused"));
-        database.connected(Link::Writer, 0);
+        database.connected(Purpose::Reads, 1);
+        database.connected(Purpose::Writes, 0);
+        database.lost(Purpose::Writes, &"gone");
+        database.connect_failed(Purpose::Writes, &"refused");
+        let away = &database.status()["connections"][1];
+        assert_eq!((&away["host"], &away["last_error"]), (&Value::Null, &json!("refused")));
+        database.connected(Purpose::Writes, 0);
         assert_eq!(database.status()["failovers"], 0);
-        database.lost(Link::Writer, &"gone");
-        database.connected(Link::Writer, 1);
+        database.lost(Purpose::Writes, &"gone");
+        database.connected(Purpose::Writes, 1);
         database.committed(Commit::Unknown, 3, Duration::from_millis(2));
         database.committed(Commit::Ok, 1, Duration::from_millis(2));
         database.schema(4);
         let status = database.status();
         assert_eq!((&status["failovers"], &status["unknown_outcomes"]), (&json!(1), &json!(3)));
-        let writer = &status["connections"][1];
-        assert_eq!((&writer["name"], &writer["host"]), (&json!("writer"), &json!("b:1")));
-        assert_eq!((&writer["connects"], &writer["failed_connects"]), (&json!(3), &json!(1)));
+        let writes = &status["connections"][1];
+        assert_eq!((&writes["name"], &writes["host"]), (&json!("writes"), &json!("b:1")));
+        assert_eq!((&writes["connects"], &writes["failed_connects"]), (&json!(3), &json!(1)));
         let page = text(&registry);
         for line in [
-            "store_database_connected{connection=\"writer\",host=\"a:1\",store=\"feed\"} 0\n",
-            "store_database_connected{connection=\"writer\",host=\"b:1\",store=\"feed\"} 1\n",
-            "store_database_connects_total{connection=\"writer\",outcome=\"error\",store=\"feed\"} 1\n",
+            "store_database_connections{connection=\"writes\",host=\"a:1\",store=\"feed\"} 0\n",
+            "store_database_connections{connection=\"writes\",host=\"b:1\",store=\"feed\"} 1\n",
+            "store_database_connects_total{connection=\"writes\",outcome=\"error\",store=\"feed\"} 1\n",
             "store_database_failovers_total{store=\"feed\"} 1\n",
             "store_batch_writes_bucket{store=\"feed\",le=\"1\"} 1\n",
             "store_batch_writes_sum{store=\"feed\"} 4\n",

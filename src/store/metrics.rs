@@ -91,8 +91,8 @@ impl DatabaseFamilies {
         Ok(Self {
             connected: gauges(
                 r,
-                "store_database_connected",
-                "1 for the host of the shared database to which a connection is open, else 0.",
+                "store_database_connections",
+                "Open connections to the shared database, by host.",
                 &["store", "connection", "host"],
             )?,
             connects: counters(
