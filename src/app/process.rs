@@ -17,7 +17,7 @@ use super::role::{Member, ServiceKind};
 use super::service::{self, Bound};
 use crate::admin;
 use crate::client::{self, Connector};
-use crate::config::{ListenAddr, Role, Settings, StoreUrl};
+use crate::config::{ListenAddr, Role, Settings, Store};
 use crate::registry::{Dial, Etcd, Local, Registry, dial_tcp};
 use crate::server::listener::Listener;
 use crate::server::{Protocol, Stop, serve};
@@ -116,7 +116,7 @@ impl Process {
         &mut self,
         kind: ServiceKind,
         addr: ListenAddr,
-        store: &StoreUrl,
+        store: &Store,
     ) -> anyhow::Result<()> {
         let service = service::open(&mut self.common, kind, store).await?;
         self.services.push(Bound::new(&self.common, kind, service, addr)?);

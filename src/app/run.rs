@@ -81,7 +81,7 @@ async fn assemble(role: Role, settings: Settings) -> anyhow::Result<Process> {
 }
 
 async fn single(kind: ServiceKind, settings: Settings) -> anyhow::Result<Process> {
-    let (addr, store) = (settings.grpc.addr, settings.store.url.clone());
+    let (addr, store) = (settings.grpc.addr, settings.store.clone());
     let mut process = Process::new(settings)?;
     process.add_service(kind, addr, &store).await?;
     Ok(process)

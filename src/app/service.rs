@@ -5,7 +5,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderValue;
-use tokio::sync::oneshot;
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -15,12 +14,11 @@ use super::instance;
 use super::role::{Member, ServiceKind};
 use crate::admin::Phase;
 use crate::api::headers::service_identity;
-use crate::config::{ListenAddr, StoreUrl};
+use crate::config::{ListenAddr, Store};
 use crate::registry::{Instance, Registration, advertise};
 use crate::server::listener::Listener;
 use crate::server::{Protocol, Stop, UnsentLimit, serve};
 use crate::service::{Handler, Service};
-use crate::store::StoreError;
 
 /// Interval of the checks whether the store can be used, and the longest time for one.
 const STORE_CHECK: Duration = Duration::from_secs(1);
@@ -34,22 +32,18 @@ pub struct Bound {
     advertised: String,
 }
 
-/// Opens the store of a service, on a thread of its own: it may wait for the lock of another process.
-pub async fn open(common: &mut Common, kind: ServiceKind, store: &StoreUrl) -> anyhow::Result<Service> {
-    let (url, metrics) = (store.clone(), common.metrics.store.clone());
-    let open: Box<dyn FnOnce() -> Result<Service, StoreError> + Send> = match kind {
-        ServiceKind::Feed => Box::new(move || Service::feed(&url, &metrics)),
+/// Opens the store of a service. It may wait for the lock of another process, or for a database.
+pub async fn open(common: &mut Common, kind: ServiceKind, store: &Store) -> anyhow::Result<Service> {
+    let metrics = common.metrics.store.clone();
+    let opened = match kind {
+        ServiceKind::Feed => Service::feed(store, &metrics).await,
         ServiceKind::Profile => {
             let client = common.client(Member::Service(kind));
-            Box::new(move || Service::profile(&url, &metrics, client))
+            Service::profile(store, &metrics, client).await
         }
-        ServiceKind::Topic => Box::new(move || Service::topic(&url, &metrics)),
+        ServiceKind::Topic => Service::topic(store, &metrics).await,
     };
-    let (send, opened) = oneshot::channel();
-    // not one of the runtime's threads: the runtime would wait for it when a signal ends the start
-    let run = move || drop(send.send(open()));
-    std::thread::Builder::new().name("store-open".to_owned()).spawn(run)?;
-    Ok(opened.await??)
+    Ok(opened?)
 }
 
 /// A started instance, as its drain needs it.

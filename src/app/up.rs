@@ -6,7 +6,7 @@ use anyhow::Context as _;
 
 use super::process::{Addresses, Process};
 use super::role::ServiceKind;
-use crate::config::{ListenAddr, Role, Settings, StoreUrl};
+use crate::config::{ListenAddr, Role, Settings, Store, StoreUrl};
 
 /// Returns a process with the three services, their replicas, and a gateway.
 ///
@@ -28,7 +28,8 @@ pub async fn assemble(settings: Settings) -> anyhow::Result<Process> {
             continue;
         }
         let file = dir.join(format!("{}.db", kind.name()));
-        process.add_service(kind, addr, &StoreUrl::Sqlite(file)).await?;
+        let store = Store { url: StoreUrl::Sqlite(file), ..Store::default() };
+        process.add_service(kind, addr, &store).await?;
         for _ in 1..replicas {
             process.add_replica(kind, ListenAddr::loopback(0))?;
         }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use http::HeaderMap;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use crate::api::error::{Code, Error};
 use crate::api::rpc::Rpc;
@@ -31,8 +32,8 @@ pub struct Call {
     pub time_limit: Duration,
     /// Numbers of the instances that have been tried. The balancer prefers others.
     pub tried: Vec<u64>,
-    /// True if this attempt races another one of the call. It goes only to an instance that was not tried, and is
-    /// never the probe of a breaker.
+    /// True if this attempt races another one of the call. It goes only to an instance that was not tried and whose
+    /// breaker is closed.
     pub hedge: bool,
     /// What is known of this attempt while it is under way. All clones of the call share it.
     pub attempt: Arc<Attempt>,
@@ -118,6 +119,37 @@ impl Attempt {
     }
 }
 
+/// What distinguishes reads: the rpc and the whole request.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Key {
+    /// Which rpc.
+    pub rpc: Rpc,
+    /// The request as it goes over the wire.
+    pub request: Bytes,
+}
+
+/// One read, as the cache of the fallback knows it.
+#[derive(Clone, Debug)]
+pub struct Read {
+    /// What distinguishes it.
+    pub key: Key,
+    /// What it is about.
+    pub about: Subjects,
+    /// When it began.
+    pub began: Instant,
+    /// The last write that callers above know of.
+    pub written: Option<Instant>,
+}
+
+impl Read {
+    /// Returns the read that begins now with a call.
+    #[must_use]
+    pub fn begin(call: &Call) -> Self {
+        let key = Key { rpc: call.rpc, request: call.framed.clone() };
+        Self { key, about: call.about, began: Instant::now(), written: call.context.written }
+    }
+}
+
 /// A successful answer.
 #[derive(Clone, Debug, Default)]
 pub struct Answer {
@@ -127,6 +159,8 @@ pub struct Answer {
     pub headers: HeaderMap,
     /// How many earlier attempts of the call a handler may have executed.
     pub earlier_executions: u32,
+    /// The read that it answers, if it may be kept for the fallback.
+    pub read: Option<Read>,
 }
 
 /// How far a failed attempt got.

@@ -36,7 +36,7 @@ use http::HeaderMap;
 use tokio::time::Instant;
 
 use crate::api::error::{Code, Error};
-use crate::api::headers::{DEGRADED, service_identity};
+use crate::api::headers::service_identity;
 use crate::api::rpc::Rpc;
 use crate::api::subject::About;
 use crate::api::validate::Validate;
@@ -48,10 +48,11 @@ use balance::balancer::Balancer;
 use balance::breaker::{BreakerSettings, Breakers};
 use balance::discover::{EndpointSet, Snapshot};
 use balance::ejection::EjectionLimit;
+use balance::pick::has_place_for_hedge;
 use call::{Call, CallLayer};
 use metrics::{Metrics, ServiceMetrics};
 use policy::best_effort::BestEffort;
-use policy::cache::{Cache, Read};
+use policy::cache::Cache;
 use policy::deadline::Deadline;
 use policy::fallback::Fallback;
 use policy::retry::Retry;
@@ -116,7 +117,7 @@ impl Service {
         // from the last layer to the first
         let path = Balancer::new(endpoints.clone(), settings.balancer);
         let instances = endpoints.clone();
-        let others = move |tried: &[u64]| instances.now().usable.iter().any(|e| !tried.contains(&e.number));
+        let others = move |call: &Call| has_place_for_hedge(call, &instances.now().usable);
         let path = Retry::new(path, RetryPolicy::new(&settings, metrics.retry.clone(), others));
         let path = BestEffort::new(path, best_effort.clone());
         let path = Deadline::new(path, metrics.deadline_exceeded.clone());
@@ -222,17 +223,13 @@ where
     A: prost::Message + Default,
 {
     let rpc = call.rpc;
-    let read = rpc.policy().fallback.then(|| Read::begin(&call));
     let answer = path.send(call).await.map_err(|failure| failure.error)?;
     let message = A::decode(answer.message.clone()).map_err(|error| {
         tracing::error!(%error, rpc = rpc.path(), "answer cannot be decoded");
         Error::unavailable(format!("{} gave a malformed answer", rpc.service()))
     })?;
-    // a degraded answer is not a good one
-    if let Some(read) = read
-        && !answer.headers.contains_key(DEGRADED)
-    {
-        cache.keep(&read, &answer.message);
+    if let Some(read) = &answer.read {
+        cache.keep(read, &answer.message);
     }
     Ok(Reply { message, headers: answer.headers, repeated: answer.earlier_executions > 0 })
 }

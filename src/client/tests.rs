@@ -131,8 +131,14 @@ async fn a_client_calls_over_the_streams_of_its_connector() {
     assert!(wait >= Duration::from_millis(25), "{wait:?}");
     assert_eq!(list().await.unwrap(), 7);
 
-    // a probe uses it, too: a peer without a health service serves as long as it answers
+    // a probe uses it, too, first on the connection that calls use: a peer without a health service serves as long as
+    // it answers
     let probe = probe(settings, "/services/".to_owned(), connector);
-    probe(Arc::new(Instance::bare("topic", ADDR))).await.unwrap();
-    assert_eq!(connect.opened().len(), 4);
+    let instance = Arc::new(Instance::bare("topic", ADDR));
+    probe(instance.clone()).await.unwrap();
+    assert_eq!(connect.opened().len(), 3);
+    drop(client);
+    tokio::time::sleep(Duration::from_millis(1)).await;
+    probe(instance).await.unwrap();
+    assert_eq!(connect.opened().len(), 4, "it has one of its own");
 }

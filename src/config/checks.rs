@@ -5,7 +5,8 @@ use std::path::PathBuf;
 
 use super::log_filter;
 use super::role::Role;
-use super::settings::{Registry, Settings};
+use super::settings::{Registry, Settings, Store};
+use super::store_url::StoreUrl;
 use super::types::HostPort;
 use super::value::out_of_range;
 
@@ -22,6 +23,7 @@ pub(super) fn check(role: Role, settings: &Settings) -> Result<(), Wrong> {
     keepalive_fits_ttl(&settings.registry)?;
     prefix(&settings.registry)?;
     access(&settings.registry)?;
+    store(role, &settings.store)?;
     role_has_a_registry(role, &settings.registry)?;
     advertise_address(role, settings)
 }
@@ -124,6 +126,43 @@ fn access(registry: &Registry) -> Result<(), Wrong> {
             }
             None => Ok(()),
         },
+        _ => Ok(()),
+    }
+}
+
+/// Checks how PostgreSQL is reached.
+fn store(role: Role, store: &Store) -> Result<(), Wrong> {
+    if !Role::SERVICES.contains(&role) {
+        return Ok(());
+    }
+    let is_empty = |path: &Option<PathBuf>| path.as_ref().map(|path| path.as_os_str().is_empty());
+    let password = ("store.password_file", is_empty(&store.password_file));
+    let ca = ("store.ca_file", is_empty(&store.ca_file));
+    let cert = ("store.cert_file", is_empty(&store.cert_file));
+    let key = ("store.key_file", is_empty(&store.key_file));
+    let files = [password, ca, cert, key];
+    if let Some((key, _)) = files.iter().find(|(_, is_empty)| *is_empty == Some(true)) {
+        return Err((key, "is empty; leave it out to have none".to_owned()));
+    }
+    let StoreUrl::Postgres(url) = &store.url else {
+        let set = files.into_iter().find(|(_, set)| set.is_some());
+        return set.map_or(Ok(()), |(key, _)| {
+            Err((key, format!("is for PostgreSQL, but `store.url` is {}", store.url)))
+        });
+    };
+    if let (Some((there, _)), Some((missing, _))) =
+        ([cert, key].iter().find(|f| f.1.is_some()), [cert, key].iter().find(|f| f.1.is_none()))
+    {
+        return Err((missing, format!("is missing, and {there} is set: both or none")));
+    }
+    match store.ca_file {
+        None if url.requires_tls() => Err((
+            ca.0,
+            "is missing, and `store.url` requires TLS: name a file with the certificate of the authority that \
+             PostgreSQL's certificate comes from"
+                .to_owned(),
+        )),
+        None if store.cert_file.is_some() => Err((ca.0, format!("is missing, and {} is set, which is for TLS", cert.0))),
         _ => Ok(()),
     }
 }

@@ -12,6 +12,7 @@ mod load;
 pub mod log_filter;
 mod role;
 pub mod settings;
+mod store_url;
 mod types;
 mod value;
 
@@ -19,5 +20,6 @@ pub use checks::bare_endpoint;
 pub use load::{ConfigError, Source, load};
 pub use role::Role;
 pub use settings::{Admin, Client, Grpc, Http, Log, Registry, Settings, Shutdown, Store, Trace, Up};
-pub use types::{Balancer, Collector, HostPort, ListenAddr, LogFormat, Network, StoreUrl};
+pub use store_url::{PostgresUrl, StoreUrl};
+pub use types::{Balancer, Collector, HostPort, ListenAddr, LogFormat, Network};
 pub use value::{Kind, Unit};

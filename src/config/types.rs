@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
 use std::str::FromStr;
 
 use http::Uri;
@@ -199,54 +198,7 @@ impl fmt::Display for Collector {
     }
 }
 
-/// Which store, and where.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum StoreUrl {
-    /// In memory: lost when the process ends.
-    Memory,
-    /// A SQLite file.
-    Sqlite(PathBuf),
-}
-
-impl StoreUrl {
-    /// The form of its text.
-    pub const FORM: &str = "memory: or sqlite:PATH";
-}
-
-impl FromStr for StoreUrl {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        match text.split_once(':') {
-            Some(("memory", "")) => Ok(Self::Memory),
-            Some(("sqlite", ":memory:")) => Err(format!("`{text}` is no file: want {}", Self::FORM)),
-            Some(("sqlite", path)) if is_uri(path) => Err(format!(
-                "`{text}` has a URI where a path is wanted: want {} (./PATH if a name begins with file:)",
-                Self::FORM
-            )),
-            Some(("sqlite", path)) if !path.trim().is_empty() => Ok(Self::Sqlite(PathBuf::from(path))),
-            _ => Err(format!("`{text}` is not a store: want {}", Self::FORM)),
-        }
-    }
-}
-
-/// Returns true for names that SQLite or other programs read as a URI: they would mean another file, or none.
-fn is_uri(path: &str) -> bool {
-    let scheme = path.get(..5).is_some_and(|start| start.eq_ignore_ascii_case("file:"));
-    let authority = path.starts_with("//") && !path.starts_with("///");
-    scheme || authority || path.contains(['?', '#'])
-}
-
-impl fmt::Display for StoreUrl {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Memory => f.write_str("memory:"),
-            Self::Sqlite(path) => write!(f, "sqlite:{}", path.display()),
-        }
-    }
-}
-
-by_text!(ListenAddr, HostPort, Network, Collector, StoreUrl, Balancer, LogFormat);
+by_text!(ListenAddr, HostPort, Network, Collector, Balancer, LogFormat);
 
 /// Defines an enum whose variants have a name in files, variables and flags.
 macro_rules! choice {

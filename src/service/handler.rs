@@ -20,7 +20,7 @@ use super::form;
 use super::health::Health;
 use super::kind::Service;
 use super::profile::Profile;
-use super::receive::{receive, receive_health_check};
+use super::receive::{receive, receive_health_request};
 use super::reflection;
 use super::topic::Topic;
 use crate::api::error::{Code, Error, code_name};
@@ -179,7 +179,7 @@ impl Handler {
     ) -> Result<Response<Body>, Failure> {
         if !rpc.is_unary() {
             let permit = self.admission.acquire_stream()?;
-            let response = self.handle(request.map(Body::new), context).await;
+            let response = self.answer_other(rpc, request, context).await?;
             return Ok(response.map(|body| {
                 Body::new(body.map_frame(move |frame| {
                     let _held = &permit;
@@ -217,19 +217,18 @@ impl Handler {
         tokio::time::timeout_at(context.deadline, answer).await.unwrap_or_else(late)
     }
 
-    /// Answers a unary call that is not one of our services': a service that refuses calls for overload still tells its
-    /// health.
+    /// Answers a call that is not one of our services': a service that refuses calls for overload still tells its health.
     async fn answer_other(
         &self,
         rpc: Rpc,
         request: Request<RequestBody>,
         context: &Context,
     ) -> Result<Response<Body>, Failure> {
-        if rpc != Rpc::HealthCheck {
+        if !matches!(rpc, Rpc::HealthCheck | Rpc::HealthWatch) {
             return Ok(self.handle(request.map(Body::new), context).await);
         }
         let (head, body) = request.into_parts();
-        let message = receive_health_check(body).await?;
+        let message = receive_health_request(body).await?;
         Ok(self.handle(Request::from_parts(head, Body::new(Full::new(message))), context).await)
     }
 

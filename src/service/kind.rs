@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use crate::api::proto;
 use crate::client::Client;
-use crate::config::StoreUrl;
+use crate::config::Store;
 use crate::store::{self, StoreError};
 
 /// One of the three services, over its store.
@@ -23,28 +23,28 @@ impl Service {
     ///
     /// # Errors
     /// [`StoreError::Open`].
-    pub fn feed(url: &StoreUrl, metrics: &store::metrics::Metrics) -> Result<Self, StoreError> {
-        Ok(Self::Feed(store::feed(url, metrics)?))
+    pub async fn feed(settings: &Store, metrics: &store::metrics::Metrics) -> Result<Self, StoreError> {
+        Ok(Self::Feed(store::feed(settings, metrics).await?))
     }
 
     /// Opens the profile service's store. `client` must follow `feed`.
     ///
     /// # Errors
     /// [`StoreError::Open`].
-    pub fn profile(
-        url: &StoreUrl,
+    pub async fn profile(
+        settings: &Store,
         metrics: &store::metrics::Metrics,
         client: Client,
     ) -> Result<Self, StoreError> {
-        Ok(Self::Profile(store::profile(url, metrics)?, client))
+        Ok(Self::Profile(store::profile(settings, metrics).await?, client))
     }
 
     /// Opens the topic service's store.
     ///
     /// # Errors
     /// [`StoreError::Open`].
-    pub fn topic(url: &StoreUrl, metrics: &store::metrics::Metrics) -> Result<Self, StoreError> {
-        Ok(Self::Topic(store::topic(url, metrics)?))
+    pub async fn topic(settings: &Store, metrics: &store::metrics::Metrics) -> Result<Self, StoreError> {
+        Ok(Self::Topic(store::topic(settings, metrics).await?))
     }
 
     /// Returns the name of the service in the registry.

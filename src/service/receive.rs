@@ -37,11 +37,11 @@ pub async fn receive(
     Ok((message, admission.acquire()?))
 }
 
-/// Receives the message of a health check, which needs no permit.
+/// Receives the message of a health check or watch, which needs no permit.
 ///
 /// # Errors
 /// When the message is too large, too slow or broken.
-pub async fn receive_health_check(body: RequestBody) -> Result<Bytes, Failure> {
+pub async fn receive_health_request(body: RequestBody) -> Result<Bytes, Failure> {
     let message =
         crate::timeout::timeout(BODY_TIMEOUT, Limited::new(body, MAX_STANDARD_MESSAGE).collect()).await;
     let message = message.map_err(|_| late())?.map_err(|error| {
@@ -64,7 +64,7 @@ fn check_single(body: &[u8]) -> Result<(), Error> {
     let [_compressed, a, b, c, d, rest @ ..] = body else { return Ok(()) };
     let length = u32::from_be_bytes([*a, *b, *c, *d]);
     if usize::try_from(length).is_ok_and(|length| rest.len() > length) {
-        return Err(Error::new(Code::Internal, "a unary call has one message, this one has more"));
+        return Err(Error::new(Code::Internal, "the request has one message, this one has more"));
     }
     Ok(())
 }

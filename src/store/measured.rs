@@ -20,7 +20,8 @@ async fn measure<T>(
 ) -> Result<T, StoreError> {
     let result = operation.measure(work).await;
     result.inspect_err(|error| {
-        if !matches!(error, StoreError::Late) {
+        // that a database is away is logged once, by whoever keeps the connection
+        if !matches!(error, StoreError::Late | StoreError::Away(_) | StoreError::Unknown(_)) {
             tracing::error!(%error, "store failed");
         }
     })

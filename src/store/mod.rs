@@ -2,7 +2,7 @@
 //! behind it.
 //!
 //! How durable an acknowledged write is depends on the store: in `memory:` it is lost with the process, in `sqlite:`
-//! it survives kill -9 and power loss.
+//! it survives kill -9 and power loss, in `postgres://` it is as durable as a commit of that database.
 //!
 //! *Cancellation*: a write whose future is dropped, or whose deadline passes, is not made unless it has begun. One that
 //! has begun is finished; whether it took effect is then unknown to the caller, as with any lost answer.
@@ -12,14 +12,17 @@ mod error;
 mod measured;
 mod memory;
 pub mod metrics;
+mod postgres;
 mod records;
 mod sqlite;
 mod traits;
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use crate::config::StoreUrl;
+use tokio::sync::oneshot;
+
+use crate::config::{PostgresUrl, Store, StoreUrl};
 use metrics::Metrics;
 
 pub use error::StoreError;
@@ -30,10 +33,11 @@ pub use traits::{FeedStore, Health, ProfileStore, TopicStore};
 ///
 /// # Errors
 /// [`StoreError::Open`].
-pub fn feed(url: &StoreUrl, metrics: &Metrics) -> Result<Arc<dyn FeedStore>, StoreError> {
-    let store: Arc<dyn FeedStore> = match url {
+pub async fn feed(settings: &Store, metrics: &Metrics) -> Result<Arc<dyn FeedStore>, StoreError> {
+    let store: Arc<dyn FeedStore> = match &settings.url {
         StoreUrl::Memory => Arc::new(memory::Feeds::default()),
-        StoreUrl::Sqlite(path) => Arc::new(open(path, &sqlite::FEED)?),
+        StoreUrl::Sqlite(path) => Arc::new(sqlite(path.clone(), &sqlite::FEED).await?),
+        StoreUrl::Postgres(url) => Arc::new(postgres(url, settings, &postgres::FEED).await?),
     };
     Ok(Arc::new(measured::Feeds::new(store, metrics)))
 }
@@ -42,10 +46,11 @@ pub fn feed(url: &StoreUrl, metrics: &Metrics) -> Result<Arc<dyn FeedStore>, Sto
 ///
 /// # Errors
 /// [`StoreError::Open`].
-pub fn profile(url: &StoreUrl, metrics: &Metrics) -> Result<Arc<dyn ProfileStore>, StoreError> {
-    let store: Arc<dyn ProfileStore> = match url {
+pub async fn profile(settings: &Store, metrics: &Metrics) -> Result<Arc<dyn ProfileStore>, StoreError> {
+    let store: Arc<dyn ProfileStore> = match &settings.url {
         StoreUrl::Memory => Arc::new(memory::Profiles::default()),
-        StoreUrl::Sqlite(path) => Arc::new(open(path, &sqlite::PROFILE)?),
+        StoreUrl::Sqlite(path) => Arc::new(sqlite(path.clone(), &sqlite::PROFILE).await?),
+        StoreUrl::Postgres(url) => Arc::new(postgres(url, settings, &postgres::PROFILE).await?),
     };
     Ok(Arc::new(measured::Profiles::new(store, metrics)))
 }
@@ -54,17 +59,36 @@ pub fn profile(url: &StoreUrl, metrics: &Metrics) -> Result<Arc<dyn ProfileStore
 ///
 /// # Errors
 /// [`StoreError::Open`].
-pub fn topic(url: &StoreUrl, metrics: &Metrics) -> Result<Arc<dyn TopicStore>, StoreError> {
-    let store: Arc<dyn TopicStore> = match url {
+pub async fn topic(settings: &Store, metrics: &Metrics) -> Result<Arc<dyn TopicStore>, StoreError> {
+    let store: Arc<dyn TopicStore> = match &settings.url {
         StoreUrl::Memory => Arc::new(memory::Topics::default()),
-        StoreUrl::Sqlite(path) => Arc::new(open(path, &sqlite::TOPIC)?),
+        StoreUrl::Sqlite(path) => Arc::new(sqlite(path.clone(), &sqlite::TOPIC).await?),
+        StoreUrl::Postgres(url) => Arc::new(postgres(url, settings, &postgres::TOPIC).await?),
     };
     Ok(Arc::new(measured::Topics::new(store, metrics)))
 }
 
-fn open(path: &Path, schema: &'static sqlite::Schema) -> Result<sqlite::Sqlite, StoreError> {
-    sqlite::Sqlite::open(path, schema)
-        .map_err(|reason| StoreError::Open { path: path.display().to_string(), reason })
+/// Opens a file, on a thread of its own: it may wait for the lock of another process.
+///
+/// *Cancellation*: a thread that waits is left behind, until the process ends.
+async fn sqlite(path: PathBuf, schema: &'static sqlite::Schema) -> Result<sqlite::Sqlite, StoreError> {
+    let refuse = |reason| StoreError::Open { path: path.display().to_string(), reason };
+    let (send, opened) = oneshot::channel();
+    let file = path.clone();
+    // not one of the runtime's threads: the runtime would wait for it when a signal ends the start
+    let run = move || drop(send.send(sqlite::Sqlite::open(&file, schema)));
+    let thread = std::thread::Builder::new().name("store-open".to_owned()).spawn(run);
+    thread.map_err(|error| refuse(error.to_string()))?;
+    opened.await.map_err(|_| StoreError::Closed)?.map_err(refuse)
+}
+
+async fn postgres(
+    url: &PostgresUrl,
+    settings: &Store,
+    service: &'static postgres::Service,
+) -> Result<postgres::Postgres, StoreError> {
+    let opened = postgres::Postgres::open(url, settings, service).await;
+    opened.map_err(|reason| StoreError::Open { path: url.to_string(), reason })
 }
 
 #[cfg(test)]

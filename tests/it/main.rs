@@ -23,4 +23,5 @@ mod limits;
 mod operations;
 mod perf;
 mod registry;
+mod store;
 mod structure;

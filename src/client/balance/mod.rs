@@ -13,4 +13,4 @@ pub mod ejection;
 pub mod endpoint;
 pub mod load;
 pub mod measure;
-mod pick;
+pub mod pick;

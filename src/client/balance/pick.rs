@@ -85,6 +85,12 @@ impl Picker {
     }
 }
 
+/// Returns true if a hedge of a call can be sent to one of `usable`.
+pub fn has_place_for_hedge(call: &Call, usable: &[Arc<Endpoint>]) -> bool {
+    let (hedge, now) = (Call { hedge: true, ..call.clone() }, Instant::now());
+    usable.iter().any(|endpoint| suitability(endpoint, &hedge, now).is_some())
+}
+
 /// Returns how suitable an instance is; `None` if it cannot be called.
 fn suitability(endpoint: &Endpoint, call: &Call, now: Instant) -> Option<Suitability> {
     // the connection may have broken since the snapshot was taken
@@ -92,13 +98,12 @@ fn suitability(endpoint: &Endpoint, call: &Call, now: Instant) -> Option<Suitabi
         return None;
     }
     let tried = call.tried.contains(&endpoint.number);
-    if call.hedge && tried {
-        return None;
-    }
     Some(match endpoint.breakers.state(call.rpc, now) {
-        BreakerState::Closed if tried => Suitability::Tried,
-        BreakerState::Closed => Suitability::Untried,
-        BreakerState::ProbeDue if !tried && !call.hedge => Suitability::ProbeDue,
+        BreakerState::Closed if !tried => Suitability::Untried,
+        // the first attempt goes on: a hedge that is likely to fail is of no use
+        _ if call.hedge => return None,
+        BreakerState::Closed => Suitability::Tried,
+        BreakerState::ProbeDue if !tried => Suitability::ProbeDue,
         BreakerState::Open | BreakerState::HalfOpen | BreakerState::ProbeDue => Suitability::BreakerOpen,
     })
 }

@@ -12,9 +12,8 @@ use bytes::Bytes;
 use lru::LruCache;
 use tokio::time::Instant;
 
-use crate::api::rpc::Rpc;
 use crate::api::subject::{Subject, Subjects};
-use crate::client::call::{Answer, Call};
+use crate::client::call::{Answer, Key, Read};
 
 /// Memory of an entry without its request and message, bytes: key, time, table and list (the sizes of the
 /// types, rounded up).
@@ -22,32 +21,6 @@ const OVERHEAD: usize = 256;
 /// Subjects whose last write is remembered, about 100 bytes each. Beyond them the time of the oldest one counts for all
 /// that are not remembered.
 const MAX_WRITTEN: usize = 8192;
-
-/// What distinguishes reads: the rpc and the whole request.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Key {
-    rpc: Rpc,
-    request: Bytes,
-}
-
-/// One read.
-#[derive(Clone, Debug)]
-pub struct Read {
-    key: Key,
-    about: Subjects,
-    began: Instant,
-    /// The last write that callers above know of.
-    written: Option<Instant>,
-}
-
-impl Read {
-    /// Returns the read that begins now with a call.
-    #[must_use]
-    pub fn begin(call: &Call) -> Self {
-        let key = Key { rpc: call.rpc, request: call.framed.clone() };
-        Self { key, about: call.about, began: Instant::now(), written: call.context.written }
-    }
-}
 
 #[derive(Debug)]
 struct Entry {
@@ -188,7 +161,7 @@ fn size(key: &Key, entry: &Entry) -> usize {
 mod tests {
     use super::*;
     use crate::api::rpc::Rpc;
-    use crate::client::call::testing;
+    use crate::client::call::{Call, testing};
 
     fn call(request: usize) -> Read {
         let framed = Bytes::from(request.to_string());

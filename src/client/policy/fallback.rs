@@ -16,8 +16,8 @@ use tokio::time::Instant;
 use crate::api::error::Code;
 use crate::api::headers::DEGRADED;
 use crate::api::rpc::PerRpc;
-use crate::client::call::{Answer, Call, CallLayer, Outcome};
-use crate::client::policy::cache::{Cache, Read};
+use crate::client::call::{Answer, Call, CallLayer, Outcome, Read};
+use crate::client::policy::cache::Cache;
 
 /// Value of `x-degraded` on an earlier answer.
 const STALE: HeaderValue = HeaderValue::from_static("stale");
@@ -65,12 +65,15 @@ impl<S: CallLayer> CallLayer for Fallback<S> {
                 }
                 Ok(mark(answer, age))
             }
-            outcome => {
-                if outcome.as_ref().is_err_and(|failure| failure.error.code == Code::NotFound) {
+            Err(failure) => {
+                if failure.error.code == Code::NotFound {
                     self.cache.forget(&read); // the earlier answer is wrong by now
                 }
-                outcome
+                Err(failure)
             }
+            // a degraded answer is not a good one
+            Ok(answer) if answer.headers.contains_key(DEGRADED) => Ok(answer),
+            Ok(answer) => Ok(Answer { read: Some(read), ..answer }),
         }
     }
 }
@@ -106,9 +109,8 @@ mod tests {
 
     /// Sends a call and keeps its answer, as the client does.
     async fn send_and_keep<S: CallLayer>(layer: &Fallback<S>, call: Call) -> Answer {
-        let read = Read::begin(&call);
         let answer = layer.send(call).await.unwrap();
-        layer.cache.keep(&read, &answer.message);
+        layer.cache.keep(answer.read.as_ref().unwrap(), &answer.message);
         answer
     }
 

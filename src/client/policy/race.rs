@@ -64,7 +64,7 @@ fn next_look(policy: &RetryPolicy, call: &mut Call, begun: Instant) -> Option<In
     if call.tried.last() != Some(&picked) {
         call.tried.push(picked);
     }
-    (!policy.has_untried(call)).then(|| again(begun))
+    (!policy.has_place(call)).then(|| again(begun))
 }
 
 /// Returns when an attempt has taken twice as long as now: what was missing for a hedge may be there then.

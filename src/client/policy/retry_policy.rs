@@ -131,20 +131,19 @@ pub struct RetryPolicy {
     /// When a slow attempt is raced.
     pub hedging: Hedging,
     metrics: RetryMetrics,
-    others: Box<Others>,
+    has_place: Box<HasPlace>,
 }
 
-/// Returns true if an instance can be called that is not among these numbers.
-pub type Others = dyn Fn(&[u64]) -> bool + Send + Sync;
+/// Returns true if a hedge of a call can be sent to an instance.
+pub type HasPlace = dyn Fn(&Call) -> bool + Send + Sync;
 
 impl RetryPolicy {
-    /// Returns the policy with a full budget. `others` returns true if an instance can be called that is not among
-    /// the numbers that it is given.
+    /// Returns the policy with a full budget. `has_place` returns true if a hedge of a call can be sent to an instance.
     #[must_use]
     pub fn new(
         settings: &config::Client,
         metrics: RetryMetrics,
-        others: impl Fn(&[u64]) -> bool + Send + Sync + 'static,
+        has_place: impl Fn(&Call) -> bool + Send + Sync + 'static,
     ) -> Self {
         Self {
             attempts: settings.attempts,
@@ -152,7 +151,7 @@ impl RetryPolicy {
             budget: Budget::new(settings.retry_budget_percent, settings.retry_budget_per_second),
             hedging: Hedging::new(settings),
             metrics,
-            others: Box::new(others),
+            has_place: Box::new(has_place),
         }
     }
 
@@ -177,10 +176,10 @@ impl RetryPolicy {
         self.hedging.covers(call.rpc) && !made.hedged && made.inherited == 0 && made.sent + 1 < self.attempts
     }
 
-    /// Returns true if an instance can be called that this call has not tried.
+    /// Returns true if a hedge can be sent: to an instance that the call has not tried and whose breaker is closed.
     #[must_use]
-    pub fn has_untried(&self, call: &Call) -> bool {
-        (self.others)(&call.tried)
+    pub fn has_place(&self, call: &Call) -> bool {
+        (self.has_place)(call)
     }
 
     /// Takes a hedge from both budgets. Returns false if one of them has nothing left.

@@ -31,7 +31,7 @@ fn layer_with(
     let (mut settings, metrics) = (config::Client::default(), metrics());
     change(&mut settings);
     // numbered from 1, as they are picked
-    let others = move |tried: &[u64]| (1..=instances as u64).any(|number| !tried.contains(&number));
+    let others = move |call: &Call| (1..=instances as u64).any(|number| !call.tried.contains(&number));
     let policy = RetryPolicy::new(&settings, metrics.clone(), others);
     (Retry::new(end.clone(), policy), metrics)
 }
@@ -317,7 +317,7 @@ async fn any_instance_that_was_not_tried_will_do() {
     let (end, metrics) = (scripted(vec![(9000, None), (20, None)]), metrics());
     let usable = Arc::new(std::sync::Mutex::new(vec![1_u64]));
     let seen = usable.clone();
-    let others = move |tried: &[u64]| seen.lock().unwrap().iter().any(|number| !tried.contains(number));
+    let others = move |call: &Call| seen.lock().unwrap().iter().any(|number| !call.tried.contains(number));
     let layer =
         Retry::new(end.clone(), RetryPolicy::new(&config::Client::default(), metrics.clone(), others));
     for _ in 0..50 {

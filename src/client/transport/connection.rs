@@ -1,7 +1,8 @@
 //! Opens HTTP connections over the byte streams of a [`Connector`]. It sends nothing on them.
 
+use std::collections::HashMap;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use futures_util::FutureExt as _;
@@ -52,9 +53,13 @@ impl Connect for Tcp {
     }
 }
 
-/// A [`Connect`] of any kind. Cheap to clone.
+/// A [`Connect`] of any kind, and the connections that are offered to calls. Cheap to clone.
 #[derive(Clone)]
-pub struct Connector(Arc<dyn OpenHttp>);
+pub struct Connector {
+    open: Arc<dyn OpenHttp>,
+    /// By address, with a number that tells whose it is.
+    offered: Arc<Mutex<HashMap<String, (u64, RequestSender)>>>,
+}
 
 impl Default for Connector {
     /// Returns the connector of production, [`Tcp`].
@@ -67,7 +72,39 @@ impl Connector {
     /// Returns a connector that opens its streams by `connect`.
     #[must_use]
     pub fn new(connect: impl Connect) -> Self {
-        Self(Arc::new(connect))
+        Self { open: Arc::new(connect), offered: Arc::default() }
+    }
+
+    /// Lets [`Self::offered`] return a connection until the guard is dropped or another one is offered.
+    pub fn offer(&self, addr: &str, number: u64, sender: RequestSender) -> Offer {
+        self.connections().insert(addr.to_owned(), (number, sender));
+        Offer { connector: self.clone(), addr: addr.to_owned(), number }
+    }
+
+    /// Returns an open connection to an address, if calls have one.
+    #[must_use]
+    pub fn offered(&self, addr: &str) -> Option<RequestSender> {
+        self.connections().get(addr).map(|(_, sender)| sender.clone()).filter(|sender| !sender.is_closed())
+    }
+
+    fn connections(&self) -> MutexGuard<'_, HashMap<String, (u64, RequestSender)>> {
+        self.offered.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A connection that is offered to calls; see [`Connector::offer`].
+pub struct Offer {
+    connector: Connector,
+    addr: String,
+    number: u64,
+}
+
+impl Drop for Offer {
+    fn drop(&mut self) {
+        let mut connections = self.connector.connections();
+        if connections.get(&self.addr).is_some_and(|(number, _)| *number == self.number) {
+            connections.remove(&self.addr);
+        }
     }
 }
 
@@ -151,7 +188,7 @@ impl Dialer {
     /// Why there is no connection, for operators.
     pub async fn connect(&self, addr: &str) -> Result<Http2Connection, String> {
         let limit = self.settings.connect_timeout;
-        let opened = timeout(limit, self.connector.0.open(addr, &self.settings)).await;
+        let opened = timeout(limit, self.connector.open.open(addr, &self.settings)).await;
         opened.unwrap_or_else(|_| Err(format!("no connection within {limit:?}")))
     }
 
@@ -161,7 +198,7 @@ impl Dialer {
     /// Why there is no connection, for operators.
     pub async fn connect_http1(&self, addr: &str) -> Result<Http1Connection, String> {
         let limit = self.settings.connect_timeout;
-        let opened = timeout(limit, self.connector.0.open_http1(addr)).await;
+        let opened = timeout(limit, self.connector.open.open_http1(addr)).await;
         opened.unwrap_or_else(|_| Err(format!("no connection within {limit:?}")))
     }
 }

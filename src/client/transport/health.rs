@@ -23,9 +23,8 @@ use crate::client::transport::connection::{Dialer, RequestSender};
 use crate::client::transport::{outcome, wire};
 use crate::timeout::timeout;
 
-/// Time for an answer on a connection that is suspected to be dead. A peer that is overloaded may need longer;
-/// a new connection to it costs little.
-const CHECK_TIMEOUT: Duration = Duration::from_millis(500);
+/// The part of `client.keepalive_ms` after which a peer is asked for its health. The rest is the time for its answer.
+const ASK_AFTER: f64 = 0.85;
 /// The first and the longest wait before a health stream that ended is opened again.
 const WATCH_BACKOFF: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(10));
 
@@ -59,22 +58,22 @@ pub async fn open(addr: &str, dialer: &Dialer) -> Result<WatchedConnection, Stri
     opened.unwrap_or_else(|_| Err(format!("connected, but no answer within {limit:?}")))
 }
 
-/// Returns whether the peer answers a health check on a connection within half a second.
-pub async fn answers(mut sender: RequestSender, addr: &str, identity: &HeaderValue) -> bool {
+/// Returns whether the peer answers a health check on a connection within a time limit.
+pub async fn answers(mut sender: RequestSender, addr: &str, identity: &HeaderValue, limit: Duration) -> bool {
     let path = Rpc::HealthCheck.path();
     let Ok(request) = whole_server().and_then(|asked| wire::request(addr, identity, path, asked)) else {
         return true; // not the peer's fault
     };
-    match timeout(CHECK_TIMEOUT, sender.send_request(request)).await {
+    match timeout(limit, sender.send_request(request)).await {
         Ok(Ok(_)) => true,
         Ok(Err(error)) => outcome::is_reset(&error), // a refused stream is an answer, too
         Err(_) => false,
     }
 }
 
-/// Asks for the peer's health again and again, so that it is heard on a connection that is silent otherwise. Two
-/// questions come in the time after which hyper pings a silent peer: one that answers gets no pings, and one that
-/// does not answer is found by them.
+/// Asks for the peer's health again and again, so that it is heard on a connection that is silent otherwise. The question
+/// comes shortly before hyper would ping a silent peer: one that answers gets no pings, and one that does not answer is
+/// found by them.
 ///
 /// Pings alone would not do. A server of grpc-go or gRPC's C core closes a connection after three of them, unless
 /// it has sent something in between or they are five minutes apart.
@@ -86,8 +85,11 @@ pub async fn keep_heard(
     identity: &HeaderValue,
     silence: Duration,
 ) -> Infallible {
+    // connections that were opened together are not asked together
+    let mut wait = silence.mul_f64(crate::random::range(ASK_AFTER / 2.0..=ASK_AFTER));
     loop {
-        tokio::time::sleep(silence / 2).await;
+        tokio::time::sleep(wait).await;
+        wait = silence.mul_f64(ASK_AFTER);
         let request =
             whole_server().and_then(|asked| wire::request(addr, identity, Rpc::HealthCheck.path(), asked));
         if let Ok(request) = request {

@@ -20,6 +20,8 @@ const FIRST_RECONNECT_WAIT: Duration = Duration::from_millis(50);
 /// between two attempts to reconnect without a wait after connections on which no call was answered: a peer that
 /// closes every connection at once is not asked in a loop.
 const STABLE_AFTER: Duration = Duration::from_secs(1);
+/// Time for an answer on a connection that is suspected to be dead. After half of it the peer is asked on another one.
+const CHECK_TIMEOUT: Duration = Duration::from_millis(500);
 /// Least time between two health checks of a suspect connection.
 const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
@@ -110,6 +112,7 @@ async fn offer(
         suspect: Arc::default(),
     });
     slot.open.store(Some(open.clone()));
+    let _offer = connections.dialer.connector.offer(addr, number, sender.clone());
     match watch.wrong_service() {
         Some(found) => connections.set_wrong_service(slot, found),
         None => {
@@ -122,8 +125,11 @@ async fn offer(
         open_successor(connections).await
     };
     let silent = async {
-        unresponsive(connections, &open).await;
+        let another = until_silent(connections, &open).await;
         tracing::info!(addr, "a connection does not respond, opening another");
+        if let Some(another) = another {
+            return another; // the peer itself responds
+        }
         connections.set_unresponsive(slot);
         open_successor(connections).await
     };
@@ -146,12 +152,27 @@ async fn offer(
     Err(Lost { error, answered: open.answered.load(Relaxed) })
 }
 
-/// Returns once a connection is suspect and does not answer a health check either.
-async fn unresponsive(connections: &Connections, open: &OpenConnection) {
+/// Returns once a connection is suspect and does not answer a health check, with another connection if the peer has
+/// answered on that. A check waits where the peer's limit of streams is reached by slow calls, so one that takes long says
+/// nothing of the peer.
+async fn until_silent(connections: &Connections, open: &OpenConnection) -> Option<WatchedConnection> {
+    let (addr, dialer) = (&connections.addr, &connections.dialer);
     loop {
         open.suspect.notified().await;
-        if !health::answers(open.sender.clone(), &connections.addr, &connections.dialer.identity).await {
-            return;
+        let another = async {
+            tokio::time::sleep(CHECK_TIMEOUT / 2).await;
+            match health::open(addr, dialer).await {
+                Ok(another) => another,
+                Err(_) => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            answers = health::answers(open.sender.clone(), addr, &dialer.identity, CHECK_TIMEOUT) => {
+                if !answers {
+                    return None;
+                }
+            }
+            another = another => return Some(another),
         }
         tokio::time::sleep(CHECK_INTERVAL).await;
     }

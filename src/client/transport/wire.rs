@@ -95,7 +95,7 @@ pub async fn read_answer(response: Response<Incoming>) -> ExchangeEnd {
     }
     match only_message(body.to_bytes()) {
         Some(message) => {
-            ExchangeEnd::Answered(Answer { message, headers: head.headers, earlier_executions: 0 })
+            ExchangeEnd::Answered(Answer { message, headers: head.headers, ..Answer::default() })
         }
         None => ExchangeEnd::Malformed("a malformed message".to_owned()),
     }

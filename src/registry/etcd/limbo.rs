@@ -19,7 +19,7 @@ const PROBE_EVERY: Duration = Duration::from_millis(500);
 /// cause; the dead are to leave within a second.
 const PROBE_LIMIT: Duration = Duration::from_millis(900);
 /// A probe that ends so much after its time limit was held up by this process, which was stopped or overloaded.
-const OWN_PAUSE: Duration = Duration::from_millis(100);
+const OWN_PAUSE: Duration = Duration::from_millis(20);
 /// Most probes at the same time: each is a connection. A thousand silent instances are found dead in 4 s.
 const MAX_PROBES: usize = 256;
 
@@ -58,7 +58,7 @@ async fn until_decided(stable: &StableView, probe: &Probe, permits: &Semaphore, 
         // the semaphore is never closed
         let permit = permits.acquire().await;
         let begun = Instant::now();
-        let answer = crate::timeout::timeout(PROBE_LIMIT, probe(instance.clone())).await;
+        let answer = tokio::time::timeout(PROBE_LIMIT, probe(instance.clone())).await;
         drop(permit);
         let reason = match answer {
             Ok(Ok(())) => {

@@ -20,6 +20,8 @@ const HEAD: &str = "microservice-app view 1";
 const MAX_AGE: Duration = Duration::from_hours(24);
 /// Time after which an unchanged view is written again.
 const REWRITE_EVERY: Duration = Duration::from_mins(5);
+/// A temporary file that has not been written to for so long is nobody's.
+const SCRATCH_AGE: Duration = Duration::from_mins(1);
 /// Least time between two writes.
 const WRITE_EVERY: Duration = Duration::from_secs(1);
 
@@ -67,6 +69,28 @@ fn scratch_of(path: &Path) -> PathBuf {
     path.with_file_name(name)
 }
 
+/// Removes the temporary files of processes that ended amid a [`save`]. A file that was written a moment ago is left: its
+/// process may be of another container.
+pub fn remove_scratch(path: &Path) {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    for entry in std::fs::read_dir(directory.unwrap_or(Path::new("."))).into_iter().flatten().flatten() {
+        let age = entry.metadata().and_then(|file| file.modified()).ok().and_then(|time| time.elapsed().ok());
+        if writer_of(&entry.path(), path).is_some_and(has_ended) && age.is_some_and(|age| age > SCRATCH_AGE) {
+            let _ = std::fs::remove_file(entry.path());
+        }
+    }
+}
+
+/// Returns the id of the process whose temporary file this is, if it is one of `path`.
+fn writer_of(scratch: &Path, path: &Path) -> Option<u32> {
+    let name = scratch.file_name()?.to_str()?.strip_prefix(path.file_name()?.to_str()?)?;
+    name.strip_prefix('.')?.strip_suffix(".new")?.parse().ok()
+}
+
+fn has_ended(process: u32) -> bool {
+    !Path::new("/proc").join(process.to_string()).exists()
+}
+
 /// Reads a view and its age.
 ///
 /// # Errors
@@ -103,6 +127,8 @@ pub fn load(path: &Path) -> Result<(View, Duration), String> {
 pub async fn keep(path: &Path, mut view: ViewHandle) {
     view.mark_changed();
     let mut failing = false;
+    let beside = path.to_owned();
+    let _ = tokio::task::spawn_blocking(move || remove_scratch(&beside)).await;
     loop {
         // an unchanged view is confirmed again and again, so the file must not grow old meanwhile
         let changed = tokio::time::timeout(REWRITE_EVERY, view.changed()).await;
@@ -168,6 +194,34 @@ mod tests {
         assert!(all.iter().all(|scratch| scratch.parent() == Some(Path::new("/somewhere"))));
         all.extend(paths);
         assert_eq!(all.len(), 2 * names.len(), "{all:?}");
+    }
+
+    #[test]
+    fn what_a_process_left_that_ended_amid_a_save_is_removed() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("view");
+        let mut process = std::process::Command::new("true").spawn().unwrap();
+        process.wait().unwrap();
+        let (ended, own) = (process.id(), std::process::id());
+        let gone = format!("view.{ended}.new");
+        let kept = ["view", "view.new", "view.x.new"].map(str::to_owned).into_iter();
+        let kept = kept.chain([format!("view.{own}.new"), format!("other.{ended}.new")]);
+        let kept: std::collections::BTreeSet<_> = kept.collect();
+        let found = || -> std::collections::BTreeSet<_> {
+            let entries = std::fs::read_dir(dir.path()).unwrap();
+            entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect()
+        };
+        let write = |name: &String, age: Duration| {
+            let file = std::fs::File::create(dir.path().join(name)).unwrap();
+            file.set_modified(SystemTime::now() - age).unwrap();
+        };
+        kept.iter().for_each(|name| write(name, 2 * SCRATCH_AGE));
+        write(&gone, Duration::ZERO);
+        remove_scratch(&path);
+        assert!(found().contains(&gone), "it may be of another container");
+        write(&gone, 2 * SCRATCH_AGE);
+        remove_scratch(&path);
+        assert_eq!(found(), kept);
     }
 
     #[test]

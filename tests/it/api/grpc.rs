@@ -109,8 +109,10 @@ async fn a_second_message_in_a_unary_call_is_an_error() {
     let asked = Request::new(topic::GetTopicRequest { topic_id: 5 });
     let found: Result<topic::GetTopicResponse, _> = call(addr, "/topic.Topic/GetTopic", asked).await;
     assert_eq!(found.unwrap_err().code(), Code::NotFound, "nothing was written");
-    let check = "/grpc.health.v1.Health/Check";
-    assert_eq!(bare(addr, post(check), &[EMPTY, EMPTY].concat()).await, internal);
+    let (check, watch) = ("/grpc.health.v1.Health/Check", "/grpc.health.v1.Health/Watch");
+    for path in [check, watch] {
+        assert_eq!(bare(addr, post(path), &[EMPTY, EMPTY].concat()).await, internal, "{path}");
+    }
     assert_eq!(bare(addr, post(check), EMPTY).await, (200, Some(Code::Ok)));
     assert_eq!(bare(addr, post(put), &framed).await, (200, Some(Code::Ok)));
 }

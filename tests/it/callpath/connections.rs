@@ -334,3 +334,33 @@ async fn a_connection_that_cannot_be_replaced_is_still_checked() {
     })
     .await;
 }
+
+/// Few streams and slow handlers: a health check waits for a stream as long as a call does. That says nothing of the peer.
+#[tokio::test]
+async fn a_busy_peer_that_takes_few_streams_is_not_unresponsive() {
+    let mut settings = h2::server::Builder::new();
+    settings.max_concurrent_streams(3);
+    let slow = peer::healthy_with(settings, |_, mut respond| async move {
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        peer::fine(&mut respond);
+    });
+    let slow = slow.await;
+    let app = app_with(&[&slow], |settings| settings.client.connections = 1).await;
+    let mut callers = tokio::task::JoinSet::new();
+    for _ in 0..6 {
+        callers.spawn(get(app.gateway(), LIST));
+    }
+    // two streams are left beside the health watch; a caller that gives up makes the connection suspect
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    let mut asked = request("GET", LIST, "");
+    asked.headers_mut().insert("x-request-timeout-ms", "150".parse().unwrap());
+    assert_eq!(send(app.gateway(), asked).await.unwrap().status, 504);
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_millis(1200) {
+        assert_eq!(topic(&app, slow.addr).await["state"], "up", "after {:?}", begun.elapsed());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    // calls to come are not behind those that wait
+    let replaced = "client_connections_total{event=\"replaced\",service=\"topic\"}";
+    assert!(app.metric_above(replaced, 0.5).await, "the connection is replaced");
+}

@@ -11,7 +11,7 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use tonic::Code;
 
-use super::{LIST, app_with, app_with_feed, calls, counting, failed, good, outcome, topic, topics};
+use super::{LIST, app_with, app_with_feed, calls, counting, failed, failing, good, outcome, topic, topics};
 use crate::kit::app::App;
 use crate::kit::collector::{Collector, Manner};
 use crate::kit::http::{Answer, get, request, send};
@@ -243,4 +243,27 @@ async fn the_attempt_that_lost_is_no_error_in_its_trace() {
     assert_eq!((&sent["tags"]["attempt"], &sent["tags"]["grpc.status_code"]), (&"2".into(), &"OK".into()));
     assert_eq!((&lost["tags"]["attempt"], &lost["tags"]["error"]), (&"1".into(), &Value::Null));
     assert_eq!(sent["parentId"], lost["parentId"]);
+}
+
+/// A hedge costs budget and another instance's time: one that is likely to fail is not sent.
+#[tokio::test]
+async fn no_hedge_goes_to_an_instance_whose_breaker_is_open() {
+    let (peer, stalls, stalled) = stalling_when_told().await;
+    let (bad, failed_calls) = failing("/ListTopics", Code::Internal).await;
+    let app = app_with(&[&peer, &bad], |settings| {
+        settings.client.balancer = Balancer::RoundRobin;
+        settings.client.breaker_backoff = Duration::from_mins(1);
+        settings.client.breaker_backoff_cap = Duration::from_mins(1);
+    })
+    .await;
+    calls(&app, LIST, 120).await;
+    assert_eq!(topic(&app, bad.addr).await["breakers"]["ListTopics"], "open");
+    let before = failed_calls();
+    stalls.store(true, Relaxed);
+    assert_eq!(outcome(&limited(&app, LIST, 600 * MS).await), (200, "stale"));
+    assert_eq!((stalled.load(Relaxed), failed_calls()), (1, before), "it goes on alone");
+    for refused in ["granted_total{reason=\"hedge\"", "refused_total{reason=\"hedge_budget\""] {
+        let counted = app.metric(&format!("client_retry_{refused},service=\"topic\"}}")).await;
+        assert!(counted < 0.5, "{refused}: {counted}");
+    }
 }

@@ -139,17 +139,39 @@ async fn slow_without_budgets(time: Duration) -> Findings {
     findings
 }
 
+/// The bound is the same for a row of any length: what is judged are the calls of the first seconds after each freeze, in
+/// which the instance is found out. Only the number of freezes grows with the length.
 async fn frozen(time: Duration) -> Findings {
+    const FOUND_OUT: Duration = Duration::from_secs(2);
+    const CALM: Duration = Duration::from_secs(3);
     let (bench, mut findings) = (Bench::start(3).await, Findings::default());
-    let base = bench.load(LIST).run((time / 2).min(10 * SECOND)).await;
-    bench.relays[0].set(Faults::cut());
-    let record = bench.load(LIST).run(time).await;
-    findings.calls(&record);
-    findings.share("share of good answers", record.ok_share(), 0.999);
+    let load = || Load::get(bench.gateway.addr, 2.0 * RATE, LIST);
+    // what a start costs is no usual answer
+    load().run(SECOND).await;
+    // so many that the hedged calls of one freeze are far below a hundredth, and move the delay little
+    let usual = load().run(7 * SECOND).await;
     // the delay is the 99th percentile, rounded up by an eighth at most
-    let delay = base.latency(0.99).mul_f64(1.125).max(MIN_DELAY);
-    let most = delay + base.latency(0.999);
-    findings.time("p99.9, against the delay and a usual answer", record.latency(0.999), most);
+    let delay = usual.latency(0.99).mul_f64(1.125).max(MIN_DELAY);
+    let most = delay + usual.latency(0.999);
+    let (mut all, mut first, mut waited, mut late) = (usual.clone(), 0, 0, 0);
+    for freeze in 0..(time.as_secs() / (FOUND_OUT + CALM).as_secs()).max(1) {
+        let relay = &bench.relays[usize::try_from(freeze).expect("a few") % bench.relays.len()];
+        relay.set(Faults::cut());
+        let calls = load().run(FOUND_OUT).await.calls;
+        first += calls.len();
+        waited += calls.iter().filter(|call| call.latency() > delay).count();
+        late += calls.iter().filter(|call| call.latency() > most).count();
+        relay.heal();
+        let calm = load().run(CALM).await;
+        all.unsent += calm.unsent;
+        all.calls.extend(calls.into_iter().chain(calm.calls));
+    }
+    findings.calls(&all);
+    findings.share("share of good answers", all.ok_share(), 0.999);
+    findings.tell("the delay and a usual answer", most.as_secs_f64(), "s");
+    findings.tell("calls just after a freeze", first as f64, "");
+    findings.share("  of them slower than the delay", waited as f64, 1.0);
+    findings.ratio("  share slower than the delay and a usual answer", late as f64 / first as f64, 0.002);
     findings.count("breakers that opened", opened(&bench).await as usize, 0);
     findings
 }

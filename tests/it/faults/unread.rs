@@ -80,19 +80,19 @@ async fn in_flight(gateway: &Role) -> usize {
 
 async fn frozen(findings: &mut Findings, time: Duration, feed: &Role, greedy: &Role, healthy: &Role) {
     let base = feed.process.resident();
+    // it answers none before the gateway reads nothing any more
+    feed.process.signal(Signal::STOP);
     let mut readers = Vec::new();
     for _ in 0..READS {
         let mut stream = TcpStream::connect(greedy.addr).await.expect("it listens");
         stream.write_all(LARGE.as_bytes()).await.expect("it reads");
         readers.push(stream);
     }
-    // the answers come faster than the gateway takes them
-    let held = || feed.process.resident().saturating_sub(base);
-    let begun = Instant::now();
-    while held() < 20_000_000 && begun.elapsed() < 3 * SECOND {
-        sleep(SECOND / 500).await;
-    }
+    wait_for("every read is in flight", || async { (in_flight(greedy).await == READS).then_some(()) }).await;
+    sleep(SECOND / 10).await; // they have been sent
     greedy.process.signal(Signal::STOP);
+    feed.process.signal(Signal::CONT);
+    let held = || feed.process.resident().saturating_sub(base);
     findings.time("a gateway is frozen: until writes are answered", settled(healthy.addr).await, 3 * SECOND);
     let record = Load::of(healthy.addr, RATE, write).run(time).await;
     findings.no_failures(&record);

@@ -19,6 +19,7 @@ pub mod load;
 pub mod metrics;
 pub mod parts;
 pub mod peer;
+pub mod postgres;
 pub mod process;
 pub mod prometheus;
 pub mod relay;

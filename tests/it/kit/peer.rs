@@ -61,7 +61,18 @@ pub async fn healthy<F>(answer: impl Fn(Asked, Respond) -> F + Clone + Send + 's
 where
     F: Future<Output = ()> + Send + 'static,
 {
-    server(move |request, mut respond| {
+    healthy_with(h2::server::Builder::new(), answer).await
+}
+
+/// As [`healthy`], with settings of its connections.
+pub async fn healthy_with<F>(
+    settings: h2::server::Builder,
+    answer: impl Fn(Asked, Respond) -> F + Clone + Send + 'static,
+) -> Peer
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    server_with(settings, move |request, mut respond| {
         let health = request.uri().path().starts_with("/grpc.health.v1.Health/");
         let answer = (!health).then(|| answer.clone());
         async move {
@@ -83,14 +94,25 @@ pub async fn server<F>(answer: impl Fn(Asked, Respond) -> F + Clone + Send + 'st
 where
     F: Future<Output = ()> + Send + 'static,
 {
+    server_with(h2::server::Builder::new(), answer).await
+}
+
+/// As [`server`], with settings of its connections.
+pub async fn server_with<F>(
+    settings: h2::server::Builder,
+    answer: impl Fn(Asked, Respond) -> F + Clone + Send + 'static,
+) -> Peer
+where
+    F: Future<Output = ()> + Send + 'static,
+{
     let (listener, addr) = listen().await;
     let task = tokio::spawn(async move {
         let mut connections = JoinSet::new();
         while let Ok((stream, _)) = listener.accept().await {
-            let answer = answer.clone();
+            let (settings, answer) = (settings.clone(), answer.clone());
             let _ = stream.set_nodelay(true);
             connections.spawn(async move {
-                let Ok(mut connection) = h2::server::handshake(stream).await else {
+                let Ok(mut connection) = settings.handshake(stream).await else {
                     return;
                 };
                 let mut calls = JoinSet::new();

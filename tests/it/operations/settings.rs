@@ -21,6 +21,12 @@ cert_file = "cert"
 key_file = "key"
 user = "name"
 password_file = "password"
+
+[store]
+url = "postgres://app@db.example/msa"
+ca_file = "ca"
+cert_file = "cert"
+key_file = "key"
 "#;
 
 /// Loads the settings of a role that reads `setting`, with [`BASE`] in the file and `value` in the environment.
@@ -45,7 +51,7 @@ fn sample(setting: &Setting) -> String {
             ListenAddr::FORM => "127.0.0.1:1234",
             HostPort::FORM => "host.example:0",
             Collector::FORM => "http://zipkin.example:9411",
-            StoreUrl::FORM => "sqlite:other.db",
+            StoreUrl::FORM => "postgresql://app@other.example:5432/msa",
             config::log_filter::FORM => "debug",
             "begins and ends with `/`, or has none and ends with `-`, `.` or `_`" => "other-",
             // if the loader refuses this, the form wants a line above

@@ -119,3 +119,33 @@ async fn a_probe_is_passed_by_the_service_that_was_registered_and_by_no_other() 
         assert_eq!(answer.is_ok(), passes, "{what}: {answer:?}");
     }
 }
+
+/// Keys that come and go by the hundred must not cost a connection each. But no answer on a connection that calls use
+/// proves nothing: it may be dead alone.
+#[tokio::test]
+async fn an_instance_in_limbo_is_asked_on_the_connection_that_calls_use_and_then_on_another() {
+    let (etcd, fake) = (Etcd::start().await, Fake::start().await);
+    let relay = Relay::start(fake.addr, 1).await;
+    let gateway = Role::gateway(&etcd.addr.to_string());
+    let (addr, mut client) = (relay.addr.to_string(), etcd.client().await);
+    let key = format!("/services/topic/{addr}");
+    client.put(key.as_str(), addr.as_str(), None).await.unwrap();
+    gateway.wait_for_certain("topic", 1).await;
+    wait_for("it is connected", || async { (relay.opened() > 0).then_some(()) }).await;
+    sleep(Duration::from_millis(200)).await;
+    let opened = relay.opened();
+    client.delete(key.as_str(), None).await.unwrap();
+    let in_limbo = async || listed(&gateway, "topic").await == [(addr.clone(), true)];
+    wait_for("it is in limbo", || async { in_limbo().await.then_some(()) }).await;
+    sleep(Duration::from_millis(1500)).await;
+    assert_eq!(relay.opened(), opened, "four probes");
+    relay.half_open();
+    let until = Instant::now() + Duration::from_secs(2);
+    while Instant::now() < until {
+        assert!(in_limbo().await, "it serves");
+        sleep(Duration::from_millis(20)).await;
+    }
+    assert!(relay.opened() > opened, "it was asked on another connection");
+    relay.set(Faults::cut());
+    wait_for("it has left", || async { listed(&gateway, "topic").await.is_empty().then_some(()) }).await;
+}

@@ -16,8 +16,13 @@ use crate::kit::http::{Answer, request, send};
 
 /// Records of each service.
 const RECORDS: usize = 2;
-/// The time limit of each call, and what the caller waits beyond it.
-const LIMIT: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(1));
+/// The time limit of each call.
+const LIMIT: Duration = Duration::from_secs(1);
+/// How long a caller waits for an answer, beyond the limit.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// Share of the writers that hang up amid a write, and after how long, ms: within the limit.
+const IN_A_HURRY: f64 = 0.2;
+const HURRY: std::ops::Range<u64> = 1..400;
 
 /// One record.
 #[derive(Clone, Copy, Debug)]
@@ -111,7 +116,16 @@ impl Traffic {
     async fn write_all(&self, number: usize, mut random: StdRng, end: &CancellationToken) {
         while !end.is_cancelled() {
             let gateway = random.random_range(0..self.gateways.len());
-            self.write(number, gateway).await;
+            if random.random_bool(IN_A_HURRY) {
+                let patience = Duration::from_millis(random.random_range(HURRY));
+                if self.write(number, gateway, patience).await {
+                    continue;
+                }
+                // at once, by another way if there is one, with what the writer has by now
+                self.write(number, (gateway + 1) % self.gateways.len(), PATIENCE).await;
+            } else {
+                self.write(number, gateway, PATIENCE).await;
+            }
             sleep(Duration::from_millis(random.random_range(10..80))).await;
         }
     }
@@ -124,8 +138,8 @@ impl Traffic {
         }
     }
 
-    /// Writes the next version of a record; returns true if it is acknowledged.
-    async fn write(&self, number: usize, gateway: usize) -> bool {
+    /// Writes the next version of a record; returns true if it is acknowledged. After `patience` the writer hangs up.
+    async fn write(&self, number: usize, gateway: usize, patience: Duration) -> bool {
         let (record, known) = &self.records[number];
         let version = {
             let mut known = known.lock().expect("no panic under it");
@@ -133,7 +147,7 @@ impl Traffic {
             known.tried
         };
         let (path, body) = record.write(version);
-        let answer = self.ask(gateway, "PUT", path, &body).await;
+        let answer = self.ask(gateway, "PUT", path, &body, patience).await;
         let acknowledged = answer.is_some_and(|answer| answer.status == 200);
         if acknowledged {
             let mut known = known.lock().expect("no panic under it");
@@ -152,7 +166,7 @@ impl Traffic {
             let known = known.lock().expect("no panic under it");
             (known.acknowledged, known.by_gateway[gateway])
         };
-        let answer = self.ask(gateway, "GET", &record.path(), "").await?;
+        let answer = self.ask(gateway, "GET", &record.path(), "", PATIENCE).await?;
         let found = match answer.status.as_u16() {
             200 => record.version(&answer.json()),
             404 => 0,
@@ -170,18 +184,26 @@ impl Traffic {
         answer.degraded().is_empty().then_some(found)
     }
 
-    async fn ask(&self, gateway: usize, method: &str, path: &str, body: &str) -> Option<Answer> {
+    async fn ask(
+        &self,
+        gateway: usize,
+        method: &str,
+        path: &str,
+        body: &str,
+        patience: Duration,
+    ) -> Option<Answer> {
         let mut request = request(method, path, body);
-        let limit = u64::try_from(LIMIT.0.as_millis()).expect("a short time");
+        let limit = u64::try_from(LIMIT.as_millis()).expect("a short time");
         request.headers_mut().insert("x-request-timeout-ms", limit.into());
-        timeout(LIMIT.0 + LIMIT.1, send(self.gateways[gateway], request)).await.ok()?.ok()
+        timeout(patience, send(self.gateways[gateway], request)).await.ok()?.ok()
     }
 
     /// Returns true if every record can be written and read well through every gateway, right now.
     pub async fn all_well(&self) -> bool {
         for gateway in 0..self.gateways.len() {
             for number in 0..self.records.len() {
-                if !self.write(number, gateway).await || self.read(number, gateway).await.is_none() {
+                if !self.write(number, gateway, PATIENCE).await || self.read(number, gateway).await.is_none()
+                {
                     return false;
                 }
             }

@@ -1,0 +1,84 @@
+//! What an error of PostgreSQL says about the statement and about the connection.
+
+use tokio_postgres::Error;
+use tokio_postgres::error::{DbError, Severity, SqlState};
+
+use super::super::error::StoreError;
+
+/// Why a statement failed.
+#[derive(Clone, Debug)]
+pub enum Failure {
+    /// The connection ended, or a time limit passed, before the server said how it went: a write may or may not be there.
+    Unknown(String),
+    /// The server cannot serve any more, or can no longer be written to. Nothing was changed; another connection is needed.
+    Elsewhere(String),
+    /// Another transaction was in the way. Nothing was changed; a repetition may succeed.
+    Conflict(String),
+    /// A row is bad, SQLSTATE class 22 or 23. Nothing was changed.
+    Row(String),
+    /// The server's disk is full. Nothing was changed.
+    Full,
+    /// Anything else that the server said. Nothing was changed.
+    Refused(String),
+}
+
+impl Failure {
+    /// Classifies an error by its SQLSTATE.
+    pub fn of(error: &Error) -> Self {
+        let text = reason(error);
+        let Some(said) = error.as_db_error() else {
+            return Self::Unknown(text);
+        };
+        if matches!(said.parsed_severity(), Some(Severity::Fatal | Severity::Panic)) {
+            // the session is over; what it had committed before is not told
+            return Self::Unknown(text);
+        }
+        match (said.code(), said.code().code().get(..2).unwrap_or_default()) {
+            (&SqlState::T_R_SERIALIZATION_FAILURE | &SqlState::T_R_DEADLOCK_DETECTED, _) => {
+                Self::Conflict(text)
+            }
+            (&SqlState::DISK_FULL, _) => Self::Full,
+            (&SqlState::QUERY_CANCELED, _) => Self::Refused(text),
+            (_, "22" | "23") => Self::Row(text),
+            // connection trouble, read-only transaction, server shutting down; the prepared statement is gone or out of date
+            (&SqlState::FEATURE_NOT_SUPPORTED, _) | (_, "08" | "25" | "26" | "57") => Self::Elsewhere(text),
+            _ => Self::Refused(text),
+        }
+    }
+
+    /// Returns true if the connection should be given up.
+    pub const fn ends_connection(&self) -> bool {
+        matches!(self, Self::Unknown(_) | Self::Elsewhere(_))
+    }
+}
+
+impl From<Failure> for StoreError {
+    fn from(failure: Failure) -> Self {
+        match failure {
+            Failure::Unknown(why) => Self::Unknown(why),
+            Failure::Elsewhere(why) => Self::Away(why),
+            Failure::Full => Self::Full,
+            Failure::Conflict(why) | Failure::Row(why) | Failure::Refused(why) => Self::Failed(why),
+        }
+    }
+}
+
+/// Returns what the server said, or what happened to the connection. Never a value of a record.
+pub fn reason(error: &Error) -> String {
+    let Some(said) = error.as_db_error() else {
+        return crate::api::error::chain(error);
+    };
+    let code = said.code().code();
+    match (code.get(..2), said.constraint()) {
+        (Some("22" | "23"), Some(constraint)) => format!("a row breaks {constraint} (SQLSTATE {code})"),
+        (Some("22" | "23"), None) => format!("a row is not accepted (SQLSTATE {code})"),
+        _ => format!("{} (SQLSTATE {code})", said.message()),
+    }
+}
+
+/// Returns true for the warning that a commit is durable on this server only: the wait for a synchronous standby was
+/// given up. The statement then succeeds, but a failover may lose it. It names no statement.
+pub fn is_unreplicated_commit(notice: &DbError) -> bool {
+    // the text is in the language of the server
+    notice.routine() == Some("SyncRepWaitForLSN") || notice.message().contains("synchronous replication")
+}

@@ -1,0 +1,174 @@
+//! The handle of a store, by which calls reach its two connections.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio_util::sync::{CancellationToken, DropGuard};
+use tonic::async_trait;
+
+use super::super::error::StoreError;
+use super::super::traits::Health;
+use super::batch::Write;
+use super::dial::Target;
+use super::failure::Failure;
+use super::keeper::{Keeper, Links, Purpose, Ready, SLACK, State};
+use super::service::Service;
+use super::writer::{CONNECTION_WAIT, Job, Progress, Writer};
+use crate::config::{PostgresUrl, Store};
+
+/// Most writes that wait for their transaction.
+const QUEUE: usize = 1024;
+/// Most reads that wait or are in progress.
+const READS: usize = 1024;
+/// Most reads on their way to the server and back.
+const IN_FLIGHT: usize = 256;
+/// How long a start waits for the database. Then the service starts without it.
+const START: Duration = Duration::from_secs(3);
+
+/// A handle to the two connections of a store. They end when it is dropped.
+pub struct Postgres {
+    service: &'static Service,
+    reads: Links,
+    writes: Links,
+    queue: mpsc::Sender<Job>,
+    admitted: Semaphore,
+    in_flight: Arc<Semaphore>,
+    timeout: Duration,
+    progress: Arc<Progress>,
+    _stop: DropGuard,
+}
+
+impl Postgres {
+    /// Begins to connect, and to migrate what is there. Returns without a connection if the database is away; then calls
+    /// are refused until it is there. Must be called inside a tokio runtime.
+    ///
+    /// # Errors
+    /// When a file with credentials cannot be used, or the database is not one that this program can work with.
+    pub async fn open(
+        url: &PostgresUrl,
+        settings: &Store,
+        service: &'static Service,
+    ) -> Result<Self, String> {
+        let target = Target::new(url.config(), settings)?;
+        let timeout = target.timeout;
+        let stop = CancellationToken::new();
+        let (reader, reads) = Keeper::new(target.clone(), service, Purpose::Reads);
+        let (writer, writes) = Keeper::new(target, service, Purpose::Writes);
+        for keeper in [reader, writer] {
+            tokio::spawn(stop.clone().run_until_cancelled_owned(keeper.run()));
+        }
+        let (queue, jobs) = mpsc::channel(QUEUE);
+        let progress = Arc::new(Progress::default());
+        let writer = Writer { links: writes.clone(), timeout, progress: progress.clone() };
+        tokio::spawn(writer.run(jobs));
+        let store = Self {
+            service,
+            reads,
+            writes,
+            queue,
+            admitted: Semaphore::new(READS),
+            in_flight: Arc::new(Semaphore::new(IN_FLIGHT)),
+            timeout,
+            progress,
+            _stop: stop.drop_guard(),
+        };
+        let begun = tokio::time::Instant::now();
+        for links in [&store.writes, &store.reads] {
+            // a database that is away is a warning
+            let _ = links.wait(START.saturating_sub(begun.elapsed())).await;
+            if let State::Unusable(why) = links.state() {
+                return Err(why);
+            }
+        }
+        Ok(store)
+    }
+
+    /// Makes one write in a group commit; returns once it is committed: whether the record is there, or was until it was
+    /// deleted. A write that has not begun by its deadline is not made.
+    pub async fn write(&self, deadline: Instant, write: Write) -> Result<bool, StoreError> {
+        let (reply, answer) = oneshot::channel();
+        self.queue.try_send(Job::new(write, deadline, reply)).map_err(|error| match error {
+            mpsc::error::TrySendError::Full(_) => StoreError::Away("too many writes wait".to_owned()),
+            mpsc::error::TrySendError::Closed(_) => StoreError::Closed,
+        })?;
+        answer.await.map_err(|_| StoreError::Closed)?
+    }
+
+    /// Runs one read. It is repeated once on another connection if its own is lost.
+    ///
+    /// *Cancellation*: what was sent is answered, and the answer ignored.
+    pub async fn read<T, F, R>(&self, run: F) -> Result<T, StoreError>
+    where
+        T: Send + 'static,
+        F: Fn(Arc<Ready>) -> R,
+        R: Future<Output = Result<T, tokio_postgres::Error>> + Send + 'static,
+    {
+        let admitted = self.admitted.try_acquire();
+        let _admitted = admitted.map_err(|_| StoreError::Away("too many reads wait".to_owned()))?;
+        let mut repeated = false;
+        loop {
+            let permit = self.in_flight.clone().acquire_owned().await.map_err(|_| StoreError::Closed)?;
+            let ready = self.reads.wait(CONNECTION_WAIT).await?;
+            let (read, limit) = (run(ready.clone()), self.timeout + SLACK);
+            // a task of its own, so that the permit is held until the server has answered
+            let task = tokio::spawn(async move {
+                let _permit = permit;
+                let answer = tokio::time::timeout(limit, read).await;
+                let failure = match answer {
+                    Ok(Ok(answer)) => return Ok(answer),
+                    Ok(Err(error)) => Failure::of(&error),
+                    Err(_) => Failure::Unknown(format!("no answer within {limit:?}")),
+                };
+                if failure.ends_connection() {
+                    ready.link.lose(&StoreError::from(failure.clone()).to_string());
+                }
+                Err(failure)
+            });
+            match task.await.map_err(|_| StoreError::Closed)? {
+                Ok(answer) => return Ok(answer),
+                Err(failure) if failure.ends_connection() && !repeated => repeated = true,
+                Err(Failure::Unknown(why)) => return Err(StoreError::Away(why)),
+                Err(failure) => return Err(failure.into()),
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl Health for Postgres {
+    /// Fails only for a database that this program cannot work with: one that is away is away for every instance, and
+    /// leaving the registry would help nobody.
+    async fn usable(&self) -> Result<(), StoreError> {
+        for links in [&self.writes, &self.reads] {
+            if let State::Unusable(why) = links.state() {
+                return Err(StoreError::Failed(why));
+            }
+        }
+        if self.queue.is_closed() { Err(StoreError::Closed) } else { Ok(()) }
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        for (links, what) in [(&self.writes, Purpose::Writes), (&self.reads, Purpose::Reads)] {
+            match links.state() {
+                State::Away(since, why) => {
+                    let (what, s) = (what.name(), since.elapsed().as_secs());
+                    warnings.push(format!("no connection for {what} for {s} s: {why}"));
+                }
+                State::Ready(ready) if ready.version > self.service.schema.version() => {
+                    warnings.push(format!(
+                        "schema {} is of version {}, newer than this program's {}",
+                        self.service.schema.name,
+                        ready.version,
+                        self.service.schema.version()
+                    ));
+                }
+                State::Ready(_) | State::Unusable(_) => {}
+            }
+        }
+        warnings.extend(self.progress.warnings());
+        warnings.dedup();
+        warnings.into_iter().map(|warning| format!("store postgres: {warning}")).collect()
+    }
+}

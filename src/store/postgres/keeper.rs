@@ -1,0 +1,224 @@
+//! Keeps one connection open: finds the host that can be written to, prepares the connection, watches it, and looks for
+//! another one when it is lost.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::sync::watch;
+use tokio_postgres::Statement;
+
+use super::super::error::StoreError;
+use super::dial::Target;
+use super::failure::reason;
+use super::link::Link;
+use super::schema::Unusable;
+use super::service::Service;
+use crate::backoff::Backoff;
+use crate::telemetry::log::LogThrottle;
+
+/// Waits between two rounds over all hosts.
+const FIRST_WAIT: Duration = Duration::from_millis(50);
+const LONGEST_WAIT: Duration = Duration::from_secs(1);
+/// Time between two checks that the server can still be written to: one that was demoted keeps its connections.
+const CHECK: Duration = Duration::from_secs(1);
+/// What a statement may take beyond the server's own time limit, before the connection is given up.
+pub const SLACK: Duration = Duration::from_millis(500);
+/// A connection that lasted so long was a good one: the next attempt follows at once.
+const LASTED: Duration = Duration::from_secs(1);
+
+/// A connection with its prepared statements.
+pub struct Ready {
+    pub link: Link,
+    /// In the order of [`Service::statements`].
+    pub statements: Vec<Statement>,
+    /// The version of the schema.
+    pub version: i32,
+}
+
+/// The state of a connection.
+#[derive(Clone)]
+pub enum State {
+    /// There is none, since when and why.
+    Away(Instant, String),
+    /// It can be used.
+    Ready(Arc<Ready>),
+    /// The database is there, and is not one that this program can work with.
+    Unusable(String),
+}
+
+/// What a connection is for; it decides how the server plans its statements.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    Reads,
+    Writes,
+}
+
+impl Purpose {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Reads => "reads",
+            Self::Writes => "writes",
+        }
+    }
+
+    /// Returns the settings of a session. Every statement finds its rows by the index of its table, in order; the server
+    /// must not choose another plan because it has no statistics yet.
+    const fn plans(self) -> &'static str {
+        match self {
+            Self::Reads => "SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_sort = off",
+            Self::Writes => "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off",
+        }
+    }
+}
+
+/// The current connection, for those who use it. Cheap to clone.
+#[derive(Clone)]
+pub struct Links(watch::Receiver<State>);
+
+impl Links {
+    /// Returns the state as it is.
+    pub fn state(&self) -> State {
+        self.0.borrow().clone()
+    }
+
+    /// Waits for a connection, at most `limit`.
+    ///
+    /// # Errors
+    /// [`StoreError::Away`] with why there is none.
+    pub async fn wait(&self, limit: Duration) -> Result<Arc<Ready>, StoreError> {
+        let mut states = self.0.clone();
+        let usable = states.wait_for(|state| match state {
+            State::Ready(ready) => !ready.link.is_lost(),
+            State::Unusable(_) => true,
+            State::Away(..) => false,
+        });
+        let found = tokio::time::timeout(limit, usable).await.map(|found| found.map(|state| state.clone()));
+        match found {
+            Ok(Ok(State::Ready(ready))) => Ok(ready),
+            Ok(Ok(State::Unusable(why) | State::Away(_, why))) => Err(StoreError::Away(why)),
+            Ok(Err(_)) => Err(StoreError::Closed),
+            Err(_) => Err(StoreError::Away(match self.state() {
+                State::Away(_, why) | State::Unusable(why) => why,
+                State::Ready(_) => "the connection was lost".to_owned(),
+            })),
+        }
+    }
+}
+
+/// Keeps one connection.
+pub struct Keeper {
+    target: Target,
+    service: &'static Service,
+    purpose: Purpose,
+    state: watch::Sender<State>,
+}
+
+impl Keeper {
+    /// Returns a keeper, which does nothing until it runs, and what it keeps.
+    pub fn new(target: Target, service: &'static Service, purpose: Purpose) -> (Self, Links) {
+        let away = State::Away(Instant::now(), "not connected yet".to_owned());
+        let (state, links) = watch::channel(away);
+        (Self { target, service, purpose, state }, Links(links))
+    }
+
+    /// Connects and stays connected, for ever.
+    pub async fn run(self) {
+        let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
+        let failures = LogThrottle::default();
+        let (schema, connection) = (self.service.schema.name, self.purpose.name());
+        let mut first = 0;
+        loop {
+            match self.open(first).await {
+                Ok((ready, host, at)) => {
+                    first = at;
+                    let (ready, begun) = (Arc::new(ready), Instant::now());
+                    tracing::info!(
+                        schema,
+                        connection,
+                        host,
+                        version = ready.version,
+                        "connected to PostgreSQL"
+                    );
+                    self.state.send_replace(State::Ready(ready.clone()));
+                    let why = self.watch(&ready.link).await;
+                    tracing::warn!(
+                        schema,
+                        connection,
+                        host,
+                        reason = why,
+                        "lost the connection to PostgreSQL"
+                    );
+                    self.state.send_replace(State::Away(Instant::now(), why));
+                    if begun.elapsed() >= LASTED {
+                        backoff.reset();
+                        continue;
+                    }
+                }
+                Err(unusable) => {
+                    if let Some(count) = failures.note() {
+                        let reason = match &unusable {
+                            Unusable::Foreign(why) | Unusable::Failed(why) => why,
+                        };
+                        tracing::warn!(schema, connection, reason, count, "cannot use PostgreSQL, trying on");
+                    }
+                    self.fail(unusable);
+                }
+            }
+            tokio::time::sleep(backoff.next_wait()).await;
+        }
+    }
+
+    /// Notes why there is no connection, and keeps the time since when.
+    fn fail(&self, unusable: Unusable) {
+        self.state.send_modify(|state| {
+            let since = if let State::Away(since, _) = state { *since } else { Instant::now() };
+            *state = match unusable {
+                Unusable::Foreign(why) => State::Unusable(why),
+                Unusable::Failed(why) => State::Away(since, why),
+            };
+        });
+    }
+
+    /// Opens a connection, brings the schema up to date, and prepares the statements.
+    async fn open(&self, first: usize) -> Result<(Ready, String, usize), Unusable> {
+        let (mut link, at) = self.target.connect(first).await.map_err(Unusable::Failed)?;
+        let version = self.service.schema.ensure(link.client_mut(), self.target.timeout).await?;
+        let prepared = tokio::time::timeout(self.target.timeout, self.prepare(&link)).await;
+        let late = |_| Unusable::Failed(format!("no answer within {:?}", self.target.timeout));
+        let statements = prepared.map_err(late)?.map_err(|error| Unusable::Failed(reason(&error)))?;
+        Ok((Ready { link, statements, version }, self.target.host(at), at))
+    }
+
+    async fn prepare(&self, link: &Link) -> Result<Vec<Statement>, tokio_postgres::Error> {
+        let limit = self.target.timeout.as_millis();
+        let plans = self.purpose.plans();
+        // without the warning a commit that was not replicated would look like any other
+        let session = format!(
+            "SET client_min_messages = warning; SET statement_timeout = {limit}; SET lock_timeout = 0; \
+             SET idle_in_transaction_session_timeout = {limit}; SET plan_cache_mode = force_generic_plan; {plans}; \
+             SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
+        );
+        link.client().batch_execute(&session).await?;
+        let mut statements = Vec::new();
+        for text in self.service.statements {
+            statements.push(link.client().prepare(text).await?);
+        }
+        Ok(statements)
+    }
+
+    /// Watches a connection until it is lost; returns why.
+    async fn watch(&self, link: &Link) -> String {
+        let limit = self.target.timeout + SLACK;
+        loop {
+            tokio::select! {
+                why = link.lost() => return why,
+                () = tokio::time::sleep(CHECK) => {}
+            }
+            match crate::timeout::timeout(limit, link.check()).await {
+                Ok(Ok(())) => {}
+                Ok(Err(why)) => link.lose(&why),
+                Err(_) => link.lose(&format!("no answer within {limit:?}")),
+            }
+        }
+    }
+}

@@ -1,0 +1,171 @@
+//! One open connection, and the task that drives it.
+
+use std::future::poll_fn;
+use std::sync::{Mutex, PoisonError};
+use std::task::Poll;
+use std::time::{Duration, Instant, SystemTime};
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::watch;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::{AsyncMessage, Client, Connection, SimpleQueryMessage};
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use super::failure::{is_unreplicated_commit, reason};
+
+/// Asks whether the server is a standby, whether it can only be read, and for its time, microseconds since 1970.
+const QUESTION: &str = "SELECT pg_is_in_recovery(), current_setting('transaction_read_only'), \
+                        (extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
+
+/// A connection to a server that could be written to when it was opened. It ends when this is dropped, when the server
+/// ends it, and when somebody calls [`Link::lose`].
+pub struct Link {
+    client: Client,
+    ended: watch::Sender<Option<String>>,
+    stop: CancellationToken,
+    clock: Mutex<Option<Clock>>,
+    _driver: DropGuard,
+}
+
+/// The clock of the server against ours.
+#[derive(Clone, Copy, Debug)]
+struct Clock {
+    /// The time of the server, at the earliest at `read` minus `uncertain`.
+    server: SystemTime,
+    /// When the answer was here.
+    read: Instant,
+    /// How long the question took.
+    uncertain: Duration,
+}
+
+impl Link {
+    /// Begins to drive a connection. Must be called inside a tokio runtime.
+    pub fn new<S, T>(client: Client, connection: Connection<S, T>) -> Self
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        T: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let (ended, stop) = (watch::Sender::new(None), CancellationToken::new());
+        tokio::spawn(drive(connection, ended.clone(), stop.clone()));
+        Self { client, ended, clock: Mutex::default(), _driver: stop.clone().drop_guard(), stop }
+    }
+
+    /// Returns the client. Statements whose futures run at the same time are pipelined. One whose future is dropped is
+    /// still executed, and its answer ignored.
+    pub const fn client(&self) -> &Client {
+        &self.client
+    }
+
+    /// As [`Self::client`], for what nobody else may do at the same time.
+    pub const fn client_mut(&mut self) -> &mut Client {
+        &mut self.client
+    }
+
+    /// Gives the connection up. What is in flight on it fails.
+    pub fn lose(&self, why: &str) {
+        end(&self.ended, why.to_owned());
+        self.stop.cancel();
+    }
+
+    /// Returns true if the connection has ended.
+    pub fn is_lost(&self) -> bool {
+        self.ended.borrow().is_some()
+    }
+
+    /// Returns why the connection has ended, if it has.
+    pub fn reason(&self) -> Option<String> {
+        self.ended.borrow().clone()
+    }
+
+    /// Waits for the end of the connection and returns why.
+    pub async fn lost(&self) -> String {
+        let mut ended = self.ended.subscribe();
+        let found = ended.wait_for(Option::is_some).await;
+        found.ok().and_then(|why| why.clone()).unwrap_or_default()
+    }
+
+    /// Checks that the server can be written to, and reads its clock.
+    ///
+    /// # Errors
+    /// Why it cannot.
+    pub async fn check(&self) -> Result<(), String> {
+        let asked = Instant::now();
+        let answer = match self.client.simple_query(QUESTION).await {
+            // the question came between the statements of a transaction, of which one had failed
+            Err(error) if error.code() == Some(&SqlState::IN_FAILED_SQL_TRANSACTION) => return Ok(()),
+            other => other.map_err(|error| reason(&error))?,
+        };
+        let read = Instant::now();
+        let row = answer.into_iter().find_map(|message| match message {
+            SimpleQueryMessage::Row(row) => Some(row),
+            _ => None,
+        });
+        let row = row.ok_or("the server answers nothing")?;
+        if row.get(0) == Some("t") {
+            return Err("it is a standby".to_owned());
+        }
+        if row.get(1) != Some("off") {
+            return Err("it can only be read".to_owned());
+        }
+        let micros = row.get(2).and_then(|text| text.parse().ok()).ok_or("the server has no clock")?;
+        let server = SystemTime::UNIX_EPOCH + Duration::from_micros(micros);
+        let clock = Clock { server, read, uncertain: read - asked };
+        *self.clock.lock().unwrap_or_else(PoisonError::into_inner) = Some(clock);
+        Ok(())
+    }
+
+    /// Returns the time that the server's clock will not have passed before `deadline` has.
+    pub fn server_time(&self, deadline: Instant) -> SystemTime {
+        let clock = *self.clock.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(clock) = clock else { return SystemTime::UNIX_EPOCH };
+        match deadline.checked_duration_since(clock.read) {
+            Some(after) => clock.server + after,
+            None => clock.server,
+        }
+    }
+
+    /// Returns how much earlier than a deadline its [`Self::server_time`] may be.
+    pub fn uncertainty(&self) -> Duration {
+        let clock = *self.clock.lock().unwrap_or_else(PoisonError::into_inner);
+        clock.map_or(Duration::ZERO, |clock| clock.uncertain)
+    }
+}
+
+fn end(ended: &watch::Sender<Option<String>>, why: String) {
+    ended.send_if_modified(|told| {
+        let first = told.is_none();
+        if first {
+            *told = Some(why);
+        }
+        first
+    });
+}
+
+/// Moves bytes and messages until the connection ends or is given up. Dropping it then fails what is in flight.
+async fn drive<S, T>(
+    mut connection: Connection<S, T>,
+    ended: watch::Sender<Option<String>>,
+    stop: CancellationToken,
+) where
+    S: AsyncRead + AsyncWrite + Unpin,
+    T: AsyncRead + AsyncWrite + Unpin,
+{
+    let until_end = poll_fn(|context| {
+        loop {
+            match connection.poll_message(context) {
+                Poll::Pending => return Poll::Pending,
+                Poll::Ready(None) => return Poll::Ready("it was closed".to_owned()),
+                // no message comes after this
+                Poll::Ready(Some(Err(error))) => return Poll::Ready(reason(&error)),
+                // the warning precedes the answer of the statement and names none: nothing in flight is acknowledged
+                Poll::Ready(Some(Ok(AsyncMessage::Notice(notice)))) if is_unreplicated_commit(&notice) => {
+                    return Poll::Ready(format!("a commit was not replicated: {}", notice.message()));
+                }
+                Poll::Ready(Some(Ok(_))) => {}
+            }
+        }
+    });
+    if let Some(why) = stop.run_until_cancelled(until_end).await {
+        end(&ended, why);
+    }
+}

@@ -1,0 +1,155 @@
+//! The schema of each service in the database: whose it is, its version, and its migrations.
+//!
+//! *Shape*: schema `feed` has the table `feeds`, the table `migrations` (one row for each migration that was made), and
+//! the table `compatibility` (one row: the version, and the oldest version whose programs can work with it).
+
+use std::time::Duration;
+
+use refinery::{Migration, Runner};
+use tokio_postgres::Client;
+
+use super::failure::reason;
+
+/// First key of the advisory locks, "msa"; the second is that of the service.
+const LOCK: i32 = 0x006d_7361;
+/// Longest wait for another process that migrates.
+const LOCK_WAIT: Duration = Duration::from_secs(10);
+/// Longest time for the migrations.
+const LIMIT: Duration = Duration::from_mins(10);
+
+/// The schema of one service.
+#[derive(Debug)]
+pub struct Schema {
+    /// Its name in the database.
+    pub name: &'static str,
+    /// Second key of its advisory lock.
+    pub lock: i32,
+    /// `V<version>__<name>` and the script of each migration, oldest first.
+    pub migrations: &'static [(&'static str, &'static str)],
+}
+
+/// What was found in the database.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// No schema, or an empty one.
+    Nothing,
+    /// The schema of this service.
+    Version(i32),
+}
+
+/// Why a schema cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Unusable {
+    /// It is not this service's, or needs a newer program. Waiting does not help.
+    Foreign(String),
+    /// The server failed.
+    Failed(String),
+}
+
+impl From<tokio_postgres::Error> for Unusable {
+    fn from(error: tokio_postgres::Error) -> Self {
+        Self::Failed(reason(&error))
+    }
+}
+
+impl Schema {
+    /// Returns the newest version that this program knows.
+    pub fn version(&self) -> i32 {
+        i32::try_from(self.migrations.len()).unwrap_or(i32::MAX)
+    }
+
+    /// Brings the schema to the version of this program if it is older, once among all processes that try. Returns the
+    /// version that is there. A current schema takes no lock, and no rights but to read and write its tables. `limit` is for the look at what is there.
+    ///
+    /// # Errors
+    /// [`Unusable`].
+    pub async fn ensure(&self, client: &mut Client, limit: Duration) -> Result<i32, Unusable> {
+        let found = tokio::time::timeout(limit, self.find(client)).await;
+        match found.map_err(|_| Unusable::Failed(format!("no answer within {limit:?}")))?? {
+            Found::Version(version) if version >= self.version() => return Ok(version),
+            Found::Version(_) | Found::Nothing => {}
+        }
+        let migrated = tokio::time::timeout(LIMIT, self.migrate_locked(client)).await;
+        migrated.map_err(|_| Unusable::Failed(format!("the migrations took longer than {LIMIT:?}")))?
+    }
+
+    /// Looks what is in the database, and whether this program can work with it.
+    async fn find(&self, client: &Client) -> Result<Found, Unusable> {
+        let name = self.name;
+        let question = "SELECT c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+                        WHERE n.nspname = $1 AND c.relkind IN ('r', 'p', 'v', 'm', 'f')";
+        let tables = client.query(question, &[&name]).await?;
+        let tables: Vec<String> = tables.iter().map(|row| row.get(0)).collect();
+        if tables.is_empty() {
+            return Ok(Found::Nothing);
+        }
+        if !tables.iter().any(|table| table == "migrations") {
+            return Err(Unusable::Foreign(format!(
+                "schema {name} has tables, but none with migrations: it is not this service's"
+            )));
+        }
+        let newest = client.query(&format!("SELECT max(version) FROM {name}.migrations"), &[]).await?;
+        let newest: Option<i32> = newest.first().and_then(|row| row.get(0));
+        let version = newest.unwrap_or(0);
+        if version > self.version() && !self.is_compatible(client, version).await? {
+            return Err(Unusable::Foreign(format!(
+                "schema {name} is of version {version}, this program knows versions up to {}",
+                self.version()
+            )));
+        }
+        Ok(Found::Version(version))
+    }
+
+    /// Returns true if a newer version says of itself that programs of this version can work with it.
+    async fn is_compatible(&self, client: &Client, version: i32) -> Result<bool, Unusable> {
+        let name = self.name;
+        let rows = client.query(&format!("SELECT version, oldest FROM {name}.compatibility"), &[]).await?;
+        let [row] = rows.as_slice() else { return Ok(false) };
+        Ok(row.get::<_, i32>(0) == version && row.get::<_, i32>(1) <= self.version())
+    }
+
+    /// Migrates while no other process does.
+    async fn migrate_locked(&self, client: &mut Client) -> Result<i32, Unusable> {
+        let wait = LOCK_WAIT.as_millis();
+        client.batch_execute(&format!("SET statement_timeout = 0; SET lock_timeout = {wait}")).await?;
+        let lock = client.execute("SELECT pg_advisory_lock($1, $2)", &[&LOCK, &self.lock]).await;
+        lock.map_err(|error| Unusable::Failed(format!("another process migrates: {}", reason(&error))))?;
+        let migrated = self.migrate(client).await;
+        // the caller gives a failed connection up, and the lock with it
+        migrated?;
+        client.execute("SELECT pg_advisory_unlock($1, $2)", &[&LOCK, &self.lock]).await?;
+        match self.find(client).await? {
+            Found::Version(version) => Ok(version),
+            Found::Nothing => Err(Unusable::Failed("the migrations left nothing".to_owned())),
+        }
+    }
+
+    async fn migrate(&self, client: &mut Client) -> Result<(), Unusable> {
+        let name = self.name;
+        // another process may have done it meanwhile
+        match self.find(client).await? {
+            Found::Version(version) if version >= self.version() => return Ok(()),
+            Found::Version(_) => {}
+            Found::Nothing => {
+                let there = "SELECT 1 FROM pg_namespace WHERE nspname = $1";
+                if client.query(there, &[&name]).await?.is_empty() {
+                    client.batch_execute(&format!("CREATE SCHEMA {name}")).await?;
+                }
+            }
+        }
+        let migrations = self.migrations.iter().map(|(name, script)| Migration::unapplied(name, script));
+        let migrations: Vec<_> = migrations
+            .collect::<Result<_, _>>()
+            .map_err(|error: refinery::Error| Unusable::Foreign(error.to_string()))?;
+        let mut runner = Runner::new(&migrations).set_grouped(true);
+        runner.set_migration_table_name(format!("{name}.migrations"));
+        let report = runner.run_async(client).await.map_err(|error| match error.kind() {
+            refinery::error::Kind::Connection(..) => Unusable::Failed(crate::api::error::chain(&error)),
+            _ => Unusable::Foreign(crate::api::error::chain(&error)),
+        })?;
+        for migration in report.applied_migrations() {
+            tracing::info!(schema = name, %migration, "migrated");
+        }
+        Ok(())
+    }
+}

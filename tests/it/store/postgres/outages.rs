@@ -1,0 +1,265 @@
+//! Outages: a server that is away, frozen, restarted or no longer to be written to, and a network that fails.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use microservice_app::config::Store;
+use microservice_app::store::{FeedStore, StoreError};
+use rustix::process::Signal;
+
+use super::super::contract::{at, record, soon};
+use super::{MS, feed, found, open, sessions, wait_until_well};
+use crate::kit::postgres::Postgres;
+use crate::kit::relay::{Direction, Faults, Relay};
+use crate::kit::{free_addr, wait_for};
+
+/// Writes until it is told to stop; returns the ids that were acknowledged. Every failure must be one that a caller may
+/// repeat.
+async fn write_on(
+    store: Arc<dyn FeedStore>,
+    user: i64,
+    stop: tokio_util::sync::CancellationToken,
+) -> Vec<i64> {
+    let mut acknowledged = Vec::new();
+    for id in 1.. {
+        if stop.is_cancelled() {
+            break;
+        }
+        match store.create(record(user, id, "x"), Instant::now() + Duration::from_secs(2)).await {
+            Ok(()) => acknowledged.push(id),
+            Err(StoreError::Away(_) | StoreError::Unknown(_) | StoreError::Late) => {
+                tokio::time::sleep(5 * MS).await
+            }
+            Err(other) => panic!("{other}"),
+        }
+    }
+    acknowledged
+}
+
+/// Runs writers while something happens, and checks that everything acknowledged is there.
+async fn nothing_is_lost(store: &Arc<dyn FeedStore>, happens: impl Future) {
+    let stop = tokio_util::sync::CancellationToken::new();
+    let writers: Vec<_> =
+        (1..=16).map(|user| tokio::spawn(write_on(store.clone(), user, stop.clone()))).collect();
+    tokio::time::sleep(200 * MS).await;
+    happens.await;
+    wait_until_well(store.as_ref()).await;
+    tokio::time::sleep(200 * MS).await;
+    stop.cancel();
+    for (user, writer) in (1..).zip(writers) {
+        let acknowledged = writer.await.unwrap();
+        assert!(acknowledged.len() > 10, "{} writes of {user}", acknowledged.len());
+        let there = all(store.as_ref(), user).await;
+        let lost: Vec<_> = acknowledged.iter().filter(|id| !there.contains(id)).collect();
+        assert!(lost.is_empty(), "user {user} lost {lost:?}");
+    }
+}
+
+/// Returns the ids of all of a user's feeds.
+async fn all(store: &dyn FeedStore, user: i64) -> std::collections::HashSet<i64> {
+    let (mut ids, mut before) = (std::collections::HashSet::new(), 0);
+    while let Some(page) = store.newest(user, 1000, before).await.unwrap() {
+        let Some(first) = page.feeds.first() else { break };
+        before = first.id;
+        ids.extend(page.feeds.iter().map(|feed| feed.id));
+    }
+    ids
+}
+
+#[tokio::test]
+async fn a_start_without_the_database_serves_once_it_is_there() {
+    let mut server = Postgres::start().await;
+    server.stop(Signal::INT);
+    let begun = Instant::now();
+    let store = feed(&server.url()).await;
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    store.usable().await.unwrap();
+    assert!(store.warnings()[0].contains("no connection for writes"), "{:?}", store.warnings());
+    let (written, read) =
+        futures_util::join!(store.create(record(7, 1, "x"), soon()), store.newest(7, 20, 0));
+    assert!(matches!(written, Err(StoreError::Away(_))), "{written:?}");
+    assert!(matches!(read, Err(StoreError::Away(_))), "{read:?}");
+    server.launch();
+    wait_until_well(store.as_ref()).await;
+    store.create(record(7, 1, "x"), soon()).await.unwrap();
+    assert_eq!(found(store.as_ref(), 7).await, [1]);
+}
+
+#[tokio::test]
+async fn a_server_that_crashes_or_is_restarted_loses_nothing_acknowledged() {
+    let mut server = Postgres::start().await;
+    let store = feed(&server.url()).await;
+    nothing_is_lost(&store, async {
+        server.restart().await;
+        wait_until_well(store.as_ref()).await;
+        for how in [Signal::QUIT, Signal::INT] {
+            server.stop(how);
+            tokio::time::sleep(300 * MS).await;
+            server.launch();
+            wait_until_well(store.as_ref()).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn sessions_that_the_server_ends_are_opened_again() {
+    let server = Postgres::start().await;
+    let store = feed(&server.url()).await;
+    let admin = server.admin().await;
+    nothing_is_lost(&store, async {
+        for _ in 0..10 {
+            let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'app'";
+            admin.execute(end, &[]).await.unwrap();
+            tokio::time::sleep(100 * MS).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_network_that_resets_and_delays_loses_nothing_acknowledged() {
+    let server = Postgres::start().await;
+    let relay = Relay::start(server.addr, 7).await;
+    let store = feed(&Postgres::url_at(&[relay.addr])).await;
+    nothing_is_lost(&store, async {
+        for _ in 0..10 {
+            relay.reset();
+            tokio::time::sleep(50 * MS).await;
+            relay.close();
+            tokio::time::sleep(50 * MS).await;
+        }
+        relay.set(Faults::both(Direction {
+            delay: 20 * MS,
+            jitter: 10 * MS,
+            reset: 0.01,
+            ..Direction::default()
+        }));
+        tokio::time::sleep(2000 * MS).await;
+        relay.heal();
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_connection_that_is_half_open_is_given_up_within_the_time_limit() {
+    let server = Postgres::start().await;
+    let relay = Relay::start(server.addr, 7).await;
+    let store = open(&Store { timeout: 500 * MS, ..at(&Postgres::url_at(&[relay.addr])) }).await.unwrap();
+    store.create(record(7, 1, "x"), soon()).await.unwrap();
+    relay.half_open();
+    let begun = Instant::now();
+    let (written, read) =
+        futures_util::join!(store.create(record(7, 2, "x"), soon()), store.newest(7, 20, 0));
+    assert!(matches!(written, Err(StoreError::Unknown(_))), "{written:?}");
+    assert_eq!(read.unwrap().unwrap().feeds.len(), 1, "a read is repeated");
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    store.create(record(7, 2, "x"), soon()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_write_that_the_network_holds_back_does_not_come_later() {
+    let server = Postgres::start().await;
+    let relay = Relay::start(server.addr, 7).await;
+    let store = feed(&Postgres::url_at(&[relay.addr])).await;
+    let other = feed(&server.url()).await;
+    store.create(record(7, 1, "old"), soon()).await.unwrap();
+    store.create(record(7, 2, "old"), soon()).await.unwrap();
+    relay.set(Faults { up: Direction { cut: true, ..Direction::default() }, ..Faults::default() });
+    let deadline = Instant::now() + 300 * MS;
+    let held = store.create(record(7, 1, "held"), deadline);
+    let held = tokio::time::timeout_at(deadline.into(), held).await;
+    assert!(held.is_err(), "nothing gets through");
+    other.create(record(7, 1, "newer"), soon()).await.unwrap();
+    relay.heal();
+    // this goes behind it
+    store.create(record(7, 3, "x"), soon()).await.unwrap();
+    let page = other.newest(7, 20, 0).await.unwrap().unwrap();
+    assert_eq!(page.feeds, [record(7, 1, "newer"), record(7, 2, "old"), record(7, 3, "x")]);
+}
+
+#[tokio::test]
+async fn a_frozen_host_is_passed_over() {
+    let (frozen, server) = (Postgres::start().await, Postgres::start().await);
+    let away = free_addr();
+    frozen.freeze();
+    let begun = Instant::now();
+    let store = feed(&Postgres::url_at(&[frozen.addr, away, server.addr])).await;
+    assert_eq!(store.warnings(), [""; 0]);
+    assert!(begun.elapsed() < 2000 * MS, "{:?}", begun.elapsed());
+    store.create(record(7, 1, "x"), soon()).await.unwrap();
+    frozen.thaw();
+}
+
+#[tokio::test]
+async fn a_host_that_freezes_in_use_is_left_within_five_seconds() {
+    let (first, second) = (Postgres::start().await, Postgres::start().await);
+    let store = feed(&Postgres::url_at(&[first.addr, second.addr])).await;
+    store.create(record(7, 1, "x"), soon()).await.unwrap();
+    first.freeze();
+    let begun = Instant::now();
+    wait_for("writes resume", || async {
+        let deadline = Instant::now() + Duration::from_secs(2);
+        store.create(record(7, 2, "x"), deadline).await.ok()
+    })
+    .await;
+    assert!(begun.elapsed() < Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert_eq!(found(store.as_ref(), 7).await, [2], "the second host");
+    first.thaw();
+}
+
+#[tokio::test]
+async fn a_host_that_can_only_be_read_is_left_for_another() {
+    let (first, second) = (Postgres::start().await, Postgres::start().await);
+    let url = Postgres::url_at(&[first.addr, second.addr]);
+    let store = feed(&url).await;
+    store.create(record(7, 1, "x"), soon()).await.unwrap();
+    // its sessions stay, as those of a primary that is demoted
+    first.append("postgresql.conf", "default_transaction_read_only = on\n");
+    first.reload();
+    wait_for("writes go to the second host", || async {
+        store.create(record(7, 2, "x"), soon()).await.unwrap();
+        (found(store.as_ref(), 7).await == [2]).then_some(())
+    })
+    .await;
+    let fresh = feed(&url).await;
+    assert_eq!(found(fresh.as_ref(), 7).await, [2], "a new start, too");
+}
+
+#[tokio::test]
+async fn reads_that_nobody_waits_for_disturb_no_other() {
+    let server = Postgres::start().await;
+    let store = feed(&server.url()).await;
+    store.create(record(7, 1, "x"), soon()).await.unwrap();
+    let admin = server.admin().await;
+    let before = sessions(&admin).await;
+    admin.batch_execute("BEGIN; LOCK TABLE feed.feeds").await.unwrap();
+    let kept = futures_util::future::join_all((0..50).map(|_| store.newest(7, 20, 0)));
+    let dropped = async {
+        for _ in 0..50 {
+            assert!(tokio::time::timeout(5 * MS, store.newest(7, 20, 0)).await.is_err(), "the lock is held");
+        }
+        admin.batch_execute("COMMIT").await.unwrap();
+    };
+    let (kept, ()) = futures_util::join!(kept, dropped);
+    for page in kept {
+        assert_eq!(page.unwrap().unwrap().feeds.len(), 1);
+    }
+    assert_eq!(sessions(&admin).await, before, "the same sessions");
+    assert!(!server.log().contains("canceling statement"), "{}", server.log());
+}
+
+#[tokio::test]
+async fn a_connection_limit_that_is_reached_is_an_outage_that_ends() {
+    let server = Postgres::start().await;
+    let admin = server.admin().await;
+    admin.batch_execute("ALTER ROLE app CONNECTION LIMIT 2").await.unwrap();
+    let one = feed(&server.url()).await;
+    let two = feed(&server.url()).await;
+    let told = two.warnings();
+    assert!(told[0].contains("too many connections for role"), "{told:?}");
+    two.usable().await.unwrap();
+    drop(one);
+    wait_until_well(two.as_ref()).await;
+    two.create(record(7, 1, "x"), soon()).await.unwrap();
+}
