@@ -117,8 +117,9 @@ impl Database {
         }))
     }
 
-    /// Notes that a connection is open, to the host with this index.
-    pub fn connected(&self, purpose: Purpose, host: usize) {
+    /// Notes that a connection is open, to the host with this index, and which version of the schema was found there.
+    pub fn connected(&self, purpose: Purpose, host: usize, schema: i32) {
+        self.0.schema.set(schema.into());
         self.0.links[purpose as usize].ok.inc();
         let mut state = self.state();
         if purpose == Purpose::Writes && state.writes_to.replace(host).is_some_and(|before| before != host) {
@@ -171,11 +172,6 @@ impl Database {
         }
     }
 
-    /// Notes the version of the schema.
-    pub fn schema(&self, version: i64) {
-        self.0.schema.set(version);
-    }
-
     /// Returns its member of `/status`.
     #[must_use]
     pub fn status(&self) -> Value {
@@ -214,19 +210,19 @@ mod tests {
         let metrics = Metrics::register(&registry).unwrap();
         let hosts = ["a:1", "b:1"].map(str::to_owned).to_vec();
         let database = Database::new(&metrics, "feed", hosts);
-        database.connected(Purpose::Reads, 1);
-        database.connected(Purpose::Writes, 0);
+        database.connected(Purpose::Reads, 1, 3);
+        database.connected(Purpose::Writes, 0, 3);
         database.lost(Purpose::Writes, &"gone");
         database.connect_failed(Purpose::Writes, &"refused");
         let away = &database.status()["connections"][1];
         assert_eq!((&away["host"], &away["last_error"]), (&Value::Null, &json!("refused")));
-        database.connected(Purpose::Writes, 0);
+        database.connected(Purpose::Writes, 0, 3);
         assert_eq!(database.status()["failovers"], 0);
         database.lost(Purpose::Writes, &"gone");
-        database.connected(Purpose::Writes, 1);
+        database.connected(Purpose::Writes, 1, 4);
         database.committed(Commit::Unknown, 3, Duration::from_millis(2));
         database.committed(Commit::Ok, 1, Duration::from_millis(2));
-        database.schema(4);
+
         let status = database.status();
         assert_eq!((&status["failovers"], &status["unknown_outcomes"]), (&json!(1), &json!(3)));
         let writes = &status["connections"][1];
