@@ -10,6 +10,7 @@
 mod callpath;
 mod chaos;
 mod connections;
+mod database;
 mod edge;
 mod limbo;
 mod pauses;
@@ -44,6 +45,7 @@ fn all() -> Vec<Row> {
         pauses::ROWS,
         edge::ROWS,
         store::ROWS,
+        database::ROWS,
         unread::ROWS,
         telemetry::ROWS,
         chaos::ROWS,
