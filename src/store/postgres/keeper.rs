@@ -66,11 +66,15 @@ impl Links {
         self.0.borrow().clone()
     }
 
-    /// Waits for a connection, at most `limit`.
+    /// Waits for a connection, until there has been none for `limit`: a database that stays away is refused at once.
     ///
     /// # Errors
     /// [`StoreError::Away`] with why there is none.
     pub async fn wait(&self, limit: Duration) -> Result<Arc<Ready>, StoreError> {
+        let limit = match self.state() {
+            State::Away(since, _) => limit.saturating_sub(since.elapsed()),
+            State::Ready(_) | State::Unusable(_) => limit,
+        };
         let mut states = self.0.clone();
         let usable = states.wait_for(|state| match state {
             State::Ready(ready) => !ready.link.is_lost(),
