@@ -1,5 +1,6 @@
 //! Walks through the pages: sessions that run what the pages show, in the order in which an operator would.
 
+mod choice;
 mod etcd;
 mod roles;
 mod store;

@@ -21,10 +21,10 @@ use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::Channel;
 
 use super::{Findings, SECOND, rounds, rows};
-use crate::kit::ab;
 use crate::kit::grpc::channel;
 use crate::kit::postgres::{Postgres, connect};
 use crate::kit::process::Process;
+use crate::kit::{ab, wait_for};
 
 rows! { "store"
     "P30" p30_group_commit_against_single_rows group_commit 60 3 "64 writers on PostgreSQL: group commits against single rows";
@@ -50,8 +50,7 @@ async fn open(url: &str) -> Arc<dyn FeedStore> {
     let settings = Store { url: url.parse().expect("a URL"), ..Store::default() };
     let metrics = Metrics::register(&prometheus::Registry::new()).expect("metrics");
     let store = store::feed(&settings, &metrics).await.expect("a store");
-    let warnings = store.warnings();
-    assert!(warnings.is_empty(), "{warnings:?}");
+    wait_for("it is connected", || async { store.warnings().is_empty().then_some(()) }).await;
     store
 }
 
@@ -194,7 +193,7 @@ struct Feed {
 
 impl Feed {
     async fn start(store: &str) -> Self {
-        let args = ["feed", "--addr", "127.0.0.1:0", "--debug-addr", "127.0.0.1:0", "--log-level", "warn"];
+        let args = ["feed", "--addr", "127.0.0.1:0", "--debug-addr", "127.0.0.1:0"];
         let mut process = Process::start(&[&args[..], &["--store", store]].concat());
         let (addr, _) = process.wait_for_role("feed");
         Self { _process: process, grpc: Grpc::new(channel(addr).await) }

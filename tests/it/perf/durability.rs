@@ -18,7 +18,7 @@ use tokio_postgres::Client;
 use crate::kit::ab::median;
 use crate::kit::cpu::Others;
 use crate::kit::postgres::{Postgres, connect, program};
-use crate::kit::{free_addr, wait_long_for};
+use crate::kit::{free_addr, wait_for, wait_long_for};
 
 const WRITERS: usize = 64;
 const SETTINGS: [&str; 3] = ["max_connections = 100", "shared_buffers = 256MB", "max_wal_size = 8GB"];
@@ -70,7 +70,9 @@ impl Drop for Standby {
 async fn open(url: &str) -> Arc<dyn FeedStore> {
     let settings = Store { url: url.parse().expect("a URL"), ..Store::default() };
     let metrics = Metrics::register(&prometheus::Registry::new()).expect("metrics");
-    store::feed(&settings, &metrics).await.expect("a store")
+    let store = store::feed(&settings, &metrics).await.expect("a store");
+    wait_for("it is connected", || async { store.warnings().is_empty().then_some(()) }).await;
+    store
 }
 
 /// Returns writes a second of so many writers.
