@@ -24,7 +24,7 @@ use super::{Findings, SECOND, rounds, rows};
 use crate::kit::grpc::channel;
 use crate::kit::postgres::{Postgres, connect};
 use crate::kit::process::Process;
-use crate::kit::{ab, wait_for};
+use crate::kit::{ab, metrics, wait_for};
 
 rows! { "store"
     "P30" p30_group_commit_against_single_rows group_commit 60 3 "64 writers on PostgreSQL: group commits against single rows";
@@ -47,8 +47,13 @@ const USERS: i64 = 1000;
 
 /// Opens the store of the feed service.
 async fn open(url: &str) -> Arc<dyn FeedStore> {
+    open_with(url, &prometheus::Registry::new()).await
+}
+
+/// Opens the store of the feed service, its metrics in a registry.
+async fn open_with(url: &str, registry: &prometheus::Registry) -> Arc<dyn FeedStore> {
     let settings = Store { url: url.parse().expect("a URL"), ..Store::default() };
-    let metrics = Metrics::register(&prometheus::Registry::new()).expect("metrics");
+    let metrics = Metrics::register(registry).expect("metrics");
     let store = store::feed(&settings, &metrics).await.expect("a store");
     wait_for("it is connected", || async { store.warnings().is_empty().then_some(()) }).await;
     store
@@ -58,7 +63,7 @@ async fn open(url: &str) -> Arc<dyn FeedStore> {
 fn record(next: &Cell<i64>) -> FeedRecord {
     let id = next.get();
     next.set(id + 1);
-    FeedRecord { user_id: id % USERS, id, content: format!("{id:0100}") }
+    FeedRecord { user_id: id % USERS + 1, id, content: format!("{id:0100}") }
 }
 
 /// Works with so many callers at once, each again as soon as it has done; returns how often a second.
@@ -114,7 +119,8 @@ impl Single {
 async fn group_commit(time: Duration) -> Findings {
     let (server, next, mut findings) =
         (Postgres::start_with(&SETTINGS).await, Cell::new(1), Findings::default());
-    let store = open(&server.url()).await;
+    let registry = prometheus::Registry::new();
+    let store = open_with(&server.url(), &registry).await;
     // the best that single rows can do here is the base
     let mut best: Option<(f64, Single)> = None;
     for connections in POOLS {
@@ -145,6 +151,10 @@ async fn group_commit(time: Duration) -> Findings {
     let compared = compared.await;
     findings.tell("single rows, median", ab::median(&mut rates), "/s");
     findings.tell("group commits, median", ab::median(&mut grouped), "/s");
+    let page = microservice_app::telemetry::metrics::text(&registry);
+    let total = |series: &str| metrics::find(&page, series).expect("it has written");
+    let mean = total("store_batch_writes_sum") / total("store_batch_writes_count");
+    findings.tell("writes in a transaction, mean", mean, "");
     findings.compared_at_least("writes/s, group commits / single rows", &compared, 3.0);
     findings.count("writes that were lost", lost(&server, next.get()).await, 0);
     findings
