@@ -76,6 +76,34 @@ const REFUSED: &[(&str, &str)] = &[
     ("[store]\nurl = \"sqlite:x.db?mode=ro\"", "`store.url` in app.toml: `sqlite:x.db?mode=ro` has a URI"),
     ("[store]\nurl = \"sqlite:x.db#a\"", "`store.url` in app.toml: `sqlite:x.db#a` has a URI"),
     ("[store]\nurl = \"sqlite://x.db\"", "`store.url` in app.toml: `sqlite://x.db` has a URI"),
+    (
+        "[store]\nurl = \"postgres://app:hunter2@db/msa\"",
+        "`store.url` in app.toml: the URL of PostgreSQL holds a password",
+    ),
+    (
+        "[store]\nurl = \"postgres://app@db\"",
+        "`store.url` in app.toml: the URL of PostgreSQL names no database",
+    ),
+    (
+        "[store]\nurl = \"postgres://app@db/msa?sslmode=require\"",
+        "`store.ca_file` in the defaults: is missing, and `store.url` requires TLS",
+    ),
+    (
+        "[store]\nurl = \"postgres://app@db/msa\"\npassword_file = \"\"",
+        "`store.password_file` in app.toml: is empty",
+    ),
+    (
+        "[store]\nurl = \"postgres://app@db/msa\"\nca_file = \"ca\"\nkey_file = \"key\"",
+        "`store.cert_file` in the defaults: is missing, and store.key_file is set",
+    ),
+    (
+        "[store]\nurl = \"postgres://app@db/msa\"\ncert_file = \"cert\"\nkey_file = \"key\"",
+        "`store.ca_file` in the defaults: is missing, and store.cert_file is set",
+    ),
+    (
+        "[store]\nurl = \"sqlite:x.db\"\npassword_file = \"p\"",
+        "`store.password_file` in app.toml: is for PostgreSQL, but `store.url` is sqlite:x.db",
+    ),
     ("[registry]\nprefix = \"services\"", "`registry.prefix` in app.toml: "),
     ("[registry]\nprefix = \"services/\"", "`registry.prefix` in app.toml: "),
     ("[registry]\nprefix = \"/services-\"", "`registry.prefix` in app.toml: "),

@@ -40,5 +40,5 @@ section! {
     /// Longest time of one statement and of one commit in PostgreSQL, and of its silence: then the connection is given up
     /// and the server looked for anew. A write whose commit takes longer may or may not be there, and is answered 503.
     /// Should not be shorter than the deadlines of callers.
-    "store.timeout_ms" => timeout: Duration = Duration::from_secs(3), Kind::milliseconds(100, 600_000);
+    "store.timeout_ms" => timeout: Duration = Duration::from_millis(2500), Kind::milliseconds(100, 600_000);
 }

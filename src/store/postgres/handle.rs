@@ -59,16 +59,16 @@ impl Postgres {
         let database = Database::new(metrics, service.schema.name, target.hosts());
         let timeout = target.timeout;
         let stop = CancellationToken::new();
-        let (reader, reads) = Keeper::new(target.clone(), service, Purpose::Reads, database.clone());
-        let (writer, writes) = Keeper::new(target, service, Purpose::Writes, database.clone());
-        for keeper in [reader, writer] {
+        let (keep_reads, reads) = Keeper::new(target.clone(), service, Purpose::Reads, database.clone());
+        let (keep_writes, writes) = Keeper::new(target, service, Purpose::Writes, database.clone());
+        for keeper in [keep_reads, keep_writes] {
             tokio::spawn(stop.clone().run_until_cancelled_owned(keeper.run()));
         }
         let (queue, jobs) = mpsc::channel(QUEUE);
         let progress = Arc::new(Progress::default());
-        let writer =
+        let commits =
             Writer { links: writes.clone(), timeout, progress: progress.clone(), database: database.clone() };
-        tokio::spawn(writer.run(jobs));
+        tokio::spawn(commits.run(jobs));
         let store = Self {
             service,
             reads,
@@ -119,10 +119,11 @@ impl Postgres {
     {
         let admitted = self.admitted.try_acquire();
         let _admitted = admitted.map_err(|_| StoreError::Away("too many reads wait".to_owned()))?;
-        let mut repeated = false;
+        let (mut repeated, mut begun) = (false, Instant::now());
         loop {
             let permit = self.in_flight.clone().acquire_owned().await.map_err(|_| StoreError::Closed)?;
-            let ready = self.reads.wait(CONNECTION_WAIT).await?;
+            // those behind others that waited for a connection have waited, too
+            let ready = self.reads.wait(CONNECTION_WAIT.saturating_sub(begun.elapsed())).await?;
             let (read, limit) = (run(ready.clone()), self.timeout + SLACK);
             // a task of its own, so that the permit is held until the server has answered
             let task = tokio::spawn(async move {
@@ -140,7 +141,9 @@ impl Postgres {
             });
             match task.await.map_err(|_| StoreError::Closed)? {
                 Ok(answer) => return Ok(answer),
-                Err(failure) if failure.ends_connection() && !repeated => repeated = true,
+                Err(failure) if failure.ends_connection() && !repeated => {
+                    (repeated, begun) = (true, Instant::now());
+                }
                 Err(Failure::Unknown(why)) => return Err(StoreError::Away(why)),
                 Err(failure) => return Err(failure.into()),
             }

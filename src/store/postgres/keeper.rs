@@ -125,7 +125,8 @@ impl Keeper {
         loop {
             match self.open(first).await {
                 Ok((ready, host, at)) => {
-                    first = at;
+                    // once this one is lost, another host is the likelier one
+                    first = at + 1;
                     let (ready, begun) = (Arc::new(ready), Instant::now());
                     tracing::info!(
                         schema,
@@ -191,6 +192,7 @@ impl Keeper {
         // without the warning a commit that was not replicated would look like any other
         let session = format!(
             "SET client_min_messages = warning; SET statement_timeout = {limit}; SET lock_timeout = 0; \
+             SET default_transaction_isolation = 'read committed'; \
              SET idle_in_transaction_session_timeout = {limit}; SET plan_cache_mode = force_generic_plan; {plans}; \
              SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
         );

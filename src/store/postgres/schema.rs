@@ -76,6 +76,13 @@ impl Schema {
     /// Looks what is in the database, and whether this program can work with it.
     async fn find(&self, client: &Client) -> Result<Found, Unusable> {
         let name = self.name;
+        let encoding = client.query_one("SELECT current_setting('server_encoding')", &[]).await?;
+        let encoding: String = encoding.get(0);
+        if encoding != "UTF8" {
+            return Err(Unusable::Foreign(format!(
+                "the database has the encoding {encoding}, which cannot hold every text: make it with UTF8"
+            )));
+        }
         let question = "SELECT c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
                         WHERE n.nspname = $1 AND c.relkind IN ('r', 'p', 'v', 'm', 'f')";
         let tables = client.query(question, &[&name]).await?;

@@ -28,7 +28,7 @@ const BATCH_BYTES: usize = 2 * 1024 * 1024;
 const OLD: Duration = Duration::from_millis(20);
 /// Time for the connections to be read.
 const READ_TIME: Duration = Duration::from_millis(10);
-/// How long a batch waits for a connection.
+/// How long a write or a read waits for a connection.
 pub const CONNECTION_WAIT: Duration = Duration::from_secs(1);
 /// How often a batch is repeated because other transactions were in the way, or the server could not write any more.
 const REPEATS: u32 = 5;
@@ -133,10 +133,13 @@ impl Writer {
 
     /// Makes the writes of a batch and answers them all. Returns the last failure.
     async fn write(&self, batch: Vec<Job>) -> Option<StoreError> {
+        // what has queued while there was no connection has waited already
+        let waited = batch.first().map_or(Duration::ZERO, |job| job.queued.elapsed());
+        let mut patience = CONNECTION_WAIT.saturating_sub(waited);
         let mut parts = VecDeque::from([batch]);
         let (mut repeats, mut failed) = (0, None);
         while let Some(part) = parts.pop_front() {
-            let ready = match self.links.wait(CONNECTION_WAIT).await {
+            let ready = match self.links.wait(patience).await {
                 Ok(ready) => ready,
                 Err(error) => {
                     refuse(part, &error);
@@ -165,6 +168,7 @@ impl Writer {
             };
             if failure.ends_connection() {
                 ready.link.lose(&StoreError::from(failure.clone()).to_string());
+                patience = CONNECTION_WAIT;
             }
             match failure {
                 // find the bad row, and write the others

@@ -3,6 +3,7 @@
 mod access;
 mod outages;
 mod plans;
+mod process;
 mod schema;
 mod writes;
 

@@ -3,7 +3,7 @@
 use microservice_app::store;
 
 use super::super::contract::{at, metrics, record, soon};
-use super::{feed, found, open};
+use super::{feed, found, open, wait_until_well};
 use crate::kit::postgres::{Postgres, connect};
 
 /// Writes a version into the history, as a newer program would.
@@ -17,7 +17,7 @@ async fn instances_that_start_together_migrate_once() {
     let all = (0..6).map(|_| open(&settings));
     for store in futures_util::future::join_all(all).await {
         let store = store.unwrap();
-        assert_eq!(store.warnings(), [""; 0]);
+        wait_until_well(store.as_ref()).await;
         assert_eq!(found(store.as_ref(), 7).await, [0_i64; 0]);
     }
     let admin = server.admin().await;
@@ -103,6 +103,17 @@ async fn a_start_waits_for_another_that_migrates() {
     let told = store.warnings();
     assert!(told.iter().all(|line| line.contains("not connected yet")) && !told.is_empty(), "{told:?}");
     other.batch_execute("SELECT pg_advisory_unlock(7172961, 1)").await.unwrap();
-    super::wait_until_well(store.as_ref()).await;
+    wait_until_well(store.as_ref()).await;
     store.create(record(7, 1, "x"), soon()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_database_that_cannot_hold_every_text_is_refused() {
+    let server = Postgres::start().await;
+    let admin = server.admin().await;
+    let latin = "CREATE DATABASE latin OWNER app ENCODING 'LATIN1' LOCALE 'C' TEMPLATE template0";
+    admin.batch_execute(latin).await.unwrap();
+    let refused =
+        open(&at(&server.url().replace("/msa", "/latin"))).await.err().expect("a refusal").to_string();
+    assert!(refused.contains("encoding LATIN1"), "{refused}");
 }
