@@ -18,6 +18,9 @@ use super::state::State;
 use super::{loglevel, origin, pprof, readyz, status, targets};
 use crate::server::{RequestBody, strict};
 
+/// The methods of all paths, and OPTIONS of the server itself.
+const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, OPTIONS, PUT");
+
 /// A path, and what answers requests for it.
 type Route = (&'static str, BoxedFilter<(Response,)>);
 
@@ -99,6 +102,11 @@ impl Handler {
         }
         if let Err(refusal) = origin::check(&request, &self.names) {
             return refusal.into();
+        }
+        if strict::asks_about_the_server(&request) {
+            let mut response = Response::default();
+            response.headers_mut().insert(header::ALLOW, METHODS);
+            return response;
         }
         request.extensions_mut().insert(Peer(peer));
         match warp::service(self.routes).call(request).await {

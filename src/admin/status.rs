@@ -13,9 +13,11 @@ use crate::registry::ViewHandle;
 pub fn answer(state: &State) -> Response {
     let roles = state.roles.iter().map(|role| {
         let registration = role.registration.as_ref().map(|state| state.borrow().name());
+        let database = role.service.as_ref().map(|service| service.store().database());
         json!({
             "name": role.name, "addr": role.addr.to_string(),
             "phase": role.phase.borrow().name(), "registration": registration,
+            "database": database,
         })
     });
     let body = json!({

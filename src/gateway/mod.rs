@@ -130,6 +130,7 @@ impl Gateway {
                 span.tag("http.route", route);
                 span.tag("deadline_ms", time_limit);
                 match examine(&request).and(requested.map_err(Problem::from)) {
+                    Ok(_) if strict::asks_about_the_server(&request) => reply::methods(routes::METHODS),
                     Ok(_) => self.dispatch(request, time_limit, permit, &lifecycle).await,
                     Err(problem) => {
                         drop(permit);
@@ -202,6 +203,7 @@ fn examine(request: &http::Request<RequestBody>) -> Result<(), Problem> {
     strict::check(request)?;
     match Route::find(request.uri().path()) {
         Some(route) if route.takes(request.method()) => unsupported::check(request),
+        None if strict::asks_about_the_server(request) => unsupported::check(request),
         _ => Ok(()),
     }
 }

@@ -108,7 +108,7 @@ impl Problem {
     /// 400 for a body where there must be none. The connection is closed: something on the way may take the body for
     /// another request.
     pub fn unexpected_body(method: &Method) -> Self {
-        let detail = format!("{method} takes no body: its input is the query");
+        let detail = format!("{method} takes no body: input belongs in the query");
         Self { close: true, ..Error::bad("body", detail).into() }
     }
 

@@ -23,6 +23,13 @@ pub fn empty() -> Response {
     response
 }
 
+/// Returns 200 without content: the answer to `OPTIONS *`.
+pub fn methods(allow: &'static str) -> Response {
+    let mut response = Response::default();
+    response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allow));
+    response
+}
+
 /// Copies what a service says about its answer: which instance gave it, and how it is degraded.
 pub fn mark(mut response: Response, metadata: &HeaderMap) -> Response {
     for name in [INSTANCE, DEGRADED, header::AGE] {

@@ -25,6 +25,9 @@ pub struct Route {
     pub(super) handler: Handler,
 }
 
+/// The methods of all routes, and OPTIONS of the server itself, as the header `Allow` lists them.
+pub const METHODS: &str = "DELETE, GET, HEAD, OPTIONS, PUT";
+
 /// Every route.
 pub static ROUTES: [Route; 8] = [
     Route {
@@ -109,6 +112,7 @@ mod tests {
             assert!(route.takes(&route.method), "{}", route.path);
             for method in route.allow().split(", ") {
                 assert!(route.takes(&method.parse().unwrap()), "{} {method}", route.path);
+                assert!(METHODS.split(", ").any(|known| known == method), "{method}");
             }
         }
         assert!(Route::find("/api/feed/get_feeds/").is_none());

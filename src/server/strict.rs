@@ -79,6 +79,13 @@ fn check_target<B>(request: &Request<B>) -> Result<(), Malformed> {
     }
 }
 
+/// Returns true for `OPTIONS *`, which asks about the server and not about a path (RFC 9110, 9.3.7). The request must have
+/// passed [`check`].
+#[must_use]
+pub fn asks_about_the_server<B>(request: &Request<B>) -> bool {
+    request.uri().path() == "*"
+}
+
 /// Returns the host of a `Host` field, without the port and without the brackets of an IPv6 address.
 #[must_use]
 pub fn host_name(host: &str) -> &str {

@@ -4,6 +4,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use serde_json::Value;
 use tonic::async_trait;
 
 use super::error::StoreError;
@@ -123,6 +124,10 @@ macro_rules! health_of_the_store {
 
             fn warnings(&self) -> Vec<String> {
                 self.store.warnings()
+            }
+
+            fn database(&self) -> Value {
+                self.store.database()
             }
         }
     )*};

@@ -1,34 +1,41 @@
-//! The metrics of stores: how long each operation takes, by outcome.
+//! The metrics of stores: how long each operation takes, by outcome; of a shared database its connections, the queue, and
+//! the transactions in which queued writes are made.
 
-use prometheus::{Histogram, HistogramVec, Registry};
+use prometheus::{Histogram, HistogramVec, IntCounterVec, IntGaugeVec, Registry};
 use tokio::time::Instant;
 
-use crate::telemetry::metrics::{HOP_SECONDS, histograms};
+use crate::telemetry::metrics::{HOP_SECONDS, counters, gauges, histograms};
+
+/// Bucket edges for the writes of one transaction. A lone writer has 1; the last edge is above the largest transaction.
+const BATCH_WRITES: [f64; 10] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
 
 /// The metrics of the stores of a process.
 #[derive(Clone, Debug)]
-pub struct Metrics(HistogramVec);
+pub struct Metrics {
+    operations: HistogramVec,
+    pub(super) database: DatabaseFamilies,
+}
 
 impl Metrics {
-    /// Registers `store_operation_duration_seconds`.
+    /// Registers the metrics.
     ///
     /// # Errors
-    /// When the name is taken.
+    /// When a name is taken.
     pub fn register(registry: &Registry) -> prometheus::Result<Self> {
-        let family = histograms(
+        let operations = histograms(
             registry,
             "store_operation_duration_seconds",
             "Time of one operation of a store, by how it ended.",
             &["store", "operation", "outcome"],
             &HOP_SECONDS,
         )?;
-        Ok(Self(family))
+        Ok(Self { operations, database: DatabaseFamilies::register(registry)? })
     }
 
     /// Returns the histograms of an operation of a service's store.
     #[must_use]
     pub fn operation(&self, store: &str, operation: &str) -> StoreOperation {
-        StoreOperation::new(&self.0, store, operation)
+        StoreOperation::new(&self.operations, store, operation)
     }
 }
 
@@ -55,5 +62,83 @@ impl StoreOperation {
         let outcome = if result.is_ok() { &self.ok } else { &self.error };
         outcome.observe(begun.elapsed().as_secs_f64());
         result
+    }
+}
+
+/// The metrics of shared databases; [`super::database::Database`] has those of one store.
+#[derive(Clone, Debug)]
+pub(super) struct DatabaseFamilies {
+    /// By store, connection and host.
+    pub connected: IntGaugeVec,
+    /// By store, connection and outcome.
+    pub connects: IntCounterVec,
+    /// By store.
+    pub failovers: IntCounterVec,
+    /// By store.
+    pub queued: IntGaugeVec,
+    /// By store.
+    pub batches: HistogramVec,
+    /// By store and outcome.
+    pub commits: HistogramVec,
+    /// By store.
+    pub unknown: IntCounterVec,
+    /// By store.
+    pub schema: IntGaugeVec,
+}
+
+impl DatabaseFamilies {
+    fn register(r: &Registry) -> prometheus::Result<Self> {
+        Ok(Self {
+            connected: gauges(
+                r,
+                "store_database_connections",
+                "Open connections to the shared database, by host.",
+                &["store", "connection", "host"],
+            )?,
+            connects: counters(
+                r,
+                "store_database_connects_total",
+                "Tries to connect to the shared database, by how they ended.",
+                &["store", "connection", "outcome"],
+            )?,
+            failovers: counters(
+                r,
+                "store_database_failovers_total",
+                "How often writes have gone to another host of the shared database than before.",
+                &["store"],
+            )?,
+            queued: gauges(
+                r,
+                "store_writes_queued",
+                "Writes that wait for the next transaction of the shared database.",
+                &["store"],
+            )?,
+            batches: histograms(
+                r,
+                "store_batch_writes",
+                "Writes in one transaction of the shared database.",
+                &["store"],
+                &BATCH_WRITES,
+            )?,
+            commits: histograms(
+                r,
+                "store_commit_duration_seconds",
+                "Time of one transaction of the shared database, from its beginning to the answer to its commit.",
+                &["store", "outcome"],
+                &HOP_SECONDS,
+            )?,
+            unknown: counters(
+                r,
+                "store_unknown_outcomes_total",
+                "Writes of which it is not known whether the shared database has made them.",
+                &["store"],
+            )?,
+            schema: gauges(
+                r,
+                "store_schema_version",
+                "Version of the schema in the shared database; 0 before it is known.",
+                &["store"],
+            )?,
+        })
     }
 }

@@ -9,6 +9,7 @@
 
 pub mod bulk;
 pub mod copy;
+mod database;
 mod error;
 mod measured;
 mod memory;
@@ -38,7 +39,7 @@ pub async fn feed(settings: &Store, metrics: &Metrics) -> Result<Arc<dyn FeedSto
     let store: Arc<dyn FeedStore> = match &settings.url {
         StoreUrl::Memory => Arc::new(memory::Feeds::default()),
         StoreUrl::Sqlite(path) => Arc::new(sqlite(path.clone(), &sqlite::FEED).await?),
-        StoreUrl::Postgres(url) => Arc::new(postgres(url, settings, &postgres::FEED).await?),
+        StoreUrl::Postgres(url) => Arc::new(postgres(url, settings, &postgres::FEED, metrics).await?),
     };
     Ok(Arc::new(measured::Feeds::new(store, metrics)))
 }
@@ -51,7 +52,7 @@ pub async fn profile(settings: &Store, metrics: &Metrics) -> Result<Arc<dyn Prof
     let store: Arc<dyn ProfileStore> = match &settings.url {
         StoreUrl::Memory => Arc::new(memory::Profiles::default()),
         StoreUrl::Sqlite(path) => Arc::new(sqlite(path.clone(), &sqlite::PROFILE).await?),
-        StoreUrl::Postgres(url) => Arc::new(postgres(url, settings, &postgres::PROFILE).await?),
+        StoreUrl::Postgres(url) => Arc::new(postgres(url, settings, &postgres::PROFILE, metrics).await?),
     };
     Ok(Arc::new(measured::Profiles::new(store, metrics)))
 }
@@ -64,7 +65,7 @@ pub async fn topic(settings: &Store, metrics: &Metrics) -> Result<Arc<dyn TopicS
     let store: Arc<dyn TopicStore> = match &settings.url {
         StoreUrl::Memory => Arc::new(memory::Topics::default()),
         StoreUrl::Sqlite(path) => Arc::new(sqlite(path.clone(), &sqlite::TOPIC).await?),
-        StoreUrl::Postgres(url) => Arc::new(postgres(url, settings, &postgres::TOPIC).await?),
+        StoreUrl::Postgres(url) => Arc::new(postgres(url, settings, &postgres::TOPIC, metrics).await?),
     };
     Ok(Arc::new(measured::Topics::new(store, metrics)))
 }
@@ -87,8 +88,9 @@ async fn postgres(
     url: &PostgresUrl,
     settings: &Store,
     service: &'static postgres::Service,
+    metrics: &Metrics,
 ) -> Result<postgres::Postgres, StoreError> {
-    let opened = postgres::Postgres::open(url, settings, service).await;
+    let opened = postgres::Postgres::open(url, settings, service, metrics).await;
     opened.map_err(|reason| StoreError::Open { path: url.to_string(), reason })
 }
 

@@ -6,6 +6,7 @@
 
 use std::time::Instant;
 
+use serde_json::Value;
 use tonic::async_trait;
 
 use super::error::StoreError;
@@ -22,6 +23,10 @@ pub trait Health: Send + Sync {
     async fn usable(&self) -> Result<(), StoreError>;
     /// Returns what an operator should know although the store is usable: records in memory only, writes that fail.
     fn warnings(&self) -> Vec<String>;
+    /// Returns the state of the shared database, for `/status`; null for a store that has none.
+    fn database(&self) -> Value {
+        Value::Null
+    }
 }
 
 /// Feeds by (`user_id`, `id`).

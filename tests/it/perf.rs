@@ -1,6 +1,8 @@
 //! Two builds of the program against each other: requests a second, and processor time a request. `tests/perf`
 //! runs it.
 
+mod durability;
+
 use std::net::SocketAddr;
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;

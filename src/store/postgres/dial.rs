@@ -118,6 +118,11 @@ impl Target {
         }
     }
 
+    /// Returns the names of all hosts.
+    pub fn hosts(&self) -> Vec<String> {
+        self.places.iter().map(ToString::to_string).collect()
+    }
+
     /// Returns the name of a host, for people.
     pub fn host(&self, at: usize) -> String {
         self.places.get(at).map(ToString::to_string).unwrap_or_default()

@@ -3,16 +3,19 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use serde_json::Value;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_util::sync::{CancellationToken, DropGuard};
 use tonic::async_trait;
 
+use super::super::database::{Database, Purpose};
 use super::super::error::StoreError;
+use super::super::metrics::Metrics;
 use super::super::traits::Health;
 use super::batch::Write;
 use super::dial::Target;
 use super::failure::Failure;
-use super::keeper::{Keeper, Links, Purpose, Ready, SLACK, State};
+use super::keeper::{Keeper, Links, Ready, SLACK, State};
 use super::service::Service;
 use super::writer::{CONNECTION_WAIT, Job, Progress, Writer};
 use crate::config::{PostgresUrl, Store};
@@ -36,6 +39,7 @@ pub struct Postgres {
     in_flight: Arc<Semaphore>,
     timeout: Duration,
     progress: Arc<Progress>,
+    database: Database,
     _stop: DropGuard,
 }
 
@@ -49,18 +53,21 @@ impl Postgres {
         url: &PostgresUrl,
         settings: &Store,
         service: &'static Service,
+        metrics: &Metrics,
     ) -> Result<Self, String> {
         let target = Target::new(url.config(), settings)?;
+        let database = Database::new(metrics, service.schema.name, target.hosts());
         let timeout = target.timeout;
         let stop = CancellationToken::new();
-        let (keep_reads, reads) = Keeper::new(target.clone(), service, Purpose::Reads);
-        let (keep_writes, writes) = Keeper::new(target, service, Purpose::Writes);
+        let (keep_reads, reads) = Keeper::new(target.clone(), service, Purpose::Reads, database.clone());
+        let (keep_writes, writes) = Keeper::new(target, service, Purpose::Writes, database.clone());
         for keeper in [keep_reads, keep_writes] {
             tokio::spawn(stop.clone().run_until_cancelled_owned(keeper.run()));
         }
         let (queue, jobs) = mpsc::channel(QUEUE);
         let progress = Arc::new(Progress::default());
-        let commits = Writer { links: writes.clone(), timeout, progress: progress.clone() };
+        let commits =
+            Writer { links: writes.clone(), timeout, progress: progress.clone(), database: database.clone() };
         tokio::spawn(commits.run(jobs));
         let store = Self {
             service,
@@ -71,6 +78,7 @@ impl Postgres {
             in_flight: Arc::new(Semaphore::new(IN_FLIGHT)),
             timeout,
             progress,
+            database,
             _stop: stop.drop_guard(),
         };
         let begun = tokio::time::Instant::now();
@@ -88,10 +96,15 @@ impl Postgres {
     /// deleted. A write that has not begun by its deadline is not made.
     pub async fn write(&self, deadline: Instant, write: Write) -> Result<bool, StoreError> {
         let (reply, answer) = oneshot::channel();
-        self.queue.try_send(Job::new(write, deadline, reply)).map_err(|error| match error {
-            mpsc::error::TrySendError::Full(_) => StoreError::Away("too many writes wait".to_owned()),
-            mpsc::error::TrySendError::Closed(_) => StoreError::Closed,
-        })?;
+        let job = Job::new(write, deadline, reply);
+        self.database.queued().inc();
+        if let Err(error) = self.queue.try_send(job) {
+            self.database.queued().dec();
+            return Err(match error {
+                mpsc::error::TrySendError::Full(_) => StoreError::Away("too many writes wait".to_owned()),
+                mpsc::error::TrySendError::Closed(_) => StoreError::Closed,
+            });
+        }
         answer.await.map_err(|_| StoreError::Closed)?
     }
 
@@ -173,5 +186,9 @@ impl Health for Postgres {
         warnings.extend(self.progress.warnings());
         warnings.dedup();
         warnings.into_iter().map(|warning| format!("store postgres: {warning}")).collect()
+    }
+
+    fn database(&self) -> Value {
+        self.database.status()
     }
 }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tokio_postgres::Statement;
 
+use super::super::database::{Database, Purpose};
 use super::super::error::StoreError;
 use super::dial::Target;
 use super::failure::reason;
@@ -46,28 +47,12 @@ pub enum State {
     Unusable(String),
 }
 
-/// What a connection is for; it decides how the server plans its statements.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Purpose {
-    Reads,
-    Writes,
-}
-
-impl Purpose {
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Reads => "reads",
-            Self::Writes => "writes",
-        }
-    }
-
-    /// Returns the settings of a session. Every statement finds its rows by the index of its table, in order; the server
-    /// must not choose another plan because it has no statistics yet.
-    const fn plans(self) -> &'static str {
-        match self {
-            Self::Reads => "SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_sort = off",
-            Self::Writes => "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off",
-        }
+/// Returns the settings of a session. Every statement finds its rows by the index of its table, in order; the server must
+/// not choose another plan because it has no statistics yet.
+const fn plans(purpose: Purpose) -> &'static str {
+    match purpose {
+        Purpose::Reads => "SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_sort = off",
+        Purpose::Writes => "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off",
     }
 }
 
@@ -81,11 +66,15 @@ impl Links {
         self.0.borrow().clone()
     }
 
-    /// Waits for a connection, at most `limit`.
+    /// Waits for a connection, until there has been none for `limit`: a database that stays away is refused at once.
     ///
     /// # Errors
     /// [`StoreError::Away`] with why there is none.
     pub async fn wait(&self, limit: Duration) -> Result<Arc<Ready>, StoreError> {
+        let limit = match self.state() {
+            State::Away(since, _) => limit.saturating_sub(since.elapsed()),
+            State::Ready(_) | State::Unusable(_) => limit,
+        };
         let mut states = self.0.clone();
         let usable = states.wait_for(|state| match state {
             State::Ready(ready) => !ready.link.is_lost(),
@@ -110,15 +99,21 @@ pub struct Keeper {
     target: Target,
     service: &'static Service,
     purpose: Purpose,
+    database: Database,
     state: watch::Sender<State>,
 }
 
 impl Keeper {
     /// Returns a keeper, which does nothing until it runs, and what it keeps.
-    pub fn new(target: Target, service: &'static Service, purpose: Purpose) -> (Self, Links) {
+    pub fn new(
+        target: Target,
+        service: &'static Service,
+        purpose: Purpose,
+        database: Database,
+    ) -> (Self, Links) {
         let away = State::Away(Instant::now(), "not connected yet".to_owned());
         let (state, links) = watch::channel(away);
-        (Self { target, service, purpose, state }, Links(links))
+        (Self { target, service, purpose, database, state }, Links(links))
     }
 
     /// Connects and stays connected, for ever.
@@ -140,8 +135,10 @@ impl Keeper {
                         version = ready.version,
                         "connected to PostgreSQL"
                     );
+                    self.database.connected(self.purpose, at, ready.version);
                     self.state.send_replace(State::Ready(ready.clone()));
                     let why = self.watch(&ready.link).await;
+                    self.database.lost(self.purpose, &why);
                     tracing::warn!(
                         schema,
                         connection,
@@ -156,10 +153,9 @@ impl Keeper {
                     }
                 }
                 Err(unusable) => {
+                    let (Unusable::Foreign(reason) | Unusable::Failed(reason)) = &unusable;
+                    self.database.connect_failed(self.purpose, reason);
                     if let Some(count) = failures.note() {
-                        let reason = match &unusable {
-                            Unusable::Foreign(why) | Unusable::Failed(why) => why,
-                        };
                         tracing::warn!(schema, connection, reason, count, "cannot use PostgreSQL, trying on");
                     }
                     self.fail(unusable);
@@ -192,7 +188,7 @@ impl Keeper {
 
     async fn prepare(&self, link: &Link) -> Result<Vec<Statement>, tokio_postgres::Error> {
         let limit = self.target.timeout.as_millis();
-        let plans = self.purpose.plans();
+        let plans = plans(self.purpose);
         // without the warning a commit that was not replicated would look like any other
         let session = format!(
             "SET client_min_messages = warning; SET statement_timeout = {limit}; SET lock_timeout = 0; \

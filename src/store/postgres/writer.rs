@@ -11,6 +11,7 @@ use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot};
 use tokio_postgres::{Error, Row};
 
+use super::super::database::{Commit, Database};
 use super::super::error::StoreError;
 use super::batch::{Command, Key, Write, commands};
 use super::failure::Failure;
@@ -104,6 +105,7 @@ pub struct Writer {
     /// Longest time of one statement, which the server enforces.
     pub timeout: Duration,
     pub progress: Arc<Progress>,
+    pub database: Database,
 }
 
 impl Writer {
@@ -119,6 +121,7 @@ impl Writer {
                 bytes += next.write.bytes();
                 batch.push(next);
             }
+            self.database.queued().sub(batch.len() as i64);
             self.progress.update(|doing| doing.begun = Some(Instant::now()));
             // what the connection is about is told there
             let failure = self.write(batch).await;
@@ -148,7 +151,15 @@ impl Writer {
             if part.is_empty() {
                 continue;
             }
-            let failure = match self.commit(&ready, &part).await {
+            let begun = Instant::now();
+            let committed = self.commit(&ready, &part).await;
+            let outcome = match &committed {
+                Ok(_) => Commit::Ok,
+                Err(Failure::Unknown(_)) => Commit::Unknown,
+                Err(_) => Commit::Error,
+            };
+            self.database.committed(outcome, part.len(), begun.elapsed());
+            let failure = match committed {
                 Ok(made) => {
                     answer(&ready, part, &made);
                     continue;

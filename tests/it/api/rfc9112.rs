@@ -112,6 +112,8 @@ fn line_rows() -> Vec<Row> {
         head("3.2.3 the authority form without CONNECT", "GET x:80 HTTP/1.1", "host: x\r\n", Refused(400)),
         head("3.2.3 CONNECT", "CONNECT x:80 HTTP/1.1", "host: x\r\n", Refused(400)),
         head("3.2.4 the asterisk form without OPTIONS", "GET * HTTP/1.1", "host: x\r\n", Refused(400)),
+        head("3.2.4 the asterisk form of OPTIONS", "OPTIONS * HTTP/1.1", "host: x\r\n", Served),
+        head("3.2.4 a query after the asterisk", "OPTIONS *?x HTTP/1.1", "host: x\r\n", Refused(400)),
     ]
 }
 
@@ -305,6 +307,7 @@ async fn a_body_is_never_read_as_a_request() {
         ("HEAD /api/topic/list", "400"),
         ("DELETE /api/feed/delete_feed?user_id=1&id=1", "400"),
         ("OPTIONS /api/topic/list", "405"),
+        ("OPTIONS *", "400"),
         ("TRACE /api/topic/list", "405"),
         ("GET /unknown", "404"),
         ("PUT /api/feed/create_feed", "400"),
@@ -352,4 +355,19 @@ async fn each_rule_of_rfc_9112_holds_on_both_listeners() {
         }
     }
     assert!(failed.is_empty(), "{}:\n{}", failed.len(), failed.join("\n"));
+}
+
+/// RFC 9110, 9.3.7: the asterisk form asks about the server as a whole, and the answer has no content.
+#[tokio::test]
+async fn options_of_the_server_lists_its_methods() {
+    let app = App::start().await;
+    for (addr, allow) in
+        [(app.gateway(), "DELETE, GET, HEAD, OPTIONS, PUT"), (app.addresses.admin, "GET, HEAD, OPTIONS, PUT")]
+    {
+        let answer = raw(addr, b"OPTIONS * HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n").await;
+        let (status, headers, body) = parse(&answer);
+        assert_eq!((status, body), (200, String::new()), "{answer}");
+        let value = |name: &str| headers.get(name).and_then(|value| value.to_str().ok());
+        assert_eq!((value("allow"), value("content-length")), (Some(allow), Some("0")), "{answer}");
+    }
 }

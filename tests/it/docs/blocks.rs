@@ -21,6 +21,8 @@ pub enum Walk {
     Database,
     /// An etcd: backup and restore, users and rights, its upkeep.
     Etcd,
+    /// A service with each of the stores.
+    Choice,
     /// Commands that need nothing.
     Tools,
 }
@@ -34,7 +36,7 @@ pub enum Use {
     Not(&'static str),
 }
 use Use::{Not, Run, Text};
-use Walk::{Alone, Database, Etcd, Roles, Store, Tools, Up};
+use Walk::{Alone, Choice, Database, Etcd, Roles, Store, Tools, Up};
 
 const NIX: &str = "needs Nix, or a NixOS host";
 const BUILD: &str = "builds for minutes, or runs the tests";
@@ -106,6 +108,12 @@ pub const BLOCKS: &[(&str, &str, Use)] = &[
     ("docs/storage.md", "psql", Run(Database)),
     ("docs/storage.md", "sqlite3 data/feed.db \"PRAGMA", Run(Database)),
     ("docs/storage.md", "SELECT create_distributed_table", Not("needs Citus, which Debian 12 does not have")),
+    ("docs/storage.md", "microservice-app feed --store memory:", Run(Choice)),
+    ("docs/storage.md", "createuser app", Run(Choice)),
+    ("docs/storage.md", "[store]", Text),
+    ("docs/storage.md", "failsafe_mode: true", Text),
+    ("docs/storage.md", "cargo test --release --test it what_durability_costs", Not(BUILD)),
+    ("docs/storage.md", "curl localhost:6062/status", Run(Choice)),
     ("docs/telemetry.md", "ts=", Run(Alone)),
     ("docs/telemetry.md", "curl -X PUT localhost:6060/loglevel", Run(Up)),
     ("docs/telemetry.md", "microservice-app up --zipkin-addr", Run(Up)),

@@ -10,6 +10,7 @@
 mod callpath;
 mod chaos;
 mod connections;
+mod database;
 mod edge;
 mod limbo;
 mod pauses;
@@ -50,6 +51,7 @@ fn all() -> Vec<Row> {
         sqlite::ROWS,
         store_speed::ROWS,
         versions::ROWS,
+        database::ROWS,
         unread::ROWS,
         telemetry::ROWS,
         chaos::ROWS,

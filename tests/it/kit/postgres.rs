@@ -34,11 +34,18 @@ impl Postgres {
 
     /// Starts one with further settings (`name=value`) and waits until it answers.
     pub async fn start_with(settings: &[&str]) -> Self {
-        let mut server = Self::new(settings);
-        server.launch();
+        let server = Self::start_bare(settings).await;
         let admin = server.admin_of("postgres").await;
         admin.batch_execute("CREATE ROLE app LOGIN").await.expect("a role");
         admin.batch_execute("CREATE DATABASE msa OWNER app").await.expect("a database");
+        server
+    }
+
+    /// Starts one as a new installation is, without `msa` and `app`.
+    pub async fn start_bare(settings: &[&str]) -> Self {
+        let mut server = Self::new(settings);
+        server.launch();
+        server.admin_of("postgres").await;
         server
     }
 

@@ -3,6 +3,7 @@
 mod alerts;
 mod command_line;
 mod dashboards;
+mod database;
 mod durability;
 mod logs;
 mod metrics;

@@ -1,4 +1,4 @@
-//! The system that the dashboards show: five processes over etcd, a node exporter, cAdvisor where it is there,
+//! The system that the dashboards show: five processes over etcd, a database, a node exporter, cAdvisor where it is there,
 //! and Prometheus with the configuration and the rules as they are shipped.
 
 use std::time::Duration;
@@ -12,6 +12,7 @@ use crate::kit::exporter::Exporter;
 use crate::kit::http::{request, send};
 use crate::kit::load::Load;
 use crate::kit::parts::Cadvisor;
+use crate::kit::postgres::Postgres;
 use crate::kit::prometheus::{Prometheus, shipped_config};
 use crate::kit::system::Role;
 use crate::kit::{SOON, wait_for};
@@ -24,7 +25,8 @@ pub struct System {
     cadvisor: Option<Cadvisor>,
     _node: Exporter,
     etcd: Etcd,
-    data: tempfile::TempDir,
+    _data: tempfile::TempDir,
+    database: Postgres,
 }
 
 impl System {
@@ -41,7 +43,10 @@ impl System {
         let refused = send(gateway.addr, request("GET", "/api/topic/view?topic_id=1", "")).await;
         assert_eq!(refused.expect("an answer").status, 503);
         let data = tempfile::tempdir().expect("a directory");
-        let start = |role| (role, start(&registry, role, &store(&data, role)));
+        // topics are in a shared database, the others in files
+        let database = Postgres::start().await;
+        let url = |role| if role == "topic" { database.url() } else { store(&data, role) };
+        let start = |role| (role, start(&registry, role, &url(role)));
         let services = Vec::from(["feed", "feed", "profile", "topic"].map(start));
         for (service, count) in [("feed", 2), ("profile", 1), ("topic", 1)] {
             gateway.wait_for_certain(service, count).await;
@@ -56,7 +61,7 @@ impl System {
         let exporters: Vec<_> = exporters.iter().map(|(name, value)| (*name, value.as_str())).collect();
         let config = shipped_config(&[gateway.admin], &exporters);
         let prometheus = Prometheus::start(&config, &[]).await;
-        Self { prometheus, gateway, services, cadvisor, _node: node, etcd, data }
+        Self { prometheus, gateway, services, cadvisor, _node: node, etcd, _data: data, database }
     }
 
     /// Returns whether the exporter of a job is there.
@@ -102,7 +107,7 @@ impl System {
         };
         let at = self.services.iter().position(|(role, _)| ends == Some(role));
         let ends = at.map(|at| self.services.remove(at));
-        let (registry, store) = (self.etcd.addr.to_string(), store(&self.data, "topic"));
+        let (registry, store) = (self.etcd.addr.to_string(), self.database.url());
         // the load goes on meanwhile
         let happening = tokio::task::spawn_blocking(move || match ends {
             Some(("feed", mut feed)) => {
