@@ -48,7 +48,6 @@ use balance::balancer::Balancer;
 use balance::breaker::{BreakerSettings, Breakers};
 use balance::discover::{EndpointSet, Snapshot};
 use balance::ejection::EjectionLimit;
-use balance::pick::has_place_for_hedge;
 use call::{Call, CallLayer};
 use metrics::{Metrics, ServiceMetrics};
 use policy::best_effort::BestEffort;
@@ -116,9 +115,7 @@ impl Service {
         ));
         // from the last layer to the first
         let path = Balancer::new(endpoints.clone(), settings.balancer);
-        let instances = endpoints.clone();
-        let others = move |call: &Call| has_place_for_hedge(call, &instances.now().usable);
-        let path = Retry::new(path, RetryPolicy::new(&settings, metrics.retry.clone(), others));
+        let path = Retry::new(path, RetryPolicy::new(&settings, metrics.retry.clone(), endpoints.clone()));
         let path = BestEffort::new(path, best_effort.clone());
         let path = Deadline::new(path, metrics.deadline_exceeded.clone());
         let path = Fallback::new(path, cache, metrics.fallback.clone());

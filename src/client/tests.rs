@@ -17,6 +17,7 @@ use tokio::io::DuplexStream;
 use tokio::task::AbortHandle;
 
 use super::*;
+use crate::api::headers::DEGRADED;
 use crate::api::proto::topic::{ListTopicsRequest, ListTopicsResponse};
 use crate::client::call::Answer;
 use crate::client::call::testing::{self, ScriptedEnd, failure};
@@ -133,12 +134,17 @@ async fn a_client_calls_over_the_streams_of_its_connector() {
 
     // a probe uses it, too, first on the connection that calls use: a peer without a health service serves as long as
     // it answers
-    let probe = probe(settings, "/services/".to_owned(), connector);
+    let probe = probe(settings, "/services/".to_owned(), connector.clone());
     let instance = Arc::new(Instance::bare("topic", ADDR));
     probe(instance.clone()).await.unwrap();
     assert_eq!(connect.opened().len(), 3);
     drop(client);
-    tokio::time::sleep(Duration::from_millis(1)).await;
+    let closed = async {
+        while connector.offered(ADDR).is_some() {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(5), closed).await.expect("nobody calls on it any more");
     probe(instance).await.unwrap();
     assert_eq!(connect.opened().len(), 4, "it has one of its own");
 }

@@ -45,12 +45,6 @@ impl Hedging {
         }
     }
 
-    /// Returns true if attempts of an rpc may be raced.
-    #[must_use]
-    pub fn covers(&self, rpc: Rpc) -> bool {
-        self.windows.is_some() && rpc.policy().hedge
-    }
-
     /// Returns after which time an attempt is raced; `None` if too little is known.
     #[must_use]
     pub fn delay(&self, rpc: Rpc, now: Instant) -> Option<Duration> {
@@ -62,6 +56,12 @@ impl Hedging {
     #[must_use]
     pub const fn min_delay(&self) -> Duration {
         self.min
+    }
+
+    /// Returns the longest delay.
+    #[must_use]
+    pub const fn max_delay(&self) -> Duration {
+        self.max
     }
 
     /// Records a good answer to a call. `took` is the time of the whole call, `None` if an attempt of it failed before:
@@ -138,9 +138,7 @@ mod tests {
             hedging(|settings| settings.hedge_budget_percent = 0),
         ] {
             answers(&off, 1000, MS);
-            assert!(!off.covers(READ) && off.delay(READ, Instant::now()).is_none() && !off.withdraw());
+            assert!(off.delay(READ, Instant::now()).is_none() && !off.withdraw());
         }
-        let on = hedging(|_| {});
-        assert!(on.covers(READ) && !on.covers(Rpc::CreateFeed), "reads only");
     }
 }

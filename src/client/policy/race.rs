@@ -4,6 +4,9 @@
 //! another instance, if both budgets grant it. The first good answer wins and the other attempt is cancelled, which
 //! is no failure of its instance. If one of them fails, the other one goes on; the next attempt is sent at once, if
 //! the retry policy allows it. Without a grant the first attempt goes on alone: nothing is cut. It may get one later.
+//!
+//! A read whose instance has left the view, or does not answer a health check, is raced in the same way. That needs
+//! no delay and no budget of hedges, only one of the retry budget: such an attempt is likely to be lost.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,8 +16,11 @@ use futures_util::future::{BoxFuture, select_all};
 use tokio::time::Instant;
 
 use crate::client::call::{Attempt, Call, CallLayer, Outcome};
-use crate::client::policy::retry_policy::{Attempts, RetryPolicy};
+use crate::client::policy::retry_policy::{Attempts, Reason, RetryPolicy};
 use crate::timeout::timeout_at;
+
+/// Longest time between two looks at an attempt that has no answer yet.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// Makes one attempt; returns its outcome or that of the attempt that was faster. `call.attempt` is then the
 /// attempt that ended last.
@@ -25,52 +31,69 @@ pub async fn attempt<S: CallLayer>(
     made: &mut Attempts,
 ) -> Outcome {
     let mut first = std::pin::pin!(inner.send(call.clone()));
-    if !policy.may_hedge(call, made) {
+    if !policy.may_race(call, made) {
         return first.await;
     }
     let begun = Instant::now();
     let mut look = begun + policy.hedging.delay(call.rpc, begun).unwrap_or(policy.hedging.min_delay());
+    let mut ask = begun;
     while look < call.context.deadline {
         if let Ok(outcome) = timeout_at(look, first.as_mut()).await {
             return outcome;
         }
         look = match next_look(policy, call, begun) {
-            Some(at) => at,
-            None if policy.grant_hedge(made) => return race(inner, policy, first.boxed(), call, made).await,
-            None => again(begun),
+            Next::Look(at) => at,
+            Next::Race(reason) if ask <= Instant::now() => {
+                if policy.grant_race(reason, made) {
+                    return race(inner, policy, first.boxed(), call, made, reason).await;
+                }
+                ask = Instant::now() + begun.elapsed(); // not at every look
+                again(begun)
+            }
+            Next::Race(_) => again(begun),
         };
     }
     first.await
 }
 
-/// Returns when to look again at an attempt that began at `begun` and has no answer yet; `None` if it is time for a
-/// hedge. The attempt may have begun before there was enough data for a delay, or before another instance was there.
-fn next_look(policy: &RetryPolicy, call: &mut Call, begun: Instant) -> Option<Instant> {
+/// What to do about an attempt that has no answer yet.
+enum Next {
+    /// Look again at this time.
+    Look(Instant),
+    /// Send another one to race it.
+    Race(Reason),
+}
+
+/// Decides about an attempt that began at `begun` and has no answer yet. It may have begun before there was enough data
+/// for a delay, or before another instance was there.
+fn next_look(policy: &RetryPolicy, call: &mut Call, begun: Instant) -> Next {
     let now = Instant::now();
-    let Some(delay) = policy.hedging.delay(call.rpc, now) else {
-        return Some(again(begun));
-    };
-    if now < begun + delay {
-        return Some(begun + delay);
-    }
-    if call.context.shortened && call.context.remaining() < delay {
-        return Some(call.context.deadline); // a caller in a hurry does not use up what others may need
-    }
     let picked = call.attempt.picked();
     if picked == 0 {
-        return Some(again(begun)); // it waits for an instance
+        return Next::Look(again(begun)); // it waits for an instance
     }
-    call.attempt.check_connection();
+    let delay = policy.hedging.delay(call.rpc, now);
+    let hurry = call.context.shortened && delay.is_some_and(|delay| call.context.remaining() < delay);
+    if now >= begun + delay.unwrap_or(policy.hedging.max_delay()) && !hurry {
+        call.attempt.check_connection();
+    }
     if call.tried.last() != Some(&picked) {
         call.tried.push(picked);
     }
-    (!policy.has_place(call)).then(|| again(begun))
+    match delay {
+        _ if !policy.instances.have_place(call) => Next::Look(again(begun)),
+        _ if policy.instances.lost(picked) => Next::Race(Reason::Unresponsive),
+        Some(delay) if now < begun + delay => Next::Look((begun + delay).min(now + LOOK)),
+        // a caller in a hurry does not use up what others may need
+        Some(_) if !hurry => Next::Race(Reason::Hedge),
+        Some(_) | None => Next::Look(again(begun)),
+    }
 }
 
-/// Returns when an attempt has taken twice as long as now: what was missing for a hedge may be there then.
+/// Returns when an attempt has taken twice as long as now, or a little earlier: what was missing may be there then.
 fn again(begun: Instant) -> Instant {
     let now = Instant::now();
-    now + now.saturating_duration_since(begun).max(Duration::from_millis(1))
+    now + now.saturating_duration_since(begun).clamp(Duration::from_millis(1), LOOK)
 }
 
 /// An attempt under way. It is boxed, so that the calls without a hedge, which are most, are not larger for it.
@@ -90,17 +113,18 @@ impl<'a> Running<'a> {
     }
 }
 
-/// Races a hedge against the first attempt.
+/// Races another attempt against the first one.
 async fn race(
     inner: &impl CallLayer,
     policy: &RetryPolicy,
     first: BoxFuture<'_, Outcome>,
     call: &mut Call,
     made: &mut Attempts,
+    reason: Reason,
 ) -> Outcome {
     made.running = 1;
-    let hedge = Running::send(inner, call, made, true);
-    let mut running = vec![Running { outcome: first, attempt: call.attempt.clone(), hedge: false }, hedge];
+    let second = Running::send(inner, call, made, true);
+    let mut running = vec![Running { outcome: first, attempt: call.attempt.clone(), hedge: false }, second];
     loop {
         let (outcome, ended, _) = select_all(running.iter_mut().map(|running| &mut running.outcome)).await;
         let ended = running.swap_remove(ended);
@@ -115,7 +139,7 @@ async fn race(
                 slower.attempt.set_lost();
             }
             made.running = 0;
-            if ended.hedge && outcome.is_ok() {
+            if ended.hedge && reason == Reason::Hedge && outcome.is_ok() {
                 policy.count_hedge_win();
             }
             return outcome;

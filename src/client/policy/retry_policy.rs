@@ -7,9 +7,12 @@ use prometheus::IntCounter;
 
 use crate::api::error::Code;
 use crate::backoff::Backoff;
+use crate::client::balance::discover::EndpointSet;
+use crate::client::balance::pick::has_place_for_hedge;
 use crate::client::call::{Call, Delivery, Failure, Pushback};
 use crate::client::policy::budget::Budget;
 use crate::client::policy::hedge::Hedging;
+use crate::client::transport::state::ConnectionState;
 use crate::config;
 
 /// Why another attempt is made; a metric label.
@@ -27,12 +30,21 @@ pub enum Reason {
     Pushback,
     /// The one before is slow and goes on.
     Hedge,
+    /// The one before goes on, but its instance has left the view or does not answer a health check.
+    Unresponsive,
 }
 
 impl Reason {
     /// Every reason.
-    pub const ALL: [Self; 6] =
-        [Self::NotSent, Self::Unprocessed, Self::Unavailable, Self::Timeout, Self::Pushback, Self::Hedge];
+    pub const ALL: [Self; 7] = [
+        Self::NotSent,
+        Self::Unprocessed,
+        Self::Unavailable,
+        Self::Timeout,
+        Self::Pushback,
+        Self::Hedge,
+        Self::Unresponsive,
+    ];
 
     /// Returns its label.
     #[must_use]
@@ -44,6 +56,7 @@ impl Reason {
             Self::Timeout => "timeout",
             Self::Pushback => "pushback",
             Self::Hedge => "hedge",
+            Self::Unresponsive => "unresponsive",
         }
     }
 }
@@ -92,6 +105,18 @@ pub struct RetryMetrics {
     pub hedge_wins: IntCounter,
 }
 
+impl Instances for EndpointSet {
+    fn have_place(&self, call: &Call) -> bool {
+        has_place_for_hedge(call, &self.now().usable)
+    }
+
+    fn lost(&self, number: u64) -> bool {
+        let now = self.now();
+        let there = now.all.iter().find(|endpoint| endpoint.number == number);
+        there.is_none_or(|endpoint| endpoint.state() == ConnectionState::Unresponsive)
+    }
+}
+
 /// The attempts of one call so far.
 pub struct Attempts {
     /// Attempts that were sent and have ended.
@@ -131,19 +156,26 @@ pub struct RetryPolicy {
     /// When a slow attempt is raced.
     pub hedging: Hedging,
     metrics: RetryMetrics,
-    has_place: Box<HasPlace>,
+    /// The instances that are called.
+    pub instances: Box<dyn Instances>,
 }
 
-/// Returns true if a hedge of a call can be sent to an instance.
-pub type HasPlace = dyn Fn(&Call) -> bool + Send + Sync;
+/// What the policy asks of the instances of a service.
+pub trait Instances: Send + Sync {
+    /// Returns true if a second attempt of a call can be sent beside the first: to an instance that the call has not
+    /// tried and whose breaker is closed.
+    fn have_place(&self, call: &Call) -> bool;
+    /// Returns true if the instance with a number has left the view or does not answer.
+    fn lost(&self, number: u64) -> bool;
+}
 
 impl RetryPolicy {
-    /// Returns the policy with a full budget. `has_place` returns true if a hedge of a call can be sent to an instance.
+    /// Returns the policy with a full budget, for calls to `instances`.
     #[must_use]
     pub fn new(
         settings: &config::Client,
         metrics: RetryMetrics,
-        has_place: impl Fn(&Call) -> bool + Send + Sync + 'static,
+        instances: impl Instances + 'static,
     ) -> Self {
         Self {
             attempts: settings.attempts,
@@ -151,7 +183,7 @@ impl RetryPolicy {
             budget: Budget::new(settings.retry_budget_percent, settings.retry_budget_per_second),
             hedging: Hedging::new(settings),
             metrics,
-            has_place: Box::new(has_place),
+            instances: Box::new(instances),
         }
     }
 
@@ -172,30 +204,28 @@ impl RetryPolicy {
 
     /// Returns true if the attempt that begins now may be raced.
     #[must_use]
-    pub fn may_hedge(&self, call: &Call, made: &Attempts) -> bool {
-        self.hedging.covers(call.rpc) && !made.hedged && made.inherited == 0 && made.sent + 1 < self.attempts
+    pub fn may_race(&self, call: &Call, made: &Attempts) -> bool {
+        call.rpc.policy().hedge && !made.hedged && made.inherited == 0 && made.sent + 1 < self.attempts
     }
 
-    /// Returns true if a hedge can be sent: to an instance that the call has not tried and whose breaker is closed.
-    #[must_use]
-    pub fn has_place(&self, call: &Call) -> bool {
-        (self.has_place)(call)
-    }
-
-    /// Takes a hedge from both budgets. Returns false if one of them has nothing left.
-    pub fn grant_hedge(&self, made: &mut Attempts) -> bool {
-        if !self.hedging.withdraw() {
+    /// Takes an attempt that races another one from the retry budget, and a hedge from its own as well. Returns false if
+    /// there is nothing left.
+    pub fn grant_race(&self, reason: Reason, made: &mut Attempts) -> bool {
+        let hedge = reason == Reason::Hedge;
+        if hedge && !self.hedging.withdraw() {
             self.refuse(Refusal::HedgeBudget);
             return false;
         }
         if !self.withdraw() {
-            self.hedging.give_back();
+            if hedge {
+                self.hedging.give_back();
+            }
             return false;
         }
         made.hedged = true;
         // the slow one may be executed as well
         made.executed += 1;
-        self.grant(Reason::Hedge);
+        self.grant(reason);
         true
     }
 

@@ -1,5 +1,6 @@
 //! Retries and hedges on paused time.
 
+use std::sync::Mutex;
 use std::time::Duration;
 
 use prometheus::IntCounter;
@@ -9,7 +10,7 @@ use crate::api::error::{Code, Error};
 use crate::api::rpc::Rpc;
 use crate::client::call::testing::{ScriptedEnd, call, failure};
 use crate::client::call::{Delivery, Pushback};
-use crate::client::policy::retry_policy::{Reason, Refusal, RetryMetrics};
+use crate::client::policy::retry_policy::{Instances, Reason, Refusal, RetryMetrics};
 use crate::config;
 
 const LIMIT: Duration = Duration::from_secs(3);
@@ -23,6 +24,30 @@ fn metrics() -> RetryMetrics {
     }
 }
 
+/// The instances of these numbers, all of which can be called.
+#[derive(Clone)]
+struct Numbered {
+    usable: Arc<Mutex<Vec<u64>>>,
+    lost: Arc<Mutex<Vec<u64>>>,
+}
+
+impl Numbered {
+    /// Numbered from 1, as they are picked.
+    fn upto(count: usize) -> Self {
+        Self { usable: Arc::new(Mutex::new((1..=count as u64).collect())), lost: Arc::default() }
+    }
+}
+
+impl Instances for Numbered {
+    fn have_place(&self, call: &Call) -> bool {
+        self.usable.lock().unwrap().iter().any(|number| !call.tried.contains(number))
+    }
+
+    fn lost(&self, number: u64) -> bool {
+        self.lost.lock().unwrap().contains(&number)
+    }
+}
+
 fn layer_with(
     end: &ScriptedEnd,
     instances: usize,
@@ -30,9 +55,7 @@ fn layer_with(
 ) -> (Retry<ScriptedEnd>, RetryMetrics) {
     let (mut settings, metrics) = (config::Client::default(), metrics());
     change(&mut settings);
-    // numbered from 1, as they are picked
-    let others = move |call: &Call| (1..=instances as u64).any(|number| !call.tried.contains(&number));
-    let policy = RetryPolicy::new(&settings, metrics.clone(), others);
+    let policy = RetryPolicy::new(&settings, metrics.clone(), Numbered::upto(instances));
     (Retry::new(end.clone(), policy), metrics)
 }
 
@@ -306,8 +329,8 @@ async fn an_attempt_from_before_there_was_data_is_raced_once_there_is() {
         }
     };
     let (took, ()) = tokio::join!(first, others);
-    // 50 answers take 1000 ms; it looks again after 10, 20, 40 ... 1280 ms
-    assert!((1300..=1310).contains(&took), "{took} ms");
+    // 50 answers take 1000 ms; it looks again every 100 ms, and the hedge takes 20 ms
+    assert!((1020..=1130).contains(&took), "{took} ms");
     assert_eq!(metrics.hedge_wins.get(), 1);
 }
 
@@ -315,11 +338,9 @@ async fn an_attempt_from_before_there_was_data_is_raced_once_there_is() {
 #[tokio::test(start_paused = true)]
 async fn any_instance_that_was_not_tried_will_do() {
     let (end, metrics) = (scripted(vec![(9000, None), (20, None)]), metrics());
-    let usable = Arc::new(std::sync::Mutex::new(vec![1_u64]));
-    let seen = usable.clone();
-    let others = move |call: &Call| seen.lock().unwrap().iter().any(|number| !call.tried.contains(number));
-    let layer =
-        Retry::new(end.clone(), RetryPolicy::new(&config::Client::default(), metrics.clone(), others));
+    let instances = Numbered::upto(1);
+    let policy = RetryPolicy::new(&config::Client::default(), metrics.clone(), instances.clone());
+    let layer = Retry::new(end.clone(), policy);
     for _ in 0..50 {
         layer.send(call(Rpc::GetFeeds, LIMIT)).await.unwrap();
     }
@@ -330,11 +351,49 @@ async fn any_instance_that_was_not_tried_will_do() {
     };
     let moving = async {
         tokio::time::sleep(Duration::from_millis(400)).await;
-        *usable.lock().unwrap() = vec![2];
+        *instances.usable.lock().unwrap() = vec![2];
     };
     let (took, ()) = tokio::join!(waiting, moving);
     assert!(took < Duration::from_secs(1), "{took:?}");
     assert_eq!(metrics.hedge_wins.get(), 1);
+}
+
+/// Too few answers for a delay, hedges turned off: a read whose instance is lost is made elsewhere all the same.
+#[tokio::test(start_paused = true)]
+async fn a_read_whose_instance_is_lost_needs_no_hedge() {
+    let run = async |rpc: Rpc, change: fn(&mut config::Client)| {
+        let end = ScriptedEnd::new(|n, call| {
+            call.attempt.set_picked(call.tried.len() as u64 + 1);
+            async move {
+                tokio::time::sleep(Duration::from_millis(if n == 0 { 9000 } else { 20 })).await;
+                Ok(Answer::default())
+            }
+        });
+        let (mut settings, metrics, instances) = (config::Client::default(), metrics(), Numbered::upto(2));
+        change(&mut settings);
+        let policy = RetryPolicy::new(&settings, metrics.clone(), instances.clone());
+        let layer = Retry::new(end, policy);
+        let begun = Instant::now();
+        let leave = async {
+            tokio::time::sleep(Duration::from_millis(400)).await;
+            instances.lost.lock().unwrap().push(1);
+        };
+        let answer = layer.send(call(rpc, Duration::from_secs(10)));
+        let took = tokio::join!(async { answer.await.map(|_| begun.elapsed()).unwrap() }, leave).0;
+        assert_eq!(metrics.hedge_wins.get(), 0);
+        (took.as_millis(), metrics.granted[Reason::Unresponsive as usize].get())
+    };
+    for settings in
+        [|_: &mut config::Client| {}, |settings: &mut config::Client| settings.hedge_after_percent = 0]
+    {
+        let (took, granted) = run(Rpc::GetFeeds, settings).await;
+        assert!((420..=530).contains(&took) && granted == 1, "{took} ms");
+    }
+    let no_retries = |settings: &mut config::Client| {
+        (settings.retry_budget_percent, settings.retry_budget_per_second) = (0, 0);
+    };
+    assert_eq!(run(Rpc::GetFeeds, no_retries).await, (9000, 0));
+    assert_eq!(run(Rpc::CreateFeed, |_| {}).await, (9000, 0), "a write may have been made");
 }
 
 #[tokio::test(start_paused = true)]

@@ -6,8 +6,9 @@ use crate::kit::postgres::Postgres;
 use crate::kit::wait_for;
 use microservice_app::store::{self, Topic};
 
-/// The server logs the plan of each statement with what it has read.
-const EXPLAIN: [&str; 4] = [
+/// The server logs the plan of each statement with what it has read, and would rather read whole tables.
+const EXPLAIN: [&str; 5] = [
+    "random_page_cost = 10000",
     "session_preload_libraries = 'auto_explain'",
     "auto_explain.log_min_duration = 0",
     "auto_explain.log_analyze = on",
