@@ -93,6 +93,7 @@ let
     pkgs.jre_headless
     pkgs.libfaketime
     pkgs.openssl
+    pkgs.patroni
     pkgs.postgresql
     pkgs.prometheus
     pkgs.prometheus-alertmanager # amtool

@@ -1,7 +1,7 @@
 //! Walks through the pages: sessions that run what the pages show, in the order in which an operator would.
 
-mod database;
 mod choice;
+mod database;
 mod etcd;
 mod roles;
 mod store;

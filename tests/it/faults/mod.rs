@@ -14,6 +14,7 @@ mod database;
 mod edge;
 mod limbo;
 mod pauses;
+mod postgres_speed;
 mod registry;
 mod slow;
 mod sqlite;
@@ -51,7 +52,11 @@ fn all() -> Vec<Row> {
         sqlite::ROWS,
         store_speed::ROWS,
         versions::ROWS,
-        database::ROWS,
+        postgres_speed::ROWS,
+        database::cluster::ROWS,
+        database::cluster::LONG,
+        database::outage::LONG,
+        database::one::ROWS,
         unread::ROWS,
         telemetry::ROWS,
         chaos::ROWS,
@@ -79,6 +84,28 @@ macro_rules! rows {
     };
 }
 use rows;
+
+/// As [`rows`], for rows that take too long for every run of the tests: their short forms run only by name.
+macro_rules! long_rows {
+    ($group:literal $($name:literal $test:ident $run:ident $full:literal $short:literal $title:literal;)*) => {
+        pub const LONG: &[super::Row] = &[$(super::Row {
+            name: $name,
+            group: $group,
+            title: $title,
+            full: std::time::Duration::from_secs($full),
+            short: std::time::Duration::from_secs($short),
+            run: |time| futures_util::FutureExt::boxed_local( $run(time)),
+        }),*];
+        $(
+            #[tokio::test]
+            #[ignore = "its preparations take long"]
+            async fn $test() {
+                super::short($name).await;
+            }
+        )*
+    };
+}
+use long_rows;
 
 /// One second; bounds and rows count in it.
 const SECOND: Duration = Duration::from_secs(1);

@@ -29,6 +29,11 @@ pub struct Cluster {
 impl Cluster {
     /// Starts it and waits until every member answers.
     pub async fn start() -> Self {
+        Self::start_with(&[]).await
+    }
+
+    /// Starts one with further arguments of every member.
+    pub async fn start_with(further: &[&str]) -> Self {
         let addrs: Vec<_> = (0..3).map(|_| (free_addr(), free_addr())).collect();
         let mut relays = Vec::new();
         for (number, (_, peer)) in addrs.iter().enumerate() {
@@ -42,7 +47,7 @@ impl Cluster {
         let mut members = Vec::new();
         for (number, ((client, peer), relay)) in addrs.into_iter().zip(relays).enumerate() {
             let clients = Relay::start(client, number as u64).await;
-            let args = vec![
+            let mut args = vec![
                 format!("--name=m{number}"),
                 format!("--listen-client-urls=http://{client}"),
                 format!("--advertise-client-urls=http://{}", clients.addr),
@@ -51,6 +56,7 @@ impl Cluster {
                 format!("--initial-cluster={}", named.join(",")),
                 "--log-level=error".to_owned(),
             ];
+            args.extend(further.iter().map(ToString::to_string));
             let data = tempfile::tempdir().expect("a directory");
             let child = spawn(&args, &data);
             let addr = clients.addr;

@@ -1,6 +1,7 @@
 //! A real PostgreSQL: the programs in the directory that the variable `POSTGRESQL` names, else those of Debian, else those
 //! of the path.
 
+use std::ffi::OsStr;
 use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::os::unix::fs::{PermissionsExt as _, chown};
@@ -36,8 +37,7 @@ impl Postgres {
     pub async fn start_with(settings: &[&str]) -> Self {
         let server = Self::start_bare(settings).await;
         let admin = server.admin_of("postgres").await;
-        admin.batch_execute("CREATE ROLE app LOGIN").await.expect("a role");
-        admin.batch_execute("CREATE DATABASE msa OWNER app").await.expect("a database");
+        create_database(&admin).await;
         server
     }
 
@@ -51,12 +51,7 @@ impl Postgres {
 
     /// Makes the directory of a server that does not run yet.
     fn new(settings: &[&str]) -> Self {
-        let directory = tempfile::tempdir().expect("a directory");
-        if is_root() {
-            // its parent is everybody's
-            chown(directory.path(), Some(NOBODY), Some(NOBODY)).expect("ours");
-        }
-        let server = Self { addr: free_addr(), directory, child: None };
+        let server = Self { addr: free_addr(), directory: directory(), child: None };
         let mut initdb = server.program("initdb");
         initdb.args([
             "-U",
@@ -215,13 +210,34 @@ pub async fn connect(addr: SocketAddr, user: &str, database: &str) -> Option<Cli
     Some(client)
 }
 
+/// Creates the role `app` and its database `msa`.
+pub async fn create_database(admin: &Client) {
+    admin.batch_execute("CREATE ROLE app LOGIN").await.expect("a role");
+    admin.batch_execute("CREATE DATABASE msa OWNER app").await.expect("a database");
+}
+
+/// Returns a directory that ends with it, owned by the user whom servers run as.
+pub fn directory() -> tempfile::TempDir {
+    let directory = tempfile::tempdir().expect("a directory");
+    if is_root() {
+        // its parent is everybody's
+        chown(directory.path(), Some(NOBODY), Some(NOBODY)).expect("ours");
+    }
+    directory
+}
+
 fn is_root() -> bool {
     rustix::process::getuid().is_root()
 }
 
 /// Returns a command that runs a program of PostgreSQL, as an ordinary user, in a directory of that user.
 pub fn program(name: &str, directory: &Path) -> Command {
-    let mut command = Command::new(installed(name));
+    unprivileged(installed(name), directory)
+}
+
+/// Returns a command that runs any program so.
+pub fn unprivileged(program: impl AsRef<OsStr>, directory: &Path) -> Command {
+    let mut command = Command::new(program);
     command.current_dir(directory).env("LC_ALL", "C.UTF-8");
     if is_root() {
         command.uid(NOBODY).gid(NOBODY);

@@ -1,0 +1,173 @@
+//! The rows about the shared database: the system at work, something of the database broken meanwhile, and an account
+//! of every write at the end.
+
+pub mod cluster;
+pub mod one;
+pub mod outage;
+mod unreplicated;
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use tokio::time::{Instant, sleep};
+
+use super::{Findings, Row, short};
+use crate::kit::etcd::Etcd;
+use crate::kit::http::{request, send};
+use crate::kit::ledger::{Account, Ledger, Writers, read_directly, read_through};
+use crate::kit::load::{Load, Outcome, Running};
+use crate::kit::system::Role;
+use crate::kit::wait_long_for;
+
+/// Whose feeds are read.
+const READER: i64 = 3;
+/// Time for which a step is watched after writes work again.
+const AFTER: Duration = Duration::from_millis(500);
+
+/// Longest time without an acknowledged write if nothing but a connection is broken, or nothing at all.
+const HARDLY: Duration = Duration::from_millis(1500);
+/// The same if PostgreSQL alone is gone, or a host that is not written to hangs.
+const SERVER: Duration = Duration::from_secs(5);
+
+/// The whole system over one store: two feed instances in two processes.
+pub struct System {
+    pub gateway: Role,
+    _feeds: [Role; 2],
+    _others: [Role; 2],
+    _etcd: Etcd,
+}
+
+impl System {
+    /// Starts it and waits until writes work.
+    pub async fn start(store: &str) -> Self {
+        let etcd = Etcd::start().await;
+        let endpoint = etcd.addr.to_string();
+        let env = [("MSA__REGISTRY__TTL_S", "10"), ("MSA__STORE__URL", store)];
+        let start = |role| Role::start(&endpoint, role, "127.0.0.1:0", &env);
+        let (feeds, others) = ([start("feed"), start("feed")], [start("profile"), start("topic")]);
+        let gateway = Role::start(&endpoint, "apigateway", "127.0.0.1:0", &env[..1]);
+        gateway.wait_for_certain("feed", 2).await;
+        let system = Self { gateway, _feeds: feeds, _others: others, _etcd: etcd };
+        // both instances are called in turn
+        for _ in 0..4 {
+            system.wait_for_writes().await;
+        }
+        system
+    }
+
+    /// Waits until a write of another user than that of the account works, and a topic can be read.
+    pub async fn wait_for_writes(&self) {
+        wait_long_for("writes work", || async {
+            let body = r#"{"id":1,"user_id":2,"content":"x"}"#;
+            let answer = send(self.gateway.addr, request("PUT", "/api/feed/create_feed", body)).await.ok()?;
+            (answer.status == 200).then_some(())
+        })
+        .await;
+    }
+}
+
+/// A span of time in which something was broken.
+struct Span {
+    what: String,
+    from: Instant,
+    to: Instant,
+    /// Longest time without an acknowledged write.
+    most: Duration,
+    /// Share of the writes that have to be acknowledged.
+    least: f64,
+}
+
+/// Writes and reads that go on while something is broken.
+pub struct Trial {
+    pub system: System,
+    writers: Writers,
+    reads: Running,
+    spans: Vec<Span>,
+}
+
+impl Trial {
+    /// Begins, and waits until some records are written.
+    pub async fn start(store: &str) -> Self {
+        let system = System::start(store).await;
+        let addr = system.gateway.addr;
+        let writers = Writers::start(addr);
+        writers.more(20).await;
+        // of a user who writes nothing meanwhile: a write ends the use of earlier answers
+        let feed = format!(r#"{{"id":1,"user_id":{READER},"content":"x"}}"#);
+        let put = send(addr, request("PUT", "/api/feed/create_feed", &feed)).await.expect("an answer");
+        assert_eq!(put.status, 200, "{put:?}");
+        let reads = Load::of(addr, 30.0, |_| {
+            request("GET", &format!("/api/feed/get_feeds?user_id={READER}&size=20"), "")
+        });
+        let reads = reads.start();
+        Self { system, writers, reads, spans: Vec::new() }
+    }
+
+    /// Notes a fault that stops writes for at most `most`: it began at `from`, and by now is over as far as the
+    /// database goes.
+    pub async fn resumed(&mut self, what: &str, from: Instant, most: Duration) {
+        self.system.wait_for_writes().await;
+        sleep(AFTER).await;
+        self.span(what, from, most, 0.0);
+    }
+
+    /// Notes a fault that has lasted since `from` and may cost a few writes, or none.
+    pub fn undisturbed(&mut self, what: &str, from: Instant, most: Duration, least: f64) {
+        self.span(what, from, most, least);
+    }
+
+    fn span(&mut self, what: &str, from: Instant, most: Duration, least: f64) {
+        self.spans.push(Span { what: what.to_owned(), from, to: Instant::now(), most, least });
+    }
+
+    /// Ends the calls and judges them; `server` is the database that is written to.
+    pub async fn finish(self, server: SocketAddr, findings: &mut Findings) {
+        self.system.wait_for_writes().await;
+        let (ledger, reads) = (self.writers.finish().await, self.reads.finish().await);
+        for Span { what, from, to, most, least } in &self.spans {
+            findings.time(&format!("{what}: no write for"), ledger.longest_silence(*from, *to), *most);
+            let share = ledger.acknowledged_share(*from, *to);
+            if *least > 0.0 {
+                findings.timed_share(&format!("{what}: share acknowledged"), share, *least);
+            } else {
+                findings.tell(&format!("{what}: share acknowledged"), share, "");
+            }
+        }
+        findings.calls(&ledger.new);
+        findings.count("answers to writes but 200, 503, 504", ledger.other_answers(), 0);
+        let other = |outcome: &Outcome| match outcome {
+            Outcome::Status(status) => !matches!(status.as_u16(), 200 | 503 | 504),
+            _ => true,
+        };
+        let others = reads.calls.iter().filter(|call| other(&call.outcome)).count();
+        findings.count("answers to reads but 200, 503, 504", others, 0);
+        let answered = reads.calls.iter().filter(|call| call.answered()).count();
+        findings.timed_share(
+            "share of reads answered",
+            answered as f64 / reads.calls.len().max(1) as f64,
+            0.99,
+        );
+        findings.tell("reads answered from the cache, marked", reads.degraded() as f64, "");
+        account(&ledger, server, self.system.gateway.addr, findings).await;
+    }
+}
+
+/// Compares what was tried with what the database holds, read from it directly and through the gateway.
+async fn account(ledger: &Ledger, server: SocketAddr, gateway: SocketAddr, findings: &mut Findings) {
+    let found = read_directly(server).await;
+    let account = Account::of(&ledger.writes(), &found);
+    if !account.lost.is_empty() || !account.unexpected.is_empty() {
+        eprintln!("{}", account.wrong());
+    }
+    findings.share("records acknowledged", account.acknowledged as f64, 20.0);
+    findings.count("acknowledged writes lost", account.lost.len(), 0);
+    findings.count("records that nobody wrote", account.unexpected.len(), 0);
+    findings.tell("writes found whose outcome was unknown", account.recovered as f64, "");
+    let through = read_through(gateway).await;
+    let differ = found.iter().filter(|(key, version)| through.get(key) != Some(version)).count();
+    findings.count(
+        "records that the gateway reads otherwise",
+        differ + through.len().abs_diff(found.len()),
+        0,
+    );
+}
