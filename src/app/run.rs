@@ -28,7 +28,7 @@ pub async fn run(role: Role, settings: Settings, log: log::Log) -> anyhow::Resul
         }
     }
     // a store may wait for the lock of another process
-    let Some(process) = stop.run_until_cancelled(assemble(role, settings)).await else {
+    let Some(process) = stop.run_until_cancelled(Box::pin(assemble(role, settings))).await else {
         return Ok(());
     };
     let mut process = process?;

@@ -163,7 +163,7 @@ impl Database {
 
     /// Notes that a transaction with so many writes has ended.
     pub fn committed(&self, outcome: Commit, writes: usize, took: Duration) {
-        self.0.batches.observe(writes as f64);
+        self.0.batches.observe(u32::try_from(writes).map_or(f64::INFINITY, f64::from));
         if let Some((_, histogram)) = self.0.commits.iter().find(|(known, _)| *known == outcome) {
             histogram.observe(took.as_secs_f64());
         }

@@ -21,6 +21,7 @@ const MAX_PUSHBACK: Duration = Duration::from_mins(5);
 
 /// How one exchange ended.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "the largest variant is the usual one")]
 pub enum ExchangeEnd {
     /// With an answer.
     Answered(Answer),

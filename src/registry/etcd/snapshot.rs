@@ -215,7 +215,9 @@ mod tests {
             let file = std::fs::File::create(dir.path().join(name)).unwrap();
             file.set_modified(SystemTime::now() - age).unwrap();
         };
-        kept.iter().for_each(|name| write(name, 2 * SCRATCH_AGE));
+        for name in &kept {
+            write(name, 2 * SCRATCH_AGE);
+        }
         write(&gone, Duration::ZERO);
         remove_scratch(&path);
         assert!(found().contains(&gone), "it may be of another container");

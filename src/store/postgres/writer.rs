@@ -121,7 +121,7 @@ impl Writer {
                 bytes += next.write.bytes();
                 batch.push(next);
             }
-            self.database.queued().sub(batch.len() as i64);
+            self.database.queued().sub(i64::try_from(batch.len()).unwrap_or(i64::MAX));
             self.progress.update(|doing| doing.begun = Some(Instant::now()));
             // what the connection is about is told there
             let failure = self.write(batch).await;

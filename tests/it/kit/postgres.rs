@@ -125,7 +125,9 @@ impl Postgres {
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             let all = processes(child.id());
-            all.iter().for_each(|pid| signal(*pid, Signal::KILL));
+            for &pid in &all {
+                signal(pid, Signal::KILL);
+            }
             let _ = child.wait();
             // a new server refuses to start while the memory of the old one is in use
             let begun = Instant::now();
@@ -161,7 +163,9 @@ impl Postgres {
         let server = self.child.as_ref().expect("it runs").id();
         // the server first, so that no process is added meanwhile
         signal(server, what);
-        processes(server).into_iter().for_each(|pid| signal(pid, what));
+        for pid in processes(server) {
+            signal(pid, what);
+        }
     }
 
     /// Returns the URL of the database, for the role `app`.

@@ -20,7 +20,7 @@ use crate::kit::cpu::Others;
 use crate::kit::postgres::{Postgres, connect, program};
 use crate::kit::{free_addr, wait_for, wait_long_for};
 
-const WRITERS: usize = 64;
+const WRITERS: i64 = 64;
 const SETTINGS: [&str; 3] = ["max_connections = 100", "shared_buffers = 256MB", "max_wal_size = 8GB"];
 
 /// One line of the table: its name, `synchronous_commit`, and whether commits wait for the standby.
@@ -145,15 +145,14 @@ async fn what_durability_costs() {
         None => table.push((name, vec![one], vec![many])),
     };
     for _ in 0..rounds as u32 {
-        note("SQLite", write(file.as_ref(), 1, time).await, write(file.as_ref(), WRITERS as i64, time).await);
+        note("SQLite", write(file.as_ref(), 1, time).await, write(file.as_ref(), WRITERS, time).await);
         let one = single(alone.addr, time).await;
-        note("PostgreSQL, on, no standby", one, write(lonely.as_ref(), WRITERS as i64, time).await);
+        note("PostgreSQL, on, no standby", one, write(lonely.as_ref(), WRITERS, time).await);
         for (name, commit, wait) in MODES {
             set(&admin, commit, wait).await;
             let one = single(server.addr, time).await;
             // the store does not run with `off`: it sets `on`
-            let many =
-                if commit == "off" { f64::NAN } else { write(store.as_ref(), WRITERS as i64, time).await };
+            let many = if commit == "off" { f64::NAN } else { write(store.as_ref(), WRITERS, time).await };
             note(name, one, many);
         }
     }

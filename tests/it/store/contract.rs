@@ -170,7 +170,7 @@ async fn profiles_are_kept(store: &dyn ProfileStore) {
         Profile { user_id: 1, name: "Ada".to_owned(), company: String::new(), title: "t".to_owned() };
     store.put(ada.clone(), soon()).await.unwrap();
     assert_eq!(store.get(1).await.unwrap(), Some(ada.clone()));
-    ada.company = "new".to_owned();
+    "new".clone_into(&mut ada.company);
     store.put(ada.clone(), soon()).await.unwrap();
     assert_eq!(store.get(1).await.unwrap(), Some(ada));
 }

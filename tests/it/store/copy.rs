@@ -74,7 +74,7 @@ impl Dirs {
         Self { _root: root, from, to }
     }
 
-    fn args<'a>(&self, more: &[&'a str], urls: &'a [String; 2]) -> Vec<&'a str> {
+    fn args<'a>(more: &[&'a str], urls: &'a [String; 2]) -> Vec<&'a str> {
         [&["copy-store", &urls[0], &urls[1]], more].concat()
     }
 
@@ -85,7 +85,7 @@ impl Dirs {
     /// Runs a copy that must succeed; returns what it prints.
     fn copy(&self, more: &[&str]) -> String {
         let urls = self.urls();
-        let (status, out, err) = run(&self.args(more, &urls));
+        let (status, out, err) = run(&Self::args(more, &urls));
         assert!(status.success(), "{status}: {out}\n{err}");
         out
     }
@@ -93,7 +93,7 @@ impl Dirs {
     /// Runs a copy that must fail with status 1; returns what it says.
     fn refused(&self, more: &[&str]) -> String {
         let urls = self.urls();
-        let (status, out, err) = run(&self.args(more, &urls));
+        let (status, out, err) = run(&Self::args(more, &urls));
         assert_eq!(status.code(), Some(1), "{out}\n{err}");
         err
     }
@@ -102,7 +102,7 @@ impl Dirs {
     fn start(&self) -> Child {
         let urls = self.urls();
         let mut command = Command::new(PROGRAM);
-        command.args(self.args(&["--service", "feed"], &urls));
+        command.args(Self::args(&["--service", "feed"], &urls));
         command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
     }
 }

@@ -57,7 +57,7 @@ impl Node {
             "restapi": { "listen": rest, "connect_address": peers_rest.addr },
             // not the addresses that the members tell, past the relays
             "etcd3": { "hosts": endpoints, "use_proxies": true },
-            "bootstrap": { "dcs": agreed(&options), "initdb": [{ "encoding": "UTF8" }, { "locale": "C" }, "no-sync"] },
+            "bootstrap": { "dcs": agreed(options), "initdb": [{ "encoding": "UTF8" }, { "locale": "C" }, "no-sync"] },
             "postgresql": postgresql(dir.path(), server, replication.addr),
             "watchdog": { "mode": "off" },
         });
@@ -173,7 +173,7 @@ impl Drop for Node {
 }
 
 /// Returns what the nodes agree on, in Patroni's words.
-fn agreed(options: &Options) -> Value {
+fn agreed(options: Options) -> Value {
     json!({
         "ttl": TTL.as_secs(),
         "loop_wait": LOOP_WAIT.as_secs(),

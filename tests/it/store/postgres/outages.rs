@@ -28,7 +28,7 @@ async fn write_on(
         match store.create(record(user, id, "x"), Instant::now() + Duration::from_secs(2)).await {
             Ok(()) => acknowledged.push(id),
             Err(StoreError::Away(_) | StoreError::Unknown(_) | StoreError::Late) => {
-                tokio::time::sleep(5 * MS).await
+                tokio::time::sleep(5 * MS).await;
             }
             Err(other) => panic!("{other}"),
         }

@@ -42,7 +42,9 @@ async fn one_write_is_one_statement_and_many_are_few_transactions() {
     };
     let (first, rest) = futures_util::join!(first, rest);
     first.unwrap();
-    rest.into_iter().for_each(|result| result.unwrap());
+    for result in rest {
+        result.unwrap();
+    }
     let statements = server.log().matches("INSERT INTO feed.feeds").count() - 3;
     assert!((2..=3).contains(&statements), "{statements} statements for 200 writes");
     assert_eq!(found(store.as_ref(), 8).await.len(), 200);
@@ -154,7 +156,7 @@ async fn instances_that_write_the_same_keys_at_once_all_succeed() {
             (0..60_i64).map(move |n| async move {
                 // each instance in an order of its own, with deletions between
                 let id = 1 + if number % 2 == 0 { n } else { 59 - n };
-                if (n + round) % 3 == number as i64 {
+                if usize::try_from((n + round) % 3) == Ok(number) {
                     store.delete(7, id, soon()).await.map(|_| ())
                 } else {
                     store.create(record(7, id, "x"), soon()).await
