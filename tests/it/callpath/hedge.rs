@@ -198,7 +198,7 @@ async fn a_read_that_waits_for_an_instance_that_has_left_is_made_elsewhere() {
     for _ in 0..20 {
         reads.spawn(get(app.gateway(), LIST)); // in turn: half of them wait
     }
-    wait_for("half are asked", || async { (stalled.load(Relaxed) == 10).then_some(()) }).await;
+    wait_for("some are asked", || async { (stalled.load(Relaxed) >= 5).then_some(()) }).await;
     leaving.revoke().await;
     wait_for("it has left", || async { (topics(&app).await.len() == 1).then_some(()) }).await;
     let answers = reads.join_all().await;
