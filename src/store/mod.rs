@@ -15,6 +15,7 @@ mod measured;
 mod memory;
 pub mod metrics;
 mod postgres;
+mod progress;
 mod records;
 mod sqlite;
 mod traits;

@@ -11,13 +11,14 @@ use tonic::async_trait;
 use super::super::database::{Database, Purpose};
 use super::super::error::StoreError;
 use super::super::metrics::Metrics;
+use super::super::progress::Progress;
 use super::super::traits::Health;
 use super::batch::Write;
 use super::dial::Target;
 use super::failure::Failure;
 use super::keeper::{Keeper, Links, Ready, SLACK, State};
 use super::service::Service;
-use super::writer::{CONNECTION_WAIT, Job, Progress, Writer};
+use super::writer::{CONNECTION_WAIT, Job, Writer};
 use crate::config::{PostgresUrl, Store};
 
 /// Most writes that wait for their transaction.

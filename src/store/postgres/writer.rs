@@ -2,7 +2,7 @@
 
 use std::collections::{HashSet, VecDeque};
 use std::future::poll_fn;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
@@ -13,6 +13,7 @@ use tokio_postgres::{Error, Row};
 
 use super::super::database::{Commit, Database};
 use super::super::error::StoreError;
+use super::super::progress::Progress;
 use super::batch::{Command, Key, Write, commands};
 use super::failure::Failure;
 use super::keeper::{Links, Ready, SLACK};
@@ -32,8 +33,6 @@ const READ_TIME: Duration = Duration::from_millis(10);
 pub const CONNECTION_WAIT: Duration = Duration::from_secs(1);
 /// How often a batch is repeated because other transactions were in the way, or the server could not write any more.
 const REPEATS: u32 = 5;
-/// Time from which on a write that waits is worth a warning.
-const LONG: Duration = Duration::from_secs(1);
 
 /// A write that is queued.
 pub struct Job {
@@ -65,40 +64,6 @@ impl Job {
     }
 }
 
-/// What the writer does, for `/readyz`.
-#[derive(Debug, Default)]
-pub struct Progress(Mutex<Doing>);
-
-#[derive(Debug, Default)]
-struct Doing {
-    /// When the batch in progress began.
-    begun: Option<Instant>,
-    /// Why the last batch failed, if it did.
-    failure: Option<StoreError>,
-}
-
-impl Progress {
-    fn update(&self, change: impl FnOnce(&mut Doing)) {
-        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
-    }
-
-    /// Returns what an operator should know about writes.
-    pub fn warnings(&self) -> Vec<String> {
-        let mut warnings = Vec::new();
-        self.update(|doing| {
-            match &doing.failure {
-                Some(StoreError::Full) => warnings.push("disk full, writes are refused".to_owned()),
-                Some(error) => warnings.push(format!("the last write failed: {error}")),
-                None => {}
-            }
-            if let Some(waited) = doing.begun.map(|begun| begun.elapsed()).filter(|waited| *waited >= LONG) {
-                warnings.push(format!("a write has waited for {} s", waited.as_secs()));
-            }
-        });
-        warnings
-    }
-}
-
 /// Writes what is queued.
 pub struct Writer {
     pub links: Links,
@@ -122,12 +87,12 @@ impl Writer {
                 batch.push(next);
             }
             self.database.queued().sub(i64::try_from(batch.len()).unwrap_or(i64::MAX));
-            self.progress.update(|doing| doing.begun = Some(Instant::now()));
+            self.progress.begin();
             // what the connection is about is told there
             let failure = self.write(batch).await;
             let failure =
                 failure.filter(|error| !matches!(error, StoreError::Away(_) | StoreError::Unknown(_)));
-            self.progress.update(|doing| *doing = Doing { begun: None, failure });
+            self.progress.end(failure);
         }
     }
 

@@ -9,11 +9,12 @@ use tokio::sync::{mpsc, oneshot};
 use tonic::async_trait;
 
 use super::super::error::StoreError;
+use super::super::progress::Progress;
 use super::super::traits::Health;
 use super::file::Files;
 use super::open::{Opened, open};
 use super::schema::Schema;
-use super::writer::{self, Progress, Write, WriteJob};
+use super::writer::{self, Write, WriteJob};
 
 /// Length of a thread's queue, operations. Further callers wait until there is room, each for as long as its deadline
 /// allows.

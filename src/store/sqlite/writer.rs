@@ -1,6 +1,6 @@
 //! The thread that writes: group commits, and what is no longer wanted once its turn has come.
 
-use std::sync::{Mutex, PoisonError, mpsc as sync_mpsc};
+use std::sync::mpsc as sync_mpsc;
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
@@ -8,6 +8,7 @@ use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
 
 use super::super::error::StoreError;
+use super::super::progress::Progress;
 use super::file::Files;
 use crate::server::input;
 
@@ -20,8 +21,6 @@ const OLD: Duration = Duration::from_millis(20);
 const ASK: Duration = Duration::from_secs(1);
 /// Time for the connections to be read.
 const READ_TIME: Duration = Duration::from_millis(10);
-/// Time from which on a write that waits is worth a warning.
-const LONG: Duration = Duration::from_secs(1);
 
 pub type Write = Box<dyn Job>;
 
@@ -80,40 +79,6 @@ where
     }
 }
 
-/// What the writer does, for `/readyz`.
-#[derive(Debug, Default)]
-pub struct Progress(Mutex<State>);
-
-#[derive(Debug, Default)]
-struct State {
-    /// When the transaction in progress began to wait for the lock.
-    begun: Option<Instant>,
-    /// Why the last transaction failed, if it did.
-    failure: Option<StoreError>,
-}
-
-impl Progress {
-    fn update(&self, change: impl FnOnce(&mut State)) {
-        change(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner));
-    }
-
-    /// Returns what an operator should know about writes.
-    pub fn warnings(&self) -> Vec<String> {
-        let mut warnings = Vec::new();
-        self.update(|state| {
-            match &state.failure {
-                Some(StoreError::Full) => warnings.push("disk full, writes are refused".to_owned()),
-                Some(error) => warnings.push(format!("the last write failed: {error}")),
-                None => {}
-            }
-            if let Some(waited) = state.begun.map(|begun| begun.elapsed()).filter(|waited| *waited >= LONG) {
-                warnings.push(format!("a write has waited for {} s", waited.as_secs()));
-            }
-        });
-        warnings
-    }
-}
-
 /// Writes what is queued until all senders are gone.
 pub fn run(db: &Connection, files: &Files, mut queue: mpsc::Receiver<Write>, progress: &Progress) {
     let mut batch = Vec::with_capacity(BATCH);
@@ -124,9 +89,9 @@ pub fn run(db: &Connection, files: &Files, mut queue: mpsc::Receiver<Write>, pro
         {
             batch.push(next);
         }
-        progress.update(|state| state.begun = Some(Instant::now()));
+        progress.begin();
         let committed = commit(db, files, &mut batch);
-        progress.update(|state| *state = State { begun: None, failure: committed.clone().err() });
+        progress.end(committed.clone().err());
         for job in batch.drain(..) {
             job.reply(committed.clone());
         }
