@@ -129,6 +129,11 @@ impl Write for &Writer {
         Ok(lines.len())
     }
 
+    /// As one call: the standard's would make one for each piece of the text, and the thread could write between them.
+    fn write_fmt(&mut self, text: std::fmt::Arguments<'_>) -> io::Result<()> {
+        self.write_all(text.to_string().as_bytes())
+    }
+
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
@@ -291,6 +296,19 @@ mod tests {
         fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
             self.null.as_fd()
         }
+    }
+
+    #[test]
+    fn a_formatted_line_is_queued_whole_or_not_at_all() {
+        let (_reader, file) = pipe();
+        let (writer, _) = writer(file);
+        let mut writer = &writer;
+        let full = vec![b'\n'; MAX_QUEUED];
+        // more than the pipe takes: it stays in the queue or in the writer's hand
+        writer.0.lock().lines.extend_from_slice(&full[4..]);
+        writeln!(writer, "{}: {}", "feed", 250).unwrap();
+        let queue = writer.0.lock();
+        assert_eq!((queue.lost, queue.lines.len() + queue.in_hand), (1, MAX_QUEUED - 4));
     }
 
     #[test]
