@@ -12,6 +12,11 @@ in
         site.nodes.node-4
       ];
       admin.allowFrom = site.monitors;
+      settings.store = {
+        inherit (site.database) url;
+        password_file = "db-password";
+      };
+      credentials.db-password = site.database.passwordFile;
     };
   };
 }

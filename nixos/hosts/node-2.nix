@@ -9,6 +9,11 @@ in
       enable = true;
       allowFrom = [ site.nodes.node-4 ];
       admin.allowFrom = site.monitors;
+      settings.store = {
+        inherit (site.database) url;
+        password_file = "db-password";
+      };
+      credentials.db-password = site.database.passwordFile;
     };
   };
 }
