@@ -237,13 +237,8 @@ in
         systemd.services.postgresql = {
           startLimitIntervalSec = 0;
           serviceConfig =
-            weak [
-              # compiled statements are off, and the switch for them writes code
-              "MemoryDenyWriteExecute"
-              # NixOS' module has lists of its own
-              "SystemCallFilter"
-            ]
-            // {
+            # PostgreSQL's compiler of statements writes code
+            weak (lib.optional config.services.postgresql.enableJIT "MemoryDenyWriteExecute") // {
               Restart = "always";
               LoadCredential = tlsCredentials;
             };

@@ -90,17 +90,14 @@ in
         "-disable_metrics=advtcp,cpu_topology,cpuset,hugetlb,memory_numa,percpu,process,referenced_memory,resctrl,sched,tcp,udp"
       ];
     };
-    # root, for it reads the control groups of all users; with no capability but to read
+    # root, for it reads the control groups of all users, but without a capability
     systemd.services.cadvisor.serviceConfig = lib.mkIf exporters.cadvisor.enable (
       weak [
         "PrivateUsers"
         "ProcSubset"
         "ProtectProc"
-        "ProtectControlGroups"
       ]
       // {
-        ProtectControlGroups = true;
-        CapabilityBoundingSet = [ "CAP_DAC_READ_SEARCH" ];
         Restart = mkDefault "always";
       }
     );
