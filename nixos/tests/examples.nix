@@ -131,7 +131,7 @@ in
   };
 
   instances = check "instances" several "microservice-app-feed-second.service" {
-    ownAddress = second.grpc == { addr = "0.0.0.0:8182"; };
+    ownAddress = second.grpc == { addr = "[::]:8182"; };
     ownAdminAddress = second.admin == { addr = "127.0.0.1:6162"; };
     sameStore = second.store == feed.settings.store;
     sameSettings = second.log.level == "debug" && second.client.deadline_ms == 700;
