@@ -141,13 +141,12 @@ in
   };
 
   config = {
-    networking.firewall =
-      if backend == "nftables" then
-        { extraInputRules = rules nftablesRule; }
-      else
-        # appended to the chain nixos-fw, before the rule that refuses the rest; NixOS builds the chain anew
-        # at every start or reload of the firewall, so no rule has to be removed
-        { extraCommands = rules iptablesRule; };
+    networking.firewall = {
+      extraInputRules = lib.mkIf (backend == "nftables") (rules nftablesRule);
+      # appended to the chain nixos-fw, before the rule that refuses the rest; NixOS builds the chain anew
+      # at every start or reload of the firewall, so no rule has to be removed
+      extraCommands = lib.mkIf (backend == "iptables") (rules iptablesRule);
+    };
 
     assertions =
       let
