@@ -25,7 +25,7 @@ let
   flake =
     folder: inputs:
     let
-      outputs = (import "${folder}/flake.nix").outputs (inputs // { inherit self; });
+      outputs = (import (folder + "/flake.nix")).outputs (inputs // { inherit self; });
       self = outputs // {
         outPath = toString folder;
         inherit inputs outputs;

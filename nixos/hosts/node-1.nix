@@ -4,6 +4,10 @@ let
 in
 {
   services.microservice-app = {
+    store = {
+      inherit (site.database) url;
+      access = { inherit (site.database) passwordFile; };
+    };
     registry.endpoints = [ "${site.nodes.node-0}:2379" ];
     feed = {
       enable = true;
@@ -12,11 +16,6 @@ in
         site.nodes.node-4
       ];
       admin.allowFrom = site.monitors;
-      settings.store = {
-        inherit (site.database) url;
-        password_file = "db-password";
-      };
-      credentials.db-password = site.database.passwordFile;
     };
   };
 }

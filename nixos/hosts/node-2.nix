@@ -4,16 +4,15 @@ let
 in
 {
   services.microservice-app = {
+    store = {
+      inherit (site.database) url;
+      access = { inherit (site.database) passwordFile; };
+    };
     registry.endpoints = [ "${site.nodes.node-0}:2379" ];
     profile = {
       enable = true;
       allowFrom = [ site.nodes.node-4 ];
       admin.allowFrom = site.monitors;
-      settings.store = {
-        inherit (site.database) url;
-        password_file = "db-password";
-      };
-      credentials.db-password = site.database.passwordFile;
     };
   };
 }

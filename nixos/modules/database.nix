@@ -13,11 +13,12 @@ let
   inherit (cfg) cluster;
   ours = import ./lib.nix { inherit config lib pkgs; };
   weak = import ./weak.nix { inherit lib; };
+  place = import ./place.nix { inherit lib ours; };
 
   clustered = cluster.members != { };
   unit = if clustered then "patroni" else "postgresql";
   credential = of: name: "/run/credentials/${of}.service/${name}";
-  opened = cfg.openFirewall || cfg.allowFrom != [ ];
+  opened = place.opened cfg;
   others = removeAttrs cluster.members [ cluster.name ];
 
   # who may connect, in the words of pg_hba.conf
@@ -26,7 +27,8 @@ let
     source:
     if lib.hasInfix "/" source then source else "${source}/${if isV6 source then "128" else "32"}";
   sources =
-    if cfg.openFirewall then
+    # on one interface or on all: pg_hba.conf knows no interfaces
+    if cfg.openFirewall || cfg.openFirewallOn != [ ] then
       [
         "0.0.0.0/0"
         "::/0"
@@ -117,8 +119,11 @@ in
       example = 5433;
       description = "TCP port of PostgreSQL.";
     };
-    openFirewall = ours.openFirewallOption "PostgreSQL's port, and to let every host log in with the password,";
-    allowFrom = ours.allowFromOption "PostgreSQL's port, and which may log in with the password,";
+    inherit (place.optionsOf "PostgreSQL's port, and to log in with the password,")
+      openFirewall
+      openFirewallOn
+      allowFrom
+      ;
 
     tls = mkOption {
       default = null;
@@ -144,7 +149,7 @@ in
 
     cluster = {
       members = mkOption {
-        type = types.attrsOf ours.ip;
+        type = types.attrsOf ours.ip.address;
         default = { };
         example = {
           db-0 = "192.168.50.20";
@@ -211,14 +216,10 @@ in
             message = "services.microservice-app.database.passwordFile is not set, and the services of other hosts log in with a password.";
           }
         ];
-        services.microservice-app.firewallRules = [
-          {
-            inherit (cfg) port;
-            from = cfg.allowFrom;
-          }
-        ];
-        networking.firewall.allowedTCPPorts = lib.optional cfg.openFirewall cfg.port;
       }
+      (place.firewallOf "services.microservice-app.database" (
+        cfg // { allowFrom = lib.unique (cfg.allowFrom ++ lib.attrValues others); }
+      ))
 
       (lib.mkIf (!clustered) {
         services.postgresql = {
@@ -272,16 +273,14 @@ in
             message = "services.microservice-app.database.cluster.etcd: `user` and `passwordFile` go together, set both or none.";
           }
         ];
-        services.microservice-app.firewallRules =
-          map
-            (port: {
-              inherit port;
-              from = lib.attrValues others;
-            })
-            [
-              cfg.port
-              cluster.restPort
-            ];
+        services.microservice-app.listeners = [
+          {
+            option = "services.microservice-app.database.cluster.restPort";
+            address = cluster.members.${cluster.name} or "::";
+            port = cluster.restPort;
+            from = lib.attrValues others;
+          }
+        ];
 
         services.patroni = {
           enable = true;

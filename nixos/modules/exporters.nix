@@ -48,17 +48,15 @@ in
   };
 
   config = lib.mkIf exporters.enable {
-    services.microservice-app.firewallRules =
+    services.microservice-app.listeners =
       map
-        (port: {
-          inherit port;
+        (exporter: {
+          option = "services.microservice-app.exporters.${exporter}";
+          inherit (exporters.${exporter}) port;
+          address = if exporters.allowFrom == [ ] then "127.0.0.1" else "::";
           from = exporters.allowFrom;
         })
-        (
-          [ exporters.node.port ]
-          ++ lib.optional etcdHere exporters.etcd.port
-          ++ lib.optional exporters.cadvisor.enable exporters.cadvisor.port
-        );
+        ([ "node" ] ++ lib.optional etcdHere "etcd" ++ lib.optional exporters.cadvisor.enable "cadvisor");
 
     services.prometheus.exporters.node = {
       enable = true;

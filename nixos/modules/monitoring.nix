@@ -11,6 +11,8 @@ let
   cfg = config.services.microservice-app.monitoring;
   ours = import ./lib.nix { inherit config lib pkgs; };
   weak = import ./weak.nix { inherit lib; };
+  place = import ./place.nix { inherit lib ours; };
+  here = "services.microservice-app.monitoring";
   shipped = ../../deploy/monitoring;
 
   # a template of deploy/monitoring with each ${NAME} replaced
@@ -21,9 +23,8 @@ let
     );
   list = builtins.toJSON;
 
-  opened = part: part.openFirewall || part.allowFrom != [ ];
   # no address: every interface, IPv4 and IPv6
-  addressOf = part: if opened part then "" else "127.0.0.1";
+  addressOf = part: if place.opened part then "" else "127.0.0.1";
   at = port: "127.0.0.1:${toString port}";
 
   # the static targets, by job
@@ -106,7 +107,7 @@ let
       type = types.port;
       default = port;
       example = port + 1;
-      description = "TCP port of ${what}. Without `openFirewall` and `allowFrom` it listens on loopback only.";
+      description = "TCP port of ${what}. Unless the firewall opens it, it listens on loopback only.";
     };
     openFirewall = ours.openFirewallOption "the port of ${what}";
     allowFrom = ours.allowFromOption "the port of ${what}";
@@ -227,6 +228,8 @@ in
 
   config = lib.mkIf cfg.enable (
     lib.mkMerge [
+      (place.firewallOf "${here}.prometheus" cfg.prometheus)
+      (lib.mkIf grafana.enable (place.firewallOf "${here}.grafana" grafana))
       {
         assertions = [
           {
@@ -245,15 +248,14 @@ in
             profile = 1;
             topic = 1;
           };
-          firewallRules = [
+          listeners = [
             {
-              inherit (cfg.prometheus) port;
-              from = cfg.prometheus.allowFrom;
+              option = "${here}.alertmanager";
+              address = "127.0.0.1";
+              inherit (config.services.prometheus.alertmanager) port;
             }
           ];
         };
-        networking.firewall.allowedTCPPorts = lib.optional cfg.prometheus.openFirewall cfg.prometheus.port;
-
         services.prometheus = {
           enable = true;
           inherit (cfg.prometheus) port;
@@ -314,14 +316,6 @@ in
       }
 
       (lib.mkIf grafana.enable {
-        services.microservice-app.firewallRules = [
-          {
-            inherit (grafana) port;
-            from = grafana.allowFrom;
-          }
-        ];
-        networking.firewall.allowedTCPPorts = lib.optional grafana.openFirewall grafana.port;
-
         services.grafana = {
           enable = true;
           settings = {

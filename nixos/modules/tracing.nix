@@ -12,11 +12,11 @@ let
   ours = import ./lib.nix { inherit config lib pkgs; };
   hardening = import ./hardening.nix;
   weak = import ./weak.nix { inherit lib; };
+  place = import ./place.nix { inherit lib ours; };
 
   stored = cfg.storage == "opensearch";
   opensearch = config.services.opensearch;
   hosts = "http://${opensearch.settings."network.host"}:${toString opensearch.settings."http.port"}";
-  opened = cfg.openFirewall || cfg.allowFrom != [ ];
 
   # The virtual machine of Java writes code while it runs, and reads how much memory the host has.
   javaHardening = removeAttrs hardening [
@@ -52,12 +52,11 @@ in
       default = 9411;
       example = 9412;
       description = ''
-        TCP port of Zipkin, for spans, for its pages and for its metrics. Without `openFirewall` and `allowFrom` it
-        listens on loopback only.
+        TCP port of Zipkin, for spans, for its pages and for its metrics. Unless the firewall opens it, it listens on
+        loopback only.
       '';
     };
-    openFirewall = ours.openFirewallOption "Zipkin's port";
-    allowFrom = ours.allowFromOption "Zipkin's port, for the hosts of the roles and the monitor,";
+    inherit (place.optionsOf "Zipkin's port") openFirewall openFirewallOn allowFrom;
     heap = heap "256m" "Zipkin";
 
     storage = mkOption {
@@ -95,15 +94,8 @@ in
 
   config = lib.mkIf cfg.enable (
     lib.mkMerge [
+      (place.firewallOf "services.microservice-app.tracing" cfg)
       {
-        services.microservice-app.firewallRules = [
-          {
-            inherit (cfg) port;
-            from = cfg.allowFrom;
-          }
-        ];
-        networking.firewall.allowedTCPPorts = lib.optional cfg.openFirewall cfg.port;
-
         systemd.services.zipkin = {
           description = "Zipkin: collector of traces";
           wantedBy = [ "multi-user.target" ];
@@ -136,7 +128,7 @@ in
             // {
               ExecStart =
                 lib.getExe cfg.package
-                + lib.optionalString (!opened) (
+                + lib.optionalString (!place.opened cfg) (
                   " --armeria.ports[0].ip=127.0.0.1 --armeria.ports[0].port=${toString cfg.port}"
                   + " --armeria.ports[0].protocols[0]=http"
                 );
@@ -152,6 +144,17 @@ in
       }
 
       (lib.mkIf stored {
+        services.microservice-app.listeners =
+          map
+            (port: {
+              option = "services.opensearch";
+              address = "127.0.0.1";
+              inherit port;
+            })
+            [
+              opensearch.settings."http.port"
+              opensearch.settings."transport.port"
+            ];
         services.opensearch = {
           enable = true;
           package = mkDefault cfg.opensearch.package;

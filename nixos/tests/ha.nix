@@ -122,18 +122,14 @@ ours.test {
       ];
       services.microservice-app = {
         registry = registry "services";
-        feed = {
-          enable = true;
-          settings.store = {
-            url = "postgres://app@${lib.concatStringsSep "," addresses}/msa?target_session_attrs=read-write";
-            password_file = "db-password";
-            ca_file = "db-ca";
-          };
-          credentials = {
-            db-password = "/var/lib/secrets/db-password";
-            db-ca = "/var/lib/secrets/ca.crt";
+        store = {
+          url = "postgres://app@${lib.concatStringsSep "," addresses}/msa?target_session_attrs=read-write";
+          access = {
+            caFile = "/var/lib/secrets/ca.crt";
+            passwordFile = "/var/lib/secrets/db-password";
           };
         };
+        feed.enable = true;
         apigateway.enable = true;
       };
     };
