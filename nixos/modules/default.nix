@@ -1,7 +1,7 @@
 # The flake's nixosModules: one for each role, usable alone or together, and `default` with all of them.
 self:
 let
-  # The flake's package is the default. The key makes this one module even if several roles import it.
+  # The host's own `pkgs.microservice-app`, if an overlay has one, else the flake's. The key makes this one module even if several roles import it.
   package = {
     key = "microservice-app-package";
     _file = ./default.nix;
@@ -9,9 +9,9 @@ let
       (
         { lib, pkgs, ... }:
         {
-          services.microservice-app.package =
-            lib.mkDefault
-              self.packages.${pkgs.stdenv.hostPlatform.system}.default;
+          services.microservice-app.package = lib.mkDefault (
+            pkgs.microservice-app or self.packages.${pkgs.stdenv.hostPlatform.system}.default
+          );
         }
       )
     ];

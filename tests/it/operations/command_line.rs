@@ -26,7 +26,7 @@ fn wrong_flags_and_settings_exit_2_and_say_why() {
     let (status, out, err) = run(&["check-config", "--role", "apigateway", "--show", "--config", &path]);
     assert_eq!((status.code(), err.as_str()), (Some(0), ""));
     assert!(
-        out.contains("client.deadline_ms = 500\n") && out.contains("http.addr = 0.0.0.0:8080\n"),
+        out.contains("client.deadline_ms = 500\n") && out.contains("http.addr = [::]:8080\n"),
         "{out}"
     );
 }
