@@ -1,6 +1,7 @@
 //! What the pages say of etcd: backup and restore, users and rights, upkeep, and the exchange of a member.
 
 use std::process::Child;
+use std::time::Duration;
 
 use super::*;
 use crate::kit::authority::Authority;

@@ -144,7 +144,7 @@ impl Traffic {
                 }
                 if patience < HALF_CLOSE {
                     // behind its limit it does not come either
-                    sleep(LIMIT - patience).await;
+                    sleep(LIMIT.saturating_sub(patience)).await;
                 }
                 // at once, by another way if there is one, with what the writer has by now
                 self.write(number, (gateway + 1) % self.gateways.len(), PATIENCE).await;
@@ -172,10 +172,9 @@ impl Traffic {
             known.tried
         };
         let (path, body) = record.write(version);
-        let begun = self.start.elapsed();
+        let (begun, sent) = (self.start.elapsed(), Instant::now());
         let answer = self.ask(gateway, "PUT", path, &body, patience).await;
-        let status = answer.map(|answer| answer.status.as_u16());
-        let took = self.start.elapsed() - begun;
+        let (status, took) = (answer.map(|answer| answer.status.as_u16()), sent.elapsed());
         let acknowledged = status == Some(200);
         {
             let mut known = known.lock().expect("no panic under it");
