@@ -28,8 +28,16 @@ in
     self.nixosModules.registry
     self.nixosModules.service
     self.nixosModules.gateway
+    self.nixosModules.exporters
+    self.nixosModules.monitoring
+    self.nixosModules.tracing
+    self.nixosModules.database
   ];
   registry = role ./registry.nix;
   service = role ./service.nix;
   gateway = role ./gateway.nix;
+  exporters = role ./exporters.nix;
+  monitoring = role ./monitoring.nix;
+  tracing = role ./tracing.nix;
+  database = role ./database.nix;
 }

@@ -30,11 +30,23 @@ let
               };
             };
             systemd = option types.anything { };
-            services.etcd = option types.anything { };
+            services = {
+              cadvisor = option types.anything { };
+              etcd = option types.anything { };
+              grafana = option types.anything { };
+              opensearch = option types.anything { };
+              patroni = option types.anything { };
+              postgresql = option types.anything { enableJIT = false; };
+              prometheus = option types.anything { };
+            };
+            users = option types.anything { };
             assertions = option (types.listOf types.raw) [ ];
             warnings = option (types.listOf types.str) [ ];
           };
-          config._module.args.pkgs = lib.mkDefault pkgs;
+          config = {
+            _module.args.pkgs = lib.mkDefault pkgs;
+            services.prometheus.alertmanager.port = 9093;
+          };
         }
         { services.microservice-app = services; }
       ];
@@ -86,7 +98,63 @@ let
     }
   );
 
+  monitoring = settings: {
+    monitoring = settings // {
+      enable = true;
+    };
+  };
+  database = settings: {
+    database = settings // {
+      enable = true;
+    };
+  };
+  members = {
+    db-0 = "192.168.50.20";
+    db-1 = "192.168.50.21";
+  };
+
   checks = {
+    machines = {
+      monitoringWithoutAGateway = refused "monitoring knows no gateway" (monitoring { });
+      aWebHookWithoutItsToken = refused "`url` and `tokenFile` go together" (monitoring {
+        gateways = [ "192.168.50.14:6060" ];
+        alertmanager.webhook.url = "https://alerts.example.org/hook";
+      });
+      aPasswordFileInTheStore = mistyped (monitoring {
+        gateways = [ "192.168.50.14:6060" ];
+        grafana.adminPasswordFile = ./refused.nix;
+      });
+      aDatabaseForOthersWithoutAPassword = refused "database.passwordFile is not set" (database {
+        allowFrom = [ "192.168.50.11" ];
+      });
+      aDatabaseForThisHostAlone = accepted (database { });
+      aMemberThatIsNotNamed = refused "does not name this member, `node-0`" (
+        known
+        // database {
+          passwordFile = "/var/lib/secrets/db-password";
+          cluster = { inherit members; };
+        }
+      );
+      aClusterWithoutEtcd = refused "needs to know etcd" (database {
+        passwordFile = "/var/lib/secrets/db-password";
+        cluster = {
+          inherit members;
+          name = "db-0";
+        };
+      });
+      cadvisorOnTheGatewaysPort = refused "both listen on port 8080" (
+        gateway { }
+        // {
+          exporters = {
+            enable = true;
+            cadvisor = {
+              enable = true;
+              port = 8080;
+            };
+          };
+        }
+      );
+    };
     addresses = {
       aSocketElsewhereThanThePort = refused "settings.http.addr is :9000, but" (gateway {
         settings.http.addr = ":9000";

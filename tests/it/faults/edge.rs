@@ -380,7 +380,8 @@ fn faketime() -> Option<PathBuf> {
     let lib = program.canonicalize().ok()?.ancestors().nth(2)?.join("lib");
     let below = std::fs::read_dir(&lib).into_iter().flatten().flatten().map(|entry| entry.path());
     let dirs = [lib].into_iter().chain(below);
-    let found = dirs.flat_map(|dir| ["libfaketime.so.1", "faketime/libfaketime.so.1"].map(|name| dir.join(name)));
+    let found =
+        dirs.flat_map(|dir| ["libfaketime.so.1", "faketime/libfaketime.so.1"].map(|name| dir.join(name)));
     found.filter(|path| path.is_file()).min()
 }
 

@@ -84,11 +84,9 @@ async fn a_system_whose_routes_are_ipv6_works_by_default() {
 async fn a_family_that_is_not_bound_is_not_advertised() {
     let (etcd, v6) = etcd().await;
     let own = ["--advertise-addr", "[::1]:0"];
-    for (addr, listen, more) in [
-        (v6, "0.0.0.0:0", &[][..]),
-        (etcd.addr, "0.0.0.0:0", &own),
-        (etcd.addr, "127.0.0.1:0", &own),
-    ] {
+    for (addr, listen, more) in
+        [(v6, "0.0.0.0:0", &[][..]), (etcd.addr, "0.0.0.0:0", &own), (etcd.addr, "127.0.0.1:0", &own)]
+    {
         let mut topic = launch("topic", addr, listen, "127.0.0.1:0", more);
         let status = topic.wait(SOON);
         let last = topic.seen.iter().filter_map(Value::as_str).next_back().unwrap_or_default();
@@ -100,7 +98,10 @@ async fn a_family_that_is_not_bound_is_not_advertised() {
     let mut gateway = launch("apigateway", v6, "0.0.0.0:0", "127.0.0.1:0", &[]);
     let (_, admin) = gateway.wait_for_role("apigateway");
     let warnings = get(admin, "/readyz").await.body;
-    assert!(warnings.contains("not registered") && warnings.contains("it listens on IPv4 only"), "{warnings}");
+    assert!(
+        warnings.contains("not registered") && warnings.contains("it listens on IPv4 only"),
+        "{warnings}"
+    );
     assert_eq!(etcd.list("/services/").await, []);
 }
 

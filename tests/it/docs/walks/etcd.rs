@@ -198,6 +198,6 @@ async fn exchange(session: &mut Session) {
     // a second member for a single one
     let one = Etcd::start().await;
     session.set("ETCDCTL_ENDPOINTS", &one.addr.to_string());
-    let added = session.say(NIX, "etcdctl member add node-5 --peer-urls=http://192.168.50.15:2380");
+    let added = session.say(NIX, "etcdctl member add node-5 --peer-urls=http://192.168.50.17:2380");
     assert!(added.contains("ETCD_INITIAL_CLUSTER_STATE=\"existing\""), "{added}");
 }
