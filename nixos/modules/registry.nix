@@ -109,8 +109,8 @@ in
       default = { };
       example = {
         node-0 = "192.168.50.10";
-        node-5 = "192.168.50.15";
-        node-6 = "192.168.50.16";
+        node-5 = "192.168.50.17";
+        node-6 = "192.168.50.18";
       };
       description = ''
         All members of the cluster with their IP addresses, including this one; the same value on each of them.

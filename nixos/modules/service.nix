@@ -134,10 +134,15 @@ let
     ) ({ ${ours.stateOf role} = main; } // instances)
   ) enabled;
 
-  # a name is part of the names of a unit and of files
+  # a name is part of the names of a unit and of files; two are taken
   nameOfInstance = role: name: {
-    assertion = builtins.match "[a-z0-9]([a-z0-9-]*[a-z0-9])?" name != null && name != role;
-    message = "services.microservice-app.${role}.instances has the name \"${name}\": use small letters, digits and hyphens, and not the name of the service.";
+    assertion =
+      builtins.match "[a-z0-9]([a-z0-9-]*[a-z0-9])?" name != null
+      && !lib.elem name [
+        role
+        "backup"
+      ];
+    message = "services.microservice-app.${role}.instances has the name \"${name}\": use small letters, digits and hyphens, and neither the name of the service nor \"backup\".";
   };
 
   unitOf =
@@ -150,6 +155,7 @@ let
 in
 {
   imports = [
+    ./backup.nix
     ./common.nix
     ./store.nix
   ];

@@ -233,6 +233,66 @@ import ./refused.nix { inherit self lib pkgs; }
         == "etcd-password:/var/lib/secrets/etcd-password-of-the-gateway";
   };
 
+  # Runs what the timer runs, beside somebody who writes.
+  backup =
+    let
+      name = "microservice-app-feed-backup";
+      config = host {
+        registry.endpoints = [ "192.168.50.10:2379" ];
+        feed.enable = true;
+        backup = {
+          enable = true;
+          keep = 2;
+        };
+      };
+      inherit (config.systemd.services.${name}.serviceConfig) ExecStart;
+      text = check "backup" config "${name}.timer" {
+        readsTheFileOfTheService = lib.hasSuffix " /var/lib/microservice-app-feed/feed.db 2" ExecStart;
+        isMadeEveryDay = config.systemd.services.${name}.startAt == [ "daily" ];
+      };
+    in
+    pkgs.runCommand "backup"
+      {
+        inherit text;
+        script = lib.head (lib.splitString " " ExecStart);
+        nativeBuildInputs = [ pkgs.sqlite ];
+      }
+      ''
+        export STATE_DIRECTORY=$PWD/state
+        file=$STATE_DIRECTORY/feed.db copies=$STATE_DIRECTORY/backup
+        mkdir $STATE_DIRECTORY
+        $script $file 2   # before the first start of the service
+        [ ! -e $file ] && [ ! -e $copies ]
+        sqlite3 $file "PRAGMA journal_mode = WAL; CREATE TABLE feeds (id INTEGER)" > /dev/null
+        mkfifo writer
+        sqlite3 $file < writer &
+        exec 9> writer
+        for n in 1 2 3; do
+          echo "INSERT INTO feeds VALUES ($n);" >&9
+          for try in $(seq 100); do
+            [ "$(sqlite3 $file 'SELECT count(*) FROM feeds')" = $n ] && break
+            sleep 0.1
+          done
+          # not committed: in no copy
+          echo "BEGIN; INSERT INTO feeds VALUES (100);" >&9
+          $script $file 2
+          echo "ROLLBACK;" >&9
+        done
+        exec 9>&-
+        wait
+        set -- $copies/*
+        [ $# = 2 ] || { echo "$# copies: $*"; exit 1; }
+        [ "$(sqlite3 $1 'SELECT group_concat(id) FROM feeds')" = 1,2 ]
+        [ "$(sqlite3 $2 'SELECT group_concat(id) FROM feeds')" = 1,2,3 ]
+        # a damaged file gives no copy, and takes none away
+        head -c 100 /dev/urandom > $file
+        rm -f $file-wal $file-shm
+        ! $script $file 2
+        [ "$(echo $copies/*)" = "$1 $2" ]
+        grep -qx 'Persistent=true' $text
+        cp $text $out
+      '';
+
   # The build of the settings files checks that the program takes them.
   shared-store =
     let

@@ -391,6 +391,10 @@ let
       filesWithoutADatabase = refused "no service of this host keeps its records in PostgreSQL" (
         feed { } // { store.access.passwordFile = "/var/lib/secrets/store-password"; }
       );
+      copiesOfNoFile = refused "no service of this host keeps its records in a file" (
+        feed { settings.store.url = "memory:"; } // { backup.enable = true; }
+      );
+      copiesOfAFile = accepted (feed { } // { backup.enable = true; });
       aFileForAllServices = mistyped (feed { } // { store.url = "sqlite:/var/lib/x.db"; });
       aDatabase = accepted (
         feed { }
@@ -407,6 +411,9 @@ let
       });
       ofTheFirstInstance = refused "feed.instances has the name \"feed\"" (feed {
         instances.feed.port = 8182;
+      });
+      ofAUnitForCopies = refused "feed.instances has the name \"backup\"" (feed {
+        instances.backup.port = 8182;
       });
       ofAnInstanceThatIsFine = accepted (feed {
         instances.the-2nd.port = 8182;

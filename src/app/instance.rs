@@ -18,7 +18,8 @@ pub fn describe(
 ) -> (Instance, Vec<String>) {
     let registry = &settings.registry;
     let admin = advertise::admin(admin, settings.admin.advertise_addr.as_ref(), &addr, registry);
-    let unreachable = admin.as_ref().err().map(|reason| format!("the admin address is not advertised: {reason}"));
+    let unreachable =
+        admin.as_ref().err().map(|reason| format!("the admin address is not advertised: {reason}"));
     let warnings = Vec::from_iter(unreachable);
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let instance = Instance {

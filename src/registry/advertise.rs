@@ -140,7 +140,7 @@ fn route_source(endpoints: &[String], families: Families) -> Result<IpAddr, Stri
         let addrs = match bare_endpoint(endpoint).to_socket_addrs() {
             Ok(addrs) => addrs,
             Err(e) => {
-                other = other.or_else(|_| Err(format!("{endpoint}: {e}")));
+                other = other.map_err(|_| format!("{endpoint}: {e}"));
                 continue;
             }
         };
@@ -153,7 +153,7 @@ fn route_source(endpoints: &[String], families: Families) -> Result<IpAddr, Stri
             match route {
                 Ok(source) if families.include(source.ip()) => return Ok(source.ip()),
                 Ok(source) => other = other.or(Ok(source.ip())),
-                Err(e) => other = other.or_else(|_| Err(format!("no route to {endpoint}: {e}"))),
+                Err(e) => other = other.map_err(|_| format!("no route to {endpoint}: {e}")),
             }
         }
     }

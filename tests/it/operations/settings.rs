@@ -210,7 +210,10 @@ fn every_flag_sets_a_key_that_its_role_reads_and_says_what_the_definition_says()
             let begin = short.split(" [default: ").next().unwrap();
             assert!(begin.len() > 10 && setting.meaning().starts_with(begin), "{name}: {short}");
             let default = setting.default(role);
-            let default = default.trim_matches(['[', ']', '"']);
+            let default = match setting.kind {
+                Kind::List { .. } => default.trim_matches(['[', ']', '"']),
+                _ => default.trim_matches('"'),
+            };
             let default = format!("[default: {}]", if default.is_empty() { "none" } else { default });
             assert!(short.ends_with(&default) && long.ends_with(&default), "{name}: {short}; {long}");
             assert!(cli::flag_of(flag.key).is_some_and(|flag| flag.starts_with("--")), "{name}");
@@ -259,10 +262,15 @@ fn the_nixos_modules_describe_keys_that_exist() {
                 described.insert(key);
             }
         }
-        let files = text.split("fileOption \"").skip(1).map(|after| after.split('"').nth(2).unwrap());
+        let files = text.split("FileOption \"").skip(1).map(|after| after.split('"').nth(2).unwrap());
         for key in files {
-            assert!(settings::find(key).is_some(), "{}: fileOption of {key:?}", path.display());
+            assert!(settings::find(key).is_some(), "{}: file option of {key:?}", path.display());
             described.insert(key.to_owned());
+        }
+    }
+    for access in ["registry", "store"] {
+        for file in ["ca_file", "cert_file", "key_file", "password_file"] {
+            assert!(described.contains(&format!("{access}.{file}")), "{access}.{file} has no option");
         }
     }
     assert!(described.len() > 10, "only {described:?} take their description from the definitions");
