@@ -138,9 +138,9 @@ let
         gateways = [ "192.168.50.14:6060" ];
         alertmanager.webhook.url = "https://alerts.example.org/hook";
       });
-      aPasswordFileInTheStore = mistyped (monitoring {
+      aSecretInTheStore = mistyped (monitoring {
         gateways = [ "192.168.50.14:6060" ];
-        grafana.adminPasswordFile = ./refused.nix;
+        alertmanager.webhook.tokenFile = ./refused.nix;
       });
       aDatabaseForOthersWithoutAPassword = refused "database.passwordFile is not set" (database {
         allowFrom = [ "192.168.50.11" ];
