@@ -146,7 +146,11 @@ impl Target {
             config.password(password);
         }
         let socket = place.connect().await.map_err(|error| error.to_string())?;
-        let link = log_in(config, place.clone(), socket, credentials.tls).await?;
+        let second = second_handle(&socket);
+        let mut link = log_in(config, place.clone(), socket, credentials.tls).await?;
+        if let Some(second) = second {
+            link.reset_with(second);
+        }
         link.check().await?;
         Ok(link)
     }
@@ -194,6 +198,14 @@ impl Place {
             }
             Err(failure)
         })
+    }
+}
+
+/// Returns another handle to a socket of TCP.
+fn second_handle(socket: &Socket) -> Option<socket2::Socket> {
+    match socket {
+        Either::Left(tcp) => SockRef::from(tcp).try_clone().ok(),
+        Either::Right(_) => None,
     }
 }
 

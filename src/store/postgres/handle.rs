@@ -14,6 +14,7 @@ use super::super::metrics::Metrics;
 use super::super::progress::Progress;
 use super::super::traits::Health;
 use super::batch::Write;
+use super::commit::EXECUTE;
 use super::dial::Target;
 use super::failure::Failure;
 use super::keeper::{Keeper, Links, Ready, SLACK, State};
@@ -25,8 +26,9 @@ use crate::config::{PostgresUrl, Store};
 const QUEUE: usize = 1024;
 /// Most reads that wait or are in progress.
 const READS: usize = 1024;
-/// Most reads on their way to the server and back.
-const IN_FLIGHT: usize = 256;
+/// Most reads on their way to the server and back. The others wait here, where one that nobody waits for any more drops
+/// out: a server that is slow is not kept busy with them.
+const IN_FLIGHT: usize = 32;
 /// How long a start waits for the database. Then the service starts without it.
 const START: Duration = Duration::from_secs(3);
 
@@ -67,8 +69,13 @@ impl Postgres {
         }
         let (queue, jobs) = mpsc::channel(QUEUE);
         let progress = Arc::new(Progress::default());
-        let commits =
-            Writer { links: writes.clone(), timeout, progress: progress.clone(), database: database.clone() };
+        let commits = Writer {
+            links: writes.clone(),
+            timeout,
+            execute: EXECUTE.min(timeout),
+            progress: progress.clone(),
+            database: database.clone(),
+        };
         tokio::spawn(commits.run(jobs));
         let store = Self {
             service,
@@ -129,11 +136,10 @@ impl Postgres {
             // a task of its own, so that the permit is held until the server has answered
             let task = tokio::spawn(async move {
                 let _permit = permit;
-                let answer = tokio::time::timeout(limit, read).await;
-                let failure = match answer {
+                let failure = match ready.link.answered(limit, read).await {
                     Ok(Ok(answer)) => return Ok(answer),
                     Ok(Err(error)) => Failure::of(&error),
-                    Err(_) => Failure::Unknown(format!("no answer within {limit:?}")),
+                    Err(silent) => Failure::Unknown(silent),
                 };
                 if failure.ends_connection() {
                     ready.link.lose(&StoreError::from(failure.clone()).to_string());

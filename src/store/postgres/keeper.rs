@@ -9,11 +9,13 @@ use tokio_postgres::Statement;
 
 use super::super::database::{Database, Purpose};
 use super::super::error::StoreError;
+use super::commit::EXECUTE;
 use super::dial::Target;
 use super::failure::reason;
 use super::link::Link;
 use super::schema::Unusable;
 use super::service::Service;
+use super::session::Session;
 use crate::backoff::Backoff;
 use crate::telemetry::log::LogThrottle;
 
@@ -27,6 +29,9 @@ pub const SLACK: Duration = Duration::from_millis(500);
 /// A connection that lasted so long was a good one: the next attempt follows at once.
 const LASTED: Duration = Duration::from_secs(1);
 
+/// Longest wait of a write for one record that another transaction holds.
+const LOCK: Duration = Duration::from_millis(100);
+
 /// A connection with its prepared statements.
 pub struct Ready {
     pub link: Link,
@@ -34,6 +39,8 @@ pub struct Ready {
     pub statements: Vec<Statement>,
     /// The version of the schema.
     pub version: i32,
+    /// That of writes, so that it is found again.
+    session: Option<Session>,
 }
 
 /// The state of a connection.
@@ -121,12 +128,13 @@ impl Keeper {
         let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
         let failures = LogThrottle::default();
         let (schema, connection) = (self.service.schema.name, self.purpose.name());
-        let mut first = 0;
+        let (mut first, mut left) = (0, None);
         loop {
-            match self.open(first).await {
+            match self.open(first, left.as_ref()).await {
                 Ok((ready, host, at)) => {
                     // once this one is lost, another host is the likelier one
                     first = at + 1;
+                    left.clone_from(&ready.session);
                     let (ready, begun) = (Arc::new(ready), Instant::now());
                     tracing::info!(
                         schema,
@@ -177,21 +185,31 @@ impl Keeper {
     }
 
     /// Opens a connection, brings the schema up to date, and prepares the statements.
-    async fn open(&self, first: usize) -> Result<(Ready, String, usize), Unusable> {
+    async fn open(&self, first: usize, left: Option<&Session>) -> Result<(Ready, String, usize), Unusable> {
         let (mut link, at) = self.target.connect(first).await.map_err(Unusable::Failed)?;
+        let session = match self.purpose {
+            Purpose::Reads => None,
+            Purpose::Writes => {
+                Some(Session::begin(&link, left, self.target.timeout).await.map_err(Unusable::Failed)?)
+            }
+        };
         let version = self.service.schema.ensure(link.client_mut(), self.target.timeout).await?;
         let prepared = tokio::time::timeout(self.target.timeout, self.prepare(&link)).await;
         let late = |_| Unusable::Failed(format!("no answer within {:?}", self.target.timeout));
         let statements = prepared.map_err(late)?.map_err(|error| Unusable::Failed(reason(&error)))?;
-        Ok((Ready { link, statements, version }, self.target.host(at), at))
+        Ok((Ready { link, statements, version, session }, self.target.host(at), at))
     }
 
     async fn prepare(&self, link: &Link) -> Result<Vec<Statement>, tokio_postgres::Error> {
         let limit = self.target.timeout.as_millis();
+        let (execute, lock) = match self.purpose {
+            Purpose::Reads => (limit, 0),
+            Purpose::Writes => (EXECUTE.as_millis().min(limit), LOCK.as_millis()),
+        };
         let plans = plans(self.purpose);
         // without the warning a commit that was not replicated would look like any other
         let session = format!(
-            "SET client_min_messages = warning; SET statement_timeout = {limit}; SET lock_timeout = 0; \
+            "SET client_min_messages = warning; SET statement_timeout = {execute}; SET lock_timeout = {lock}; \
              SET default_transaction_isolation = 'read committed'; \
              SET idle_in_transaction_session_timeout = {limit}; SET plan_cache_mode = force_generic_plan; {plans}; \
              SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
@@ -212,10 +230,9 @@ impl Keeper {
                 why = link.lost() => return why,
                 () = tokio::time::sleep(CHECK) => {}
             }
-            match crate::timeout::timeout(limit, link.check()).await {
+            match link.answered(limit, link.check()).await {
                 Ok(Ok(())) => {}
-                Ok(Err(why)) => link.lose(&why),
-                Err(_) => link.lose(&format!("no answer within {limit:?}")),
+                Ok(Err(why)) | Err(why) => link.lose(&why),
             }
         }
     }

@@ -293,3 +293,29 @@ async fn those_who_wait_for_an_outage_to_end_are_few_and_do_not_wait_long() {
     // 1 s for a connection, and not one after the other
     assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
 }
+
+#[tokio::test]
+async fn reads_that_nobody_waits_for_do_not_keep_a_slow_server_busy() {
+    let server = Postgres::start().await;
+    let store = open(&Store { timeout: 1000 * MS, ..at(&server.url()) }).await.unwrap();
+    store.create(record(7, 1, "x"), soon()).await.unwrap();
+    let admin = server.admin().await;
+    let before = sessions(&admin).await;
+    admin
+        .batch_execute(
+            "ALTER TABLE feed.feeds ENABLE ROW LEVEL SECURITY; ALTER TABLE feed.feeds FORCE ROW LEVEL SECURITY;
+             CREATE POLICY slow ON feed.feeds USING (pg_sleep(0.02) IS NOT NULL)",
+        )
+        .await
+        .unwrap();
+    // more than it can answer within their time
+    let read = || tokio::time::timeout(1000 * MS, store.newest(7, 20, 0));
+    let answers = futures_util::future::join_all((0..400).map(|_| read())).await;
+    let answered = answers.into_iter().flatten().map(Result::unwrap).count();
+    assert!(answered >= 10, "{answered} are answered");
+    let begun = Instant::now();
+    store.newest(7, 20, 0).await.unwrap();
+    assert!(begun.elapsed() < 1500 * MS, "{:?}", begun.elapsed());
+    tokio::time::sleep(2000 * MS).await;
+    assert_eq!(sessions(&admin).await, before, "it answers all the time, so its connections stay");
+}
