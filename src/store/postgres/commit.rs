@@ -1,7 +1,7 @@
 //! One transaction of the writer: what it may take, how it is sent, and what its answers say.
 //!
 //! *Time*: a write that was given up must not come after what its caller has written since. So the server makes no write
-//! that has not begun [`BEGIN`] after it was sent, and none that has not got all of its records [`EXECUTE`] after it has
+//! that has not begun [`BEGIN`] after it was sent, and none that has not got all of its records [`EXECUTE`](super::keeper::EXECUTE) after it has
 //! begun. Nobody is told of an unknown outcome before that, and no write is sent whose deadline is nearer.
 
 use std::collections::HashSet;
@@ -20,10 +20,7 @@ use super::keeper::Ready;
 use super::service::{DELETE, PROBE};
 
 /// Longest time from the sending of a write to its beginning.
-pub const BEGIN: Duration = Duration::from_millis(300);
-/// Longest time of a statement that writes, its waits for records that others hold included; its commit is not. The
-/// session of the writer has it as its limit.
-pub const EXECUTE: Duration = Duration::from_millis(500);
+const BEGIN: Duration = Duration::from_millis(300);
 /// The smallest limit of a statement: a write whose deadline is nearer than twice this is not sent.
 pub const LEAST: Duration = Duration::from_millis(10);
 
@@ -201,6 +198,7 @@ async fn execute<'a>(
 
 #[cfg(test)]
 mod tests {
+    use super::super::keeper::EXECUTE;
     use super::*;
 
     const MS: Duration = Duration::from_millis(1);

@@ -14,10 +14,9 @@ use super::super::metrics::Metrics;
 use super::super::progress::Progress;
 use super::super::traits::Health;
 use super::batch::Write;
-use super::commit::EXECUTE;
 use super::dial::Target;
 use super::failure::Failure;
-use super::keeper::{Keeper, Links, Ready, SLACK, State};
+use super::keeper::{EXECUTE, Keeper, Links, Ready, SLACK, State};
 use super::service::Service;
 use super::writer::{CONNECTION_WAIT, Job, Writer};
 use crate::config::{PostgresUrl, Store};
@@ -109,7 +108,7 @@ impl Postgres {
         if let Err(error) = self.queue.try_send(job) {
             self.database.queued().dec();
             return Err(match error {
-                mpsc::error::TrySendError::Full(_) => StoreError::Away("too many writes wait".to_owned()),
+                mpsc::error::TrySendError::Full(_) => StoreError::Busy("writes"),
                 mpsc::error::TrySendError::Closed(_) => StoreError::Closed,
             });
         }
@@ -126,7 +125,7 @@ impl Postgres {
         R: Future<Output = Result<T, tokio_postgres::Error>> + Send + 'static,
     {
         let admitted = self.admitted.try_acquire();
-        let _admitted = admitted.map_err(|_| StoreError::Away("too many reads wait".to_owned()))?;
+        let _admitted = admitted.map_err(|_| StoreError::Busy("reads"))?;
         let (mut repeated, mut begun) = (false, Instant::now());
         loop {
             let permit = self.in_flight.clone().acquire_owned().await.map_err(|_| StoreError::Closed)?;

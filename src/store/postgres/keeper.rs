@@ -9,7 +9,6 @@ use tokio_postgres::Statement;
 
 use super::super::database::{Database, Purpose};
 use super::super::error::StoreError;
-use super::commit::EXECUTE;
 use super::dial::Target;
 use super::failure::reason;
 use super::link::Link;
@@ -29,6 +28,8 @@ pub const SLACK: Duration = Duration::from_millis(500);
 /// A connection that lasted so long was a good one: the next attempt follows at once.
 const LASTED: Duration = Duration::from_secs(1);
 
+/// Longest time of a statement that writes, its waits for records that others hold included; its commit is not.
+pub const EXECUTE: Duration = Duration::from_millis(500);
 /// Longest wait of a write for one record that another transaction holds.
 const LOCK: Duration = Duration::from_millis(100);
 

@@ -117,3 +117,15 @@ async fn a_database_that_cannot_hold_every_text_is_refused() {
         open(&at(&server.url().replace("/msa", "/latin"))).await.err().expect("a refusal").to_string();
     assert!(refused.contains("encoding LATIN1"), "{refused}");
 }
+
+#[tokio::test]
+async fn tables_that_somebody_has_dropped_are_made_again() {
+    let server = Postgres::start().await;
+    let store = feed(&server.url()).await;
+    store.create(record(7, 1, "x"), soon()).await.unwrap();
+    let admin = server.admin().await;
+    admin.batch_execute("DROP SCHEMA feed CASCADE").await.unwrap();
+    store.create(record(7, 2, "y"), soon()).await.unwrap();
+    wait_until_well(store.as_ref()).await;
+    assert_eq!(found(store.as_ref(), 7).await, [2]);
+}
