@@ -22,12 +22,13 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::credentials::{Files, Stamp, Unusable};
+use super::credentials::{Files, Stamp};
 use super::dial::Dial;
 use super::failure::Failure;
 use super::member;
 use crate::backoff::Backoff;
 use crate::config;
+use crate::credentials::Unusable;
 
 /// How long one member may take before the next one is tried as well.
 const STAGGER: Duration = Duration::from_millis(250);
@@ -86,7 +87,7 @@ impl Access {
     /// # Errors
     /// [`Unusable`] for a file that cannot be read or used.
     pub fn new(settings: Arc<config::Registry>, dial: Dial) -> Result<Self, Unusable> {
-        let directory = std::env::var_os("CREDENTIALS_DIRECTORY").map(std::path::PathBuf::from);
+        let directory = crate::credentials::directory();
         let files = Files::new(&settings, directory.as_deref());
         files.read()?;
         if settings.user.is_some() && settings.ca_file.is_none() && settings.is_remote() {

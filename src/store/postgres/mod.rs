@@ -23,6 +23,7 @@ mod records;
 mod schema;
 mod service;
 mod session;
+mod sql;
 mod writer;
 
 pub use handle::Postgres;
