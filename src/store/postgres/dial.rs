@@ -14,6 +14,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpStream, UnixStream, lookup_host};
+use tokio::time::Instant;
 use tokio_postgres::config::{Host, SslMode};
 use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres::{Config, NoTls};
@@ -24,12 +25,15 @@ use tokio_util::either::Either;
 use super::credentials::Files;
 use super::failure::reason;
 use super::link::Link;
+use super::timeline::Newest;
 use crate::config::Store;
 
 /// Longest time for the whole connection to one host: TCP, TLS, the login, and the check that it can be written to.
 const CONNECT: Duration = Duration::from_secs(1);
 /// Time after which the next host is tried while one has not answered.
 const STAGGER: Duration = Duration::from_millis(250);
+/// Time in which the other hosts may show that they have taken the place of one that was found.
+const SETTLE: Duration = Duration::from_millis(250);
 /// TCP ends a connection whose peer acknowledges nothing for so long, when there is something to send.
 const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
 /// An idle connection is probed after this time, and then this often.
@@ -44,6 +48,8 @@ pub struct Target {
     config: Config,
     places: Vec<Place>,
     files: Files,
+    /// The newest timeline of all connections of the store.
+    newest: Newest,
     /// Longest time of one statement and of one commit.
     pub timeout: Duration,
 }
@@ -56,6 +62,9 @@ enum Place {
     /// The path of the socket.
     Unix(PathBuf),
 }
+
+/// The end of an attempt at the host with this number.
+type Attempt<'a> = BoxFuture<'a, (usize, Result<Link, String>)>;
 
 impl Target {
     /// Takes the place from the settings, and looks whether the files that they name can be used.
@@ -77,7 +86,7 @@ impl Target {
             Host::Unix(directory) => Place::Unix(directory.join(format!(".s.PGSQL.{}", port(at)))),
         });
         let places = places.collect();
-        Ok(Self { config, places, files, timeout: settings.timeout })
+        Ok(Self { config, places, files, newest: Newest::default(), timeout: settings.timeout })
     }
 
     /// Connects to the first host that can be written to. The host at `first` is tried first; a host that has not answered
@@ -108,7 +117,10 @@ impl Target {
                     else => break,
                 };
                 match ended {
-                    Ok(link) => return Ok((link, at)),
+                    Ok(link) => {
+                        attempts.extend(waiting.map(|at| self.attempt(at)));
+                        return Ok(Self::newest((link, at), attempts).await);
+                    }
                     Err(failure) => failures.push(format!("{}: {failure}", self.places[at])),
                 }
                 if more || attempts.is_empty() {
@@ -116,6 +128,42 @@ impl Target {
                 }
             }
         }
+    }
+
+    /// Returns the connection with the newest timeline of one that was found and those that are found soon.
+    async fn newest(found: (Link, usize), mut attempts: FuturesUnordered<Attempt<'_>>) -> (Link, usize) {
+        let (mut best, until) = (found, Instant::now() + SETTLE);
+        while let Ok(Some((at, ended))) = tokio::time::timeout_at(until, attempts.next()).await {
+            if let Ok(link) = ended
+                && let (Some(this), Some(known)) = (link.timeline(), best.0.timeline())
+                && this.supersedes(&known)
+            {
+                best = (link, at);
+            }
+        }
+        best
+    }
+
+    /// Looks for a server that has taken the place of the one at `used`, so that the connections to that one are given up
+    /// when they are checked.
+    pub async fn look_beside(&self, used: usize) {
+        let others = (0..self.places.len()).filter(|at| *at != used);
+        // each that can be written to is taken note of
+        futures_util::future::join_all(others.map(|at| self.attempt(at))).await;
+    }
+
+    /// Checks that a server can be written to, and that none has taken its place.
+    ///
+    /// # Errors
+    /// Why it cannot be used.
+    pub async fn check(&self, link: &Link) -> Result<(), String> {
+        link.check().await?;
+        self.newest.admit(link.timeline())
+    }
+
+    /// Waits until another server is found that has taken the place of the one of a connection; returns that.
+    pub async fn superseded(&self, link: &Link) -> String {
+        self.newest.superseded(link.timeline()).await
     }
 
     /// Returns the names of all hosts.
@@ -128,7 +176,7 @@ impl Target {
         self.places.get(at).map(ToString::to_string).unwrap_or_default()
     }
 
-    fn attempt(&self, at: usize) -> BoxFuture<'_, (usize, Result<Link, String>)> {
+    fn attempt(&self, at: usize) -> Attempt<'_> {
         Box::pin(async move {
             let limit = self.config.get_connect_timeout().copied().unwrap_or(CONNECT);
             let ended = crate::timeout::timeout(limit, self.open(&self.places[at])).await;
@@ -151,7 +199,7 @@ impl Target {
         if let Some(second) = second {
             link.reset_with(second);
         }
-        link.check().await?;
+        self.check(&link).await?;
         Ok(link)
     }
 }

@@ -24,6 +24,9 @@ const FIRST_WAIT: Duration = Duration::from_millis(50);
 const LONGEST_WAIT: Duration = Duration::from_secs(1);
 /// Time between two checks that the server can still be written to: one that was demoted keeps its connections.
 const CHECK: Duration = Duration::from_secs(1);
+/// At each so many checks it is looked whether another host has taken the place of this one: a primary that was cut off
+/// from its cluster may not know it.
+const LOOK_BESIDE: u32 = 5;
 /// What a statement may take beyond the server's own time limit, before the connection is given up.
 pub const SLACK: Duration = Duration::from_millis(500);
 /// A connection that lasted so long was a good one: the next attempt follows at once.
@@ -147,7 +150,7 @@ impl Keeper {
                     );
                     self.database.connected(self.purpose, at, ready.version);
                     self.state.send_replace(State::Ready(ready.clone()));
-                    let why = self.watch(&ready.link).await;
+                    let why = self.watch(&ready.link, at).await;
                     self.database.lost(self.purpose, &why);
                     tracing::warn!(
                         schema,
@@ -225,17 +228,30 @@ impl Keeper {
         Ok(statements)
     }
 
-    /// Watches a connection until it is lost; returns why.
-    async fn watch(&self, link: &Link) -> String {
+    /// Watches a connection to the host `at` until it is lost, gives it up if it is no good any more; returns why.
+    async fn watch(&self, link: &Link, at: usize) -> String {
+        let why = tokio::select! {
+            why = link.lost() => return why,
+            why = self.target.superseded(link) => why,
+            why = self.check(link, at) => why,
+        };
+        link.lose(&why);
+        why
+    }
+
+    /// Checks a connection now and then; returns why it cannot be used.
+    async fn check(&self, link: &Link, at: usize) -> String {
         let limit = self.target.timeout + SLACK;
+        let mut checks = 0_u32;
         loop {
-            tokio::select! {
-                why = link.lost() => return why,
-                () = tokio::time::sleep(CHECK) => {}
+            tokio::time::sleep(CHECK).await;
+            checks = checks.wrapping_add(1);
+            // one of the two connections does it for both
+            if self.purpose == Purpose::Reads && checks.is_multiple_of(LOOK_BESIDE) {
+                self.target.look_beside(at).await;
             }
-            match link.answered(limit, link.check()).await {
-                Ok(Ok(())) => {}
-                Ok(Err(why)) | Err(why) => link.lose(&why),
+            if let Ok(Err(why)) | Err(why) = link.answered(limit, self.target.check(link)).await {
+                return why;
             }
         }
     }

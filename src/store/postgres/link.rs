@@ -15,11 +15,13 @@ use tokio_util::sync::{CancellationToken, DropGuard};
 
 use super::clock::Clock;
 use super::failure::{is_unreplicated_commit, reason};
+use super::timeline::{self, Timeline};
 use crate::timeout::timeout_at;
 
-/// Asks whether the server is a standby, whether it can only be read, and for its time, microseconds since 1970.
+/// Asks whether the server is a standby, whether it can only be read, and for its time, microseconds since 1970; the
+/// columns of the timeline follow.
 const QUESTION: &str = "SELECT pg_is_in_recovery(), current_setting('transaction_read_only'), \
-                        (extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
+                        (extract(epoch FROM clock_timestamp()) * 1000000)::bigint, ";
 
 /// A connection to a server that could be written to when it was opened. It ends when this is dropped, when the server
 /// ends it, and when somebody calls [`Link::lose`].
@@ -28,6 +30,7 @@ pub struct Link {
     ended: watch::Sender<Option<String>>,
     stop: CancellationToken,
     clock: Mutex<Option<Clock>>,
+    timeline: Mutex<Option<Timeline>>,
     /// When the server has last answered.
     heard: Mutex<Instant>,
     /// A second handle to the socket, if it is TCP.
@@ -48,6 +51,7 @@ impl Link {
             client,
             ended,
             clock: Mutex::default(),
+            timeline: Mutex::default(),
             heard: Mutex::new(Instant::now()),
             socket: Mutex::default(),
             _driver: stop.clone().drop_guard(),
@@ -104,7 +108,7 @@ impl Link {
     /// Why it cannot.
     pub async fn check(&self) -> Result<(), String> {
         let asked = Instant::now();
-        let answer = match self.client.simple_query(QUESTION).await {
+        let answer = match self.client.simple_query(&[QUESTION, timeline::COLUMNS].concat()).await {
             // the question came between the statements of a transaction, of which one had failed
             Err(error) if error.code() == Some(&SqlState::IN_FAILED_SQL_TRANSACTION) => return Ok(()),
             other => other.map_err(|error| reason(&error))?,
@@ -124,6 +128,7 @@ impl Link {
         let micros = row.get(2).and_then(|text| text.parse().ok()).ok_or("the server has no clock")?;
         let server = SystemTime::UNIX_EPOCH + Duration::from_micros(micros);
         self.told(Clock::new(asked, read, server));
+        *self.timeline.lock().unwrap_or_else(PoisonError::into_inner) = Timeline::read(&row, 3);
         Ok(())
     }
 
@@ -131,6 +136,11 @@ impl Link {
     fn told(&self, newer: Clock) {
         let mut clock = self.clock.lock().unwrap_or_else(PoisonError::into_inner);
         *clock = Some(clock.map_or(newer, |known| known.and(newer)));
+    }
+
+    /// Returns the timeline of the server when it was last checked, if it has told it.
+    pub fn timeline(&self) -> Option<Timeline> {
+        self.timeline.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Returns what is known of the server's clock; `None` before the first answer.

@@ -24,6 +24,7 @@ mod schema;
 mod service;
 mod session;
 mod sql;
+mod timeline;
 mod writer;
 
 pub use handle::Postgres;

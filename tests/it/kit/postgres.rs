@@ -100,6 +100,23 @@ impl Postgres {
         }
     }
 
+    /// Stops it, copies its data, starts it again, and starts the copy at `addr` as a standby that is promoted. Both can be
+    /// written to then, and only the copy is the primary: its timeline is newer.
+    pub async fn promote_copy(&mut self, addr: SocketAddr) -> Self {
+        self.stop(Signal::INT);
+        let mut copy = Self { addr, directory: directory(), child: None };
+        let copied =
+            Command::new("cp").arg("-a").arg(self.data()).arg(copy.data()).status().expect("cp runs");
+        assert!(copied.success());
+        self.launch();
+        copy.append("postgresql.conf", &format!("port = {}\n", addr.port()));
+        copy.write("standby.signal", "");
+        copy.launch();
+        copy.admin().await.execute("SELECT pg_promote()", &[]).await.expect("it is promoted");
+        self.admin().await;
+        copy
+    }
+
     /// Starts it on its data without waiting.
     pub fn launch(&mut self) {
         assert!(self.child.is_none(), "it runs");

@@ -319,3 +319,36 @@ async fn reads_that_nobody_waits_for_do_not_keep_a_slow_server_busy() {
     tokio::time::sleep(2000 * MS).await;
     assert_eq!(sessions(&admin).await, before, "it answers all the time, so its connections stay");
 }
+
+#[tokio::test]
+async fn a_start_finds_the_primary_beside_one_whose_place_it_has_taken() {
+    let mut old = Postgres::start().await;
+    feed(&old.url()).await.create(record(7, 1, "x"), soon()).await.unwrap();
+    let new = old.promote_copy(free_addr()).await;
+    for _ in 0..3 {
+        let store = feed(&Postgres::url_at(&[old.addr, free_addr(), new.addr])).await;
+        store.create(record(7, 2, "x"), soon()).await.unwrap();
+        assert_eq!(found(store.as_ref(), 7).await, [1, 2]);
+        assert_eq!(found(feed(&old.url()).await.as_ref(), 7).await, [1], "nothing goes to the old one");
+    }
+}
+
+#[tokio::test]
+async fn a_primary_whose_place_was_taken_is_left_also_by_those_who_only_read() {
+    let mut old = Postgres::start().await;
+    let addr = free_addr();
+    let store = feed(&Postgres::url_at(&[old.addr, addr])).await;
+    store.create(record(7, 1, "x"), soon()).await.unwrap();
+    let new = old.promote_copy(addr).await;
+    let begun = Instant::now();
+    feed(&new.url()).await.create(record(7, 2, "x"), soon()).await.unwrap();
+    wait_for("reads see it", || async {
+        let page = store.newest(7, 20, 0).await.ok()??;
+        (page.feeds.len() == 2).then_some(())
+    })
+    .await;
+    assert!(begun.elapsed() < Duration::from_secs(12), "{:?}", begun.elapsed());
+    wait_until_well(store.as_ref()).await;
+    store.create(record(7, 3, "x"), soon()).await.unwrap();
+    assert_eq!(found(store.as_ref(), 7).await, [1, 2, 3]);
+}
