@@ -142,7 +142,7 @@ mod tests {
         let source = |key, name| Source::new(key, Path::new(name), Some(dir.path()));
         let (ca, cert, key) =
             (source("ca_file", "ca"), source("cert_file", "cert"), source("key_file", "key"));
-        let refusal = || tls(&ca, Some((&cert, &key))).err().expect("a refusal").to_string();
+        let refusal = || tls(&ca, Some((&cert, &key))).map(|_| ()).expect_err("a refusal").to_string();
         for name in ["ca", "cert", "key"] {
             write(name, "nonsense");
         }

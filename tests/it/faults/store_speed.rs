@@ -168,9 +168,9 @@ async fn lone_writer(time: Duration) -> Findings {
     let work = async |ours: bool| {
         let (feed, begun) = (bench.next(1), Instant::now());
         if ours {
-            bench.create(feed).await
+            bench.create(feed).await;
         } else {
-            bench.single.create(feed).await
+            bench.single.create(feed).await;
         }
         begun.elapsed().as_secs_f64()
     };
