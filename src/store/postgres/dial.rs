@@ -2,7 +2,8 @@
 //!
 //! tokio-postgres bounds only the TCP part of a connection attempt and tries one host after the other, so a frozen host
 //! that is named first would hang every reconnect. Here the whole attempt at a host is bounded, and the next host is
-//! tried while a slow one is still awaited.
+//! tried while a slow one is still awaited. A standby is asked again and again on the same connection: it may be the one
+//! that is promoted, and to ask costs it less than a new session.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -24,12 +25,15 @@ use tokio_util::either::Either;
 
 use super::credentials::Files;
 use super::failure::reason;
-use super::link::Link;
+use super::link::{Link, Role};
 use super::timeline::Newest;
 use crate::config::Store;
 
-/// Longest time for the whole connection to one host: TCP, TLS, the login, and the check that it can be written to.
-const CONNECT: Duration = Duration::from_secs(1);
+/// Longest time for the whole connection to one host: TCP, TLS, the login, and the check that it can be written to. A
+/// standby has as long to be promoted.
+pub const CONNECT: Duration = Duration::from_secs(1);
+/// Time after which a standby is asked again.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
 /// Time after which the next host is tried while one has not answered.
 const STAGGER: Duration = Duration::from_millis(250);
 /// Time in which the other hosts may show that they have taken the place of one that was found.
@@ -63,8 +67,15 @@ enum Place {
     Unix(PathBuf),
 }
 
+/// A connection to a host.
+enum Found {
+    Primary(Link),
+    /// It cannot be written to, and why.
+    Standby(Link, &'static str),
+}
+
 /// The end of an attempt at the host with this number.
-type Attempt<'a> = BoxFuture<'a, (usize, Result<Link, String>)>;
+type Attempt<'a> = BoxFuture<'a, (usize, Result<Found, String>)>;
 
 impl Target {
     /// Takes the place from the settings, and looks whether the files that they name can be used.
@@ -117,10 +128,11 @@ impl Target {
                     else => break,
                 };
                 match ended {
-                    Ok(link) => {
+                    Ok(Found::Primary(link)) => {
                         attempts.extend(waiting.map(|at| self.attempt(at)));
                         return Ok(Self::newest((link, at), attempts).await);
                     }
+                    Ok(Found::Standby(link, why)) => attempts.push(self.await_promotion(at, link, why)),
                     Err(failure) => failures.push(format!("{}: {failure}", self.places[at])),
                 }
                 if more || attempts.is_empty() {
@@ -134,7 +146,7 @@ impl Target {
     async fn newest(found: (Link, usize), mut attempts: FuturesUnordered<Attempt<'_>>) -> (Link, usize) {
         let (mut best, until) = (found, Instant::now() + SETTLE);
         while let Ok(Some((at, ended))) = tokio::time::timeout_at(until, attempts.next()).await {
-            if let Ok(link) = ended
+            if let Ok(Found::Primary(link)) = ended
                 && let (Some(this), Some(known)) = (link.timeline(), best.0.timeline())
                 && this.supersedes(&known)
             {
@@ -184,8 +196,26 @@ impl Target {
         })
     }
 
-    /// Opens a connection to one host and checks that it can be written to.
-    async fn open(&self, place: &Place) -> Result<Link, String> {
+    /// Asks a standby again and again, for as long as an attempt may take.
+    fn await_promotion(&self, at: usize, link: Link, mut why: &'static str) -> Attempt<'_> {
+        Box::pin(async move {
+            let asked = async {
+                loop {
+                    tokio::time::sleep(ASK_AGAIN).await;
+                    match link.ask().await? {
+                        Role::Primary => return self.newest.admit(link.timeline()),
+                        Role::Standby(still) => why = still,
+                    }
+                }
+            };
+            let ended: Result<Result<(), String>, _> = crate::timeout::timeout(CONNECT, asked).await;
+            let found = ended.unwrap_or_else(|_| Err(why.to_owned()));
+            (at, found.map(|()| Found::Primary(link)))
+        })
+    }
+
+    /// Opens a connection to one host and asks what it is.
+    async fn open(&self, place: &Place) -> Result<Found, String> {
         let files = self.files.clone();
         let read = tokio::task::spawn_blocking(move || files.read().map_err(|error| error.to_string())).await;
         let credentials = read.map_err(|error| error.to_string())??;
@@ -199,8 +229,13 @@ impl Target {
         if let Some(second) = second {
             link.reset_with(second);
         }
-        self.check(&link).await?;
-        Ok(link)
+        Ok(match link.ask().await? {
+            Role::Primary => {
+                self.newest.admit(link.timeline())?;
+                Found::Primary(link)
+            }
+            Role::Standby(why) => Found::Standby(link, why),
+        })
     }
 }
 
