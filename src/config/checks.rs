@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use super::log_filter;
 use super::role::Role;
 use super::settings::{Registry, Settings, Store};
+use super::shown::shown;
 use super::store_url::StoreUrl;
 use super::types::HostPort;
 use super::value::out_of_range;
@@ -54,7 +55,7 @@ fn prefix(registry: &Registry) -> Result<(), Wrong> {
     }
     let want = "begin and end with `/`, with a name between, or be letters, digits, `-`, `.` and `_`, the last one not \
                 a letter or digit";
-    Err(("registry.prefix", format!("{prefix:?} must {want}")))
+    Err(("registry.prefix", format!("{:?} must {want}", shown(prefix))))
 }
 
 fn role_has_a_registry(role: Role, registry: &Registry) -> Result<(), Wrong> {
@@ -112,7 +113,7 @@ fn access(registry: &Registry) -> Result<(), Wrong> {
     if let Some(server_name) = &registry.tls_server_name
         && format!("{server_name}:1").parse::<HostPort>().is_err()
     {
-        return Err((name.0, format!("{server_name:?} is not a name")));
+        return Err((name.0, format!("{:?} is not a name", shown(server_name))));
     }
     match https {
         Some(true) if registry.ca_file.is_none() => {
@@ -187,7 +188,9 @@ fn endpoint_host(endpoint: &str) -> Result<String, String> {
     let parsed: Result<HostPort, String> = bare_endpoint(endpoint).parse();
     match parsed {
         Ok(addr) if addr.port != 0 => Ok(addr.host),
-        _ => Err(format!("{endpoint:?} is not an etcd address, want host:port or https://host:port")),
+        _ => {
+            Err(format!("{:?} is not an etcd address, want host:port or https://host:port", shown(endpoint)))
+        }
     }
 }
 

@@ -8,6 +8,7 @@ use config::{Config, Environment, File, FileFormat, Map, Value, ValueKind};
 use super::checks::check;
 use super::role::Role;
 use super::settings::{self, Setting, Settings};
+use super::shown::shown;
 use super::value::{Kind, reason_of};
 
 /// Why settings were refused. The text names the key and the file, variable or flag that set it.
@@ -144,9 +145,13 @@ fn split(value: Value) -> Value {
 fn read_file(path: &Path) -> Result<Config, ConfigError> {
     let refuse = |reason: String| ConfigError::File { path: path.to_owned(), reason };
     let text = std::fs::read_to_string(path).map_err(|e| refuse(e.to_string()))?;
-    Config::builder().add_source(File::from_str(&text, FileFormat::Toml)).build().map_err(|e| match e {
-        config::ConfigError::FileParse { cause, .. } => refuse(cause.to_string()),
-        other => refuse(other.to_string()),
+    Config::builder().add_source(File::from_str(&text, FileFormat::Toml)).build().map_err(|e| {
+        let reason = match e {
+            config::ConfigError::FileParse { cause, .. } => cause.to_string(),
+            other => other.to_string(),
+        };
+        // it quotes the line
+        refuse(reason.lines().map(shown).collect::<Vec<_>>().join("\n"))
     })
 }
 

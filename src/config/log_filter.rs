@@ -6,6 +6,8 @@
 
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
+use super::shown::shown;
+
 /// The form of the text.
 pub const FORM: &str = "off, error, warn, info, debug, trace, or module=level,...";
 
@@ -44,13 +46,13 @@ pub fn parse(text: &str) -> Result<Targets, String> {
         match part.split_once('=') {
             Some((target, word)) => {
                 if !is_target(target) {
-                    return Err(format!("{target:?} is not the name of a module"));
+                    return Err(format!("{:?} is not the name of a module", shown(target)));
                 }
                 let cap = if is_ours(target) { LevelFilter::TRACE } else { NAMED };
                 named.push((target.to_owned(), level(word)?.min(cap)));
             }
             None if general.replace(level(part)?).is_some() => {
-                return Err(format!("{part:?} is a second level for everything"));
+                return Err(format!("{:?} is a second level for everything", shown(part)));
             }
             None => {}
         }
@@ -65,7 +67,7 @@ pub fn parse(text: &str) -> Result<Targets, String> {
 
 fn level(word: &str) -> Result<LevelFilter, String> {
     let known = LEVELS.iter().find(|(name, _)| name.eq_ignore_ascii_case(word));
-    known.map(|(_, level)| *level).ok_or_else(|| format!("{word:?} is not a level, want {FORM}"))
+    known.map(|(_, level)| *level).ok_or_else(|| format!("{:?} is not a level, want {FORM}", shown(word)))
 }
 
 fn is_target(text: &str) -> bool {

@@ -12,6 +12,7 @@ mod load;
 pub mod log_filter;
 mod role;
 pub mod settings;
+mod shown;
 mod store_url;
 mod types;
 mod value;

@@ -7,6 +7,7 @@ use std::str::FromStr;
 
 use tokio_postgres::config::{Config, SslMode, TargetSessionAttrs};
 
+use super::shown::{HIDDEN, shown};
 use super::value::by_text;
 
 /// Which store, and where.
@@ -29,16 +30,19 @@ impl FromStr for StoreUrl {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
+        let shown = shown(text);
         match text.split_once(':') {
             Some(("memory", "")) => Ok(Self::Memory),
-            Some(("sqlite", ":memory:")) => Err(format!("`{text}` is no file: want {}", Self::FORM)),
+            Some(("sqlite", ":memory:")) => Err(format!("`{shown}` is no file: want {}", Self::FORM)),
             Some(("sqlite", path)) if is_uri(path) => Err(format!(
-                "`{text}` has a URI where a path is wanted: want {} (./PATH if a name begins with file:)",
+                "`{shown}` has a URI where a path is wanted: want {} (./PATH if a name begins with file:)",
                 Self::FORM
             )),
             Some(("sqlite", path)) if !path.trim().is_empty() => Ok(Self::Sqlite(PathBuf::from(path))),
             Some(("postgres" | "postgresql", _)) => text.parse().map(Self::Postgres),
-            _ => Err(format!("`{text}` is not a store: want {}", Self::FORM)),
+            // its scheme may be a wrong one for a database
+            _ if text.contains("://") => Err(format!("`{HIDDEN}` is not a store: want {}", Self::FORM)),
+            _ => Err(format!("`{shown}` is not a store: want {}", Self::FORM)),
         }
     }
 }
@@ -83,22 +87,32 @@ impl PostgresUrl {
     }
 }
 
+/// The error for a URL with a password.
+const PASSWORD: &str = "the URL of PostgreSQL holds a password, which logs and lists of processes would show: write it \
+                        into a file and name that in `store.password_file`";
+
 impl FromStr for PostgresUrl {
     type Err = String;
 
     /// Parses a URL. No error quotes it, since it may hold a password.
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = |why: &str| format!("the URL of PostgreSQL {why}: want {}", StoreUrl::FORM);
+        let rest = ["postgres://", "postgresql://"].into_iter().find_map(|start| text.strip_prefix(start));
+        let rest = rest.ok_or_else(|| wrong("cannot be read"))?;
+        let user = rest.split_once('@').map(|(user, _)| user);
+        // before it is parsed: a password with signs of its own looks like ports and parameters
+        if user.is_some_and(|user| user.contains([':', '/', '?', '='])) {
+            return Err(PASSWORD.to_owned());
+        }
         // certificates are always verified, host name included
         let known = text.replace("sslmode=verify-full", "sslmode=require");
         let config: Config = known.parse().map_err(|error: tokio_postgres::Error| {
             let cause = error.source().map_or_else(|| error.to_string(), ToString::to_string);
-            wrong(&format!("cannot be read ({cause})"))
+            // without a user, what looks like the name of a parameter may be part of a password
+            if user.is_some() { wrong(&format!("cannot be read ({cause})")) } else { wrong("cannot be read") }
         })?;
         if config.get_password().is_some() {
-            return Err("the URL of PostgreSQL holds a password, which logs and lists of processes would show: write it \
-                        into a file and name that in `store.password_file`"
-                .to_owned());
+            return Err(PASSWORD.to_owned());
         }
         if config.get_user().is_none_or(str::is_empty) {
             return Err(wrong("names no user"));
@@ -171,8 +185,25 @@ mod tests {
             "postgres://app:hunter2@h:port/d",
             "postgres:app:hunter2@h",
             "postgres://app:hunter2",
+            "postgres://app:?hunter2=x@h/d",
+            "postgres:hunter2=x",
+            "postgres:host=h user=app password=hunter2 hunter2=x",
+            "Postgres://app:hunter2@h/d",
+            "pgsql://app:hunter2@h/d",
+            "pgsql://app:hunter2",
+            " postgres://app:hunter2@h/d",
+            "jdbc:postgresql://h/d?user=app&password=hunter2",
+            "JDBC:postgresql:d?PASSWORD=hunter2",
+            "host=h user=app password=hunter2",
+            "sqlite://app:hunter2@h/d",
+            "sqlite:file:x?key=hunter2&password=hunter2",
+            "app:hunter2@h/d",
         ] {
             assert!(!refusal(text).contains("hunter2"), "{text}: {}", refusal(text));
+        }
+        // what holds none is shown
+        for text in ["feed.db", "sqllite:feed.db", "sqlite:feed.db?mode=ro", "mysql:"] {
+            assert!(refusal(text).contains(text), "{text}: {}", refusal(text));
         }
         assert!(refusal("postgres://app:hunter2@h/d").contains("`store.password_file`"));
     }

@@ -153,6 +153,31 @@ fn an_error_names_key_and_origin() {
 }
 
 #[test]
+fn no_error_shows_a_password() {
+    for text in [
+        "[store]\nurl = \"Postgres://app:hunter2@db/msa\"",
+        "[store]\nurl = \"postgres://app:hunter2@db/msa",
+        "[store]\nurl = postgres://app:hunter2@db/msa",
+        "[registry]\nendpoints = [\"https://root:hunter2@etcd:2379\"]",
+        "[registry]\nendpoints = [\"root:hunter2@etcd:2379\"]",
+        "[registry]\nendpoints = [\"http://root:hunter2\"]",
+        "[registry]\nendpoints = [\"etcd:2379\"]\ntls_server_name = \"root:hunter2@etcd\"",
+        "[trace]\nzipkin_addr = \"http://app:hunter2@zipkin:9411\"",
+        "[trace]\nzipkin_addr = \"https://app:hunter2@zipkin:9411\"",
+        "[grpc]\nadvertise_addr = \"http://app:hunter2@h:1\"",
+        "[grpc]\naddr = \"http://app:hunter2@h:1\"",
+        "[registry]\nendpoints = \"https://root:hunter2@etcd:2379\"",
+        "[client]\nattempts = \"postgres://app:hunter2@h/d\"",
+    ] {
+        let error = with_file(text).expect_err(text);
+        assert!(error.contains("app.toml: ") && !error.contains("hunter2"), "{text:?} gave {error:?}");
+    }
+    // where the file is no TOML is still told
+    let error = with_file("[store]\nurl = postgres://app:hunter2@db/msa").unwrap_err();
+    assert!(error.contains("line 2"), "{error}");
+}
+
+#[test]
 fn the_way_to_etcd_is_whole_or_refused() {
     let https = "endpoints = [\"https://a:1\", \"https://b:2/\"]\n";
     let cases = [

@@ -1,15 +1,16 @@
 //! The value types of the settings: each is parsed from a text, and its errors name the accepted form.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
 use http::Uri;
 use ipnet::IpNet;
 
+use super::shown::shown;
 use super::value::by_text;
 
-/// An address to listen on: `IP:port`, `localhost:port`, or `:port` for every IPv4 interface. Port 0
+/// An address to listen on: `IP:port`, `localhost:port`, or `:port` for every interface, with IPv6 and IPv4. Port 0
 /// takes a free one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ListenAddr(pub SocketAddr);
@@ -18,10 +19,10 @@ impl ListenAddr {
     /// The form of its text.
     pub const FORM: &str = "IP:port, localhost:port or :port";
 
-    /// Returns the address of every IPv4 interface.
+    /// Returns the address of every interface, with IPv6 and IPv4.
     #[must_use]
     pub const fn any(port: u16) -> Self {
-        Self(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port))
+        Self(SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port))
     }
 
     /// Returns the IPv4 loopback address.
@@ -37,12 +38,12 @@ impl FromStr for ListenAddr {
     fn from_str(text: &str) -> Result<Self, String> {
         let full = match text.strip_prefix("localhost:") {
             Some(port) => format!("127.0.0.1:{port}"),
-            None if text.starts_with(':') => format!("0.0.0.0{text}"),
+            None if text.starts_with(':') => format!("[::]{text}"),
             None => text.to_owned(),
         };
         full.parse()
             .map(Self)
-            .map_err(|_| format!("`{text}` is not an address to listen on: want {}", Self::FORM))
+            .map_err(|_| format!("`{}` is not an address to listen on: want {}", shown(text), Self::FORM))
     }
 }
 
@@ -77,7 +78,7 @@ impl FromStr for HostPort {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = || format!("`{text}` is not an address to call: want {}", Self::FORM);
+        let wrong = || format!("`{}` is not an address to call: want {}", shown(text), Self::FORM);
         let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
         let port = port.parse().map_err(|_| wrong())?;
         let named =
@@ -119,7 +120,7 @@ impl FromStr for Network {
         }
         let network: IpNet = text
             .parse()
-            .map_err(|_| format!("`{text}` is not an address or a network: want {}", Self::FORM))?;
+            .map_err(|_| format!("`{}` is not an address or a network: want {}", shown(text), Self::FORM))?;
         if network.trunc() != network {
             return Err(format!("`{text}` has bits behind its prefix: want {}", network.trunc()));
         }
@@ -168,7 +169,7 @@ impl FromStr for Collector {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let wrong = |why: &str| format!("`{text}` is not a collector: {why}; want {}", Self::FORM);
+        let wrong = |why: &str| format!("`{}` is not a collector: {why}; want {}", shown(text), Self::FORM);
         let uri: Uri = text.parse().map_err(|_| wrong("it is not a URL"))?;
         let host = uri.authority().filter(|authority| !authority.host().is_empty());
         match (uri.scheme_str(), host) {
@@ -221,7 +222,7 @@ macro_rules! choice {
             fn from_str(text: &str) -> Result<Self, String> {
                 match text {
                     $( $name => Ok(Self::$variant), )+
-                    _ => Err(format!("`{text}` is none of {}", Self::NAMES.join(", "))),
+                    _ => Err(format!("`{}` is none of {}", shown(text), Self::NAMES.join(", "))),
                 }
             }
         }

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use config::{Value, ValueKind};
 
+use super::shown::shown;
+
 /// What a whole number counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Unit {
@@ -119,7 +121,9 @@ pub(super) fn out_of_range(value: impl std::fmt::Display, min: u64, max: u64) ->
 /// Returns what is wrong, without the key and the origin, which the caller adds.
 pub(super) fn reason_of(error: &config::ConfigError) -> String {
     match error {
-        config::ConfigError::Type { unexpected, expected, .. } => format!("{unexpected} is not {expected}"),
+        config::ConfigError::Type { unexpected, expected, .. } => {
+            format!("{} is not {expected}", shown(&unexpected.to_string()))
+        }
         config::ConfigError::At { error, .. } => reason_of(error),
         other => other.to_string(),
     }
@@ -135,7 +139,7 @@ fn integer(value: &Value, kind: Kind) -> Result<u64, String> {
         ValueKind::I64(number) => i128::from(*number),
         ValueKind::U64(number) => i128::from(*number),
         ValueKind::String(text) => {
-            text.trim().parse().map_err(|_| format!("string {text:?} is not a whole number"))?
+            text.trim().parse().map_err(|_| format!("string {:?} is not a whole number", shown(text)))?
         }
         _ => return Err("want a whole number".to_owned()),
     };
@@ -183,7 +187,7 @@ impl SettingType for f64 {
         let number = match &value.kind {
             ValueKind::Boolean(_) => return Err("want a number".to_owned()),
             ValueKind::String(text) => {
-                text.trim().parse().map_err(|_| format!("string {text:?} is not a number"))?
+                text.trim().parse().map_err(|_| format!("string {:?} is not a number", shown(text)))?
             }
             _ => value.into_float().map_err(|error| reason_of(&error))?,
         };

@@ -18,6 +18,7 @@ use super::failure::reason;
 use super::link::Link;
 use super::schema::Unusable;
 use super::service::Service;
+use super::sql::DURABLE;
 use crate::backoff::Backoff;
 use crate::telemetry::log::LogThrottle;
 
@@ -34,7 +35,7 @@ const LASTED: Duration = Duration::from_secs(1);
 /// A connection with its prepared statements.
 pub struct Ready {
     pub link: Link,
-    /// In the order of [`Service::statements`].
+    /// In the order of [`Service::statements()`].
     pub statements: Vec<Statement>,
     /// The version of the schema.
     pub version: i32,
@@ -237,17 +238,18 @@ impl Keeper {
     async fn prepare(&self, link: &Link) -> Result<Vec<Statement>, tokio_postgres::Error> {
         let limit = self.target.timeout.as_millis();
         let plans = plans(self.purpose);
-        // without the warning a commit that was not replicated would look like any other
+        // Citus needs the values of the parameters for the plan of most statements
         let session = format!(
-            "SET client_min_messages = warning; SET statement_timeout = {limit}; SET lock_timeout = 0; \
+            "{DURABLE}; SET statement_timeout = {limit}; SET lock_timeout = 0; \
              SET default_transaction_isolation = 'read committed'; \
-             SET idle_in_transaction_session_timeout = {limit}; SET plan_cache_mode = force_generic_plan; {plans}; \
-             SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
+             SET idle_in_transaction_session_timeout = {limit}; {plans}; \
+             SELECT set_config('plan_cache_mode', 'force_generic_plan', false) \
+             WHERE NOT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')"
         );
         link.client().batch_execute(&session).await?;
         let mut statements = Vec::new();
-        for text in self.service.statements {
-            statements.push(link.client().prepare(text).await?);
+        for text in self.service.statements() {
+            statements.push(link.client().prepare(&text).await?);
         }
         Ok(statements)
     }
