@@ -112,6 +112,6 @@ in
         }
       ]
       ++ lib.optional (listen == "grpc") (unprivileged "${process.option}.port" process.port)
-      ++ lib.optionals (process.settings ? store) (store process)
+      ++ lib.optionals (process.settings ? store.url) (store process)
     );
 }

@@ -102,16 +102,17 @@ let
           $out/*.json > /dev/null || { echo "two dashboards have the same uid or title" >&2; exit 1; }
       '';
 
-  part = what: port: {
-    port = mkOption {
-      type = types.port;
-      default = port;
-      example = port + 1;
-      description = "TCP port of ${what}. Unless the firewall opens it, it listens on loopback only.";
-    };
-    openFirewall = ours.openFirewallOption "the port of ${what}";
-    allowFrom = ours.allowFromOption "the port of ${what}";
-  };
+  part =
+    what: port:
+    {
+      port = mkOption {
+        type = types.port;
+        default = port;
+        example = port + 1;
+        description = "TCP port of ${what}. Unless the firewall opens it, it listens on loopback only.";
+      };
+    }
+    // place.optionsOf "the port of ${what}";
   targetsOption =
     what: example:
     mkOption {

@@ -70,13 +70,17 @@ with subtest("a profile is one trace of three services"):
 with subtest("the job draws who calls whom, and deletes what is old"):
     tracer.require_unit_state("microservice-app-dependencies.timer", "active")
     tracer.succeed(f"curl --silent --fail -X PUT {OPENSEARCH}/zipkin-span-2020-01-01")
-    assert ask(f"{ZIPKIN}/api/v2/dependencies?endTs=$(date +%s)000&lookback=86400000") in ([], None)
-    tracer.succeed("systemctl start microservice-app-dependencies.service", timeout=BOOT)
     now = tracer.succeed("date +%s").strip()
 
+    def links() -> dict[tuple[str, str], int]:
+        answer = ask(f"{ZIPKIN}/api/v2/dependencies?endTs={now}000&lookback=86400000") or []
+        return {(link["parent"], link["child"]): link["callCount"] for link in answer}
+
+    assert links() == {}, links()
+    tracer.succeed("systemctl start microservice-app-dependencies.service", timeout=BOOT)
+
     def linked(last: bool) -> bool:
-        links = ask(f"{ZIPKIN}/api/v2/dependencies?endTs={now}000&lookback=86400000") or []
-        found = {(link["parent"], link["child"]): link["callCount"] for link in links}
+        found = links()
         if last:
             log.info(f"links: {found}")
         return found == {("apigateway", "feed"): 3, ("apigateway", "profile"): 2, ("profile", "feed"): 1}
