@@ -10,7 +10,6 @@ use tokio_postgres::Statement;
 use super::super::database::{Database, Purpose};
 use super::super::error::StoreError;
 use super::dial::Target;
-use super::failure::reason;
 use super::link::Link;
 use super::schema::Unusable;
 use super::service::Service;
@@ -26,6 +25,13 @@ const CHECK: Duration = Duration::from_secs(1);
 pub const SLACK: Duration = Duration::from_millis(500);
 /// A connection that lasted so long was a good one: the next attempt follows at once.
 const LASTED: Duration = Duration::from_secs(1);
+
+/// Sets `synchronous_commit` for the session to what the server, the role or the URL says, but to `on` where that is
+/// `off`. What a session has set itself is not changed under it; what it has not set is, when the server's settings are
+/// read again.
+pub const DURABLE: &str = "SELECT set_config('synchronous_commit', \
+                           CASE reset_val WHEN 'off' THEN 'on' ELSE reset_val END, false) \
+                           FROM pg_settings WHERE name = 'synchronous_commit'";
 
 /// A connection with its prepared statements.
 pub struct Ready {
@@ -64,6 +70,11 @@ impl Links {
     /// Returns the state as it is.
     pub fn state(&self) -> State {
         self.0.borrow().clone()
+    }
+
+    /// Returns false once nobody keeps the connection any more.
+    pub fn is_kept(&self) -> bool {
+        self.0.has_changed().is_ok()
     }
 
     /// Waits for a connection, until there has been none for `limit`: a database that stays away is refused at once.
@@ -182,24 +193,23 @@ impl Keeper {
         let version = self.service.schema.ensure(link.client_mut(), self.target.timeout).await?;
         let prepared = tokio::time::timeout(self.target.timeout, self.prepare(&link)).await;
         let late = |_| Unusable::Failed(format!("no answer within {:?}", self.target.timeout));
-        let statements = prepared.map_err(late)?.map_err(|error| Unusable::Failed(reason(&error)))?;
+        let statements = prepared.map_err(late)??;
         Ok((Ready { link, statements, version }, self.target.host(at), at))
     }
 
-    async fn prepare(&self, link: &Link) -> Result<Vec<Statement>, tokio_postgres::Error> {
+    async fn prepare(&self, link: &Link) -> Result<Vec<Statement>, Unusable> {
         let limit = self.target.timeout.as_millis();
         let plans = plans(self.purpose);
         // without the warning a commit that was not replicated would look like any other
         let session = format!(
             "SET client_min_messages = warning; SET statement_timeout = {limit}; SET lock_timeout = 0; \
              SET default_transaction_isolation = 'read committed'; \
-             SET idle_in_transaction_session_timeout = {limit}; SET plan_cache_mode = force_generic_plan; {plans}; \
-             SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'"
+             SET idle_in_transaction_session_timeout = {limit}; SET plan_cache_mode = force_generic_plan; {plans}; {DURABLE}"
         );
         link.client().batch_execute(&session).await?;
         let mut statements = Vec::new();
         for text in self.service.statements {
-            statements.push(link.client().prepare(text).await?);
+            statements.push(self.service.schema.prepare(link.client(), text).await?);
         }
         Ok(statements)
     }
@@ -216,6 +226,10 @@ impl Keeper {
                 Ok(Ok(())) => {}
                 Ok(Err(why)) => link.lose(&why),
                 Err(_) => link.lose(&format!("no answer within {limit:?}")),
+            }
+            if matches!(self.purpose, Purpose::Writes) {
+                // another setting of the server; if this fails, so does the next check
+                let _ = crate::timeout::timeout(limit, link.client().batch_execute(DURABLE)).await;
             }
         }
     }
