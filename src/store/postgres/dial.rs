@@ -2,9 +2,11 @@
 //!
 //! tokio-postgres bounds only the TCP part of a connection attempt and tries one host after the other, so a frozen host
 //! that is named first would hang every reconnect. Here the whole attempt at a host is bounded, and the next host is
-//! tried while a slow one is still awaited.
+//! tried while a slow one is still awaited. Each address of a name is tried like a host of its own: one may be silent, or
+//! that of a standby.
 
-use std::net::SocketAddr;
+use std::collections::VecDeque;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 use std::{fmt, io};
@@ -14,6 +16,7 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpStream, UnixStream, lookup_host};
+use tokio::time::{Instant, sleep_until};
 use tokio_postgres::config::{Host, SslMode};
 use tokio_postgres::tls::MakeTlsConnect;
 use tokio_postgres::{Config, NoTls};
@@ -35,6 +38,9 @@ const UNACKNOWLEDGED: Duration = Duration::from_secs(10);
 /// An idle connection is probed after this time, and then this often.
 const KEEPALIVE: Duration = Duration::from_secs(10);
 
+/// Most addresses of one name that are tried.
+const ADDRESSES: usize = 8;
+
 /// A byte stream to a server.
 type Socket = Either<TcpStream, UnixStream>;
 
@@ -46,6 +52,24 @@ pub struct Target {
     files: Files,
     /// Longest time of one statement and of one commit.
     pub timeout: Duration,
+    look_up: LookUp,
+}
+
+/// Returns the addresses of a name.
+type LookUp = fn(String, u16) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>>;
+
+/// What is tried: a host, by one of the addresses of its name once that has been looked up.
+#[derive(Clone, Copy, Debug)]
+struct Spot {
+    host: usize,
+    addr: Option<SocketAddr>,
+}
+
+/// What became of a spot.
+enum Tried {
+    Open(Link),
+    /// Its name has these addresses.
+    Addresses(Vec<SocketAddr>),
 }
 
 /// One host of the URL.
@@ -77,7 +101,7 @@ impl Target {
             Host::Unix(directory) => Place::Unix(directory.join(format!(".s.PGSQL.{}", port(at)))),
         });
         let places = places.collect();
-        Ok(Self { config, places, files, timeout: settings.timeout })
+        Ok(Self { config, places, files, timeout: settings.timeout, look_up })
     }
 
     /// Connects to the first host that can be written to. The host at `first` is tried first; a host that has not answered
@@ -87,31 +111,43 @@ impl Target {
     /// What each host said.
     pub async fn connect(&self, first: usize) -> Result<(Link, usize), String> {
         let count = self.places.len();
-        let mut waiting = (0..count).map(|step| (first + step) % count);
+        let hosts = (0..count).map(|step| Spot { host: (first + step) % count, addr: None });
+        let mut waiting: VecDeque<_> = hosts.collect();
         let mut attempts = FuturesUnordered::new();
         let mut failures = Vec::new();
         loop {
-            match waiting.next() {
-                Some(at) => attempts.push(self.attempt(at)),
+            match waiting.pop_front() {
+                Some(spot) => attempts.push(self.attempt(spot)),
                 None if attempts.is_empty() => return Err(failures.join("; ")),
                 None => {}
             }
-            let more = waiting.len() > 0;
-            let pause =
-                async { if more { tokio::time::sleep(STAGGER).await } else { std::future::pending().await } };
-            tokio::pin!(pause);
+            let next = Instant::now() + STAGGER;
             loop {
-                let (at, ended) = tokio::select! {
+                let more = !waiting.is_empty();
+                let pause =
+                    async { if more { sleep_until(next).await } else { std::future::pending().await } };
+                let (spot, ended) = tokio::select! {
                     biased;
                     Some(ended) = attempts.next() => ended,
-                    () = &mut pause => break,
+                    () = pause => break,
                     else => break,
                 };
+                let host = spot.host;
                 match ended {
-                    Ok(link) => return Ok((link, at)),
-                    Err(failure) => failures.push(format!("{}: {failure}", self.places[at])),
+                    Ok(Tried::Open(link)) => return Ok((link, host)),
+                    Ok(Tried::Addresses(addrs)) => {
+                        let mut spots = addrs.into_iter().map(|addr| Spot { host, addr: Some(addr) });
+                        // the others come after the other hosts
+                        attempts.extend(spots.next().map(|spot| self.attempt(spot)));
+                        waiting.extend(spots);
+                        continue;
+                    }
+                    Err(failure) => failures.push(match spot.addr {
+                        Some(addr) => format!("{} ({}): {failure}", self.places[host], addr.ip()),
+                        None => format!("{}: {failure}", self.places[host]),
+                    }),
                 }
-                if more || attempts.is_empty() {
+                if !waiting.is_empty() || attempts.is_empty() {
                     break;
                 }
             }
@@ -128,16 +164,33 @@ impl Target {
         self.places.get(at).map(ToString::to_string).unwrap_or_default()
     }
 
-    fn attempt(&self, at: usize) -> BoxFuture<'_, (usize, Result<Link, String>)> {
+    fn attempt(&self, spot: Spot) -> BoxFuture<'_, (Spot, Result<Tried, String>)> {
         Box::pin(async move {
             let limit = self.config.get_connect_timeout().copied().unwrap_or(CONNECT);
-            let ended = crate::timeout::timeout(limit, self.open(&self.places[at])).await;
-            (at, ended.unwrap_or_else(|_| Err(format!("no connection within {limit:?}"))))
+            let ended = crate::timeout::timeout(limit, self.attempt_at(spot)).await;
+            (spot, ended.unwrap_or_else(|_| Err(format!("no connection within {limit:?}"))))
         })
     }
 
+    /// Looks the name of a host up, unless it is an address, or connects.
+    async fn attempt_at(&self, spot: Spot) -> Result<Tried, String> {
+        let place = &self.places[spot.host];
+        let addr = match (place, spot.addr) {
+            (Place::Tcp(name, port), None) => match name.parse::<IpAddr>() {
+                Ok(ip) => Some(SocketAddr::new(ip, *port)),
+                Err(_) => {
+                    let addrs =
+                        (self.look_up)(name.clone(), *port).await.map_err(|error| error.to_string())?;
+                    return Ok(Tried::Addresses(addrs.into_iter().take(ADDRESSES).collect()));
+                }
+            },
+            (_, addr) => addr,
+        };
+        self.open(place, addr).await.map(Tried::Open)
+    }
+
     /// Opens a connection to one host and checks that it can be written to.
-    async fn open(&self, place: &Place) -> Result<Link, String> {
+    async fn open(&self, place: &Place, addr: Option<SocketAddr>) -> Result<Link, String> {
         let files = self.files.clone();
         let read = tokio::task::spawn_blocking(move || files.read()).await;
         let credentials = read.map_err(|error| error.to_string())??;
@@ -145,7 +198,7 @@ impl Target {
         if let Some(password) = credentials.password {
             config.password(password);
         }
-        let socket = place.connect().await.map_err(|error| error.to_string())?;
+        let socket = place.connect(addr).await.map_err(|error| error.to_string())?;
         let link = log_in(config, place.clone(), socket, credentials.tls).await?;
         link.check().await?;
         Ok(link)
@@ -176,25 +229,33 @@ fn log_in(
 }
 
 impl Place {
-    /// Opens a byte stream: TCP to the first address of the name that accepts, or the socket of a server on this host.
-    fn connect(&self) -> BoxFuture<'static, io::Result<Socket>> {
+    /// Opens a byte stream: TCP to an address, or the socket of a server on this host.
+    fn connect(&self, addr: Option<SocketAddr>) -> BoxFuture<'static, io::Result<Socket>> {
         let place = self.clone();
         Box::pin(async move {
-            let (name, port) = match place {
-                Self::Unix(path) => return UnixStream::connect(path).await.map(Either::Right),
-                Self::Tcp(name, port) => (name, port),
-            };
-            let addrs: Vec<SocketAddr> = lookup_host((name, port)).await?.collect();
-            let mut failure = io::Error::other("the name has no address");
-            for addr in addrs {
-                match TcpStream::connect(addr).await {
-                    Ok(tcp) => return prepare(&tcp).map(|()| Either::Left(tcp)),
-                    Err(error) => failure = error,
+            match (place, addr) {
+                (Self::Unix(path), _) => UnixStream::connect(path).await.map(Either::Right),
+                (Self::Tcp(..), Some(addr)) => {
+                    let tcp = TcpStream::connect(addr).await?;
+                    prepare(&tcp)?;
+                    Ok(Either::Left(tcp))
                 }
+                (Self::Tcp(..), None) => Err(no_address()),
             }
-            Err(failure)
         })
     }
+}
+
+/// Asks the system for the addresses of a name: at least one.
+fn look_up(name: String, port: u16) -> BoxFuture<'static, io::Result<Vec<SocketAddr>>> {
+    Box::pin(async move {
+        let addrs: Vec<_> = lookup_host((name, port)).await?.collect();
+        if addrs.is_empty() { Err(no_address()) } else { Ok(addrs) }
+    })
+}
+
+fn no_address() -> io::Error {
+    io::Error::other("the name has no address")
 }
 
 /// Sets the options of a connection over TCP.
@@ -212,5 +273,56 @@ impl fmt::Display for Place {
             Self::Tcp(name, port) => write!(f, "{name}:{port}"),
             Self::Unix(path) => path.display().fmt(f),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::OnceLock;
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    /// The addresses of every name here.
+    static ADDRS: OnceLock<Vec<SocketAddr>> = OnceLock::new();
+
+    /// A server that refuses everybody as one that starts does.
+    async fn refuse(listener: TcpListener) {
+        while let Ok((mut socket, _)) = listener.accept().await {
+            let _ = socket.read(&mut [0; 1024]).await;
+            let said = b"SFATAL\0C57P03\0Mit is starting up\0\0";
+            let length = u8::try_from(4 + said.len()).unwrap();
+            let _ = socket.write_all(&[b"E\0\0\0", &[length][..], &said[..]].concat()).await;
+        }
+    }
+
+    #[tokio::test]
+    async fn each_address_of_a_name_is_tried_while_another_is_silent() {
+        let (silent, refusing) = (
+            TcpListener::bind("127.0.0.1:0").await.unwrap(),
+            TcpListener::bind("127.0.0.1:0").await.unwrap(),
+        );
+        ADDRS.set([&silent, &refusing].map(|l| l.local_addr().unwrap()).to_vec()).unwrap();
+        tokio::spawn(refuse(refusing));
+        let url: crate::config::PostgresUrl = "postgres://app@db.example,127.0.0.1:1/msa".parse().unwrap();
+        let mut target = Target::new(url.config(), &Store::default()).unwrap();
+        target.look_up = |_, _| Box::pin(async { Ok(ADDRS.get().unwrap().clone()) });
+        let begun = Instant::now();
+        let told = target.connect(0).await.err().unwrap();
+        // the limit of the silent one, and what a busy machine adds
+        assert!(begun.elapsed() < CONNECT + Duration::from_secs(2), "{:?}", begun.elapsed());
+        for part in [
+            "db.example:5432 (127.0.0.1): no connection within 1s",
+            "db.example:5432 (127.0.0.1): it is starting up (SQLSTATE 57P03)",
+            "127.0.0.1:1: Connection refused",
+        ] {
+            assert!(told.contains(part), "{told}");
+        }
+        assert!(
+            told.find("it is starting up").unwrap() < told.find("no connection within").unwrap(),
+            "{told}"
+        );
     }
 }
