@@ -36,20 +36,27 @@
         };
     in
     {
-      overlays.default = final: _: { microservice-app = (build final).package; };
+      overlays.default =
+        final: _:
+        import ./nixos/packages { pkgs = final; } // { microservice-app = (build final).package; };
 
-      packages = eachSystem (system: {
-        default = buildOf.${system}.package;
-        oci-image = call system ./nixos/image.nix;
-        options = (call system ./nixos/options.nix).page;
-      });
+      packages = eachSystem (
+        system:
+        import ./nixos/packages { pkgs = pkgsOf.${system}; }
+        // {
+          default = self.packages.${system}.microservice-app;
+          microservice-app = buildOf.${system}.package.overrideAttrs (old: {
+            passthru = old.passthru or { } // {
+              tests = self.checks.${system};
+            };
+          });
+          oci-image = call system ./nixos/image.nix;
+          options = (call system ./nixos/options.nix).page;
+        }
+      );
 
       apps = eachSystem (system: {
-        default = {
-          type = "app";
-          program = lib.getExe self.packages.${system}.default;
-          meta.description = "The application: services, gateway, or all in one process";
-        };
+        default = call system ./nixos/up.nix;
         cluster = call system ./nixos/cluster.nix;
       });
 
@@ -57,15 +64,19 @@
         system:
         buildOf.${system}.checks
         // call system ./nixos/tests/examples.nix
+        // call system ./nixos/tests
         // {
           options = (call system ./nixos/options.nix).check;
           nix = call system ./nixos/lint.nix;
-          app = call system ./nixos/tests/app.nix;
         }
       );
 
       nixosModules = import ./nixos/modules self;
       nixosConfigurations = import ./nixos/hosts { inherit self nixpkgs; };
+      templates.default = {
+        path = ./nixos/template;
+        description = "A NixOS host with two roles of microservice-app: registry and gateway";
+      };
 
       devShells = eachSystem (system: {
         default = buildOf.${system}.shell;

@@ -24,7 +24,7 @@ pkgs.dockerTools.streamLayeredImage {
     Entrypoint = [ (lib.getExe package) ];
     Cmd = [
       "up"
-      "--http-addr=0.0.0.0:8080"
+      "--http-addr=:8080"
       "--data-dir=/data"
     ];
     User = user;

@@ -38,21 +38,35 @@ let
     option: map (what: "${option.name} has no ${what}") (lacks option)
   ) shown;
 
+  # A declaration that is a text is taken for a path in nixpkgs.
+  declarationsOf =
+    option: map (file: { name = lib.removePrefix root (toString file); }) option.declarations;
+  misplaced = lib.filter (
+    option:
+    option.declarations == [ ]
+    || !lib.all ({ name }: lib.pathExists (../. + "/${name}")) (declarationsOf option)
+  ) shown;
+
   page =
     (pkgs.nixosOptionsDoc {
       inherit options;
       warningsAreErrors = true;
-      transformOptions =
-        option:
-        option // { declarations = map (file: lib.removePrefix root (toString file)) option.declarations; };
+      transformOptions = option: option // { declarations = declarationsOf option; };
     }).optionsCommonMark;
 in
 {
   inherit page;
-  # fails already when it is evaluated
+  # the first two fail already when it is evaluated
   check =
-    if undocumented == [ ] then
-      pkgs.runCommand "options-documented" { inherit page; } "ln -s $page $out"
+    if undocumented != [ ] then
+      throw "options without documentation:\n${lib.concatLines undocumented}"
+    else if misplaced != [ ] then
+      throw "options without a file of ours:\n${
+        lib.concatMapStrings (option: "${option.name}: ${toString option.declarations}\n") misplaced
+      }"
     else
-      throw "options without documentation:\n${lib.concatLines undocumented}";
+      pkgs.runCommand "options-documented" { inherit page; } ''
+        ! grep -q 'nixpkgs/' -r $page || { echo "an option is said to be of nixpkgs"; exit 1; }
+        ln -s $page $out
+      '';
 }

@@ -21,7 +21,7 @@
 //! - [`context`] is what a request carries from hop to hop: deadline, ids, trace.
 //! - [`telemetry`] is what a process reports about itself: log, traces, metrics.
 //! - [`api`] is the contract: messages, rpcs, errors, limits of input, headers.
-//! - [`config`] is what can be set; [`build_info`], [`backoff`], [`limit`], [`random`] and
+//! - [`config`] is what can be set; [`build_info`], [`backoff`], [`credentials`], [`limit`], [`random`] and
 //!   [`timeout`](mod@timeout) are small tools of all layers.
 //!
 //! Every layer registers its own metrics; [`app::metrics`] sums them up.
@@ -35,6 +35,7 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod context;
+pub mod credentials;
 pub mod gateway;
 pub mod limit;
 pub mod random;

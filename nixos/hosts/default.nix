@@ -1,5 +1,5 @@
-# nixosConfigurations: the five hosts that site.nix lists. A host consists of its role (node-N.nix), of what all hosts
-# have (base.nix) and of its hardware.
+# nixosConfigurations: the hosts that site.nix lists. A host consists of its role (NAME.nix), of what all hosts have
+# (common.nix, base.nix) and of its hardware.
 { self, nixpkgs }:
 let
   inherit (nixpkgs) lib;
@@ -10,6 +10,7 @@ let
       modules = [
         self.nixosModules.default
         ./${name}.nix
+        ./common.nix
         ./base.nix
         (hardwareOf name)
         {

@@ -4,6 +4,10 @@ let
 in
 {
   services.microservice-app = {
+    store = {
+      inherit (site.database) url;
+      access = { inherit (site.database) passwordFile; };
+    };
     registry.endpoints = [ "${site.nodes.node-0}:2379" ];
     feed = {
       enable = true;

@@ -1,4 +1,4 @@
-# node-3: the topic service, called by the gateway.
+# node-3: the topic service, called by the gateway. All its instances are on this host, so they share a file.
 let
   site = import ./site.nix;
 in

@@ -11,7 +11,7 @@ let
   cfg = config.services.microservice-app;
   ours = import ./lib.nix { inherit config lib pkgs; };
 
-  isV6 = lib.hasInfix ":";
+  isV6 = source: ours.ip.familyOf source == "IPv6";
   iptablesRule =
     port: source:
     lib.optionalString (isV6 source -> config.networking.enableIPv6) ''
@@ -25,7 +25,26 @@ let
     "${if isV6 source then "ip6" else "ip"} saddr ${source} tcp dport ${toString port} accept\n";
   rules =
     rule:
-    lib.concatMapStrings ({ port, from }: lib.concatMapStrings (rule port) from) cfg.firewallRules;
+    lib.concatMapStrings ({ port, from, ... }: lib.concatMapStrings (rule port) from) cfg.listeners;
+  # NixOS 25.11 and newer have this option
+  backend =
+    config.networking.firewall.backend
+      or (if config.networking.nftables.enable then "nftables" else "iptables");
+  # the ports that some hosts only may reach
+  guarded = lib.filter (listener: listener.from != [ ]) cfg.listeners;
+  portsOf = lib.concatMapStringsSep ", " (listener: "${toString listener.port} (${listener.option})");
+
+  # pairs of listeners that want the same port
+  clashes =
+    let
+      clash =
+        one: other: one.port == other.port && one.port != 0 && ours.ip.overlap one.address other.address;
+    in
+    lib.concatLists (
+      lib.imap1 (
+        n: one: map (other: { inherit one other; }) (lib.filter (clash one) (lib.drop n cfg.listeners))
+      ) cfg.listeners
+    );
 in
 {
   options.services.microservice-app = {
@@ -48,19 +67,12 @@ in
 
     registry.access =
       let
-        fileOption =
-          name: key:
-          mkOption {
-            type = types.nullOr types.externalPath;
-            default = null;
-            example = "/var/lib/secrets/${name}";
-            description = ours.describe key;
-          };
+        inherit (ours) publicFileOption secretFileOption;
       in
       {
-        caFile = fileOption "ca.crt" "registry.ca_file";
-        certFile = fileOption "client.crt" "registry.cert_file";
-        keyFile = fileOption "client.key" "registry.key_file";
+        caFile = publicFileOption "ca.crt" "registry.ca_file";
+        certFile = publicFileOption "client.crt" "registry.cert_file";
+        keyFile = secretFileOption "client.key" "registry.key_file";
         serverName = mkOption {
           type = types.nullOr types.str;
           default = null;
@@ -76,7 +88,7 @@ in
             `settings.registry.user` and its `credentials.etcd-password`.
           '';
         };
-        passwordFile = fileOption "etcd-password" "registry.password_file";
+        passwordFile = secretFileOption "etcd-password" "registry.password_file";
       };
 
     settings = mkOption {
@@ -96,17 +108,27 @@ in
       '';
     };
 
-    firewallRules = mkOption {
+    listeners = mkOption {
       type = types.listOf (
         types.submodule {
           options = {
+            option = mkOption {
+              type = types.str;
+              description = "Path of the options that place it, for messages.";
+            };
+            address = mkOption {
+              type = ours.ip.address;
+              default = "::";
+              description = "IP address that it listens on.";
+            };
             port = mkOption {
               type = types.port;
-              description = "TCP port to open.";
+              description = "TCP port that it listens on.";
             };
             from = mkOption {
-              type = types.listOf ours.source;
-              description = "Who may connect.";
+              type = types.listOf ours.ip.source;
+              default = [ ];
+              description = "For whom the firewall opens the port.";
             };
           };
         }
@@ -114,18 +136,17 @@ in
       default = [ ];
       internal = true;
       visible = false;
-      description = "Ports that are open for some hosts only.";
+      description = "Every port of this host that its roles listen on.";
     };
   };
 
   config = {
-    networking.firewall =
-      if config.networking.nftables.enable then
-        { extraInputRules = rules nftablesRule; }
-      else
-        # appended to the chain nixos-fw, before the rule that refuses the rest; NixOS builds the chain anew
-        # at every start or reload of the firewall, so no rule has to be removed
-        { extraCommands = rules iptablesRule; };
+    networking.firewall = {
+      extraInputRules = lib.mkIf (backend == "nftables") (rules nftablesRule);
+      # appended to the chain nixos-fw, before the rule that refuses the rest; NixOS builds the chain anew
+      # at every start or reload of the firewall, so no rule has to be removed
+      extraCommands = lib.mkIf (backend == "iptables") (rules iptablesRule);
+    };
 
     assertions =
       let
@@ -158,11 +179,22 @@ in
             secured.right == [ ] || secured.wrong == [ ];
           message = "${here}.endpoints: all with https:// or none.";
         }
-      ];
+        {
+          assertion = backend == "firewalld" -> guarded == [ ];
+          message = "services.microservice-app cannot open ports for some hosts only with networking.firewall.backend = \"firewalld\": ${portsOf guarded}. Use iptables or nftables, or openFirewallOn.";
+        }
+      ]
+      ++ map (
+        { one, other }:
+        {
+          assertion = false;
+          message = "${one.option} and ${other.option} both listen on port ${toString one.port}.";
+        }
+      ) clashes;
 
-    warnings = lib.optional (cfg.firewallRules != [ ] && !config.networking.firewall.enable) ''
-      services.microservice-app: an `allowFrom` lists the hosts that may connect, but every host can:
-      networking.firewall.enable is false.
+    warnings = lib.optional (guarded != [ ] && !config.networking.firewall.enable) ''
+      services.microservice-app: these ports are meant for some hosts only, but every host can connect, because
+      networking.firewall.enable is false: ${portsOf guarded}.
     '';
   };
 }

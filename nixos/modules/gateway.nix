@@ -37,9 +37,22 @@ in
 
   config = lib.mkIf gateway.enable (
     lib.mkMerge [
-      (ours.firewallOf [ gateway ])
+      (ours.hostOf "http" [
+        (
+          gateway
+          // {
+            role = "apigateway";
+            option = "services.microservice-app.apigateway";
+          }
+        )
+      ])
       {
-        assertions = [ (ours.registryKnown "apigateway") ];
+        assertions = [
+          {
+            assertion = gateway.port != 0;
+            message = "services.microservice-app.apigateway.port is 0, which is no port that callers could know.";
+          }
+        ];
 
         systemd.sockets.${name} = {
           description = "microservice-app: port of the HTTP gateway";
@@ -47,13 +60,14 @@ in
           # a port without an address listens on every interface, also with IPv6 if the host has it
           listenStreams = [
             (
-              if gateway.address == "0.0.0.0" then
+              if gateway.address == "::" then
                 toString gateway.port
               else
-                ours.hostPort gateway.address gateway.port
+                ours.ip.hostPort gateway.address gateway.port
             )
           ];
-          socketConfig = {
+          socketConfig = lib.mapAttrs (_: lib.mkDefault) {
+            BindIPv6Only = "both";
             NoDelay = true;
             # how many connections can wait while the gateway restarts
             Backlog = 4096;

@@ -15,23 +15,22 @@ let
   cfg = config.services.microservice-app;
   toml = pkgs.formats.toml { };
 
-  # Types of an IP address and of a network. They are strict because the values become firewall rules: NixOS' firewall
-  # script ends at the first rule that iptables refuses, and then every port is open.
-  octet = "(25[0-5]|2[0-4][0-9]|1?[0-9]?[0-9])";
-  v4 = "${octet}(\\.${octet}){3}";
-  v6 = "[0-9a-fA-F]*:[0-9a-fA-F:]*";
-  ip = types.strMatching "(${v4}|${v6})";
-  source = types.strMatching "(${v4}(/(3[0-2]|[12]?[0-9]))?|${v6}(/(12[0-8]|1[01][0-9]|[1-9]?[0-9]))?)";
+  ip = import ./ip.nix { inherit lib; };
+  checks = import ./checks.nix { inherit lib cfg ip; };
 
-  # The settings for the access to etcd, and the credentials with the files that they name.
-  access =
+  # The settings for an access with files, and the credentials that they name. The names have no slash: systemd passes
+  # the files to each unit, see `unit`.
+  #   prefix  begins the names of the credentials
+  #   given   options of the access, by name
+  accessOf =
+    prefix: given:
     let
-      given = lib.filterAttrs (_: value: value != null) cfg.registry.access;
+      set = lib.filterAttrs (_: value: value != null) given;
       files = {
-        caFile = "etcd-ca";
-        certFile = "etcd-cert";
-        keyFile = "etcd-key";
-        passwordFile = "etcd-password";
+        caFile = "${prefix}-ca";
+        certFile = "${prefix}-cert";
+        keyFile = "${prefix}-key";
+        passwordFile = "${prefix}-password";
       };
       keys = {
         caFile = "ca_file";
@@ -43,22 +42,45 @@ let
       };
     in
     {
-      settings = lib.mapAttrs' (
-        name: value: lib.nameValuePair keys.${name} (files.${name} or value)
-      ) given;
-      credentials = lib.mapAttrs' (name: id: lib.nameValuePair id given.${name}) (
-        builtins.intersectAttrs given files
+      settings = lib.mapAttrs' (name: value: lib.nameValuePair keys.${name} (files.${name} or value)) set;
+      credentials = lib.mapAttrs' (name: id: lib.nameValuePair id set.${name}) (
+        builtins.intersectAttrs set files
       );
     };
+  etcd = accessOf "etcd" cfg.registry.access;
+  store = accessOf "store" cfg.store.access;
+  # Settings with the files for PostgreSQL, and these files, if a process keeps its records there.
+  withStore =
+    { settings, credentials }:
+    if lib.hasPrefix "postgres" (settings.store.url or "") then
+      {
+        settings = settings // {
+          store = store.settings // settings.store;
+        };
+        credentials = store.credentials // credentials;
+      }
+    else
+      { inherit settings credentials; };
 
   # The program's own definitions of its settings, by key; `make generate` rewrites the file.
   definitions = lib.importJSON ./settings.json;
 
+  fileOption =
+    type: name: key:
+    mkOption {
+      type = types.nullOr type;
+      default = null;
+      example = "/var/lib/secrets/${name}";
+      description = "Setting `${key}`: ${definitions.${key}.meaning}";
+    };
+
   # The priority of derived values: the host's `settings` win over them, they win over the program's defaults.
   derived = lib.mkOverride 1200;
+  # The user of a role's processes, and the name of their directory in /var/lib.
+  stateOf = role: "microservice-app-${role}";
 in
 rec {
-  inherit toml source ip;
+  inherit ip stateOf toml;
 
   # The description of an option that becomes the setting `key`.
   describe = key: "Setting `${key}`: ${definitions.${key}.meaning}";
@@ -67,8 +89,9 @@ rec {
     lib.attrNames definitions
   );
 
-  hostPort =
-    address: port: "${if lib.hasInfix ":" address then "[${address}]" else address}:${toString port}";
+  # The option of a file that becomes the setting `key`. A secret must not be in the Nix store, which everyone can read.
+  secretFileOption = fileOption types.externalPath;
+  publicFileOption = fileOption types.path;
 
   openFirewallOption =
     what:
@@ -78,10 +101,18 @@ rec {
       example = true;
       description = "Whether to open ${what} in the firewall, for every host.";
     };
+  openFirewallOnOption =
+    what:
+    mkOption {
+      type = types.listOf types.str;
+      default = [ ];
+      example = [ "enp2s0" ];
+      description = "Network interfaces on which the firewall opens ${what}, for every host there.";
+    };
   allowFromOption =
     what:
     mkOption {
-      type = types.listOf source;
+      type = types.listOf ip.source;
       default = [ ];
       example = [
         "192.168.50.14"
@@ -92,8 +123,11 @@ rec {
       '';
     };
 
-  # The user of a role's processes, and the name of their directory in /var/lib.
-  stateOf = role: "microservice-app-${role}";
+  serviceNames = [
+    "feed"
+    "profile"
+    "topic"
+  ];
 
   # A submodule with the options of one process.
   #   role             the command of the program
@@ -124,26 +158,37 @@ rec {
           // lib.optionalAttrs (port != null) { default = port; };
 
         address = mkOption {
-          type = types.str;
-          default = "0.0.0.0";
+          type = ip.address;
+          default = "::";
           example = "192.168.50.11";
-          description = "IP address of ${what}; `0.0.0.0` is every interface. ${describe "${listen}.addr"}";
+          description = ''
+            IP address of ${what}. `::` is every interface, with IPv6 and IPv4; `0.0.0.0` is the same with IPv4
+            only. ${describe "${listen}.addr"}
+          '';
         };
 
         openFirewall = openFirewallOption "the port of ${what}";
+        openFirewallOn = openFirewallOnOption "the port of ${what}";
         allowFrom = allowFromOption "the port of ${what}";
 
         admin = {
           port = mkOption {
             type = types.port;
-            default = if adminPort == null then config.port - 2020 else adminPort;
+            # 0: there is no default, see checks.nix
+            default =
+              if adminPort != null then
+                adminPort
+              else if config.port >= 1024 + 2020 then
+                config.port - 2020
+              else
+                0;
             defaultText = literalMD (if adminPort == null then "`port` - 2020" else "`${toString adminPort}`");
             example = 9100;
             description = "TCP port of the admin listener. ${describe "admin.addr"}";
           };
           address = mkOption {
-            type = types.str;
-            default = if config.admin.allowFrom == [ ] then "127.0.0.1" else "0.0.0.0";
+            type = ip.address;
+            default = if config.admin.allowFrom == [ ] then "127.0.0.1" else "::";
             defaultText = literalMD "loopback; every interface if `admin.allowFrom` is not empty";
             example = "192.168.50.11";
             description = "IP address of the admin listener. ${describe "admin.addr"}";
@@ -198,100 +243,56 @@ rec {
       config.settings = lib.mkMerge [
         (lib.mapAttrsRecursive (_: lib.mkDefault) inherited)
         {
-          ${listen}.addr = derived (hostPort config.address config.port);
-          admin.addr = derived (hostPort config.admin.address config.admin.port);
+          ${listen}.addr = derived (ip.hostPort config.address config.port);
+          admin.addr = derived (ip.hostPort config.admin.address config.admin.port);
           registry.endpoints = derived cfg.registry.endpoints;
           # a process that restarts while etcd is away still knows the other instances
           registry.snapshot_file = derived "/var/lib/${stateOf role}/${name}.view";
         }
-        # names without a slash: systemd passes the files to each unit, see `unit`
-        { registry = lib.mapAttrs (_: derived) access.settings; }
+        { registry = lib.mapAttrs (_: derived) etcd.settings; }
       ];
     };
 
-  # The configuration of the firewall for a list of processes.
-  firewallOf = processes: {
-    networking.firewall.allowedTCPPorts = lib.concatMap (
-      process: lib.optional process.openFirewall process.port
-    ) processes;
-    services.microservice-app.firewallRules = lib.concatMap (process: [
+  # What the processes of a role want of the host: open ports, and what must be true.
+  #   listen     section of the settings that has the address to listen on
+  #   processes  each with `option`, the path of its options, and `role`
+  hostOf = listen: processes: {
+    networking.firewall = {
+      allowedTCPPorts = lib.concatMap (process: lib.optional process.openFirewall process.port) processes;
+      interfaces = lib.mkMerge (
+        lib.concatMap (
+          process:
+          map (interface: { ${interface}.allowedTCPPorts = [ process.port ]; }) process.openFirewallOn
+        ) processes
+      );
+    };
+    services.microservice-app.listeners = lib.concatMap (process: [
       {
-        inherit (process) port;
+        inherit (process) option address port;
         from = process.allowFrom;
       }
       {
-        inherit (process.admin) port;
+        inherit (process.admin) address port;
+        option = "${process.option}.admin";
         from = process.admin.allowFrom;
       }
     ]) processes;
+    assertions = checks.of listen processes;
   };
 
-  # The settings file, checked by the program: a wrong key or value fails the build of the system, and the running unit
-  # keeps its old file.
-  settingsFile =
-    {
-      name,
-      role,
-      settings,
-    }:
-    let
-      file = toml.generate "${name}.toml" settings;
-    in
-    # a program for another platform cannot run here; it checks the file when it starts
-    if pkgs.stdenv.buildPlatform.canExecute cfg.package.stdenv.hostPlatform then
-      pkgs.runCommand "${name}.toml" { } ''
-        ${lib.getExe cfg.package} check-config --role ${role} --config ${file}
-        cp ${file} $out
-      ''
-    else
-      file;
-
-  # The unit of a process: `microservice-app ROLE` with its settings file.
-  unit =
-    {
-      name,
-      role,
-      description,
-      settings,
-      credentials,
-    }:
-    {
-      inherit description;
-      wantedBy = [ "multi-user.target" ];
-      # the address to advertise is found by the route to the registry; the unit does not wait for etcd itself
-      wants = [ "network-online.target" ];
-      after = [ "network-online.target" ];
-      # by default, a switch to a new generation stops every changed unit before the activation and starts it after
-      # it; that would also stop the gateway's socket
-      stopIfChanged = false;
-      # no limit of restarts: the unit must come back after an outage of any length
-      startLimitIntervalSec = 0;
-      serviceConfig = import ./hardening.nix // {
-        # ready means: settings valid, listeners bound, registration started
-        Type = "notify";
-        ExecStart = "${lib.getExe cfg.package} ${role} --config ${
-          settingsFile { inherit name role settings; }
-        }";
-        Restart = "always";
-        RestartSec = 0;
-        # status 2: the settings are wrong, and a restart does not change them
-        RestartPreventExitStatus = 2;
-        WatchdogSec = 30;
-        # the process itself ends its calls within its grace period
-        TimeoutStopSec = (settings.shutdown.grace_ms or 10000) / 1000 + 10;
-        LimitNOFILE = 65536;
-
-        DynamicUser = true;
-        User = stateOf role;
-        StateDirectory = stateOf role;
-        StateDirectoryMode = "0700";
-        LoadCredential = lib.mapAttrsToList (id: path: "${id}:${path}") (access.credentials // credentials);
-      };
-    };
-
-  # The assertion that a role knows a registry.
-  registryKnown = role: {
-    assertion = cfg.registry.endpoints != [ ];
-    message = "services.microservice-app.${role} needs to know etcd: set services.microservice-app.registry.endpoints = [ \"host:2379\" ];";
-  };
+  # The unit of a process, and its settings file.
+  inherit
+    (import ./unit.nix {
+      inherit
+        cfg
+        lib
+        pkgs
+        stateOf
+        toml
+        withStore
+        ;
+      etcdCredentials = etcd.credentials;
+    })
+    unit
+    ;
 }

@@ -15,7 +15,7 @@ let
   peerPort = 2380;
   url =
     tls: address: port:
-    "${if tls == null then "http" else "https"}://${ours.hostPort address port}";
+    "${if tls == null then "http" else "https"}://${ours.ip.hostPort address port}";
   clientUrl = address: url server.tls address clientPort;
   peerUrl = address: url server.peerTls address peerPort;
 
@@ -23,6 +23,10 @@ let
   address = if server.address == null then loopback else server.address;
   members = if server.members == { } then { ${server.name} = address; } else server.members;
   others = removeAttrs members [ server.name ];
+  # where the roles of this host find etcd
+  endpoint =
+    address: if server.tls == null then ours.ip.hostPort address clientPort else clientUrl address;
+  rolesHere = lib.filter (role: cfg.${role}.enable or false) (ours.serviceNames ++ [ "apigateway" ]);
 
   tlsOption =
     who:
@@ -40,7 +44,7 @@ let
         types.submodule {
           options = {
             certFile = mkOption {
-              type = types.externalPath;
+              type = types.path;
               default = "/var/lib/secrets/etcd.crt";
               example = "/run/secrets/etcd.crt";
               description = "This member's certificate (PEM), valid for its `address` and for 127.0.0.1.";
@@ -52,7 +56,7 @@ let
               description = "The certificate's key (PEM).";
             };
             caFile = mkOption {
-              type = types.externalPath;
+              type = types.path;
               default = "/var/lib/secrets/ca.crt";
               example = "/run/secrets/ca.crt";
               description = "Certificates (PEM) of the authority that signed the other side's certificates.";
@@ -93,19 +97,20 @@ in
     };
 
     address = mkOption {
-      type = types.nullOr types.str;
-      default = null;
+      type = types.nullOr ours.ip.address;
+      default = server.members.${server.name} or null;
+      defaultText = lib.literalMD "this member's address in `members`";
       example = "192.168.50.10";
       description = "IP address at which the other hosts reach etcd; null: etcd serves this host alone.";
     };
 
     members = mkOption {
-      type = types.attrsOf ours.ip;
+      type = types.attrsOf ours.ip.address;
       default = { };
       example = {
         node-0 = "192.168.50.10";
-        node-5 = "192.168.50.15";
-        node-6 = "192.168.50.16";
+        node-5 = "192.168.50.17";
+        node-6 = "192.168.50.18";
       };
       description = ''
         All members of the cluster with their IP addresses, including this one; the same value on each of them.
@@ -116,6 +121,7 @@ in
     };
 
     openFirewall = ours.openFirewallOption "etcd's client port (${toString clientPort})";
+    openFirewallOn = ours.openFirewallOnOption "etcd's client port (${toString clientPort})";
     allowFrom = ours.allowFromOption "etcd's client port (${toString clientPort})";
 
     tls = tlsOption "etcd's clients, for which the roles need `registry.access`";
@@ -125,15 +131,30 @@ in
   config = lib.mkIf server.enable {
     assertions = [
       {
-        assertion =
-          server.tls != null && cfg.registry.access.caFile == null
-          -> lib.all (role: !(cfg.${role}.enable or false)) [
-            "feed"
-            "profile"
-            "topic"
-            "apigateway"
-          ];
+        assertion = server.tls != null && rolesHere != [ ] -> cfg.registry.access.caFile != null;
         message = "services.microservice-app.registry.server.tls is set, and the roles of this host need services.microservice-app.registry.access.caFile.";
+      }
+      {
+        assertion =
+          server.tls != null && server.tls.clientCertAuth && rolesHere != [ ]
+          -> cfg.registry.access.certFile != null;
+        message = "services.microservice-app.registry.server.tls.clientCertAuth is set, and the roles of this host need services.microservice-app.registry.access.certFile and keyFile.";
+      }
+      {
+        assertion =
+          let
+            wide = server.openFirewall || server.openFirewallOn != [ ] || server.allowFrom != [ ];
+          in
+          wide -> address != loopback && address != "::1";
+        message = "services.microservice-app.registry.server: the firewall opens etcd's port, but etcd serves this host alone: set `address`.";
+      }
+      {
+        assertion =
+          !lib.elem address [
+            "0.0.0.0"
+            "::"
+          ];
+        message = "services.microservice-app.registry.server.address is ${address}, which no other host can call: give one of this host's addresses.";
       }
       {
         assertion = server.members != { } -> server.members ? ${server.name};
@@ -146,21 +167,37 @@ in
     ];
 
     services.microservice-app = {
-      registry.endpoints = mkDefault [
-        (if server.tls == null then ours.hostPort address clientPort else clientUrl address)
-      ];
-      firewallRules = [
-        {
-          port = clientPort;
-          from = server.allowFrom;
-        }
-        {
-          port = peerPort;
-          from = lib.attrValues others;
-        }
-      ];
+      # the own member first; with the others a role still knows the registry if that one is away
+      registry.endpoints = mkDefault (map endpoint (lib.unique ([ address ] ++ lib.attrValues others)));
+      listeners =
+        map
+          (listenAddress: {
+            option = "services.microservice-app.registry.server (clients)";
+            address = listenAddress;
+            port = clientPort;
+            from = lib.optionals (listenAddress == address) server.allowFrom;
+          })
+          (
+            lib.unique [
+              loopback
+              address
+            ]
+          )
+        ++ [
+          {
+            option = "services.microservice-app.registry.server (members)";
+            inherit address;
+            port = peerPort;
+            from = lib.attrValues others;
+          }
+        ];
     };
-    networking.firewall.allowedTCPPorts = lib.optional server.openFirewall clientPort;
+    networking.firewall = {
+      allowedTCPPorts = lib.optional server.openFirewall clientPort;
+      interfaces = lib.genAttrs server.openFirewallOn (_: {
+        allowedTCPPorts = [ clientPort ];
+      });
+    };
 
     services.etcd = {
       enable = true;

@@ -1,5 +1,5 @@
 # The services feed, profile and topic, all made by one function. Each keeps its records in an SQLite file in its state
-# directory; the instances of a service on one host share the file.
+# directory, which the instances of a service on one host share, or in a PostgreSQL that all hosts share.
 {
   config,
   lib,
@@ -29,7 +29,9 @@ let
   storeOption = role: {
     store.url = mkOption {
       type = types.str;
-      default = "sqlite:/var/lib/${ours.stateOf role}/${role}.db";
+      default =
+        if cfg.store.url == null then "sqlite:/var/lib/${ours.stateOf role}/${role}.db" else cfg.store.url;
+      defaultText = lib.literalMD "`services.microservice-app.store.url`; if that is null, `sqlite:/var/lib/${ours.stateOf role}/${role}.db`";
       example = "memory:";
       description = ours.describe "store.url";
     };
@@ -57,16 +59,24 @@ let
           enable = lib.mkEnableOption "the ${role} service";
           instances = mkOption {
             type = types.attrsOf (
-              types.submodule (
-                ours.process {
-                  inherit role;
-                  what = "this instance";
-                  port = null;
-                  adminPort = null;
-                  listen = "grpc";
-                  inherited = sharedOf cfg.${role}.settings;
-                }
-              )
+              types.submodule {
+                imports = [
+                  (ours.process {
+                    inherit role;
+                    what = "this instance";
+                    port = null;
+                    adminPort = null;
+                    listen = "grpc";
+                    inherited = sharedOf cfg.${role}.settings;
+                  })
+                ];
+                options.enable = mkOption {
+                  type = types.bool;
+                  default = true;
+                  example = false;
+                  description = "Whether to run this instance.";
+                };
+              }
             );
             default = { };
             example = lib.literalExpression "{ second.port = ${toString (ports.port + 100)}; }";
@@ -98,12 +108,21 @@ let
     };
 
   enabled = lib.filterAttrs (role: _: cfg.${role}.enable) services;
+  instancesOf = role: lib.filterAttrs (_: instance: instance.enable) cfg.${role}.instances;
   # the processes by the names of their units
   processes = lib.concatMapAttrs (
     role: _:
     let
-      main = cfg.${role};
-      instances = lib.mapAttrs' (name: lib.nameValuePair "${ours.stateOf role}-${name}") main.instances;
+      option = "services.microservice-app.${role}";
+      main = cfg.${role} // {
+        inherit option;
+      };
+      instances = lib.mapAttrs' (
+        name: instance:
+        lib.nameValuePair "${ours.stateOf role}-${name}" (
+          instance // { option = "${option}.instances.${name}"; }
+        )
+      ) (instancesOf role);
     in
     lib.mapAttrs (
       _: process:
@@ -115,6 +134,17 @@ let
     ) ({ ${ours.stateOf role} = main; } // instances)
   ) enabled;
 
+  # a name is part of the names of a unit and of files; two are taken
+  nameOfInstance = role: name: {
+    assertion =
+      builtins.match "[a-z0-9]([a-z0-9-]*[a-z0-9])?" name != null
+      && !lib.elem name [
+        role
+        "backup"
+      ];
+    message = "services.microservice-app.${role}.instances has the name \"${name}\": use small letters, digits and hyphens, and neither the name of the service nor \"backup\".";
+  };
+
   unitOf =
     name: process:
     ours.unit {
@@ -124,14 +154,22 @@ let
     };
 in
 {
-  imports = [ ./common.nix ];
+  imports = [
+    ./backup.nix
+    ./common.nix
+    ./store.nix
+  ];
 
   options.services.microservice-app = lib.mapAttrs optionsOf services;
 
   config = lib.mkMerge [
-    (ours.firewallOf (lib.attrValues processes))
+    (ours.hostOf "grpc" (lib.attrValues processes))
     {
-      assertions = lib.mapAttrsToList (role: _: ours.registryKnown role) enabled;
+      assertions = lib.concatLists (
+        lib.mapAttrsToList (
+          role: _: map (nameOfInstance role) (lib.attrNames cfg.${role}.instances)
+        ) enabled
+      );
       systemd.services = lib.mapAttrs unitOf processes;
     }
   ];

@@ -5,11 +5,11 @@
   pkgs,
 }:
 let
-  # evaluates a host with these options of services.microservice-app
-  evaluated =
-    services:
+  # evaluates a host with these options of services.microservice-app, and further modules
+  evaluatedWith =
+    more: services:
     (lib.nixosSystem {
-      modules = [
+      modules = more ++ [
         self.nixosModules.default
         { services.microservice-app = services; }
         # what every NixOS host has to set
@@ -23,15 +23,14 @@ let
   wrongWith =
     config: map (a: a.message) (lib.filter (a: !a.assertion) config.assertions) ++ config.warnings;
   # the same; fails if an assertion fails or there is a warning
-  host =
-    services:
+  hostWith =
+    more: services:
     let
-      config = evaluated services;
+      config = evaluatedWith more services;
       wrong = wrongWith config;
     in
     if wrong == [ ] then config else throw (lib.concatLines wrong);
-  # whether a host is refused with a message that contains `reason`
-  refused = reason: services: lib.any (lib.hasInfix reason) (wrongWith (evaluated services));
+  host = hostWith [ ];
 
   # the text of a unit; fails to evaluate if one of `truths` is false
   check =
@@ -54,18 +53,17 @@ let
     registry.server = {
       enable = true;
       name = "node-0";
-      address = "192.168.50.10";
       members = {
         node-0 = "192.168.50.10";
-        node-5 = "192.168.50.15";
-        node-6 = "192.168.50.16";
+        node-5 = "192.168.50.17";
+        node-6 = "192.168.50.18";
       };
       peerTls = { };
     };
   };
   environment = member.systemd.services.etcd.environment;
 
-  several = host {
+  several = hostWith [ overrides ] {
     registry.endpoints = [ "192.168.50.10:2379" ];
     settings.client.deadline_ms = 700;
     feed = {
@@ -73,20 +71,61 @@ let
       allowFrom = [ "192.168.50.14" ];
       settings.grpc.advertise_addr = "192.168.50.11:8082";
       settings.log.level = "debug";
+      openFirewallOn = [ "enp2s0" ];
       instances.second = {
         port = 8182;
         openFirewall = true;
       };
+      instances.third = {
+        enable = false;
+        port = 8282;
+      };
     };
   };
+  overrides.systemd.services.microservice-app-feed.serviceConfig = {
+    WatchdogSec = 60;
+    RestrictAddressFamilies = [ "AF_NETLINK" ];
+  };
   inherit (several.services.microservice-app) feed;
+
+  # two services in one PostgreSQL, one of them with a user of its own, and one with a file
+  shared = host {
+    registry.endpoints = [ "192.168.50.10:2379" ];
+    store = {
+      url = "postgres://app@192.168.50.10/msa?sslmode=verify-full";
+      access = {
+        caFile = "${pkgs.writeText "ca.pem" "certificates are public"}";
+        certFile = "/var/lib/secrets/store.crt";
+        keyFile = "/var/lib/secrets/store.key";
+        passwordFile = "/var/lib/secrets/store-password";
+      };
+    };
+    feed = {
+      enable = true;
+      instances.second.port = 8182;
+    };
+    profile = {
+      enable = true;
+      settings.store.url = "postgres://profile@192.168.50.10/msa";
+      credentials.store-password = "/var/lib/secrets/store-password-of-profile";
+    };
+    topic = {
+      enable = true;
+      settings.store.url = "sqlite:/var/lib/microservice-app-topic/other.db";
+    };
+    apigateway.enable = true;
+  };
+  # the credentials of a unit that begin so
+  credentialsIn =
+    config: prefix: unit:
+    lib.filter (lib.hasPrefix prefix) config.systemd.services.${unit}.serviceConfig.LoadCredential;
 
   # etcd with TLS and users; the gateway has its own user
   secured = host {
     registry = {
       endpoints = [
         "https://192.168.50.10:2379"
-        "https://192.168.50.15:2379"
+        "https://192.168.50.17:2379"
       ];
       access = {
         caFile = "/var/lib/secrets/ca.crt";
@@ -109,7 +148,8 @@ let
   credentialsOf = unit: secured.systemd.services.${unit}.serviceConfig.LoadCredential;
   second = feed.instances.second.settings;
 in
-{
+import ./refused.nix { inherit self lib pkgs; }
+// {
   # node-4 of the VM test `app` shows that such a host runs
   two-line-host = check "two-line-host" gateway "microservice-app-apigateway.service" {
     nothingIsOpened = gateway.networking.firewall.allowedTCPPorts == [ ];
@@ -121,21 +161,51 @@ in
     namesAllMembers =
       environment.ETCD_INITIAL_CLUSTER == lib.concatStringsSep "," [
         "node-0=https://192.168.50.10:2380"
-        "node-5=https://192.168.50.15:2380"
-        "node-6=https://192.168.50.16:2380"
+        "node-5=https://192.168.50.17:2380"
+        "node-6=https://192.168.50.18:2380"
       ];
     clientsWithoutTls = environment.ETCD_ADVERTISE_CLIENT_URLS == "http://192.168.50.10:2379";
     readsItsKey = environment.ETCD_PEER_KEY_FILE == "/run/credentials/etcd.service/peer-key";
-    peersGetThrough = lib.hasInfix "-s 192.168.50.15 --dport 2380 -j nixos-fw-accept" member.networking.firewall.extraCommands;
-    rolesHereFindIt = member.services.microservice-app.registry.endpoints == [ "192.168.50.10:2379" ];
+    peersGetThrough = lib.hasInfix "-s 192.168.50.17 --dport 2380 -j nixos-fw-accept" member.networking.firewall.extraCommands;
+    # its own member first
+    rolesHereFindAllMembers =
+      member.services.microservice-app.registry.endpoints == [
+        "192.168.50.10:2379"
+        "192.168.50.17:2379"
+        "192.168.50.18:2379"
+      ];
   };
 
   instances = check "instances" several "microservice-app-feed-second.service" {
-    ownAddress = second.grpc == { addr = "0.0.0.0:8182"; };
+    ownAddress = second.grpc == { addr = "[::]:8182"; };
     ownAdminAddress = second.admin == { addr = "127.0.0.1:6162"; };
     sameStore = second.store == feed.settings.store;
     sameSettings = second.log.level == "debug" && second.client.deadline_ms == 700;
     opened = several.networking.firewall.allowedTCPPorts == [ 8182 ];
+    openedOnOneInterface =
+      several.networking.firewall.interfaces.enp2s0.allowedTCPPorts == [ 8082 ]
+      && !(several.networking.firewall.interfaces ? enp3s0);
+    oneIsTurnedOff = !(several.systemd.services ? microservice-app-feed-third);
+    restartsAreSlowerAndSlower =
+      let
+        inherit (several.systemd.services.microservice-app-feed-second.serviceConfig)
+          RestartSec
+          RestartSteps
+          RestartMaxDelaySec
+          ;
+      in
+      RestartSec == "100ms" && RestartSteps == 6 && RestartMaxDelaySec == "10s";
+    # a single value of the host wins, a list is joined
+    theHostHasTheLastWord =
+      let
+        inherit (several.systemd.services.microservice-app-feed.serviceConfig)
+          WatchdogSec
+          RestrictAddressFamilies
+          ;
+      in
+      WatchdogSec == 60
+      && lib.elem "AF_NETLINK" RestrictAddressFamilies
+      && lib.elem "AF_INET" RestrictAddressFamilies;
   };
 
   registry-access = check "registry-access" secured "microservice-app-feed-second.service" {
@@ -161,28 +231,105 @@ in
       &&
         lib.last (credentialsOf "microservice-app-apigateway")
         == "etcd-password:/var/lib/secrets/etcd-password-of-the-gateway";
-    aKeyWithoutCertificateIsRefused = refused "`certFile` and `keyFile` go together" {
-      registry.access.keyFile = "/var/lib/secrets/client.key";
-    };
-    aUserWithoutPasswordIsRefused = refused "`user` and `passwordFile` go together" {
-      registry.access.user = "feed";
-    };
-    certificatesWithoutTlsAreRefused = refused "no endpoint of" {
-      registry.endpoints = [ "192.168.50.10:2379" ];
-      registry.access.caFile = "/var/lib/secrets/ca.crt";
-    };
-    halfTlsIsRefused = refused "all with https:// or none" {
-      registry.endpoints = [
-        "https://192.168.50.10:2379"
-        "192.168.50.15:2379"
-      ];
-    };
-    tlsOfAServerHereWantsTheAuthority = refused "registry.access.caFile" {
-      registry.server = {
-        enable = true;
-        tls = { };
-      };
-      feed.enable = true;
-    };
   };
+
+  # Runs what the timer runs, beside somebody who writes.
+  backup =
+    let
+      name = "microservice-app-feed-backup";
+      config = host {
+        registry.endpoints = [ "192.168.50.10:2379" ];
+        feed.enable = true;
+        backup = {
+          enable = true;
+          keep = 2;
+        };
+      };
+      inherit (config.systemd.services.${name}.serviceConfig) ExecStart;
+      text = check "backup" config "${name}.timer" {
+        readsTheFileOfTheService = lib.hasSuffix " /var/lib/microservice-app-feed/feed.db 2" ExecStart;
+        isMadeEveryDay = config.systemd.services.${name}.startAt == [ "daily" ];
+      };
+    in
+    pkgs.runCommand "backup"
+      {
+        inherit text;
+        script = lib.head (lib.splitString " " ExecStart);
+        nativeBuildInputs = [ pkgs.sqlite ];
+      }
+      ''
+        export STATE_DIRECTORY=$PWD/state
+        file=$STATE_DIRECTORY/feed.db copies=$STATE_DIRECTORY/backup
+        mkdir $STATE_DIRECTORY
+        $script $file 2   # before the first start of the service
+        [ ! -e $file ] && [ ! -e $copies ]
+        sqlite3 $file "PRAGMA journal_mode = WAL; CREATE TABLE feeds (id INTEGER)" > /dev/null
+        mkfifo writer
+        sqlite3 $file < writer &
+        exec 9> writer
+        for n in 1 2 3; do
+          echo "INSERT INTO feeds VALUES ($n);" >&9
+          for try in $(seq 100); do
+            [ "$(sqlite3 $file 'SELECT count(*) FROM feeds')" = $n ] && break
+            sleep 0.1
+          done
+          # not committed: in no copy
+          echo "BEGIN; INSERT INTO feeds VALUES (100);" >&9
+          $script $file 2
+          echo "ROLLBACK;" >&9
+        done
+        exec 9>&-
+        wait
+        set -- $copies/*
+        [ $# = 2 ] || { echo "$# copies: $*"; exit 1; }
+        [ "$(sqlite3 $1 'SELECT group_concat(id) FROM feeds')" = 1,2 ]
+        [ "$(sqlite3 $2 'SELECT group_concat(id) FROM feeds')" = 1,2,3 ]
+        # a damaged file gives no copy, and takes none away
+        head -c 100 /dev/urandom > $file
+        rm -f $file-wal $file-shm
+        ! $script $file 2
+        [ "$(echo $copies/*)" = "$1 $2" ]
+        grep -qx 'Persistent=true' $text
+        cp $text $out
+      '';
+
+  # The build of the settings files checks that the program takes them.
+  shared-store =
+    let
+      unit = "microservice-app-feed-second";
+      files = lib.map (name: shared.systemd.services.${name}.serviceConfig.ExecStart) [
+        unit
+        "microservice-app-profile"
+        "microservice-app-topic"
+      ];
+      text = check "shared-store" shared "${unit}.service" {
+        filesAreHandedOver =
+          lib.drop 1 (credentialsIn shared "store-" unit) == [
+            "store-cert:/var/lib/secrets/store.crt"
+            "store-key:/var/lib/secrets/store.key"
+            "store-password:/var/lib/secrets/store-password"
+          ];
+        aCertificateMayBeInTheStore = lib.hasPrefix "store-ca:${builtins.storeDir}/" (
+          lib.head (credentialsIn shared "store-" unit)
+        );
+        aServiceMayHaveItsOwnUser =
+          lib.last (credentialsIn shared "store-" "microservice-app-profile")
+          == "store-password:/var/lib/secrets/store-password-of-profile";
+        aServiceMayHaveItsOwnFile = credentialsIn shared "store-" "microservice-app-topic" == [ ];
+        theGatewayHasNone = credentialsIn shared "store-" "microservice-app-apigateway" == [ ];
+      };
+    in
+    pkgs.runCommand "shared-store" { inherit files text; } ''
+      set -- $(grep -o '/nix/store/[^ ]*[.]toml' <<< "$files")
+      for file in "$1" "$2"; do
+        for line in 'ca_file = "store-ca"' 'cert_file = "store-cert"' 'key_file = "store-key"' \
+          'password_file = "store-password"'; do
+          grep -qxF "$line" "$file" || { echo "$file has no $line"; exit 1; }
+        done
+      done
+      grep -qxF 'url = "postgres://app@192.168.50.10/msa?sslmode=verify-full"' "$1"
+      grep -qxF 'url = "postgres://profile@192.168.50.10/msa"' "$2"
+      ! grep -q 'password_file' "$3"
+      cp $text $out
+    '';
 }

@@ -36,35 +36,71 @@ let
       networking.primaryIPAddress = lib.mkForce address;
       networking.primaryIPv6Address = lib.mkForce "";
     };
+  # The secrets that a host expects. In a test everybody may know them.
+  secrets = {
+    systemd.tmpfiles.rules = [
+      "d /var/lib/secrets 0700 root root"
+    ]
+    ++ map (name: "f+ /var/lib/secrets/${name} 0400 root root - secret-of-${name}") [
+      "db-password"
+      "webhook-token"
+    ];
+  };
 in
-{
-  inherit site timings;
+rec {
+  inherit
+    machine
+    secrets
+    site
+    timings
+    ;
 
-  # A host of site.nix as a machine of a test.
-  node =
+  # A host of site.nix as a machine.
+  host =
     name:
     { config, ... }:
     {
       imports = [
         self.nixosModules.default
+        ../hosts/common.nix
         (../hosts + "/${name}.nix")
         (machine site.nodes.${name})
+        secrets
       ];
-      # as in base.nix, which a test leaves out
+      # as in base.nix, which the machines leave out
       environment.systemPackages = [ config.services.microservice-app.package ];
-      services.microservice-app.settings = {
-        registry = {
-          ttl_s = timings.ttl;
-          keepalive_ms = timings.ttl * 1000 / 3;
-          timeout_ms = 5000;
-          watch_silence_ms = timings.ttl * 1000;
-        };
-        client = {
-          # equal shares, as in the original: the test counts them
-          balancer = "round_robin";
-          deadline_ms = timings.call * 500;
-          connect_timeout_ms = 5000;
-          keepalive_timeout_ms = 10000;
+    };
+
+  # The same with the timings of a test.
+  node = name: {
+    imports = [
+      (host name)
+      slow
+    ];
+  };
+
+  # Times that machines keep which are ten times slower than real ones.
+  slow =
+    { lib, ... }:
+    {
+      services.microservice-app = {
+        # it looks at every control group again and again
+        exporters.cadvisor.enable = lib.mkOverride 90 false;
+        settings = {
+          registry = {
+            ttl_s = timings.ttl;
+            keepalive_ms = timings.ttl * 1000 / 3;
+            timeout_ms = 5000;
+            watch_silence_ms = timings.ttl * 1000;
+          };
+          client = {
+            # equal shares, as in the original: the test counts them
+            balancer = "round_robin";
+            deadline_ms = timings.call * 500;
+            connect_timeout_ms = 5000;
+            keepalive_timeout_ms = 10000;
+          };
+          store.timeout_ms = timings.call * 1000;
         };
       };
     };
@@ -72,7 +108,12 @@ in
   # A machine without any role. `steady-calls URL...` sends GETs until /tmp/enough exists. For each call it appends a
   # line to /tmp/calls: the status, curl's exit code, and the header x-degraded.
   outsider = address: {
-    imports = [ (machine address) ];
+    imports = [
+      (machine address)
+      caller
+    ];
+  };
+  caller = {
     environment.systemPackages = [
       pkgs.curl
       (pkgs.writeShellScriptBin "steady-calls" ''
@@ -86,13 +127,18 @@ in
     ];
   };
 
-  # Builds a test. `script` follows the timings and the helpers that all scripts use.
+  # Builds a test. `script` follows the timings and the helpers that all scripts use; `from` is the machine that calls
+  # the gateway.
   test =
     {
       name,
       nodes,
       script,
+      from ? "client",
     }:
+    let
+      variable = lib.replaceStrings [ "-" ] [ "_" ];
+    in
     pkgs.testers.runNixOSTest {
       inherit name nodes;
       globalTimeout = 3 * 3600;
@@ -100,8 +146,13 @@ in
         lib.mapAttrsToList (what: seconds: "${lib.toUpper what} = ${toString seconds}\n") timings
         ++ [
           "ADDRESSES = ${builtins.toJSON site.nodes}\n"
+          "NODES = {${
+            lib.concatMapStringsSep ", " (node: "\"${node}\": ${variable node}") (lib.attrNames nodes)
+          }}\n"
+          "CALLER = NODES[\"${from}\"]\n"
           (builtins.readFile ./prelude.py)
           script
+          "\nreport_void()\n"
         ]
       );
     };

@@ -15,7 +15,7 @@ use crate::admin::Phase;
 use crate::config::{ListenAddr, Role};
 use crate::gateway::Gateway;
 use crate::registry::{Registration, advertise};
-use crate::server::listener::Listener;
+use crate::server::listener::{Families, Listener};
 use crate::server::{Protocol, Stop, serve};
 
 /// Time for a gateway's drain beyond its longest deadline.
@@ -48,8 +48,16 @@ pub fn start(common: &mut Common, listeners: Vec<Listener>, drain: &Drain) -> Ve
     let gateway = Gateway::new(client, &common.metrics.server, tracer, settings, limits.unsent.clone());
     let grace = settings.shutdown.grace.min(settings.client.deadline + DRAIN_MARGIN);
     let mut entries = Entries::default();
+    let bound: Vec<_> = listeners.iter().map(|listener| (listener.addr(), listener.families())).collect();
+    let families_at = |port| {
+        let here = bound.iter().filter(|(addr, _)| addr.port() == port && addr.ip().is_unspecified());
+        here.map(|(_, families)| *families).reduce(Families::and)
+    };
     let serve_on = |listener: Listener| {
-        let (bound, turn) = (listener.addr(), drain.join(Member::Gateway));
+        let bound = listener.addr();
+        // one socket for IPv4 and one for IPv6 are as good as one for both
+        let families = families_at(bound.port()).unwrap_or_else(|| listener.families());
+        let turn = drain.join(Member::Gateway);
         tracing::info!(service = name, addr = %bound, admin = %common.admin, "serving");
         let protocol = Protocol::Http1 { header_timeout: settings.http.header_timeout };
         let stop = Stop { begin: drain.stop(), grace };
@@ -58,7 +66,7 @@ pub fn start(common: &mut Common, listeners: Vec<Listener>, drain: &Drain) -> Ve
             let answer = move |request, peer| gateway.clone().call(request, peer);
             async move { serve(listener, protocol, limits, &metrics, answer, stop).await }
         });
-        let (mut entry, warnings) = entries.join(common, bound);
+        let (mut entry, warnings) = entries.join(common, bound, families);
         for warning in &warnings {
             tracing::warn!(service = name, "{warning}");
         }
@@ -94,8 +102,13 @@ struct Entries(BTreeMap<String, TaskTracker>);
 impl Entries {
     /// Registers the address that a socket advertises, unless another socket has done so. Nobody balances over gateways,
     /// they register only to be seen; so a gateway serves even if no address can be advertised.
-    fn join(&mut self, common: &Common, bound: SocketAddr) -> (Option<Entry>, Vec<String>) {
-        let addr = match advertise::service(bound, None, &common.settings.registry) {
+    fn join(
+        &mut self,
+        common: &Common,
+        bound: SocketAddr,
+        families: Families,
+    ) -> (Option<Entry>, Vec<String>) {
+        let addr = match advertise::service(bound, families, None, &common.settings.registry) {
             Ok(addr) => addr,
             Err(error) => return (None, vec![format!("not registered: {error}")]),
         };

@@ -18,8 +18,9 @@ pub fn describe(
 ) -> (Instance, Vec<String>) {
     let registry = &settings.registry;
     let admin = advertise::admin(admin, settings.admin.advertise_addr.as_ref(), &addr, registry);
-    let unreachable = "the admin address is a loopback one and etcd is remote: it is not advertised";
-    let warnings = if admin.is_none() { vec![unreachable.to_owned()] } else { Vec::new() };
+    let unreachable =
+        admin.as_ref().err().map(|reason| format!("the admin address is not advertised: {reason}"));
+    let warnings = Vec::from_iter(unreachable);
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let instance = Instance {
         service: service.to_owned(),
@@ -29,7 +30,7 @@ pub fn describe(
         zone: registry.zone.clone(),
         weight: registry.weight,
         draining: false,
-        admin,
+        admin: admin.ok(),
         started_at: now.map_or(0, |now| now.as_secs()),
     };
     (instance, warnings)

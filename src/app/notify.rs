@@ -13,9 +13,19 @@ use std::time::Duration;
 /// by default after 90 s.
 const LIMIT: Duration = Duration::from_mins(1);
 
-/// Reports that the process is ready, and then, as often as the manager's watchdog asks, that its runtime is alive.
+/// How long a process has to run before its next restart is quick again. It is the longest wait between restarts of our
+/// units, so that one that ends again and again is restarted no more often than that.
+const STABLE: Duration = Duration::from_secs(10);
+
+/// Reports that the process is ready, and then, as often as the manager's watchdog asks, that its runtime is alive. Once
+/// it has run for a while, the manager, which lets its waits between restarts grow, is to begin with the shortest one.
 pub fn ready() {
-    tokio::spawn(notify("READY=1", LIMIT));
+    tokio::spawn(async {
+        notify("READY=1", LIMIT).await;
+        tokio::time::sleep(STABLE).await;
+        // systemd 258 or newer; others ignore it
+        notify("RESTART_RESET=1", LIMIT).await;
+    });
     let variable = |name| std::env::var(name).ok();
     if let Some(limit) = watchdog(variable("WATCHDOG_USEC"), variable("WATCHDOG_PID")) {
         tokio::spawn(async move {

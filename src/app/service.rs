@@ -69,7 +69,8 @@ impl Bound {
     ) -> anyhow::Result<Self> {
         let listener = Listener::bind(addr.0)?;
         let configured = common.settings.grpc.advertise_addr.as_ref();
-        let advertised = advertise::service(listener.addr(), configured, &common.settings.registry)?;
+        let registry = &common.settings.registry;
+        let advertised = advertise::service(listener.addr(), listener.families(), configured, registry)?;
         Ok(Self { kind, service, listener, advertised })
     }
 

@@ -63,6 +63,14 @@ impl Call {
         }
     }
 
+    /// Notes the instance of this attempt among those that have been tried.
+    pub fn note_tried(&mut self) {
+        let picked = self.attempt.picked();
+        if self.tried.last() != Some(&picked) {
+            self.tried.push(picked);
+        }
+    }
+
     /// Returns true if an attempt that begins now has the time that calls have by default: its caller has not
     /// shortened it, and no earlier attempt has used more than a tenth. Only then its timeout is the instance's fault;
     /// else anyone could open the breakers with `x-request-timeout-ms: 1`.

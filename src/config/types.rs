@@ -1,7 +1,7 @@
 //! The value types of the settings: each is parsed from a text, and its errors name the accepted form.
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::str::FromStr;
 
 use http::Uri;
@@ -10,7 +10,7 @@ use ipnet::IpNet;
 use super::shown::shown;
 use super::value::by_text;
 
-/// An address to listen on: `IP:port`, `localhost:port`, or `:port` for every IPv4 interface. Port 0
+/// An address to listen on: `IP:port`, `localhost:port`, or `:port` for every interface, with IPv6 and IPv4. Port 0
 /// takes a free one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ListenAddr(pub SocketAddr);
@@ -19,10 +19,10 @@ impl ListenAddr {
     /// The form of its text.
     pub const FORM: &str = "IP:port, localhost:port or :port";
 
-    /// Returns the address of every IPv4 interface.
+    /// Returns the address of every interface, with IPv6 and IPv4.
     #[must_use]
     pub const fn any(port: u16) -> Self {
-        Self(SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), port))
+        Self(SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port))
     }
 
     /// Returns the IPv4 loopback address.
@@ -38,7 +38,7 @@ impl FromStr for ListenAddr {
     fn from_str(text: &str) -> Result<Self, String> {
         let full = match text.strip_prefix("localhost:") {
             Some(port) => format!("127.0.0.1:{port}"),
-            None if text.starts_with(':') => format!("0.0.0.0{text}"),
+            None if text.starts_with(':') => format!("[::]{text}"),
             None => text.to_owned(),
         };
         full.parse()

@@ -66,10 +66,11 @@ where
 
 /// Lets a write begin, unless its caller may have given it up while this process paused: it must not come after what the
 /// caller has written elsewhere since. What is read just after a pause counts as sent at its beginning, and a caller that
-/// sends no more by then is taken for one that has hung up.
+/// sends no more is taken for one that has hung up, also if its end comes while the write is made.
 async fn begin_write(accepted: &mut Accepted) -> Result<(), Problem> {
     input::read_pending().await;
     let Some(late) = accepted.pauses.late() else { return Ok(()) };
+    accepted.caller.note_old();
     let context = &mut accepted.context;
     context.deadline = context.deadline.checked_sub(late.waited).unwrap_or_else(Instant::now);
     context.shortened = true;

@@ -16,7 +16,7 @@ mod view;
 
 use futures_util::future::BoxFuture;
 
-pub use etcd::{Dial, Etcd, Probe, Socket, Unusable, dial_tcp};
+pub use etcd::{Dial, Etcd, Probe, Socket, dial_tcp};
 pub use instance::{Instance, Instances};
 pub use local::Local;
 pub use registration::{Registered, Registration};

@@ -8,6 +8,9 @@
 //! - A later FIN means that the caller has given up. A write is cancelled at once, because the caller may write something
 //!   else next. A read has some 10 ms more: FINs that came with it may look later than they are.
 //!
+//! Just after a start or a pause of this process even an early FIN ends a write: request and FIN may both have waited for
+//! the process, for a time that nobody knows.
+//!
 //! A body that is cut short can never be read to its end: then the end is passed on at once.
 
 use std::pin::Pin;
@@ -36,6 +39,8 @@ pub struct Input {
     busy: AtomicBool,
     /// True if that request is a write.
     write: AtomicBool,
+    /// True if that request may have waited for this process to start or to go on.
+    old: AtomicBool,
     /// True once the caller has sent its FIN.
     ended: AtomicBool,
     /// True if a request waits for the rest of its body, which will not come.
@@ -48,12 +53,20 @@ impl Input {
     /// Notes that a request is answered from now on.
     pub fn begin(&self, write: bool) {
         self.write.store(write, Relaxed);
+        self.old.store(false, Relaxed);
         self.busy.store(true, Relaxed);
     }
 
     /// Notes that the answer has been handed to hyper.
     pub fn finish(&self) {
         self.busy.store(false, Relaxed);
+        self.connection.wake();
+    }
+
+    /// Notes that the request may have waited for this process: then its caller may have given it up long before a FIN that
+    /// is found now.
+    pub fn note_old(&self) {
+        self.old.store(true, Relaxed);
         self.connection.wake();
     }
 
@@ -130,7 +143,7 @@ impl End {
         }
         if let Some(Fin { soon, apart }) = self.seen {
             let write = input.write.load(Relaxed);
-            if write && !soon {
+            if write && (!soon || input.old.load(Relaxed)) {
                 return Poll::Ready(());
             }
             if soon && (write || !apart) {
@@ -186,5 +199,29 @@ impl Body for RequestBody {
 
     fn size_hint(&self) -> SizeHint {
         self.body.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn is_told(end: &mut End) -> bool {
+        end.poll(&mut Context::from_waker(std::task::Waker::noop())).is_ready()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_early_end_of_a_write_that_may_be_old_is_a_hang_up() {
+        let input = Arc::new(Input::default());
+        let mut end = End::new(input.clone());
+        input.begin(true);
+        end.note(true);
+        tokio::time::advance(TOGETHER / 2).await;
+        end.see(&Context::from_waker(std::task::Waker::noop()));
+        assert!(!is_told(&mut end), "it came with the request");
+        input.note_old();
+        assert!(is_told(&mut end));
+        input.begin(true);
+        assert!(!is_told(&mut end), "the next request is new");
     }
 }

@@ -1,6 +1,6 @@
 //! A listening socket, bound here or passed by systemd. Connections that it accepts have TCP_NODELAY.
 
-use std::net::{SocketAddr, TcpListener as StdListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener as StdListener};
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
@@ -12,6 +12,76 @@ const BACKLOG: i32 = 4096;
 /// answers, and 25 MB/s over a line with a round trip of 10 ms.
 const SEND_BUFFER: usize = 256 * 1024;
 
+/// The families of the connections that a socket takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Families {
+    /// IPv4 only.
+    V4,
+    /// IPv6 only.
+    V6,
+    /// Both.
+    Both,
+}
+
+impl Families {
+    /// Returns those of a socket that [`Listener::bind`] has bound to `addr`.
+    #[must_use]
+    pub fn of(addr: SocketAddr) -> Self {
+        match addr.ip() {
+            IpAddr::V4(_) => Self::V4,
+            IpAddr::V6(_) if is_everywhere(addr) => Self::Both,
+            IpAddr::V6(_) => Self::V6,
+        }
+    }
+
+    /// Returns whether callers reach the socket at `ip`, if it is an address of this host.
+    #[must_use]
+    pub const fn include(self, ip: IpAddr) -> bool {
+        matches!((self, ip), (Self::Both, _) | (Self::V4, IpAddr::V4(_)) | (Self::V6, IpAddr::V6(_)))
+    }
+
+    /// Returns those of two sockets on one port.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        if self == other { self } else { Self::Both }
+    }
+
+    /// Returns the words for them.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::V4 => "IPv4 only",
+            Self::V6 => "IPv6 only",
+            Self::Both => "IPv4 and IPv6",
+        }
+    }
+}
+
+/// Returns true for `[::]`.
+fn is_everywhere(addr: SocketAddr) -> bool {
+    addr.is_ipv6() && addr.ip().is_unspecified()
+}
+
+/// Opens, binds and listens.
+fn listen(addr: SocketAddr) -> std::io::Result<StdListener> {
+    let socket = socket2::Socket::new(socket2::Domain::for_address(addr), socket2::Type::STREAM, None)?;
+    if is_everywhere(addr) {
+        // else a setting of the host decides
+        socket.set_only_v6(false)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.bind(&addr.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Returns true for the errors of a host whose kernel has no IPv6, or has it turned off.
+fn lacks_ipv6(error: &std::io::Error) -> bool {
+    use rustix::io::Errno;
+    let errno = Errno::from_io_error(error);
+    errno == Some(Errno::AFNOSUPPORT) || errno == Some(Errno::ADDRNOTAVAIL)
+}
+
 /// A listening socket.
 #[derive(Debug)]
 pub struct Listener {
@@ -22,20 +92,19 @@ pub struct Listener {
 }
 
 impl Listener {
-    /// Binds an address.
+    /// Binds an address. `[::]` takes connections of IPv4 too; on a host without IPv6 it is `0.0.0.0`.
     ///
     /// # Errors
     /// When it is in use or not of this host; the text names the address.
     pub fn bind(addr: SocketAddr) -> std::io::Result<Self> {
-        let bind = || -> std::io::Result<Self> {
-            let domain = socket2::Domain::for_address(addr);
-            let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None)?;
-            socket.set_reuse_address(true)?;
-            socket.bind(&addr.into())?;
-            socket.listen(BACKLOG)?;
-            Ok(Self { shared: false, ..Self::adopt(socket.into())? })
+        let bound = match listen(addr) {
+            Err(error) if is_everywhere(addr) && lacks_ipv6(&error) => {
+                listen((Ipv4Addr::UNSPECIFIED, addr.port()).into())
+            }
+            bound => bound,
         };
-        bind().map_err(|e| std::io::Error::new(e.kind(), format!("cannot listen on {addr}: {e}")))
+        let bound = bound.and_then(|socket| Ok(Self { shared: false, ..Self::adopt(socket)? }));
+        bound.map_err(|e| std::io::Error::new(e.kind(), format!("cannot listen on {addr}: {e}")))
     }
 
     /// Takes over a socket of systemd's that is already listening.
@@ -53,6 +122,16 @@ impl Listener {
     #[must_use]
     pub const fn addr(&self) -> SocketAddr {
         self.addr
+    }
+
+    /// Returns the families of the connections that it takes.
+    #[must_use]
+    pub fn families(&self) -> Families {
+        match Families::of(self.addr) {
+            // systemd may have bound it for IPv6 only
+            Families::Both if socket2::SockRef::from(&self.socket).only_v6().unwrap_or(true) => Families::V6,
+            families => families,
+        }
     }
 
     /// Bounds the output of the connections that it accepts: how long data may stay unacknowledged, or unsent
@@ -121,6 +200,32 @@ mod tests {
         let listener = Listener::bind(([127, 0, 0, 1], 0).into()).unwrap();
         let _client = TcpStream::connect(listener.addr()).await.unwrap();
         assert!(listener.accept().await.unwrap().0.nodelay().unwrap());
+    }
+
+    #[tokio::test]
+    async fn every_interface_means_both_families() {
+        let listener = Listener::bind(([0_u16; 8], 0).into()).unwrap();
+        // a machine without IPv6 falls back
+        let families = if listener.addr().is_ipv6() { Families::Both } else { Families::V4 };
+        assert_eq!(listener.families(), families);
+        let v4 = SocketAddr::from(([127, 0, 0, 1], listener.addr().port()));
+        let _client = TcpStream::connect(v4).await.unwrap();
+        listener.accept().await.unwrap();
+        for (text, families) in [
+            ("0.0.0.0:1", Families::V4),
+            ("127.0.0.1:1", Families::V4),
+            ("[::1]:1", Families::V6),
+            ("[::]:1", Families::Both),
+        ] {
+            assert_eq!(Families::of(text.parse().unwrap()), families, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_host_without_ipv6_is_told_from_a_taken_port() {
+        let error = std::io::Error::from_raw_os_error;
+        assert!(lacks_ipv6(&error(rustix::io::Errno::AFNOSUPPORT.raw_os_error())));
+        assert!(!lacks_ipv6(&error(rustix::io::Errno::ADDRINUSE.raw_os_error())));
     }
 
     #[tokio::test]

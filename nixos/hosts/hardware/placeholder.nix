@@ -7,7 +7,11 @@
   imports = [ "${modulesPath}/profiles/qemu-guest.nix" ];
 
   nixpkgs.hostPlatform = lib.mkDefault "x86_64-linux";
-  boot.loader.systemd-boot.enable = true;
+  boot.loader.systemd-boot = {
+    enable = true;
+    # the ESP of the images has 256 MB, and a generation needs about 40
+    configurationLimit = 4;
+  };
   fileSystems."/" = {
     device = "/dev/disk/by-label/nixos";
     fsType = "ext4";

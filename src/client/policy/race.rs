@@ -77,9 +77,7 @@ fn next_look(policy: &RetryPolicy, call: &mut Call, begun: Instant) -> Next {
     if now >= begun + delay.unwrap_or(policy.hedging.max_delay()) && !hurry {
         call.attempt.check_connection();
     }
-    if call.tried.last() != Some(&picked) {
-        call.tried.push(picked);
-    }
+    call.note_tried();
     match delay {
         _ if !policy.instances.have_place(call) => Next::Look(again(begun)),
         _ if policy.instances.lost(picked) => Next::Race(Reason::Unresponsive),
@@ -146,8 +144,12 @@ async fn race(
         }
         let Err(failure) = outcome else { continue };
         if policy.judge(call, &failure, made).is_some() {
-            call.tried.push(call.attempt.picked());
+            call.note_tried();
             running.push(Running::send(inner, call, made, false));
         }
     }
 }
+
+#[cfg(test)]
+#[path = "race_tests.rs"]
+mod tests;

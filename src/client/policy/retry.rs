@@ -57,7 +57,7 @@ impl<S: CallLayer> CallLayer for Retry<S> {
             let Some(wait) = policy.judge(&call, &failure, &mut made) else {
                 return Err(failure);
             };
-            call.tried.push(call.attempt.picked());
+            call.note_tried();
             call.attempt = Arc::default();
             if !wait.is_zero() {
                 tokio::time::sleep(wait).await;
@@ -68,4 +68,4 @@ impl<S: CallLayer> CallLayer for Retry<S> {
 
 #[cfg(test)]
 #[path = "retry_tests.rs"]
-mod tests;
+pub mod tests;

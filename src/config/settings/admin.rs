@@ -17,7 +17,7 @@ section! {
 
     /// Address of the admin listener that is registered for Prometheus. Port 0 stands for the bound port. Without
     /// it, the address is chosen as for `grpc.advertise_addr`, and a loopback address is not registered in an etcd
-    /// on another host.
+    /// on another host. An address of a family that `admin.addr` does not have is not registered either.
     "admin.advertise_addr" => advertise_addr: Option<HostPort> = None, Kind::text(HostPort::FORM);
 
     /// Most open connections.

@@ -9,7 +9,8 @@ section! {
     /// The gRPC listener of a service.
     Grpc as grpc, read by SERVICES_AND_UP, defaults of role:
 
-    /// Address of the gRPC listener. Port 0 takes a free port.
+    /// Address of the gRPC listener. `:port` and `[::]:port` are every interface, with IPv6 and IPv4; `0.0.0.0:port` has
+    /// IPv4 only. Port 0 takes a free port.
     "grpc.addr" read by SERVICES => addr: ListenAddr = ListenAddr::any(match role {
         Role::Profile => 8083,
         Role::Topic => 8084,
@@ -18,7 +19,8 @@ section! {
     }), Kind::text(ListenAddr::FORM);
 
     /// Address that is registered for others to call. Port 0 stands for the bound port. Without it, the bound
-    /// address is registered if it is a specific one, else the source address of the route to etcd.
+    /// address is registered if it is a specific one, else the source address of the route to etcd. An address of this
+    /// host of a family, IPv4 or IPv6, that `grpc.addr` does not have is refused.
     "grpc.advertise_addr" => advertise_addr: Option<HostPort> = None, Kind::text(HostPort::FORM);
 
     /// Most open connections. At the limit, a new connection replaces the one that has been idle longest. If none

@@ -9,7 +9,8 @@ section! {
     /// The HTTP listener of the gateway.
     Http as http, read by GATEWAYS, defaults of role:
 
-    /// Address of the HTTP listener. Port 0 takes a free port.
+    /// Address of the HTTP listener. `:port` and `[::]:port` are every interface, with IPv6 and IPv4; `0.0.0.0:port` has
+    /// IPv4 only. Port 0 takes a free port.
     "http.addr" => addr: ListenAddr = match role {
         Role::Up => ListenAddr::loopback(8080),
         Role::Apigateway | Role::Feed | Role::Profile | Role::Topic => ListenAddr::any(8080),

@@ -11,6 +11,10 @@
 //! process ends. A later refusal does not end the process, since one that serves is worth more than one that has ended.
 //! Refused credentials are tried again as soon as a file changes, else every [`RETRY_REFUSED`]: each try costs etcd a
 //! deliberately slow password hash.
+//!
+//! **Tokens.** etcd exchanges user and password for a token, which ends after a time, and, if it is signed, with every
+//! change of any user. From 3.6.9 on etcd also refuses to renew a lease with it. The token is renewed when etcd has
+//! refused it, over the same connection: no schedule would know when users change.
 
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -22,12 +26,13 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::credentials::{Files, Stamp, Unusable};
+use super::credentials::{Files, Stamp};
 use super::dial::Dial;
-use super::failure::Failure;
+use super::failure::{Failure, limit};
 use super::member;
 use crate::backoff::Backoff;
 use crate::config;
+use crate::credentials::Unusable;
 
 /// How long one member may take before the next one is tried as well.
 const STAGGER: Duration = Duration::from_millis(250);
@@ -41,8 +46,10 @@ const STARTING: Duration = Duration::from_mins(1);
 const CONFIRM: Duration = Duration::from_secs(1);
 /// Time between two tries with refused credentials, once the process has started.
 const RETRY_REFUSED: Duration = Duration::from_secs(10);
-/// Least age of a connection that is replaced without a wait when its token has expired.
+/// A connection or token of this age is replaced without a wait when etcd refuses it.
 const SETTLED: Duration = Duration::from_secs(1);
+/// First wait before a younger token is replaced.
+const TOKEN_WAIT: Duration = Duration::from_millis(20);
 
 /// Connects the tasks of this process to etcd.
 pub struct Access {
@@ -78,6 +85,13 @@ pub struct Link {
     /// The versions of the files that it was made with.
     made_of: Stamp,
     made: Instant,
+    token: Token,
+}
+
+/// The token of a connection.
+struct Token {
+    issued: Instant,
+    waits: Backoff,
 }
 
 impl Access {
@@ -86,7 +100,7 @@ impl Access {
     /// # Errors
     /// [`Unusable`] for a file that cannot be read or used.
     pub fn new(settings: Arc<config::Registry>, dial: Dial) -> Result<Self, Unusable> {
-        let directory = std::env::var_os("CREDENTIALS_DIRECTORY").map(std::path::PathBuf::from);
+        let directory = crate::credentials::directory();
         let files = Files::new(&settings, directory.as_deref());
         files.read()?;
         if settings.user.is_some() && settings.ca_file.is_none() && settings.is_remote() {
@@ -179,19 +193,44 @@ impl Access {
     }
 
     /// Decides what follows the failure of a session over `link`. If its token is no longer valid (expired, or withdrawn
-    /// when the password changed), returns a new connection at once.
+    /// because a user or a password changed), returns the connection with a new one.
     ///
     /// # Errors
-    /// The failure in all other cases, or that of the new connection.
-    pub async fn recover(&self, link: &Link, failure: Failure) -> Result<Link, Failure> {
-        let expired = matches!(failure, Failure::Refused(_) | Failure::Token);
-        if expired && link.made.elapsed() > SETTLED {
-            return self.connect().await;
+    /// The failure in all other cases, or that of a new connection.
+    pub async fn recover(&self, link: Link, failure: Failure) -> Result<Link, Failure> {
+        match failure {
+            Failure::Token => return self.renew_token(link).await,
+            // users were turned on after it was made
+            Failure::Refused(_) if link.made.elapsed() > SETTLED => return self.connect().await,
+            _ => {}
         }
         // another member may work; of the tasks that leave this one only the first moves the preference
         let next = link.endpoint + 1;
         let _ = self.preferred.compare_exchange(link.endpoint, next, Relaxed, Relaxed);
         Err(failure)
+    }
+
+    /// Gets a new token for a connection. If etcd refuses the user, the files may hold another password by now: makes a
+    /// new connection.
+    async fn renew_token(&self, mut link: Link) -> Result<Link, Failure> {
+        // Where users change all the time, every token ends at once. The waits grow then, since each token costs etcd a
+        // password hash, but a lease can still be renewed in time.
+        if link.token.issued.elapsed() > SETTLED {
+            link.token.waits.reset();
+        } else {
+            tokio::time::sleep(link.token.waits.next_wait()).await;
+        }
+        match limit(&self.settings, "an authentication", link.client.refresh_token()).await {
+            Ok(()) => {
+                tracing::debug!("etcd refused the token, going on with a new one");
+                link.token.issued = Instant::now();
+                Ok(link)
+            }
+            Err(error) => {
+                tracing::debug!(%error, "no new token from etcd, connecting anew");
+                self.connect().await
+            }
+        }
     }
 
     /// Tries the members, the preferred one first.
@@ -230,7 +269,10 @@ impl Access {
                     self.accepted.store(true, Relaxed);
                     *self.refusal() = None;
                     self.connected.send_replace(());
-                    return Ok(Link { client, endpoint: index, made_of, made: Instant::now() });
+                    let made = Instant::now();
+                    let waits = Backoff::new(TOKEN_WAIT, self.settings.keepalive / 2);
+                    let token = Token { issued: made, waits };
+                    return Ok(Link { client, endpoint: index, made_of, made, token });
                 }
                 Err(failure @ Failure::Refused(_)) => refused = Some(failure),
                 Err(failure) => failed.push(format!("{}: {failure}", endpoints[index])),

@@ -6,9 +6,9 @@ use etcd_client::WatchResponse;
 use tokio::time::Instant;
 use tokio_rustls::rustls::AlertDescription;
 
-use super::credentials::Unusable;
 use crate::backoff::Backoff;
 use crate::config;
+use crate::credentials::Unusable;
 
 /// The first wait after a failure.
 const FIRST_WAIT: Duration = Duration::from_millis(100);

@@ -13,6 +13,9 @@ use super::dial::Dial;
 use super::failure::{Failure, limit, refused_certificate, says};
 use crate::config::{self, bare_endpoint};
 
+/// Most tokens that a new connection asks for after its first one.
+const TOKENS: u32 = 3;
+
 /// Connects to a member, authenticates, and reads.
 ///
 /// # Errors
@@ -74,11 +77,19 @@ async fn prove(
             }
         }
     };
-    let read = client.get(settings.prefix.as_str(), Some(GetOptions::new().with_keys_only()));
-    match limit(settings, "a read", read).await {
-        // a user may have rights for its own key only
-        Err(Failure::Etcd(error)) if says(&error, "permission denied") => Ok(client),
-        other => other.map(|_| client),
+    let mut tokens = 0;
+    loop {
+        let read = client.get(settings.prefix.as_str(), Some(GetOptions::new().with_keys_only()));
+        match limit(settings, "a read", read).await {
+            // a user may have rights for its own key only
+            Err(Failure::Etcd(error)) if says(&error, "permission denied") => return Ok(client),
+            // a user was changed between the two calls
+            Err(Failure::Token) if tokens < TOKENS => {
+                tokens += 1;
+                limit(settings, "an authentication", client.refresh_token()).await?;
+            }
+            other => return other.map(|_| client),
+        }
     }
 }
 

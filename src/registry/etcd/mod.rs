@@ -23,7 +23,6 @@ use std::sync::{Arc, OnceLock};
 use futures_util::future::BoxFuture;
 
 use self::access::Access;
-pub use self::credentials::Unusable;
 pub use self::dial::{Dial, Socket, tcp as dial_tcp};
 pub use self::limbo::Probe;
 use super::Registry;
@@ -31,6 +30,7 @@ use super::instance::Instance;
 use super::registration::Registration;
 use super::view::{Publisher, ViewHandle};
 use crate::config;
+use crate::credentials::Unusable;
 
 /// A registry in etcd.
 #[derive(Clone)]

@@ -45,7 +45,7 @@ impl Reader {
             None => access.connect().await?,
         };
         match self.session(settings, access, &link, stable).await {
-            Err(failure) => access.recover(&link, failure).await,
+            Err(failure) => access.recover(link, failure).await,
             renewed => renewed,
         }
     }

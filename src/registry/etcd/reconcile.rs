@@ -111,7 +111,7 @@ impl Reconciler {
             None => access.connect().await?,
         };
         match self.session(&access, &link).await {
-            Err(failure) => access.recover(&link, failure).await.map(Some),
+            Err(failure) => access.recover(link, failure).await.map(Some),
             ended => ended,
         }
     }

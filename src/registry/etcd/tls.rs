@@ -10,10 +10,8 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
-use tokio_rustls::rustls::crypto::ring;
-use tokio_rustls::rustls::pki_types::pem::PemObject as _;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use tokio_rustls::rustls::{AlertDescription, ClientConfig, Error, RootCertStore};
+use tokio_rustls::rustls::pki_types::ServerName;
+use tokio_rustls::rustls::{AlertDescription, ClientConfig, Error};
 
 use super::dial::Socket;
 
@@ -29,51 +27,15 @@ pub struct Tls {
 #[derive(Clone, Default)]
 pub struct Alert(Arc<Mutex<Option<AlertDescription>>>);
 
-/// The part of the credentials that cannot be used.
-#[derive(Debug)]
-pub enum Part {
-    /// The certificates of the authorities.
-    Authorities,
-    /// The certificate of this process.
-    Certificate,
-    /// The key of this process, or that it does not belong to the certificate.
-    Key,
-    /// The name that the certificate of etcd must have.
-    ServerName,
-}
-
 impl Tls {
-    /// Prepares TLS from PEM; `own` is the certificate of this process and its key.
+    /// Prepares TLS; `server_name` is the name that the certificate of etcd must have, by default its host's.
     ///
     /// # Errors
-    /// Which part cannot be used and why. The text never quotes what the part holds.
-    pub fn new(
-        authorities: &[u8],
-        own: Option<(&[u8], &[u8])>,
-        server_name: Option<&str>,
-    ) -> Result<Self, (Part, String)> {
-        let mut roots = RootCertStore::empty();
-        for authority in chain(authorities, || Part::Authorities)? {
-            roots.add(authority).map_err(|error| (Part::Authorities, error.to_string()))?;
-        }
-        let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
-            .with_safe_default_protocol_versions()
-            .map_err(|error| (Part::Authorities, error.to_string()))?
-            .with_root_certificates(roots);
-        let mut config = match own {
-            None => builder.with_no_client_auth(),
-            Some((certificate, key)) => {
-                let certificate = chain(certificate, || Part::Certificate)?;
-                let key = PrivateKeyDer::from_pem_slice(key)
-                    .map_err(|_| (Part::Key, "holds no private key in PEM form".to_owned()))?;
-                builder
-                    .with_client_auth_cert(certificate, key)
-                    .map_err(|error| (Part::Key, error.to_string()))?
-            }
-        };
+    /// That it is no name.
+    pub fn new(mut config: ClientConfig, server_name: Option<&str>) -> Result<Self, String> {
         config.alpn_protocols = vec![b"h2".to_vec()];
-        let server_name = server_name.map(|name| name_of(name).map_err(|error| (Part::ServerName, error)));
-        Ok(Self { config: Arc::new(config), server_name: server_name.transpose()?, alert: Alert::default() })
+        let server_name = server_name.map(name_of).transpose()?;
+        Ok(Self { config: Arc::new(config), server_name, alert: Alert::default() })
     }
 
     /// Returns a copy for one connection, with an [`Alert`] of its own.
@@ -109,15 +71,6 @@ impl Alert {
         if let Some(Error::AlertReceived(alert)) = inner {
             *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(*alert);
         }
-    }
-}
-
-fn chain(pem: &[u8], part: fn() -> Part) -> Result<Vec<CertificateDer<'static>>, (Part, String)> {
-    let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(pem).collect();
-    match read {
-        Ok(chain) if chain.is_empty() => Err((part(), "holds no certificate in PEM form".to_owned())),
-        Ok(chain) => Ok(chain),
-        Err(_) => Err((part(), "is damaged PEM".to_owned())),
     }
 }
 

@@ -6,7 +6,7 @@ use std::time::SystemTime;
 use tokio_postgres::types::ToSql;
 
 use super::super::records::{Profile, Topic};
-use super::service::{DELETE, PUT};
+use super::service::{DELETE, PUT, PUT_ONE};
 use crate::api::proto::feed::FeedRecord;
 
 /// One write.
@@ -51,6 +51,24 @@ impl Write {
         }
     }
 
+    /// Returns its texts, in the order of the columns of the table.
+    fn texts(&self) -> Vec<&String> {
+        match self {
+            Self::PutFeed(feed) => vec![&feed.content],
+            Self::DeleteFeed { .. } => Vec::new(),
+            Self::PutProfile(profile) => vec![&profile.name, &profile.company, &profile.title],
+            Self::PutTopic(topic) => vec![&topic.subject, &topic.content],
+        }
+    }
+
+    /// Returns how many columns its key has.
+    const fn key_columns(&self) -> usize {
+        match self {
+            Self::PutFeed(_) | Self::DeleteFeed { .. } => 2,
+            Self::PutProfile(_) | Self::PutTopic(_) => 1,
+        }
+    }
+
     /// Returns the number of its statement.
     const fn statement(&self) -> usize {
         match self {
@@ -67,7 +85,7 @@ pub type Parameter = Box<dyn ToSql + Sync + Send>;
 pub struct Command {
     /// The number of the statement.
     pub statement: usize,
-    /// An array for each column.
+    /// A value for each column, of several writes an array, and the time until which it may begin.
     pub parameters: Vec<Parameter>,
     /// The numbers of its writes, in the order of their keys.
     pub writes: Vec<usize>,
@@ -92,10 +110,21 @@ pub fn commands(writes: &[(&Write, SystemTime)]) -> Vec<Command> {
         .map(|chunk| {
             let numbers: Vec<usize> = chunk.iter().map(|placed| placed.3).collect();
             let chosen: Vec<_> = numbers.iter().filter_map(|number| writes.get(*number)).collect();
-            let statement = chunk.first().map_or(PUT, |placed| placed.1);
-            Command { statement, parameters: columns(&chosen), writes: numbers }
+            let (statement, parameters) = match (chunk.first().map_or(PUT, |placed| placed.1), &chosen[..]) {
+                (PUT, [one]) => (PUT_ONE, values(one)),
+                (statement, several) => (statement, columns(several)),
+            };
+            Command { statement, parameters, writes: numbers }
         })
         .collect()
+}
+
+/// Returns the values of one write.
+fn values((write, until): &(&Write, SystemTime)) -> Vec<Parameter> {
+    let (first, second) = write.key();
+    let numbers = [first, second].into_iter().take(write.key_columns()).map(|n| Box::new(n) as Parameter);
+    let texts = write.texts().into_iter().map(|text| Box::new(text.clone()) as Parameter);
+    numbers.chain(texts).chain([Box::new(*until) as Parameter]).collect()
 }
 
 /// Returns the columns of writes of the same kind.
@@ -106,19 +135,13 @@ fn columns(writes: &[&(&Write, SystemTime)]) -> Vec<Parameter> {
     let (mut keys, mut fields) = (1, 0);
     for (write, time) in writes {
         let (first, second) = write.key();
-        let row: &[&String] = match write {
-            Write::PutFeed(feed) => &[&feed.content],
-            Write::DeleteFeed { .. } => &[],
-            Write::PutProfile(profile) => &[&profile.name, &profile.company, &profile.title],
-            Write::PutTopic(topic) => &[&topic.subject, &topic.content],
-        };
-        keys = if matches!(write, Write::PutFeed(_) | Write::DeleteFeed { .. }) { 2 } else { 1 };
-        fields = row.len();
+        let row = write.texts();
+        (keys, fields) = (write.key_columns(), row.len());
         for (column, value) in numbers.iter_mut().zip([first, second]) {
             column.push(value);
         }
         for (column, text) in texts.iter_mut().zip(row) {
-            column.push((*text).clone());
+            column.push(text.clone());
         }
         until.push(*time);
     }

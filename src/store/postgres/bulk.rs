@@ -1,7 +1,6 @@
 //! A database as the source and as the target of a copy. Each has a connection of its own.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
 use std::time::Duration;
 
 use tokio_postgres::types::ToSql;
@@ -12,10 +11,11 @@ use super::super::bulk::{self as records, Export, Import, OnConflict, Put, Recor
 use super::super::error::StoreError;
 use super::dial::Target as Place;
 use super::failure::{Failure, reason};
-use super::keeper::{DURABLE, SLACK};
+use super::keeper::SLACK;
 use super::link::Link;
 use super::schema::{Found, Unusable};
 use super::service::{FEED, PROFILE, Service, TOPIC};
+use super::sql::{self, DURABLE, Existing};
 use crate::config::{PostgresUrl, Store};
 
 /// Longest time of one statement and of one commit, also of one that counts all records.
@@ -64,11 +64,10 @@ async fn connect(url: &PostgresUrl, settings: &Store) -> Result<Link, String> {
         tokio::time::sleep(PAUSE).await;
     };
     let limit = LIMIT.as_millis();
-    // without the warning a commit that was not replicated would look like any other; a page of keys is looked up by the
-    // index, whatever the statistics of a table that has just been filled say
+    // a page of keys is looked up by the index, whatever the statistics of a table that has just been filled say
     let session = format!(
-        "SET client_min_messages = warning; SET statement_timeout = {limit}; SET lock_timeout = {limit}; \
-         SET idle_in_transaction_session_timeout = 0; SET enable_hashjoin = off; SET enable_mergejoin = off; {DURABLE}"
+        "{DURABLE}; SET statement_timeout = {limit}; SET lock_timeout = {limit}; \
+         SET idle_in_transaction_session_timeout = 0; SET enable_hashjoin = off; SET enable_mergejoin = off"
     );
     answered(settings, link.client().batch_execute(&session)).await?;
     Ok(link)
@@ -349,20 +348,9 @@ impl Texts {
         let (all, keys) = (table.columns().collect::<Vec<_>>().join(", "), table.key.join(", "));
         let marks = (1..=table.key.len()).map(|at| format!("${at}")).collect::<Vec<_>>().join(", ");
         let limit = table.key.len() + 1;
-        // an array for each column
-        let arrays = |of_key: usize, of_texts: usize| {
-            let types =
-                std::iter::repeat_n("bigint[]", of_key).chain(std::iter::repeat_n("text[]", of_texts));
-            let arrays = types.enumerate().map(|(at, array)| format!("${}::{array}", at + 1));
-            arrays.collect::<Vec<_>>().join(", ")
-        };
-        let rows = arrays(table.key.len(), table.texts.len());
-        let put = format!("INSERT INTO {name} ({all}) SELECT {all} FROM unnest({rows}) AS page ({all})");
-        let mut update = String::new();
-        for text in table.texts {
-            let comma = if update.is_empty() { "" } else { ", " };
-            let _ = write!(update, "{comma}{text} = excluded.{text}");
-        }
+        let arrays = sql::parameters(table, "[]");
+        let rows = format!("SELECT {all} FROM unnest({}) AS page ({all})", arrays.join(", "));
+        let put = |existing| sql::insert(schema, table, &rows, existing);
         Self {
             count: format!("SELECT count(*) FROM {name}"),
             scan: format!(
@@ -370,10 +358,10 @@ impl Texts {
             ),
             get: format!(
                 "SELECT {all} FROM {name} JOIN unnest({}) AS page ({keys}) USING ({keys})",
-                arrays(table.key.len(), 0)
+                arrays[..table.key.len()].join(", ")
             ),
-            insert: format!("{put} ON CONFLICT ({keys}) DO NOTHING RETURNING {}", table.key[0]),
-            replace: format!("{put} ON CONFLICT ({keys}) DO UPDATE SET {update} RETURNING {}", table.key[0]),
+            insert: put(Existing::Keep),
+            replace: put(Existing::Replace),
         }
     }
 }

@@ -88,7 +88,7 @@ impl Target {
     /// Which file cannot be used, and why.
     pub fn new(config: &Config, settings: &Store) -> Result<Self, String> {
         let files = Files::new(settings);
-        let found = files.read()?;
+        let found = files.read().map_err(|error| error.to_string())?;
         let mut config = config.clone();
         config.ssl_mode(if found.tls.is_some() { SslMode::Require } else { SslMode::Disable });
         if config.get_application_name().is_none() {
@@ -192,7 +192,7 @@ impl Target {
     /// Opens a connection to one host and checks that it can be written to.
     async fn open(&self, place: &Place, addr: Option<SocketAddr>) -> Result<Link, String> {
         let files = self.files.clone();
-        let read = tokio::task::spawn_blocking(move || files.read()).await;
+        let read = tokio::task::spawn_blocking(move || files.read().map_err(|error| error.to_string())).await;
         let credentials = read.map_err(|error| error.to_string())??;
         let mut config = self.config.clone();
         if let Some(password) = credentials.password {

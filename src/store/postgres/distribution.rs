@@ -17,6 +17,10 @@ fn fault(statement: &str, table: &str, column: &str) -> Option<String> {
     if reads != 1 {
         return Some(format!("it names {table} {reads} times"));
     }
+    // Citus refuses it: each shard would ask for itself
+    if text.find("delete from").is_some_and(|at| text[at..].contains("clock_timestamp")) {
+        return Some("it asks for the time where it deletes".to_owned());
+    }
     if text.contains(" on conflict ") {
         return (!text.contains(&format!(" on conflict ({column}")))
             .then(|| "the conflict has another key".to_owned());
@@ -27,8 +31,8 @@ fn fault(statement: &str, table: &str, column: &str) -> Option<String> {
 
 fn faults(service: &Service, bulk: bulk::Service) -> Vec<String> {
     let (table, column) = (format!("{}.{}", service.schema.name, bulk.table().name), bulk.table().key[0]);
-    let wrong = |statement: &&&str| fault(statement, &table, column).is_some();
-    service.statements.iter().filter(wrong).map(|statement| plain(statement)).collect()
+    let wrong = |statement: &&String| fault(statement, &table, column).is_some();
+    service.statements().iter().filter(wrong).map(|statement| plain(statement)).collect()
 }
 
 #[test]
@@ -51,6 +55,10 @@ fn a_statement_without_the_distribution_column_is_found() {
         ("INSERT INTO feed.feeds (user_id, id) SELECT 1, 2 ON CONFLICT (id, user_id) DO NOTHING", false),
         ("DELETE FROM feed.feeds AS f USING w WHERE f.user_id = w.user_id AND f.id = w.id", true),
         ("DELETE FROM feed.feeds AS f USING w WHERE f.id = w.id", false),
+        (
+            "DELETE FROM feed.feeds AS f USING w WHERE f.user_id = w.user_id AND clock_timestamp() < w.until",
+            false,
+        ),
     ] {
         assert_eq!(fault(statement, "feed.feeds", "user_id").is_none(), good, "{statement}");
     }

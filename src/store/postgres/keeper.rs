@@ -13,6 +13,7 @@ use super::dial::Target;
 use super::link::Link;
 use super::schema::Unusable;
 use super::service::Service;
+use super::sql::DURABLE;
 use crate::backoff::Backoff;
 use crate::telemetry::log::LogThrottle;
 
@@ -26,17 +27,10 @@ pub const SLACK: Duration = Duration::from_millis(500);
 /// A connection that lasted so long was a good one: the next attempt follows at once.
 const LASTED: Duration = Duration::from_secs(1);
 
-/// Sets `synchronous_commit` for the session to what the server, the role or the URL says, but to `on` where that is
-/// `off`. What a session has set itself is not changed under it; what it has not set is, when the server's settings are
-/// read again.
-pub const DURABLE: &str = "SELECT set_config('synchronous_commit', \
-                           CASE reset_val WHEN 'off' THEN 'on' ELSE reset_val END, false) \
-                           FROM pg_settings WHERE name = 'synchronous_commit'";
-
 /// A connection with its prepared statements.
 pub struct Ready {
     pub link: Link,
-    /// In the order of [`Service::statements`].
+    /// In the order of [`Service::statements()`].
     pub statements: Vec<Statement>,
     /// The version of the schema.
     pub version: i32,
@@ -200,16 +194,18 @@ impl Keeper {
     async fn prepare(&self, link: &Link) -> Result<Vec<Statement>, Unusable> {
         let limit = self.target.timeout.as_millis();
         let plans = plans(self.purpose);
-        // without the warning a commit that was not replicated would look like any other
+        // Citus needs the values of the parameters for the plan of most statements
         let session = format!(
-            "SET client_min_messages = warning; SET statement_timeout = {limit}; SET lock_timeout = 0; \
+            "{DURABLE}; SET statement_timeout = {limit}; SET lock_timeout = 0; \
              SET default_transaction_isolation = 'read committed'; \
-             SET idle_in_transaction_session_timeout = {limit}; SET plan_cache_mode = force_generic_plan; {plans}; {DURABLE}"
+             SET idle_in_transaction_session_timeout = {limit}; {plans}; \
+             SELECT set_config('plan_cache_mode', 'force_generic_plan', false) \
+             WHERE NOT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')"
         );
         link.client().batch_execute(&session).await?;
         let mut statements = Vec::new();
-        for text in self.service.statements {
-            statements.push(self.service.schema.prepare(link.client(), text).await?);
+        for text in self.service.statements() {
+            statements.push(self.service.schema.prepare(link.client(), &text).await?);
         }
         Ok(statements)
     }

@@ -20,6 +20,7 @@ mod link;
 mod records;
 mod schema;
 mod service;
+mod sql;
 mod writer;
 
 pub use handle::Postgres;

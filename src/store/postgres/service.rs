@@ -4,26 +4,40 @@
 //! A write carries the time until which it may begin, by the clock of the server: what was held up on its way does not
 //! come after what its caller has written since.
 
+use super::super::bulk;
 use super::schema::Schema;
+use super::sql;
 
 /// What a service has in the database.
 #[derive(Debug)]
 pub struct Service {
     pub schema: Schema,
-    /// The statements, by the numbers below.
-    pub statements: &'static [&'static str],
+    pub table: &'static bulk::Table,
+    /// The statements beside those that write records, from [`GET`] on.
+    others: &'static [&'static str],
 }
 
 /// The number of the statement that writes records, the same in every service.
 pub const PUT: usize = 0;
+/// The number of the statement that writes one record, which costs the server less than [`PUT`] with one.
+pub const PUT_ONE: usize = 1;
 /// The number of the statement that reads one record or the newest ones.
-pub const GET: usize = 1;
+pub const GET: usize = 2;
 /// Topics: a page of summaries.
-pub const LIST: usize = 2;
+pub const LIST: usize = 3;
 /// Feeds: whether a user has any.
-pub const ANY: usize = 2;
+pub const ANY: usize = 3;
 /// Feeds: deletes some.
-pub const DELETE: usize = 3;
+pub const DELETE: usize = 4;
+
+impl Service {
+    /// Returns the statements, by their numbers.
+    pub fn statements(&self) -> Vec<String> {
+        let (schema, table) = (self.schema.name, self.table);
+        let writes = [sql::put_many(schema, table), sql::put_one(schema, table)];
+        writes.into_iter().chain(self.others.iter().map(|text| (*text).to_owned())).collect()
+    }
+}
 
 /// Feeds.
 pub static FEED: Service = Service {
@@ -32,13 +46,8 @@ pub static FEED: Service = Service {
         lock: 1,
         migrations: &[("V1__feeds", include_str!("migrations/feed/V1__feeds.sql"))],
     },
-    statements: &[
-        "INSERT INTO feed.feeds (user_id, id, content)
-         SELECT w.user_id, w.id, w.content
-         FROM unnest($1::bigint[], $2::bigint[], $3::text[], $4::timestamptz[]) AS w (user_id, id, content, until)
-         WHERE clock_timestamp() < w.until
-         ON CONFLICT (user_id, id) DO UPDATE SET content = excluded.content
-         RETURNING user_id, id",
+    table: bulk::Service::Feed.table(),
+    others: &[
         // the content of the first record over the limit is not read: that it is there says enough
         "SELECT id, CASE WHEN bytes <= $4 THEN content END
          FROM (
@@ -47,9 +56,12 @@ pub static FEED: Service = Service {
          ) AS newest
          WHERE bytes - octet_length(content) <= $4 ORDER BY id DESC",
         "SELECT 1 FROM feed.feeds WHERE user_id = $1 LIMIT 1",
-        "DELETE FROM feed.feeds AS f
-         USING unnest($1::bigint[], $2::bigint[], $3::timestamptz[]) AS w (user_id, id, until)
-         WHERE f.user_id = w.user_id AND f.id = w.id AND clock_timestamp() < w.until
+        // the time is looked at apart: a cluster refuses to ask for it where rows are deleted
+        "WITH w AS MATERIALIZED (
+             SELECT user_id, id FROM unnest($1::bigint[], $2::bigint[], $3::timestamptz[]) AS w (user_id, id, until)
+             WHERE clock_timestamp() < w.until
+         )
+         DELETE FROM feed.feeds AS f USING w WHERE f.user_id = w.user_id AND f.id = w.id
          RETURNING f.user_id, f.id",
     ],
 };
@@ -61,17 +73,8 @@ pub static PROFILE: Service = Service {
         lock: 2,
         migrations: &[("V1__profiles", include_str!("migrations/profile/V1__profiles.sql"))],
     },
-    statements: &[
-        "INSERT INTO profile.profiles (user_id, name, company, title)
-         SELECT w.user_id, w.name, w.company, w.title
-         FROM unnest($1::bigint[], $2::text[], $3::text[], $4::text[], $5::timestamptz[])
-              AS w (user_id, name, company, title, until)
-         WHERE clock_timestamp() < w.until
-         ON CONFLICT (user_id) DO UPDATE
-         SET name = excluded.name, company = excluded.company, title = excluded.title
-         RETURNING user_id, 0::bigint",
-        "SELECT name, company, title FROM profile.profiles WHERE user_id = $1",
-    ],
+    table: bulk::Service::Profile.table(),
+    others: &["SELECT name, company, title FROM profile.profiles WHERE user_id = $1"],
 };
 
 /// Topics.
@@ -81,13 +84,8 @@ pub static TOPIC: Service = Service {
         lock: 3,
         migrations: &[("V1__topics", include_str!("migrations/topic/V1__topics.sql"))],
     },
-    statements: &[
-        "INSERT INTO topic.topics (topic_id, subject, content)
-         SELECT w.topic_id, w.subject, w.content
-         FROM unnest($1::bigint[], $2::text[], $3::text[], $4::timestamptz[]) AS w (topic_id, subject, content, until)
-         WHERE clock_timestamp() < w.until
-         ON CONFLICT (topic_id) DO UPDATE SET subject = excluded.subject, content = excluded.content
-         RETURNING topic_id, 0::bigint",
+    table: bulk::Service::Topic.table(),
+    others: &[
         "SELECT subject, content FROM topic.topics WHERE topic_id = $1",
         "SELECT topic_id, subject FROM topic.topics WHERE topic_id > $1 ORDER BY topic_id LIMIT $2",
     ],

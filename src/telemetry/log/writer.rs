@@ -306,7 +306,8 @@ mod tests {
         let full = vec![b'\n'; MAX_QUEUED];
         // more than the pipe takes: it stays in the queue or in the writer's hand
         writer.0.lock().lines.extend_from_slice(&full[4..]);
-        writeln!(writer, "{}: {}", "feed", 250).unwrap();
+        let (service, records) = ("feed", 250);
+        writeln!(writer, "{service}: {records} records").unwrap();
         let queue = writer.0.lock();
         assert_eq!((queue.lost, queue.lines.len() + queue.in_hand), (1, MAX_QUEUED - 4));
     }

@@ -372,12 +372,17 @@ async fn no_processor(time: Duration) -> Findings {
     findings
 }
 
-/// Returns libfaketime, which makes a program see another wall clock: `FAKETIME_LIB`, or Debian's.
+/// Returns libfaketime, which makes a program see another wall clock: that of the program `faketime` in the path. Debian
+/// has it in a directory of the platform, Nix in `lib` beside `bin`.
 fn faketime() -> Option<PathBuf> {
-    let named = std::env::var_os("FAKETIME_LIB").map(PathBuf::from);
-    let usual = std::fs::read_dir("/usr/lib").into_iter().flatten().flatten();
-    let usual = usual.map(|entry| entry.path().join("faketime/libfaketime.so.1"));
-    named.into_iter().chain(usual).find(|path| path.is_file())
+    let path = std::env::var_os("PATH")?;
+    let program = std::env::split_paths(&path).map(|dir| dir.join("faketime")).find(|p| p.is_file())?;
+    let lib = program.canonicalize().ok()?.ancestors().nth(2)?.join("lib");
+    let below = std::fs::read_dir(&lib).into_iter().flatten().flatten().map(|entry| entry.path());
+    let dirs = [lib].into_iter().chain(below);
+    let found =
+        dirs.flat_map(|dir| ["libfaketime.so.1", "faketime/libfaketime.so.1"].map(|name| dir.join(name)));
+    found.filter(|path| path.is_file()).min()
 }
 
 /// The wall clock of programs under libfaketime.

@@ -21,7 +21,7 @@ const FROZEN: std::ops::Range<u64> = 1700..2000;
 const AWAKE: std::ops::Range<u64> = 100..300;
 
 rows! { "registry"
-    "F57" f57_etcd_wakes_for_moments wakes_for_moments 60 6 "etcd is frozen for a lease again and again, and awake for moments";
+    "F57" f57_etcd_wakes_for_moments wakes_for_moments 60 10 "etcd is frozen for a lease again and again, and awake for moments";
 }
 
 async fn wakes_for_moments(time: Duration) -> Findings {

@@ -64,10 +64,16 @@ fn all() -> Vec<Row> {
     .concat()
 }
 
-/// Makes the rows of a group and the named tests of their short forms.
+/// Makes the rows of a group, named `ROWS`, and the named tests of their short forms. `long_rows!` makes `LONG` of rows
+/// that take too long for every run of the tests: their short forms run only by name.
 macro_rules! rows {
-    ($group:literal $($name:literal $test:ident $run:ident $full:literal $short:literal $title:literal;)*) => {
-        pub const ROWS: &[super::Row] = &[$(super::Row {
+    ($group:literal $($row:tt)*) => {
+        $crate::faults::rows! { @ROWS #[cfg(test)] $group $($row)* }
+    };
+    (@$rows:ident #[$attribute:meta] $group:literal $(
+        $name:literal $test:ident $run:ident $full:literal $short:literal $title:literal;
+    )*) => {
+        pub const $rows: &[super::Row] = &[$(super::Row {
             name: $name,
             group: $group,
             title: $title,
@@ -77,6 +83,7 @@ macro_rules! rows {
         }),*];
         $(
             #[tokio::test]
+            #[$attribute]
             async fn $test() {
                 super::short($name).await;
             }
@@ -85,24 +92,9 @@ macro_rules! rows {
 }
 use rows;
 
-/// As [`rows`], for rows that take too long for every run of the tests: their short forms run only by name.
 macro_rules! long_rows {
-    ($group:literal $($name:literal $test:ident $run:ident $full:literal $short:literal $title:literal;)*) => {
-        pub const LONG: &[super::Row] = &[$(super::Row {
-            name: $name,
-            group: $group,
-            title: $title,
-            full: std::time::Duration::from_secs($full),
-            short: std::time::Duration::from_secs($short),
-            run: |time| futures_util::FutureExt::boxed_local( $run(time)),
-        }),*];
-        $(
-            #[tokio::test]
-            #[ignore = "its preparations take long"]
-            async fn $test() {
-                super::short($name).await;
-            }
-        )*
+    ($($rows:tt)*) => {
+        $crate::faults::rows! { @LONG #[ignore = "its preparations take long"] $($rows)* }
     };
 }
 use long_rows;

@@ -1,13 +1,15 @@
 //! What a shared database costs, and what group commit gives: ratios of two sides that are measured in turn.
 //!
-//! The stores of P30, P32 and P33 run in the process of the test, and so do the clients that they are compared with. The
+//! The stores of P30 and P32 run in the process of the test, and so do the clients that they are compared with. The
 //! server is on the same machine and disk.
 
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use futures_util::future::join_all;
+use http_body_util::Full;
 use microservice_app::api::proto::feed::{FeedRecord, OkResponse};
 use microservice_app::config::Store;
 use microservice_app::store::{self, FeedStore, metrics::Metrics};
@@ -20,8 +22,10 @@ use tonic::client::Grpc;
 use tonic::codegen::http::uri::PathAndQuery;
 use tonic::transport::Channel;
 
+use super::store_speed::System;
 use super::{Findings, SECOND, rounds, rows};
 use crate::kit::grpc::channel;
+use crate::kit::http::{get, request};
 use crate::kit::postgres::{Postgres, connect};
 use crate::kit::process::Process;
 use crate::kit::{ab, metrics, wait_for};
@@ -29,7 +33,7 @@ use crate::kit::{ab, metrics, wait_for};
 rows! { "store"
     "P30" p30_group_commit_against_single_rows group_commit 60 3 "64 writers on PostgreSQL: group commits against single rows";
     "P31" p31_postgresql_against_memory against_memory 60 3 "64 creates in flight: PostgreSQL against memory";
-    "P32" p32_a_lone_writer lone_writer 60 3 "a lone writer on PostgreSQL: the store against a bare connection";
+    "P32" p32_a_lone_writer lone_writer 60 3 "a lone writer on PostgreSQL: the store against the same write without a group";
     "P33" p33_reads_of_many_rows many_rows 60 4 "get_feeds of 20 on PostgreSQL: 10 million rows against 10 thousand";
 }
 
@@ -167,30 +171,74 @@ async fn lost(server: &Postgres, next: i64) -> usize {
     usize::try_from(next - 1 - there.get::<_, i64>(0)).expect("each was written once")
 }
 
+/// The write of the store without its queue and its groups: the same statement for one record, as a transaction of its
+/// own, in the same session, that begins in time or not at all.
+const GUARDED: &str = "INSERT INTO feed.feeds (user_id, id, content) \
+                       SELECT $1::bigint, $2::bigint, $3::text WHERE clock_timestamp() < $4::timestamptz \
+                       ON CONFLICT (user_id, id) DO UPDATE SET content = excluded.content RETURNING user_id, id";
+const SESSION: &str = "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; \
+                       SET enable_hashjoin = off; SET enable_mergejoin = off";
+
+/// A connection without a store.
+struct Bare {
+    client: Client,
+    guarded: Statement,
+    single: Statement,
+}
+
+impl Bare {
+    async fn open(server: &Postgres) -> Self {
+        let client = connect(server.addr, "app", "msa").await.expect("a connection");
+        client.batch_execute(SESSION).await.expect("settings");
+        let (guarded, single) = (client.prepare(GUARDED).await, client.prepare(SINGLE).await);
+        Self { client, guarded: guarded.expect("a statement"), single: single.expect("a statement") }
+    }
+
+    /// Writes as the store does, without a group.
+    async fn write_guarded(&self, feed: FeedRecord) {
+        let (FeedRecord { user_id, id, content }, limit) = (feed, 10 * SECOND);
+        let until = std::time::SystemTime::now() + limit;
+        let write = async { self.client.query(&self.guarded, &[&user_id, &id, &content, &until]).await };
+        let rows = tokio::time::timeout(limit, write).await.expect("in time").expect("a write");
+        assert_eq!(rows.len(), 1);
+    }
+
+    /// Writes with as little as possible: a write that is late is made, too.
+    async fn write_single(&self, feed: FeedRecord) {
+        let FeedRecord { user_id, id, content } = feed;
+        self.client.execute(&self.single, &[&user_id, &id, &content]).await.expect("a write");
+    }
+}
+
 async fn lone_writer(time: Duration) -> Findings {
     let (server, next, mut findings) =
         (Postgres::start_with(&SETTINGS).await, Cell::new(1), Findings::default());
-    let store = open(&server.url()).await;
-    let single = Single::open(&server, 1).await;
+    let (store, bare) = (open(&server.url()).await, Bare::open(&server).await);
+    let stored = async || {
+        let (feed, begun) = (record(&next), Instant::now());
+        store.create(feed, std::time::Instant::now() + 10 * SECOND).await.expect("a write");
+        begun.elapsed().as_secs_f64()
+    };
     let rounds = rounds(time, 2);
-    let phase = time / (2 * rounds);
-    through(store.as_ref(), 1, phase, &next).await;
-    let (mut bare, mut stored) = (Vec::new(), Vec::new());
-    let compared = ab::compare(
-        rounds as usize,
-        async || {
-            bare.push(single.write(1, phase, &next).await);
-            bare[bare.len() - 1]
-        },
-        async || {
-            stored.push(through(store.as_ref(), 1, phase, &next).await);
-            stored[stored.len() - 1]
-        },
-    );
-    let compared = compared.await;
-    findings.tell("a bare connection, median", ab::median(&mut bare), "/s");
-    findings.tell("the store, median", ab::median(&mut stored), "/s");
-    findings.compared_at_least("writes/s, store / bare connection", &compared, 0.98);
+    let round = time / (2 * rounds);
+    ab::in_turn(1, round / 2, &stored, &stored).await;
+    // the store is the base: the ratio of the times is that of the rates the other way round
+    let guarded = async || {
+        let (feed, begun) = (record(&next), Instant::now());
+        bare.write_guarded(feed).await;
+        begun.elapsed().as_secs_f64()
+    };
+    let (compared, [ours, alone]) = ab::in_turn(rounds, round, &stored, guarded).await;
+    findings.tell("the store, median of the last round", ours * 1e6, "us");
+    findings.tell("without a group, median of the last round", alone * 1e6, "us");
+    findings.compared_at_least("rate of the store / without a group", &compared, 0.98);
+    let single = async || {
+        let (feed, begun) = (record(&next), Instant::now());
+        bare.write_single(feed).await;
+        begun.elapsed().as_secs_f64()
+    };
+    let (compared, _) = ab::in_turn(rounds, round, &stored, single).await;
+    findings.compared("rate of the store / a bare INSERT, which may be late", &compared);
     findings.count("writes that were lost", lost(&server, next.get()).await, 0);
     findings
 }
@@ -260,12 +308,13 @@ const EACH: i64 = 100;
 /// Readers that ask again as soon as they are answered.
 const READERS: usize = 8;
 
-/// A store with so many rows, everything of it in the server's memory: written in the order of the ids, so that the
-/// feeds of a user are spread over the table.
-async fn filled(server: &Postgres, database: &str, rows: i64) -> Arc<dyn FeedStore> {
+/// Makes a database with so many rows, everything of it in the server's memory; returns its URL. The rows are written in
+/// the order of the ids, so that the feeds of a user are spread over the table.
+async fn filled(server: &Postgres, database: &str, rows: i64) -> String {
     let create = format!("CREATE DATABASE {database} OWNER app");
     server.admin().await.batch_execute(&create).await.expect("a database");
-    let store = open(&server.url().replace("/msa", &format!("/{database}"))).await;
+    let url = server.url().replace("/msa", &format!("/{database}"));
+    drop(open(&url).await);
     let admin = connect(server.addr, "postgres", database).await.expect("a connection");
     // the index is made at the end, which is quicker
     let fill = format!(
@@ -276,12 +325,12 @@ async fn filled(server: &Postgres, database: &str, rows: i64) -> Arc<dyn FeedSto
         rows / EACH
     );
     admin.batch_execute(&fill).await.expect("rows");
-    admin.batch_execute("VACUUM ANALYZE feed.feeds").await.expect("a vacuum");
+    admin.batch_execute("VACUUM (FREEZE, ANALYZE) feed.feeds").await.expect("a vacuum");
     admin.batch_execute("CHECKPOINT; CREATE EXTENSION pg_prewarm").await.expect("PostgreSQL's own extension");
     let warm = "SELECT pg_prewarm('feed.feeds') + pg_prewarm('feed.feeds_pkey')";
     let pages: i64 = admin.query_one(warm, &[]).await.expect("it is read").get(0);
     assert!(pages * 8192 > rows * EACH, "{pages} pages of {rows} rows");
-    store
+    url
 }
 
 /// Reads the newest 20 of random users; returns the time of a read, seconds. Counts answers with other feeds.
@@ -299,26 +348,47 @@ async fn read(store: &dyn FeedStore, users: i64, time: Duration, wrong: &Cell<us
     1.0 / reads.await
 }
 
+/// A call about a random user of a table with so many rows.
+fn newest_of<const ROWS: i64>(random: &mut StdRng, _: i64) -> ::http::Request<Full<Bytes>> {
+    let user = random.random_range(1..=ROWS / EACH);
+    request("GET", &format!("/api/feed/get_feeds?user_id={user}&size=20"), "")
+}
+
 async fn many_rows(time: Duration) -> Findings {
-    let (many, memory) = if time >= 30 * SECOND { (MANY[0], "4GB") } else { (MANY[1], "256MB") };
+    let whole = time >= 30 * SECOND;
+    let (many, memory) = if whole { (MANY[0], "4GB") } else { (MANY[1], "256MB") };
     let memory = format!("shared_buffers = {memory}");
-    let settings = ["fsync = off", "max_wal_size = 8GB", "maintenance_work_mem = 512MB", &memory];
+    let settings =
+        ["fsync = off", "autovacuum = off", "max_wal_size = 8GB", "maintenance_work_mem = 512MB", &memory];
     let (server, mut findings) = (Postgres::start_with(&settings).await, Findings::default());
-    let wrong = Cell::new(0);
-    let small = filled(&server, "small", FEW).await;
-    let large = filled(&server, "large", many).await;
+    let few_url = filled(&server, "small", FEW).await;
+    let many_url = filled(&server, "large", many).await;
     findings.tell("rows of the large table", many as f64, "");
-    let rounds = rounds(time, 2);
-    let phase = time / (2 * rounds);
-    for (store, rows) in [(&small, FEW), (&large, many)] {
-        read(store.as_ref(), rows / EACH, phase, &wrong).await;
-    }
+    let (few, large) = (System::start(&few_url).await, System::start(&many_url).await);
+    let page = get(large.gateway.addr, "/api/feed/get_feeds?user_id=1&size=20").await.json();
+    findings.share("feeds on a page", page["feeds"].as_array().map_or(0, Vec::len) as f64, 20.0);
+    let of_many = if whole { newest_of::<{ MANY[0] }> } else { newest_of::<{ MANY[1] }> };
+    let rounds = rounds(time, 4);
+    let phase = time / (4 * rounds);
+    few.rate(phase, newest_of::<FEW>).await;
+    large.rate(phase, of_many).await;
+    let compared = ab::compare(
+        rounds as usize,
+        async || 1.0 / few.rate(phase, newest_of::<FEW>).await,
+        async || 1.0 / large.rate(phase, of_many).await,
+    );
+    let compared = compared.await;
+    findings.compared_at_most("time of get_feeds, many rows / few rows", &compared, 1.2);
+    drop((few, large));
+
+    // the statement alone, without the call: for the reader
+    let (few, large, wrong) = (open(&few_url).await, open(&many_url).await, Cell::new(0));
     let mut times = [Vec::new(), Vec::new()];
     let [few_times, many_times] = &mut times;
     let compared = ab::compare(
         rounds as usize,
         async || {
-            few_times.push(read(small.as_ref(), FEW / EACH, phase, &wrong).await);
+            few_times.push(read(few.as_ref(), FEW / EACH, phase, &wrong).await);
             few_times[few_times.len() - 1]
         },
         async || {
@@ -328,9 +398,9 @@ async fn many_rows(time: Duration) -> Findings {
     );
     let compared = compared.await;
     let [few_times, many_times] = &mut times;
-    findings.tell("a read of few rows, median", ab::median(few_times) * 1e6, "us");
-    findings.tell("a read of many rows, median", ab::median(many_times) * 1e6, "us");
-    findings.compared_at_most("time of a read, many rows / few rows", &compared, 1.2);
+    findings.tell("the statement alone, few rows, median", ab::median(few_times) * 1e6, "us");
+    findings.tell("the statement alone, many rows, median", ab::median(many_times) * 1e6, "us");
+    findings.compared("time of the statement alone, many rows / few rows", &compared);
     findings.count("answers with other feeds than the newest 20", wrong.get(), 0);
     findings
 }

@@ -19,7 +19,6 @@ use tokio::time::Instant;
 
 use super::{Findings, rounds, rows};
 use crate::kit::ab;
-use crate::kit::cpu::Others;
 use crate::kit::etcd::Etcd;
 use crate::kit::http::{self, get, request};
 use crate::kit::system::Role;
@@ -163,46 +162,38 @@ async fn group_commits(time: Duration) -> Findings {
     findings
 }
 
-/// One write by each in turn, so that a disk that is now quick, now slow meets both alike.
 async fn lone_writer(time: Duration) -> Findings {
-    let (mut findings, bench, others) = (Findings::default(), Bench::new().await, Others::watch());
+    let (mut findings, bench) = (Findings::default(), Bench::new().await);
     let rounds = rounds(time, 2);
-    let (mut ratios, mut medians) = (Vec::new(), [0.0; 2]);
-    for _ in 0..rounds {
-        let (begun, mut times) = (Instant::now(), [Vec::new(), Vec::new()]);
-        while begun.elapsed() < time / rounds || times[1].is_empty() {
-            for side in if times[0].len() % 2 == 0 { [0, 1] } else { [1, 0] } {
-                let feed = bench.next(1);
-                let begun = Instant::now();
-                if side == 0 {
-                    bench.single.create(feed).await;
-                } else {
-                    bench.create(feed).await;
-                }
-                times[side].push(begun.elapsed().as_secs_f64());
-            }
+    let work = async |ours: bool| {
+        let (feed, begun) = (bench.next(1), Instant::now());
+        if ours {
+            bench.create(feed).await;
+        } else {
+            bench.single.create(feed).await;
         }
-        medians = times.map(|mut times| ab::median(&mut times));
-        ratios.push(medians[0] / medians[1]);
-    }
-    findings.tell("a commit for each row, median of the last round", medians[0] * 1e3, "ms");
-    findings.tell("ours, median of the last round", medians[1] * 1e3, "ms");
-    findings.share("rounds", ratios.len() as f64, 1.0);
-    let compared = ab::Comparison::of(ratios, others.share());
+        begun.elapsed().as_secs_f64()
+    };
+    // ours is the base: the ratio of the times is that of the rates the other way round
+    let compared = ab::in_turn(rounds, time / rounds, async || work(true).await, async || work(false).await);
+    let (compared, [ours, single]) = compared.await;
+    findings.tell("a commit for each row, median of the last round", single * 1e3, "ms");
+    findings.tell("ours, median of the last round", ours * 1e3, "ms");
+    findings.share("rounds", compared.ratios.len() as f64, 1.0);
     findings.compared_at_least("rate of ours / a commit for each row", &compared, 0.98);
     findings
 }
 
 /// A feed service and a gateway of its own.
-struct System {
+pub(super) struct System {
     _etcd: Etcd,
     _feed: Role,
-    gateway: Role,
+    pub(super) gateway: Role,
     next: Cell<i64>,
 }
 
 impl System {
-    async fn start(store: &str) -> Self {
+    pub(super) async fn start(store: &str) -> Self {
         let etcd = Etcd::start().await;
         let endpoint = etcd.addr.to_string();
         let feed = Role::start(&endpoint, "feed", "127.0.0.1:0", &[("MSA__STORE__URL", store)]);
@@ -213,7 +204,7 @@ impl System {
 
     /// Calls for `time` from [`CALLERS`] connections; returns the answers a second. Each caller makes its requests
     /// from numbers that no other has.
-    async fn rate(&self, time: Duration, call: fn(&mut StdRng, i64) -> Request) -> f64 {
+    pub(super) async fn rate(&self, time: Duration, call: fn(&mut StdRng, i64) -> Request) -> f64 {
         let (begun, addr, first) = (Instant::now(), self.gateway.addr, self.next.get());
         let mut callers = JoinSet::new();
         for caller in 0..CALLERS {

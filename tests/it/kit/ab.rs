@@ -2,6 +2,8 @@
 //! the other and the order turned round every time, so whatever else goes on meets both alike. The
 //! result is the median of the rounds' ratios with its 95 % bootstrap interval.
 
+use std::time::{Duration, Instant};
+
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
 
@@ -44,6 +46,34 @@ pub async fn compare(
         ratios.push(b / a);
     }
     Comparison::of(ratios, others.share())
+}
+
+/// Measures single works of both sides in turn, so that a disk that is now quick, now slow meets both alike. Each work
+/// returns its time, seconds; a round lasts `round` and gives the ratio of the medians, candidate over base. Returns the
+/// comparison and the two medians of the last round.
+pub async fn in_turn(
+    rounds: u32,
+    round: Duration,
+    mut base: impl AsyncFnMut() -> f64,
+    mut candidate: impl AsyncFnMut() -> f64,
+) -> (Comparison, [f64; 2]) {
+    let others = Others::watch();
+    let (mut ratios, mut medians) = (Vec::new(), [0.0; 2]);
+    for _ in 0..rounds {
+        let (begun, mut times) = (Instant::now(), [Vec::new(), Vec::new()]);
+        while begun.elapsed() < round || times[1].is_empty() {
+            if times[0].len() % 2 == 0 {
+                times[0].push(base().await);
+                times[1].push(candidate().await);
+            } else {
+                times[1].push(candidate().await);
+                times[0].push(base().await);
+            }
+        }
+        medians = times.map(|mut times| median(&mut times));
+        ratios.push(medians[1] / medians[0]);
+    }
+    (Comparison::of(ratios, others.share()), medians)
 }
 
 impl Comparison {
@@ -99,6 +129,24 @@ mod tests {
         assert!(found.low <= 1.3 && 1.3 <= found.high, "{found:?}");
         assert!(found.low > 1.15 && found.high < 1.45, "{found:?}");
         assert!((found.low..=found.high).contains(&found.median), "{found:?}");
+        assert!(order.borrow().starts_with("abbaabba"), "{}", order.borrow());
+    }
+    #[tokio::test]
+    async fn single_works_in_turn_give_a_known_ratio() {
+        let order = std::cell::RefCell::new(String::new());
+        let work = async |name, time| {
+            order.borrow_mut().push(name);
+            tokio::task::yield_now().await;
+            time
+        };
+        let (found, medians) = in_turn(
+            3,
+            Duration::from_millis(20),
+            async || work('a', 2.0).await,
+            async || work('b', 3.0).await,
+        )
+        .await;
+        assert_eq!((found.ratios, medians), (vec![1.5; 3], [2.0, 3.0]));
         assert!(order.borrow().starts_with("abbaabba"), "{}", order.borrow());
     }
 }

@@ -1,12 +1,23 @@
 //! Processor time: of a process, of everything this test started, and of everybody else on the machine.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Instant;
 
 /// Clock ticks a second in /proc; the same on every Linux.
 const HERTZ: f64 = 100.0;
 /// Share of the cores that others may take before a measurement is void.
 const DISTURBED: f64 = 0.2;
+
+/// Ticks of processes below this one that nobody will wait for, see [`note_orphans`].
+static ORPHANS: AtomicU64 = AtomicU64::new(0);
+
+/// Counts what these processes have used as ours. To be called before they are killed together with their parent: it can
+/// no longer wait for them, and their time would be missing from what this process and all below it have used.
+pub fn note_orphans(processes: &[u32]) {
+    let ticks: f64 = processes.iter().filter_map(|process| stat(*process)).map(|it| it.own + it.ended).sum();
+    ORPHANS.fetch_add(ticks as u64, Relaxed);
+}
 
 /// The processor time of one process, user and system, from now on.
 pub struct Meter {
@@ -69,13 +80,21 @@ fn ticks() -> (f64, f64) {
         }
         false
     };
-    let own = all.iter().filter(|(process, _)| ours(**process)).map(|(_, stat)| stat.own + stat.ended).sum();
+    let running: f64 =
+        all.iter().filter(|(process, _)| ours(**process)).map(|(_, stat)| stat.own + stat.ended).sum();
+    let own = running + ORPHANS.load(Relaxed) as f64;
     let text = std::fs::read_to_string("/proc/stat").expect("/proc/stat");
     let line = text.lines().next().unwrap_or_default();
     let fields: Vec<f64> = line.split_whitespace().skip(1).filter_map(|n| n.parse().ok()).collect();
     // user, nice, system, (idle, iowait), irq, softirq, steal
     let busy = [0, 1, 2, 5, 6, 7].into_iter().filter_map(|n| fields.get(n)).sum();
     (own, busy)
+}
+
+/// Returns the processor time of this process and all below it, those that have ended included, seconds.
+#[cfg(test)]
+pub fn own_seconds() -> f64 {
+    ticks().0 / HERTZ
 }
 
 /// Watches what others take while a measurement runs.

@@ -14,6 +14,8 @@ use super::{free_addr, http, process, wait_for};
 pub struct Options {
     /// Where it listens for https beside plain http; the certificates come with `args`.
     pub https: Option<SocketAddr>,
+    /// Where it listens for plain http as well.
+    pub also: Option<SocketAddr>,
     /// Further arguments.
     pub args: Vec<String>,
 }
@@ -94,6 +96,9 @@ fn spawn(addr: SocketAddr, peer: SocketAddr, options: &Options, data: &tempfile:
     let (mut client, peer) = (format!("http://{addr}"), format!("http://{peer}"));
     if let Some(https) = options.https {
         client = format!("{client},https://{https}");
+    }
+    if let Some(also) = options.also {
+        client = format!("{client},http://{also}");
     }
     let mut command = Command::new(program());
     command

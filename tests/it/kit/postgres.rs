@@ -14,7 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tokio::net::TcpStream;
 use tokio_postgres::{Client, Config, NoTls};
 
-use super::{SOON, free_addr, wait_long_for};
+use super::{SOON, cpu, free_addr, wait_long_for};
 
 /// The user whom the server runs as when the tests run as root: it refuses root.
 const NOBODY: u32 = 65534;
@@ -124,16 +124,7 @@ impl Postgres {
     /// Kills it and all of its processes; its data stays.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
-            let all = processes(child.id());
-            for &pid in &all {
-                signal(pid, Signal::KILL);
-            }
-            let _ = child.wait();
-            // a new server refuses to start while the memory of the old one is in use
-            let begun = Instant::now();
-            while all.iter().any(|pid| runs(*pid)) && begun.elapsed() < SOON {
-                std::thread::sleep(Duration::from_millis(1));
-            }
+            kill_all(&mut child);
         }
     }
 
@@ -260,6 +251,21 @@ pub fn installed(name: &str) -> PathBuf {
     found.into_iter().max().unwrap_or_else(|| PathBuf::from(name))
 }
 
+/// Kills a server with all of its processes, and waits until they have ended.
+pub fn kill_all(server: &mut Child) {
+    let all = processes(server.id());
+    cpu::note_orphans(&all[1..]);
+    for &pid in &all {
+        signal(pid, Signal::KILL);
+    }
+    let _ = server.wait();
+    // a new server refuses to start while the memory of the old one is in use
+    let begun = Instant::now();
+    while all.iter().any(|pid| runs(*pid)) && begun.elapsed() < SOON {
+        std::thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// Returns a process and its children.
 fn processes(parent: u32) -> Vec<u32> {
     let children = std::fs::read_to_string(format!("/proc/{parent}/task/{parent}/children"));
@@ -277,4 +283,23 @@ fn signal(pid: u32, what: Signal) {
     let pid = i32::try_from(pid).ok().and_then(Pid::from_raw).expect("a pid");
     // a child may have ended by itself
     let _ = kill_process(pid, what);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn the_work_of_a_server_is_ours_also_after_its_end() {
+        let server = Postgres::start().await;
+        let before = cpu::own_seconds();
+        let admin = server.admin().await;
+        let work = "DO $$ DECLARE begun timestamptz := clock_timestamp(); BEGIN
+                    WHILE clock_timestamp() < begun + interval '1 s' LOOP END LOOP; END $$";
+        admin.batch_execute(work).await.expect("it works");
+        let running = cpu::own_seconds() - before;
+        drop(server);
+        let ended = cpu::own_seconds() - before;
+        assert!(running > 0.1 && ended > running - 0.05, "{running} s, after its end {ended} s");
+    }
 }

@@ -303,7 +303,7 @@ async fn neither_contents_nor_secrets_are_logged_at_any_level() {
     let args =
         args.map(|arg| arg.split_once('=').map(|(flag, name)| format!("{flag}={}", file(name))).unwrap());
     let args = args.into_iter().chain(["--client-cert-auth".to_owned()]).collect();
-    let etcd = Etcd::start_with(Options { https: Some(https), args }).await;
+    let etcd = Etcd::start_with(Options { https: Some(https), args, ..Options::default() }).await;
     let mut root = etcd.client().await;
     root.user_add("root", MARKER, None).await.unwrap();
     root.user_grant_role("root", "root").await.unwrap();

@@ -259,10 +259,15 @@ fn the_nixos_modules_describe_keys_that_exist() {
                 described.insert(key);
             }
         }
-        let files = text.split("fileOption \"").skip(1).map(|after| after.split('"').nth(2).unwrap());
+        let files = text.split("FileOption \"").skip(1).map(|after| after.split('"').nth(2).unwrap());
         for key in files {
-            assert!(settings::find(key).is_some(), "{}: fileOption of {key:?}", path.display());
+            assert!(settings::find(key).is_some(), "{}: file option of {key:?}", path.display());
             described.insert(key.to_owned());
+        }
+    }
+    for access in ["registry", "store"] {
+        for file in ["ca_file", "cert_file", "key_file", "password_file"] {
+            assert!(described.contains(&format!("{access}.{file}")), "{access}.{file} has no option");
         }
     }
     assert!(described.len() > 10, "only {described:?} take their description from the definitions");

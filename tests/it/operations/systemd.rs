@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr as UnixAddr, UnixDatagram};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use command_fds::{CommandFdExt as _, FdMapping};
 use rustix::process::Signal;
@@ -102,6 +103,22 @@ fn a_manager_that_cannot_be_told_stops_nothing() {
         assert_eq!(warnings, if warned { 2 } else { 0 }, "{socket:?}");
         assert_eq!(process.count_logs(|line| line["level"] == "ERROR"), 0, "{socket:?}");
     }
+}
+
+/// systemd lets the waits between restarts grow, and shrinks them only if it is told to.
+#[test]
+fn a_process_that_has_run_for_a_while_wants_short_waits_again() {
+    let (dir, name) = (tempfile::tempdir().unwrap(), format!("microservice-app/r{}", std::process::id()));
+    let socket = UnixDatagram::bind_addr(&UnixAddr::from_abstract_name(name.as_bytes()).unwrap()).unwrap();
+    let mut process = Process::spawn(notifying(&dir, &format!("@{name}")));
+    assert_eq!(receive(&socket), "READY=1");
+    let ready = Instant::now();
+    assert_eq!(receive(&socket), "RESTART_RESET=1");
+    // one that ends within the longest wait between restarts must not be restarted without one
+    assert!(ready.elapsed() > Duration::from_secs(9), "{:?}", ready.elapsed());
+    process.signal(Signal::TERM);
+    assert_eq!(receive(&socket), "STOPPING=1");
+    assert!(process.wait(SOON).success());
 }
 
 #[tokio::test]

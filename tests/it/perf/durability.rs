@@ -17,7 +17,7 @@ use tokio_postgres::Client;
 
 use crate::kit::ab::median;
 use crate::kit::cpu::Others;
-use crate::kit::postgres::{Postgres, connect, program};
+use crate::kit::postgres::{Postgres, connect, kill_all, program};
 use crate::kit::{free_addr, wait_for, wait_long_for};
 
 const WRITERS: i64 = 64;
@@ -61,9 +61,7 @@ impl Standby {
 
 impl Drop for Standby {
     fn drop(&mut self) {
-        // its processes end when they miss it
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        kill_all(&mut self.0);
     }
 }
 

@@ -3,5 +3,6 @@
 mod absence;
 mod access;
 mod discovery;
+mod families;
 mod limbo;
 mod sessions;

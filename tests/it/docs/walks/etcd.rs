@@ -1,8 +1,10 @@
 //! What the pages say of etcd: backup and restore, users and rights, upkeep, and the exchange of a member.
 
 use std::process::Child;
+use std::time::Duration;
 
 use super::*;
+use crate::kit::authority::Authority;
 use crate::kit::etcd::{self, Etcd};
 
 const NIX: &str = "docs/nix.md";
@@ -37,7 +39,34 @@ async fn the_shown_commands_of_etcd_do_what_the_pages_say() {
     restore(&mut session).await;
     rights(&mut session);
     exchange(&mut session).await;
+    secured(&mut session).await;
     session.finish();
+}
+
+/// An etcd as the page's own section on secrets sets it up: it wants a certificate and a password.
+async fn secured(session: &mut Session) {
+    let (authority, dir, https) = (Authority::new("etcd"), session.path("secrets"), free_addr());
+    std::fs::create_dir(&dir).unwrap();
+    authority.issue(&dir, "etcd", &["127.0.0.1"], Duration::from_hours(1));
+    std::fs::rename(dir.join("etcd.pem"), dir.join("etcd.crt")).unwrap();
+    std::fs::write(dir.join("ca.crt"), authority.pem()).unwrap();
+    let file = |name: &str| dir.join(name).display().to_string();
+    let args = vec![
+        format!("--cert-file={}", file("etcd.crt")),
+        format!("--key-file={}", file("etcd.key")),
+        format!("--trusted-ca-file={}", file("ca.crt")),
+        "--client-cert-auth".to_owned(),
+    ];
+    let options = etcd::Options { https: Some(https), args, ..etcd::Options::default() };
+    let etcd = Etcd::start_with(options).await;
+    let mut client = etcd.client().await;
+    client.user_add("root", "root-3", None).await.unwrap();
+    client.user_grant_role("root", "root").await.unwrap();
+    client.auth_enable().await.unwrap();
+    session.swap("/var/lib/secrets", &dir.display().to_string());
+    session.swap("127.0.0.1:2379", &https.to_string());
+    let script = session.lines(NIX, "export ETCDCTL_ENDPOINTS").join("\n");
+    session.typed(&format!("unset ETCDCTL_ENDPOINTS\n{script}"), &["root-3"]);
 }
 
 fn upkeep(session: &mut Session) {
@@ -169,6 +198,6 @@ async fn exchange(session: &mut Session) {
     // a second member for a single one
     let one = Etcd::start().await;
     session.set("ETCDCTL_ENDPOINTS", &one.addr.to_string());
-    let added = session.say(NIX, "etcdctl member add node-5 --peer-urls=http://192.168.50.15:2380");
+    let added = session.say(NIX, "etcdctl member add node-5 --peer-urls=http://192.168.50.17:2380");
     assert!(added.contains("ETCD_INITIAL_CLUSTER_STATE=\"existing\""), "{added}");
 }

@@ -1,8 +1,9 @@
 //! Writers and readers that know what they must find: each record has one writer, whose versions only grow.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Mutex;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rand::rngs::StdRng;
 use rand::{RngExt as _, SeedableRng as _};
@@ -23,6 +24,10 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// Share of the writers that hang up amid a write, and after how long, ms: within the limit.
 const IN_A_HURRY: f64 = 0.2;
 const HURRY: std::ops::Range<u64> = 1..400;
+/// An end of the stream that comes so soon may be a half-close: the gateway makes the write (docs/api.md, "Hanging up").
+const HALF_CLOSE: Duration = Duration::from_millis(50);
+/// Writes of a record that are remembered.
+const LAST: usize = 6;
 
 /// One record.
 #[derive(Clone, Copy, Debug)]
@@ -76,10 +81,26 @@ struct Known {
     acknowledged: u64,
     /// The last version that each gateway acknowledged.
     by_gateway: [u64; 2],
+    /// The last writes, for a reader that finds what cannot be.
+    last: VecDeque<Attempt>,
+}
+
+/// How a write went.
+#[derive(Clone, Copy, Debug)]
+#[expect(dead_code, reason = "printed when a guarantee is broken")]
+struct Attempt {
+    version: u64,
+    gateway: usize,
+    /// From the start of the run.
+    begun: Duration,
+    took: Duration,
+    /// Without a status the writer hung up or the connection broke.
+    status: Option<u16>,
 }
 
 /// The traffic of a run.
 pub struct Traffic {
+    start: Instant,
     gateways: Vec<SocketAddr>,
     records: Vec<(Record, Mutex<Known>)>,
     writes: Mutex<Vec<Write>>,
@@ -98,7 +119,7 @@ impl Traffic {
             })
         });
         let (writes, broken, reads) = Default::default();
-        Self { gateways, records: records.collect(), writes, broken, reads }
+        Self { start: Instant::now(), gateways, records: records.collect(), writes, broken, reads }
     }
 
     /// Writes and reads every record until the end.
@@ -120,6 +141,10 @@ impl Traffic {
                 let patience = Duration::from_millis(random.random_range(HURRY));
                 if self.write(number, gateway, patience).await {
                     continue;
+                }
+                if patience < HALF_CLOSE {
+                    // behind its limit it does not come either
+                    sleep(LIMIT.saturating_sub(patience)).await;
                 }
                 // at once, by another way if there is one, with what the writer has by now
                 self.write(number, (gateway + 1) % self.gateways.len(), PATIENCE).await;
@@ -147,12 +172,18 @@ impl Traffic {
             known.tried
         };
         let (path, body) = record.write(version);
+        let (begun, sent) = (self.start.elapsed(), Instant::now());
         let answer = self.ask(gateway, "PUT", path, &body, patience).await;
-        let acknowledged = answer.is_some_and(|answer| answer.status == 200);
-        if acknowledged {
+        let (status, took) = (answer.map(|answer| answer.status.as_u16()), sent.elapsed());
+        let acknowledged = status == Some(200);
+        {
             let mut known = known.lock().expect("no panic under it");
-            known.acknowledged = version;
-            known.by_gateway[gateway] = version;
+            if acknowledged {
+                known.acknowledged = version;
+                known.by_gateway[gateway] = version;
+            }
+            known.last.truncate(LAST - 1);
+            known.last.push_front(Attempt { version, gateway, begun, took, status });
         }
         let key = record.number;
         self.writes.lock().expect("no panic under it").push(Write { key, version, acknowledged });
@@ -178,7 +209,11 @@ impl Traffic {
         let stale = answer.degraded() == "stale";
         let least = if stale { by_gateway } else { acknowledged };
         if !(least..=tried).contains(&found) {
-            let what = format!("{record:?} reads {found}, want {least} to {tried}, stale: {stale}");
+            let last = known.lock().expect("no panic under it").last.clone();
+            let what = format!(
+                "{record:?} reads {found} through gateway {gateway} at {:?}, want {least} to {tried}, stale: {stale}; {last:?}",
+                self.start.elapsed()
+            );
             self.broken.lock().expect("no panic under it").push(what);
         }
         answer.degraded().is_empty().then_some(found)

@@ -117,3 +117,29 @@ async fn a_write_finds_its_rows_by_the_index() {
     let topic = Topic { topic_id: 1, subject: String::new(), content: String::new() };
     store::topic(&at(&server.url()), &metrics()).await.unwrap().put(topic, soon()).await.unwrap();
 }
+
+/// On Citus most statements cannot be planned without the values of their parameters.
+#[tokio::test]
+async fn a_statement_is_planned_once_and_on_citus_for_each_call() {
+    let counted =
+        ["shared_preload_libraries = 'pg_stat_statements'", "pg_stat_statements.track_planning = on"];
+    let server = Postgres::start_with(&counted).await;
+    let admin = server.admin().await;
+    admin.batch_execute("CREATE EXTENSION pg_stat_statements").await.unwrap();
+    // only its name is there
+    let citus = "SET allow_system_table_mods = on;
+                 INSERT INTO pg_extension (oid, extname, extowner, extnamespace, extrelocatable, extversion)
+                 VALUES (99999, 'citus', 10, 11, false, '0')";
+    for (script, plans) in [("", 1), (citus, 3)] {
+        admin.batch_execute(script).await.unwrap();
+        let store = feed(&server.url()).await;
+        admin.query_one("SELECT pg_stat_statements_reset()", &[]).await.unwrap();
+        for id in 1..=3 {
+            store.create(record(7, id, "x"), soon()).await.unwrap();
+        }
+        let question =
+            "SELECT plans, calls FROM pg_stat_statements WHERE query LIKE 'INSERT INTO feed.feeds%'";
+        let counted = admin.query_one(question, &[]).await.unwrap();
+        assert_eq!((counted.get::<_, i64>(0), counted.get::<_, i64>(1)), (plans, 3), "{script}");
+    }
+}

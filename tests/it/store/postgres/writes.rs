@@ -26,6 +26,7 @@ async fn one_write_is_one_statement_and_many_are_few_transactions() {
     }
     let log = server.log();
     assert_eq!(log.matches("INSERT INTO feed.feeds").count(), 3, "{log}");
+    assert_eq!(log.matches("unnest").count(), 0, "a lone write needs no arrays: {log}");
     let alone = log[log.find("INSERT INTO feed.feeds").unwrap()..].matches("BEGIN").count();
     assert_eq!(alone, 0, "a lone write is its own transaction: {log}");
 
