@@ -3,7 +3,8 @@
 //! tokio-postgres bounds only the TCP part of a connection attempt and tries one host after the other, so a frozen host
 //! that is named first would hang every reconnect. Here the whole attempt at a host is bounded, and the next host is
 //! tried while a slow one is still awaited. Each address of a name is tried like a host of its own: one may be silent, or
-//! that of a standby.
+//! that of a standby. A standby is asked again and again on the same connection: it may be the one that is promoted, and to
+//! ask costs it less than a new session.
 
 use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
@@ -26,11 +27,14 @@ use tokio_util::either::Either;
 
 use super::credentials::Files;
 use super::failure::reason;
-use super::link::Link;
+use super::link::{Link, Role};
 use crate::config::Store;
 
-/// Longest time for the whole connection to one host: TCP, TLS, the login, and the check that it can be written to.
-const CONNECT: Duration = Duration::from_secs(1);
+/// Longest time for the whole connection to one host: TCP, TLS, the login, and the check that it can be written to. A
+/// standby has as long to be promoted.
+pub const CONNECT: Duration = Duration::from_secs(1);
+/// Time after which a standby is asked again.
+const ASK_AGAIN: Duration = Duration::from_millis(50);
 /// Time after which the next host is tried while one has not answered.
 const STAGGER: Duration = Duration::from_millis(250);
 /// TCP ends a connection whose peer acknowledges nothing for so long, when there is something to send.
@@ -65,13 +69,6 @@ struct Spot {
     addr: Option<SocketAddr>,
 }
 
-/// What became of a spot.
-enum Tried {
-    Open(Link),
-    /// Its name has these addresses.
-    Addresses(Vec<SocketAddr>),
-}
-
 /// One host of the URL.
 #[derive(Clone, Debug)]
 enum Place {
@@ -80,6 +77,18 @@ enum Place {
     /// The path of the socket.
     Unix(PathBuf),
 }
+
+/// What became of a spot.
+enum Found {
+    /// Its name has these addresses.
+    Addresses(Vec<SocketAddr>),
+    Primary(Link),
+    /// It cannot be written to, and why.
+    Standby(Link, &'static str),
+}
+
+/// The end of an attempt.
+type Attempt<'a> = BoxFuture<'a, (Spot, Result<Found, String>)>;
 
 impl Target {
     /// Takes the place from the settings, and looks whether the files that they name can be used.
@@ -134,8 +143,9 @@ impl Target {
                 };
                 let host = spot.host;
                 match ended {
-                    Ok(Tried::Open(link)) => return Ok((link, host)),
-                    Ok(Tried::Addresses(addrs)) => {
+                    Ok(Found::Primary(link)) => return Ok((link, host)),
+                    Ok(Found::Standby(link, why)) => attempts.push(self.await_promotion(spot, link, why)),
+                    Ok(Found::Addresses(addrs)) => {
                         let mut spots = addrs.into_iter().map(|addr| Spot { host, addr: Some(addr) });
                         // the others come after the other hosts
                         attempts.extend(spots.next().map(|spot| self.attempt(spot)));
@@ -164,7 +174,7 @@ impl Target {
         self.places.get(at).map(ToString::to_string).unwrap_or_default()
     }
 
-    fn attempt(&self, spot: Spot) -> BoxFuture<'_, (Spot, Result<Tried, String>)> {
+    fn attempt(&self, spot: Spot) -> Attempt<'_> {
         Box::pin(async move {
             let limit = self.config.get_connect_timeout().copied().unwrap_or(CONNECT);
             let ended = crate::timeout::timeout(limit, self.attempt_at(spot)).await;
@@ -173,7 +183,7 @@ impl Target {
     }
 
     /// Looks the name of a host up, unless it is an address, or connects.
-    async fn attempt_at(&self, spot: Spot) -> Result<Tried, String> {
+    async fn attempt_at(&self, spot: Spot) -> Result<Found, String> {
         let place = &self.places[spot.host];
         let addr = match (place, spot.addr) {
             (Place::Tcp(name, port), None) => match name.parse::<IpAddr>() {
@@ -181,16 +191,34 @@ impl Target {
                 Err(_) => {
                     let addrs =
                         (self.look_up)(name.clone(), *port).await.map_err(|error| error.to_string())?;
-                    return Ok(Tried::Addresses(addrs.into_iter().take(ADDRESSES).collect()));
+                    return Ok(Found::Addresses(addrs.into_iter().take(ADDRESSES).collect()));
                 }
             },
             (_, addr) => addr,
         };
-        self.open(place, addr).await.map(Tried::Open)
+        self.open(place, addr).await
     }
 
-    /// Opens a connection to one host and checks that it can be written to.
-    async fn open(&self, place: &Place, addr: Option<SocketAddr>) -> Result<Link, String> {
+    /// Asks a standby again and again, for as long as an attempt may take.
+    fn await_promotion(&self, spot: Spot, link: Link, mut why: &'static str) -> Attempt<'_> {
+        Box::pin(async move {
+            let asked = async {
+                loop {
+                    tokio::time::sleep(ASK_AGAIN).await;
+                    match link.ask().await? {
+                        Role::Primary => return Ok(()),
+                        Role::Standby(still) => why = still,
+                    }
+                }
+            };
+            let ended: Result<Result<(), String>, _> = crate::timeout::timeout(CONNECT, asked).await;
+            let found = ended.unwrap_or_else(|_| Err(why.to_owned()));
+            (spot, found.map(|()| Found::Primary(link)))
+        })
+    }
+
+    /// Opens a connection to one host and asks what it is.
+    async fn open(&self, place: &Place, addr: Option<SocketAddr>) -> Result<Found, String> {
         let files = self.files.clone();
         let read = tokio::task::spawn_blocking(move || files.read().map_err(|error| error.to_string())).await;
         let credentials = read.map_err(|error| error.to_string())??;
@@ -200,8 +228,10 @@ impl Target {
         }
         let socket = place.connect(addr).await.map_err(|error| error.to_string())?;
         let link = log_in(config, place.clone(), socket, credentials.tls).await?;
-        link.check().await?;
-        Ok(link)
+        Ok(match link.ask().await? {
+            Role::Primary => Found::Primary(link),
+            Role::Standby(why) => Found::Standby(link, why),
+        })
     }
 }
 

@@ -60,8 +60,7 @@ impl Postgres {
         let database = Database::new(metrics, service.schema.name, target.hosts());
         let timeout = target.timeout;
         let stop = CancellationToken::new();
-        let (keep_reads, reads) = Keeper::new(target.clone(), service, Purpose::Reads, database.clone());
-        let (keep_writes, writes) = Keeper::new(target, service, Purpose::Writes, database.clone());
+        let [(keep_reads, reads), (keep_writes, writes)] = Keeper::pair(&target, service, &database);
         for keeper in [keep_reads, keep_writes] {
             tokio::spawn(stop.clone().run_until_cancelled_owned(keeper.run()));
         }

@@ -17,6 +17,15 @@ use super::failure::{is_unreplicated_commit, reason};
 const QUESTION: &str = "SELECT pg_is_in_recovery(), current_setting('transaction_read_only'), \
                         (extract(epoch FROM clock_timestamp()) * 1000000)::bigint";
 
+/// What a server is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// It can be written to.
+    Primary,
+    /// It can only be read, and why.
+    Standby(&'static str),
+}
+
 /// A connection to a server that could be written to when it was opened. It ends when this is dropped, when the server
 /// ends it, and when somebody calls [`Link::lose`].
 pub struct Link {
@@ -89,10 +98,23 @@ impl Link {
     /// # Errors
     /// Why it cannot.
     pub async fn check(&self) -> Result<(), String> {
+        match self.ask().await? {
+            Role::Primary => Ok(()),
+            Role::Standby(why) => Err(why.to_owned()),
+        }
+    }
+
+    /// Asks the server what it is, and reads its clock if it can be written to.
+    ///
+    /// # Errors
+    /// Why it does not say.
+    pub async fn ask(&self) -> Result<Role, String> {
         let asked = Instant::now();
         let answer = match self.client.simple_query(QUESTION).await {
             // the question came between the statements of a transaction, of which one had failed
-            Err(error) if error.code() == Some(&SqlState::IN_FAILED_SQL_TRANSACTION) => return Ok(()),
+            Err(error) if error.code() == Some(&SqlState::IN_FAILED_SQL_TRANSACTION) => {
+                return Ok(Role::Primary);
+            }
             other => other.map_err(|error| reason(&error))?,
         };
         let read = Instant::now();
@@ -102,16 +124,16 @@ impl Link {
         });
         let row = row.ok_or("the server answers nothing")?;
         if row.get(0) == Some("t") {
-            return Err("it is a standby".to_owned());
+            return Ok(Role::Standby("it is a standby"));
         }
         if row.get(1) != Some("off") {
-            return Err("it can only be read".to_owned());
+            return Ok(Role::Standby("it can only be read"));
         }
         let micros = row.get(2).and_then(|text| text.parse().ok()).ok_or("the server has no clock")?;
         let server = SystemTime::UNIX_EPOCH + Duration::from_micros(micros);
         let clock = Clock { server, read, uncertain: read - asked };
         *self.clock.lock().unwrap_or_else(PoisonError::into_inner) = Some(clock);
-        Ok(())
+        Ok(Role::Primary)
     }
 
     /// Returns the time that the server's clock will not have passed before `deadline` has.

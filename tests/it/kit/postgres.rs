@@ -49,6 +49,21 @@ impl Postgres {
         server
     }
 
+    /// Starts one on a copy of a data directory, such as a base backup, and waits until it answers.
+    pub async fn start_from(data: &Path) -> Self {
+        let mut server = Self { addr: free_addr(), directory: directory(), child: None };
+        let run =
+            |command: &mut Command| assert!(command.status().expect("it runs").success(), "{command:?}");
+        run(Command::new("cp").arg("-a").arg(data).arg(server.data()));
+        if is_root() {
+            run(Command::new("chown").args(["-R", &format!("{NOBODY}:{NOBODY}")]).arg(server.data()));
+        }
+        server.append("postgresql.conf", &format!("port = {}\n", server.addr.port()));
+        server.launch();
+        server.admin().await;
+        server
+    }
+
     /// Makes the directory of a server that does not run yet.
     fn new(settings: &[&str]) -> Self {
         let server = Self { addr: free_addr(), directory: directory(), child: None };

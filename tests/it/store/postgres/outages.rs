@@ -232,6 +232,62 @@ async fn a_host_that_can_only_be_read_is_left_for_another() {
 }
 
 #[tokio::test]
+async fn reads_follow_writes_to_another_host() {
+    // the first goes on as a primary whose standby is gone, as one does whose Patroni was killed
+    let (first, second) = (Postgres::start().await, Postgres::start().await);
+    let url = Postgres::url_at(&[first.addr, second.addr]);
+    let store = open(&Store { timeout: 500 * MS, ..at(&url) }).await.unwrap();
+    store.create(record(7, 1, "x"), soon()).await.unwrap();
+    first.append("postgresql.conf", "synchronous_standby_names = 'nobody'\n");
+    first.reload();
+    wait_for("writes go to the second host", || async {
+        let _ = store.create(record(7, 2, "x"), soon()).await;
+        (!sessions(&second.admin().await).await.is_empty()).then_some(())
+    })
+    .await;
+    store.create(record(7, 2, "x"), soon()).await.unwrap();
+    measured("reads are of the same host", || async {
+        let begun = Instant::now();
+        wait_for("reads go to the second host", || async {
+            (found(store.as_ref(), 7).await == [2]).then_some(())
+        })
+        .await;
+        let took = begun.elapsed();
+        if took < Duration::from_secs(1) { Ok(()) } else { Err(took) }
+    })
+    .await;
+}
+
+/// Makes a server one that can only be read, as a standby, or one that can be written to again; sessions stay.
+async fn read_only(admin: &tokio_postgres::Client, value: &str) {
+    admin.batch_execute(&format!("ALTER SYSTEM SET default_transaction_read_only = {value}")).await.unwrap();
+    admin.batch_execute("SELECT pg_reload_conf()").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_standby_that_is_promoted_is_used_at_once_for_writes_and_reads() {
+    const ROUNDS: u32 = 5;
+    let server = Postgres::start().await;
+    let (store, admin) = (feed(&server.url()).await, server.admin().await);
+    measured("a promoted server is found", || async {
+        let mut whole = Duration::ZERO;
+        for round in 0..ROUNDS {
+            read_only(&admin, "on").await;
+            // at another moment of the search each time
+            tokio::time::sleep((2000 + 170 * round) * MS).await;
+            assert!(store.warnings().len() == 2, "{:?}", store.warnings());
+            read_only(&admin, "off").await;
+            let promoted = Instant::now();
+            wait_for("writes work", || async { store.create(record(7, 1, "x"), soon()).await.ok() }).await;
+            assert_eq!(found(store.as_ref(), 7).await, [1], "reads wait for what is about to come");
+            whole += promoted.elapsed();
+        }
+        if whole < ROUNDS * 250 * MS { Ok(()) } else { Err(whole / ROUNDS) }
+    })
+    .await;
+}
+
+#[tokio::test]
 async fn reads_that_nobody_waits_for_disturb_no_other() {
     let server = Postgres::start().await;
     let store = feed(&server.url()).await;
