@@ -158,15 +158,16 @@ impl Postgres {
 
 #[async_trait]
 impl Health for Postgres {
-    /// Fails only for a database that this program cannot work with: one that is away is away for every instance, and
-    /// leaving the registry would help nobody.
+    /// Fails for a database that this program cannot work with, and when a task of the store has ended. One that is away
+    /// is away for every instance, and leaving the registry would help nobody.
     async fn usable(&self) -> Result<(), StoreError> {
         for links in [&self.writes, &self.reads] {
             if let State::Unusable(why) = links.state() {
                 return Err(StoreError::Failed(why));
             }
         }
-        if self.queue.is_closed() { Err(StoreError::Closed) } else { Ok(()) }
+        let runs = self.writes.is_kept() && self.reads.is_kept() && !self.queue.is_closed();
+        if runs { Ok(()) } else { Err(StoreError::Closed) }
     }
 
     fn warnings(&self) -> Vec<String> {
@@ -195,5 +196,29 @@ impl Health for Postgres {
 
     fn database(&self) -> Value {
         self.database.status()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::service::FEED;
+    use super::*;
+
+    #[tokio::test]
+    #[expect(clippy::used_underscore_binding, reason = "it is held for its end, which is what is tested")]
+    async fn a_store_whose_connections_nobody_keeps_is_not_usable() {
+        // nothing listens there
+        let url = "postgres://app@127.0.0.1:1/msa".parse().unwrap();
+        let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
+        let store = Postgres::open(&url, &Store::default(), &FEED, &metrics).await.unwrap();
+        store.usable().await.unwrap();
+        // the keepers end, as by a panic; the writer goes on
+        store._stop.token().cancel();
+        let closed = async {
+            while !matches!(store.usable().await, Err(StoreError::Closed)) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), closed).await.unwrap();
     }
 }

@@ -14,7 +14,6 @@ use tokio_postgres::Statement;
 use super::super::database::{Database, Purpose};
 use super::super::error::StoreError;
 use super::dial::Target;
-use super::failure::reason;
 use super::link::Link;
 use super::schema::Unusable;
 use super::service::Service;
@@ -93,6 +92,11 @@ impl Links {
     fn missing(&self, since: Instant) -> Instant {
         let opened = ready(&self.other.borrow()).map(|ready| ready.opened);
         opened.map_or(since, |opened| since.max(opened))
+    }
+
+    /// Returns false once nobody keeps the connection any more.
+    pub fn is_kept(&self) -> bool {
+        self.own.has_changed().is_ok()
     }
 
     /// Waits for a connection, until there has been none for `limit`: a database that stays away is refused at once.
@@ -254,11 +258,11 @@ impl Keeper {
         let version = self.service.schema.ensure(link.client_mut(), self.target.timeout).await?;
         let prepared = tokio::time::timeout(self.target.timeout, self.prepare(&link)).await;
         let late = |_| Unusable::Failed(format!("no answer within {:?}", self.target.timeout));
-        let statements = prepared.map_err(late)?.map_err(|error| Unusable::Failed(reason(&error)))?;
+        let statements = prepared.map_err(late)??;
         Ok(Ready { link, statements, version, session, host, opened: Instant::now() })
     }
 
-    async fn prepare(&self, link: &Link) -> Result<Vec<Statement>, tokio_postgres::Error> {
+    async fn prepare(&self, link: &Link) -> Result<Vec<Statement>, Unusable> {
         let limit = self.target.timeout.as_millis();
         let (execute, lock) = match self.purpose {
             Purpose::Reads => (limit, 0),
@@ -276,7 +280,7 @@ impl Keeper {
         link.client().batch_execute(&session).await?;
         let mut statements = Vec::new();
         for text in self.service.statements() {
-            statements.push(link.client().prepare(&text).await?);
+            statements.push(self.service.schema.prepare(link.client(), &text).await?);
         }
         Ok(statements)
     }
@@ -311,6 +315,10 @@ impl Keeper {
             if let Ok(Err(why)) | Err(why) = ready.link.answered(limit, self.target.check(&ready.link)).await
             {
                 return why;
+            }
+            if matches!(self.purpose, Purpose::Writes) {
+                // another setting of the server; if this fails, so does the next check
+                let _ = crate::timeout::timeout(limit, ready.link.client().batch_execute(DURABLE)).await;
             }
         }
     }

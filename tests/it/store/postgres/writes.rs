@@ -8,6 +8,7 @@ use microservice_app::store::StoreError;
 
 use super::super::contract::{at, record, soon};
 use super::{MS, feed, found, open, sessions, wait_for_session, wait_until_well};
+use crate::kit::SOON;
 use crate::kit::postgres::{Postgres, connect};
 
 /// The session that writes waits for a lock.
@@ -264,4 +265,35 @@ async fn a_server_whose_commits_hang_gets_no_more_sessions_than_one_for_each_sto
     server.reload();
     wait_until_well(store.as_ref()).await;
     store.create(record(7, 2, "x"), soon()).await.unwrap();
+}
+
+#[tokio::test]
+async fn commits_stay_durable_when_the_server_s_setting_changes() {
+    let server = Postgres::start().await;
+    let admin = server.admin().await;
+    let store = feed(&server.url()).await;
+    // each write notes the setting of its session
+    let note = "CREATE TABLE seen (id bigint, setting text);
+                CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql SECURITY DEFINER AS $$ BEGIN
+                  INSERT INTO seen VALUES (NEW.id, current_setting('synchronous_commit')); RETURN NEW; END $$;
+                CREATE TRIGGER note AFTER INSERT ON feed.feeds FOR EACH ROW EXECUTE FUNCTION note()";
+    admin.batch_execute(note).await.unwrap();
+    let (mut id, mut last) = (0, String::new());
+    for (setting, wanted) in
+        [("off", "on"), ("local", "local"), ("off", "on"), ("remote_apply", "remote_apply")]
+    {
+        server.append("postgresql.conf", &format!("synchronous_commit = {setting}\n"));
+        server.reload();
+        let begun = Instant::now();
+        // what the server says is followed within a second or so, and never to off
+        while begun.elapsed() < Duration::from_secs(3) || last != wanted {
+            id += 1;
+            store.create(record(7, id, "x"), soon()).await.unwrap();
+            let seen = admin.query_one("SELECT setting FROM seen WHERE id = $1", &[&id]).await.unwrap();
+            last = seen.get(0);
+            assert_ne!(last, "off", "after {setting}");
+            assert!(begun.elapsed() < SOON, "{last} after {setting}");
+            tokio::time::sleep(20 * MS).await;
+        }
+    }
 }
