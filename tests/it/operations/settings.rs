@@ -210,7 +210,10 @@ fn every_flag_sets_a_key_that_its_role_reads_and_says_what_the_definition_says()
             let begin = short.split(" [default: ").next().unwrap();
             assert!(begin.len() > 10 && setting.meaning().starts_with(begin), "{name}: {short}");
             let default = setting.default(role);
-            let default = default.trim_matches(['[', ']', '"']);
+            let default = match setting.kind {
+                Kind::List { .. } => default.trim_matches(['[', ']', '"']),
+                _ => default.trim_matches('"'),
+            };
             let default = format!("[default: {}]", if default.is_empty() { "none" } else { default });
             assert!(short.ends_with(&default) && long.ends_with(&default), "{name}: {short}; {long}");
             assert!(cli::flag_of(flag.key).is_some_and(|flag| flag.starts_with("--")), "{name}");
