@@ -37,16 +37,34 @@ let
               opensearch = option types.anything { };
               patroni = option types.anything { };
               postgresql = option types.anything { enableJIT = false; };
-              prometheus = option types.anything { };
+              # each by itself, for the modules read one while they set another
+              prometheus =
+                lib.genAttrs [
+                  "enable"
+                  "port"
+                  "listenAddress"
+                  "retentionTime"
+                  "configText"
+                  "exporters"
+                ] (_: option types.anything { })
+                // {
+                  alertmanager =
+                    lib.genAttrs [
+                      "enable"
+                      "listenAddress"
+                      "extraFlags"
+                      "configText"
+                    ] (_: option types.anything { })
+                    // {
+                      port = option types.port 9093;
+                    };
+                };
             };
             users = option types.anything { };
             assertions = option (types.listOf types.raw) [ ];
             warnings = option (types.listOf types.str) [ ];
           };
-          config = {
-            _module.args.pkgs = lib.mkDefault pkgs;
-            services.prometheus.alertmanager.port = 9093;
-          };
+          config._module.args.pkgs = lib.mkDefault pkgs;
         }
         { services.microservice-app = services; }
       ];
