@@ -123,7 +123,7 @@ impl Target {
                 };
                 match ended {
                     Ok(Found::Primary(link)) => return Ok((link, at)),
-                    Ok(Found::Standby(link, why)) => attempts.push(self.await_promotion(at, link, why)),
+                    Ok(Found::Standby(link, why)) => attempts.push(Self::await_promotion(at, link, why)),
                     Err(failure) => failures.push(format!("{}: {failure}", self.places[at])),
                 }
                 if more || attempts.is_empty() {
@@ -152,7 +152,7 @@ impl Target {
     }
 
     /// Asks a standby again and again, for as long as an attempt may take.
-    fn await_promotion(&self, at: usize, link: Link, mut why: &'static str) -> Attempt<'_> {
+    fn await_promotion(at: usize, link: Link, mut why: &'static str) -> Attempt<'static> {
         Box::pin(async move {
             let asked = async {
                 loop {
