@@ -108,12 +108,12 @@ impl Target {
     pub async fn connect(&self, first: usize) -> Result<(Link, usize), String> {
         let count = self.places.len();
         let mut waiting = (0..count).map(|step| (first + step) % count);
-        let mut attempts = FuturesUnordered::new();
+        let (mut attempts, mut standbys) = (FuturesUnordered::new(), FuturesUnordered::new());
         let mut failures = Vec::new();
         loop {
             match waiting.next() {
                 Some(at) => attempts.push(self.attempt(at)),
-                None if attempts.is_empty() => return Err(failures.join("; ")),
+                None if attempts.is_empty() && standbys.is_empty() => return Err(failures.join("; ")),
                 None => {}
             }
             let more = waiting.len() > 0;
@@ -124,6 +124,7 @@ impl Target {
                 let (at, ended) = tokio::select! {
                     biased;
                     Some(ended) = attempts.next() => ended,
+                    Some(ended) = standbys.next() => ended,
                     () = &mut pause => break,
                     else => break,
                 };
@@ -132,10 +133,10 @@ impl Target {
                         attempts.extend(waiting.map(|at| self.attempt(at)));
                         return Ok(Self::newest((link, at), attempts).await);
                     }
-                    Ok(Found::Standby(link, why)) => attempts.push(self.await_promotion(at, link, why)),
+                    Ok(Found::Standby(link, why)) => standbys.push(self.await_promotion(at, link, why)),
                     Err(failure) => failures.push(format!("{}: {failure}", self.places[at])),
                 }
-                if more || attempts.is_empty() {
+                if more || (attempts.is_empty() && standbys.is_empty()) {
                     break;
                 }
             }
