@@ -112,8 +112,8 @@ pub async fn commit(
     usual: Duration,
 ) -> Result<Made, Failure> {
     let until = times.until();
-    let timed: Vec<_> = writes.iter().map(|write| (*write, until)).collect();
-    let commands = commands(&timed);
+    let dated: Vec<_> = writes.iter().map(|write| (*write, until)).collect();
+    let commands = commands(&dated);
     let begin = times.border(usual, commands.len());
     let end = begin.is_some().then_some("COMMIT");
     let mut made = Made::default();
@@ -130,8 +130,8 @@ pub async fn commit(
 /// Why that is not known. [`Failure::Conflict`] if a transaction that is about to write such a record does not end.
 pub async fn absent(ready: &Ready, deletions: &[&Write], times: &Times) -> Result<HashSet<Key>, Failure> {
     let until = times.until();
-    let timed: Vec<_> = deletions.iter().map(|write| (*write, until)).collect();
-    let mut commands = commands(&timed);
+    let dated: Vec<_> = deletions.iter().map(|write| (*write, until)).collect();
+    let mut commands = commands(&dated);
     for command in &mut commands {
         command.statement = PROBE;
     }

@@ -127,12 +127,12 @@ impl Target {
         let count = self.places.len();
         let hosts = (0..count).map(|step| Spot { host: (first + step) % count, addr: None });
         let mut waiting: VecDeque<_> = hosts.collect();
-        let mut attempts = FuturesUnordered::new();
+        let (mut attempts, mut standbys) = (FuturesUnordered::new(), FuturesUnordered::new());
         let mut failures = Vec::new();
         loop {
             match waiting.pop_front() {
                 Some(spot) => attempts.push(self.attempt(spot)),
-                None if attempts.is_empty() => return Err(failures.join("; ")),
+                None if attempts.is_empty() && standbys.is_empty() => return Err(failures.join("; ")),
                 None => {}
             }
             let next = Instant::now() + STAGGER;
@@ -143,6 +143,7 @@ impl Target {
                 let (spot, ended) = tokio::select! {
                     biased;
                     Some(ended) = attempts.next() => ended,
+                    Some(ended) = standbys.next() => ended,
                     () = pause => break,
                     else => break,
                 };
@@ -152,7 +153,7 @@ impl Target {
                         attempts.extend(waiting.into_iter().map(|spot| self.attempt(spot)));
                         return Ok(self.newest((link, host), attempts).await);
                     }
-                    Ok(Found::Standby(link, why)) => attempts.push(self.await_promotion(spot, link, why)),
+                    Ok(Found::Standby(link, why)) => standbys.push(self.await_promotion(spot, link, why)),
                     Ok(Found::Addresses(addrs)) => {
                         let mut spots = addrs.into_iter().map(|addr| Spot { host, addr: Some(addr) });
                         // the others come after the other hosts
@@ -165,7 +166,7 @@ impl Target {
                         None => format!("{}: {failure}", self.places[host]),
                     }),
                 }
-                if !waiting.is_empty() || attempts.is_empty() {
+                if !waiting.is_empty() || (attempts.is_empty() && standbys.is_empty()) {
                     break;
                 }
             }
@@ -252,14 +253,14 @@ impl Target {
     async fn attempt_at(&self, spot: Spot) -> Result<Found, String> {
         let place = &self.places[spot.host];
         let addr = match (place, spot.addr) {
-            (Place::Tcp(name, port), None) => match name.parse::<IpAddr>() {
-                Ok(ip) => Some(SocketAddr::new(ip, *port)),
-                Err(_) => {
-                    let addrs =
-                        (self.look_up)(name.clone(), *port).await.map_err(|error| error.to_string())?;
+            (Place::Tcp(name, port), None) => {
+                let Ok(ip) = name.parse::<IpAddr>() else {
+                    let addrs = (self.look_up)(name.clone(), *port).await;
+                    let addrs = addrs.map_err(|error| error.to_string())?;
                     return Ok(Found::Addresses(addrs.into_iter().take(ADDRESSES).collect()));
-                }
-            },
+                };
+                Some(SocketAddr::new(ip, *port))
+            }
             (_, addr) => addr,
         };
         self.open(place, addr).await

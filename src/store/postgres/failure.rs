@@ -48,10 +48,10 @@ impl Failure {
             (&SqlState::FEATURE_NOT_SUPPORTED, _) if said.routine() == Some("RevalidateCachedQuery") => {
                 Self::Elsewhere(text)
             }
-            // the table or the schema is gone: the next connection makes it again
-            (&SqlState::UNDEFINED_TABLE | &SqlState::INVALID_SCHEMA_NAME, _) => Self::Elsewhere(text),
-            // connection trouble, read-only transaction, server shutting down; the prepared statement is gone
-            (_, "08" | "25" | "26" | "57") => Self::Elsewhere(text),
+            // the table or the schema is gone, and the next connection makes it again; connection trouble, read-only
+            // transaction, server shutting down; the prepared statement is gone
+            (&SqlState::UNDEFINED_TABLE | &SqlState::INVALID_SCHEMA_NAME, _)
+            | (_, "08" | "25" | "26" | "57") => Self::Elsewhere(text),
             _ => Self::Refused(text),
         }
     }

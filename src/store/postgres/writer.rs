@@ -29,10 +29,11 @@ const READ_TIME: Duration = Duration::from_millis(10);
 pub const CONNECTION_WAIT: Duration = Duration::from_secs(1);
 /// How often writes of a batch are sent again because they came too late, or the server could not write any more.
 const REPEATS: u32 = 5;
-/// How long the writes of a batch are repeated because other transactions hold their records. Others wait meanwhile.
+/// How long a write is repeated because another transaction holds its record. Others wait meanwhile.
 const BUSY: Duration = Duration::from_millis(500);
-/// Into so many parts a batch is divided to find the record that another transaction holds.
+/// Into so many parts a batch is divided to find the record that another transaction holds, and for how long.
 const DIVIDE: usize = 16;
+const SEARCH: Duration = Duration::from_secs(2);
 
 /// A write that is queued.
 pub struct Job {
@@ -235,9 +236,7 @@ impl Work {
         match failure {
             // find the bad row, and write the others
             Failure::Row(_) if jobs.len() > 1 => self.divide(jobs, 2),
-            Failure::Conflict(_) if self.busy.get_or_insert_with(Instant::now).elapsed() < BUSY => {
-                self.divide(jobs, DIVIDE);
-            }
+            Failure::Conflict(_) if self.has_patience(jobs.len()) => self.divide(jobs, DIVIDE),
             Failure::Elsewhere(_) if self.repeats < REPEATS => {
                 self.repeats += 1;
                 self.parts.push_front(jobs);
@@ -254,6 +253,12 @@ impl Work {
             }
             failure => self.refuse(jobs, failure.into()),
         }
+    }
+
+    /// Returns true if so many writes are tried again although another transaction holds a record of theirs.
+    fn has_patience(&mut self, writes: usize) -> bool {
+        let held = self.busy.get_or_insert_with(Instant::now).elapsed();
+        held < if writes == 1 { BUSY } else { SEARCH }
     }
 
     /// Puts writes back in so many parts.
