@@ -60,7 +60,8 @@ mod tests {
 
     /// An answer whose question took `took` and was executed right before it came back, `after` the start.
     fn answer(start: Instant, after: Duration, took: Duration) -> Clock {
-        Clock::new(start + after - took, start + after, SERVER + Duration::from_secs(9) + after)
+        let asked = start + after.saturating_sub(took);
+        Clock::new(asked, start + after, SERVER + Duration::from_secs(9) + after)
     }
 
     #[test]

@@ -113,11 +113,11 @@ pub async fn commit(
 ) -> Result<Made, Failure> {
     let until = times.until();
     let dated: Vec<_> = writes.iter().map(|write| (*write, until)).collect();
-    let commands = commands(&dated);
-    let begin = times.border(usual, commands.len());
+    let statements = commands(&dated);
+    let begin = times.border(usual, statements.len());
     let end = begin.is_some().then_some("COMMIT");
     let mut made = Made::default();
-    for answer in execute(ready, begin, &commands, end).await? {
+    for answer in execute(ready, begin, &statements, end).await? {
         made.note(&answer, writes, times);
     }
     Ok(made)
@@ -131,13 +131,13 @@ pub async fn commit(
 pub async fn absent(ready: &Ready, deletions: &[&Write], times: &Times) -> Result<HashSet<Key>, Failure> {
     let until = times.until();
     let dated: Vec<_> = deletions.iter().map(|write| (*write, until)).collect();
-    let mut commands = commands(&dated);
-    for command in &mut commands {
-        command.statement = PROBE;
+    let mut probes = commands(&dated);
+    for probe in &mut probes {
+        probe.statement = PROBE;
     }
     // an insertion waits for that transaction
     let begin = format!("BEGIN; SET LOCAL statement_timeout = {}", times.execute.as_millis());
-    let answers = execute(ready, Some(begin), &commands, Some("ROLLBACK")).await?;
+    let answers = execute(ready, Some(begin), &probes, Some("ROLLBACK")).await?;
     Ok(answers.into_iter().flat_map(|answer| answer.keys).collect())
 }
 

@@ -180,7 +180,8 @@ impl Target {
         mut attempts: FuturesUnordered<Attempt<'a>>,
     ) -> (Link, usize) {
         let (mut best, until) = (found, Instant::now() + SETTLE);
-        while let Ok(Some((Spot { host, .. }, ended))) = tokio::time::timeout_at(until, attempts.next()).await {
+        while let Ok(Some((Spot { host, .. }, ended))) = tokio::time::timeout_at(until, attempts.next()).await
+        {
             match ended {
                 Ok(Found::Primary(link)) => {
                     if let (Some(this), Some(known)) = (link.timeline(), best.0.timeline())

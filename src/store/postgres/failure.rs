@@ -44,13 +44,18 @@ impl Failure {
             ) => Self::Conflict(text),
             (&SqlState::DISK_FULL, _) => Self::Full,
             (_, "22" | "23") => Self::Row(text),
-            // the prepared statement is out of date
-            (&SqlState::FEATURE_NOT_SUPPORTED, _) if said.routine() == Some("RevalidateCachedQuery") => {
-                Self::Elsewhere(text)
+            // a feature that is missing stays so, unless it is that the prepared statement is out of date
+            (&SqlState::FEATURE_NOT_SUPPORTED, _) if said.routine() != Some("RevalidateCachedQuery") => {
+                Self::Refused(text)
             }
             // the table or the schema is gone, and the next connection makes it again; connection trouble, read-only
             // transaction, server shutting down; the prepared statement is gone
-            (&SqlState::UNDEFINED_TABLE | &SqlState::INVALID_SCHEMA_NAME, _)
+            (
+                &SqlState::UNDEFINED_TABLE
+                | &SqlState::INVALID_SCHEMA_NAME
+                | &SqlState::FEATURE_NOT_SUPPORTED,
+                _,
+            )
             | (_, "08" | "25" | "26" | "57") => Self::Elsewhere(text),
             _ => Self::Refused(text),
         }
