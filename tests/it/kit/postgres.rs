@@ -316,21 +316,3 @@ fn signal(pid: u32, what: Signal) {
     // a child may have ended by itself
     let _ = kill_process(pid, what);
 }
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn the_work_of_a_server_is_ours_also_after_its_end() {
-        let server = Postgres::start().await;
-        let before = cpu::own_seconds();
-        let admin = server.admin().await;
-        let work = "DO $$ BEGIN FOR number IN 1..10000000 LOOP END LOOP; END $$";
-        admin.batch_execute(work).await.expect("it works");
-        let running = cpu::own_seconds() - before;
-        drop(server);
-        let ended = cpu::own_seconds() - before;
-        assert!(running > 0.1 && ended > running - 0.05, "{running} s, after its end {ended} s");
-    }
-}
