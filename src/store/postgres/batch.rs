@@ -177,8 +177,13 @@ mod tests {
             assert_eq!(ids, [1, 5]);
         }
         let mixed = [put(9), delete(3), put(1), put(9), delete(4), put(2), delete(9)];
-        let want =
-            [(PUT, vec![1, 2]), (DELETE, vec![3, 4]), (PUT, vec![9]), (PUT, vec![9]), (DELETE, vec![9])];
+        let want = [
+            (PUT, vec![1, 2]),
+            (DELETE, vec![3, 4]),
+            (PUT_ONE, vec![9]),
+            (PUT_ONE, vec![9]),
+            (DELETE, vec![9]),
+        ];
         assert_eq!(order(&mixed), want);
         assert_eq!(order(&[put(3), put(1), put(2)]), [(PUT, vec![1, 2, 3])]);
     }

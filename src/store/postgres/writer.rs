@@ -121,7 +121,9 @@ impl Writer {
             let part = wanted(part).await;
             let Some(deadline) = part.iter().map(|job| job.deadline).min() else { continue };
             let clock = ready.link.clock().filter(|_| !ready.link.is_lost());
-            let Some(times) = clock.and_then(|clock| Times::new(deadline, self.execute, clock)) else {
+            let Some(times) =
+                clock.and_then(|clock| Times::new(Instant::now(), deadline, self.execute, clock))
+            else {
                 // nothing was sent: the connection was lost meanwhile, or one of them has no time left
                 work.parts.push_front(part);
                 continue;
@@ -173,7 +175,8 @@ impl Writer {
     async fn answer_deletions(&self, ready: &Ready, jobs: Vec<Job>, work: &mut Work) {
         let deadline = jobs.iter().map(|job| job.deadline).min();
         let times = deadline.zip(ready.link.clock());
-        let times = times.and_then(|(deadline, clock)| Times::new(deadline, self.execute, clock));
+        let times =
+            times.and_then(|(deadline, clock)| Times::new(Instant::now(), deadline, self.execute, clock));
         let Some(times) = times else { return work.parts.push_front(jobs) };
         let deletions: Vec<_> = jobs.iter().map(|job| &job.write).collect();
         let limit = self.timeout + SLACK;
