@@ -96,7 +96,6 @@ async fn a_record_that_somebody_holds_fails_no_write_of_others() {
             Err(other) => panic!("{id}: {other}"),
         }
     }
-    assert!(!server.log().contains("statement timeout"), "{}", server.log());
     wait_for_session(&admin, "state = 'idle'").await;
     other.batch_execute("COMMIT").await.unwrap();
     insist(store.as_ref(), 100, "mine").await;
