@@ -85,8 +85,14 @@ let
       assertion = builtins.match "[a-z]+://[^/@]*:[^/@]*@.*|.*[?&]password=.*" url == null;
       message = "${process.option}.settings.store.url holds a password, which everyone on the host could read: name a file in services.microservice-app.store.access.passwordFile.";
     };
+  registryKnown = option: {
+    assertion = cfg.registry.endpoints != [ ];
+    message = "${option} needs to know etcd: set services.microservice-app.registry.endpoints = [ \"host:2379\" ];";
+  };
 in
 {
+  inherit registryKnown;
+
   # The assertions for a list of processes.
   #   listen  section of the settings that has the address to listen on
   of =
@@ -106,10 +112,7 @@ in
           assertion = (cfg.package.meta.mainProgram or null) == "microservice-app";
           message = "services.microservice-app.package is ${cfg.package.name}, whose `meta.mainProgram` is not microservice-app.";
         }
-        {
-          assertion = cfg.registry.endpoints != [ ];
-          message = "${process.option} needs to know etcd: set services.microservice-app.registry.endpoints = [ \"host:2379\" ];";
-        }
+        (registryKnown process.option)
       ]
       ++ lib.optional (listen == "grpc") (unprivileged "${process.option}.port" process.port)
       ++ lib.optionals (process.settings ? store.url) (store process)

@@ -280,6 +280,9 @@ rec {
     assertions = checks.of listen processes;
   };
 
+  # The assertion that a part of this host knows a registry.
+  registryKnown = what: checks.registryKnown "services.microservice-app.${what}";
+
   # The unit of a process, and its settings file.
   inherit
     (import ./unit.nix {

@@ -8,6 +8,13 @@
 let
   inherit (lib) types;
   option = type: default: lib.mkOption { inherit default type; };
+  # An option whose value has these options and whatever else is set. Unlike `anything`, one part may depend on another.
+  freely =
+    options:
+    option (types.submodule {
+      freeformType = types.lazyAttrsOf types.anything;
+      inherit options;
+    }) { };
   evaluatedWith =
     more: services:
     (lib.evalModules {
@@ -37,28 +44,7 @@ let
               opensearch = option types.anything { };
               patroni = option types.anything { };
               postgresql = option types.anything { enableJIT = false; };
-              # each by itself, for the modules read one while they set another
-              prometheus =
-                lib.genAttrs [
-                  "enable"
-                  "port"
-                  "listenAddress"
-                  "retentionTime"
-                  "configText"
-                  "exporters"
-                ] (_: option types.anything { })
-                // {
-                  alertmanager =
-                    lib.genAttrs [
-                      "enable"
-                      "listenAddress"
-                      "extraFlags"
-                      "configText"
-                    ] (_: option types.anything { })
-                    // {
-                      port = option types.port 9093;
-                    };
-                };
+              prometheus = freely { alertmanager = freely { port = option types.port 9093; }; };
             };
             users = option types.anything { };
             assertions = option (types.listOf types.raw) [ ];
@@ -138,10 +124,14 @@ let
         gateways = [ "192.168.50.14:6060" ];
         alertmanager.webhook.url = "https://alerts.example.org/hook";
       });
-      aSecretInTheStore = mistyped (monitoring {
-        gateways = [ "192.168.50.14:6060" ];
-        alertmanager.webhook.tokenFile = ./refused.nix;
-      });
+      aPasswordFileInTheStore =
+        let
+          config = evaluated (monitoring {
+            gateways = [ "192.168.50.14:6060" ];
+            grafana.adminPasswordFile = ./refused.nix;
+          });
+        in
+        !(builtins.tryEval config.services.microservice-app.monitoring.grafana.adminPasswordFile).success;
       aDatabaseForOthersWithoutAPassword = refused "database.passwordFile is not set" (database {
         allowFrom = [ "192.168.50.11" ];
       });

@@ -1,5 +1,7 @@
 //! The names of the headers that travel between a caller, the gateway and the services.
 
+use std::ops::RangeInclusive;
+
 use http::{HeaderName, HeaderValue};
 
 /// The id of a request, from the caller or else from the gateway.
@@ -26,6 +28,9 @@ pub const WRITTEN: HeaderName = HeaderName::from_static("x-msa-written-ms");
 /// On a call that is refused for overload: the time after which it may be repeated, ms; a negative number forbids
 /// that (gRPC proposal A6).
 pub const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");
+/// Range of [`PUSHBACK`] of a call that is refused for overload, ms: long enough for a few hundred calls to end, short
+/// against a deadline, and wide enough that callers which were refused together do not return together.
+pub const PUSHBACK_RANGE: RangeInclusive<u16> = 50..=150;
 
 /// Returns the value of [`SERVICE`] for a service whose keys in the registry begin with `prefix`.
 #[must_use]

@@ -163,6 +163,9 @@ fn store(role: Role, store: &Store) -> Result<(), Wrong> {
              PostgreSQL's certificate comes from"
                 .to_owned(),
         )),
+        Some(_) if url.refuses_tls() => {
+            Err((ca.0, "is for TLS, but `store.url` has sslmode=disable".to_owned()))
+        }
         None if store.cert_file.is_some() => Err((ca.0, format!("is missing, and {} is set, which is for TLS", cert.0))),
         _ => Ok(()),
     }

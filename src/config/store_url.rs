@@ -4,6 +4,7 @@ use std::error::Error as _;
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use tokio_postgres::config::{Config, SslMode, TargetSessionAttrs};
 
@@ -80,6 +81,12 @@ impl PostgresUrl {
         &self.config
     }
 
+    /// Returns true if it asks for connections without TLS.
+    #[must_use]
+    pub fn refuses_tls(&self) -> bool {
+        self.text.contains("sslmode=disable")
+    }
+
     /// Returns true if it asks for TLS.
     #[must_use]
     pub fn requires_tls(&self) -> bool {
@@ -90,6 +97,22 @@ impl PostgresUrl {
 /// The error for a URL with a password.
 const PASSWORD: &str = "the URL of PostgreSQL holds a password, which logs and lists of processes would show: write it \
                         into a file and name that in `store.password_file`";
+
+/// The parameters of a URL that have an effect.
+const PARAMETERS: [&str; 10] = [
+    "application_name",
+    "channel_binding",
+    "connect_timeout",
+    "dbname",
+    "host",
+    "options",
+    "port",
+    "sslmode",
+    "target_session_attrs",
+    "user",
+];
+/// Longest `connect_timeout`: while a host may take so long, no other round over the hosts begins.
+const LONGEST_CONNECT: Duration = Duration::from_secs(5);
 
 impl FromStr for PostgresUrl {
     type Err = String;
@@ -126,6 +149,27 @@ impl FromStr for PostgresUrl {
         if !matches!(config.get_ports().len(), 0 | 1) && config.get_ports().len() != config.get_hosts().len()
         {
             return Err(wrong("has another number of ports than of hosts"));
+        }
+        let parameters = text.split_once('?').map_or("", |(_, parameters)| parameters);
+        let parameters = parameters.split('&').filter_map(|parameter| parameter.split_once('='));
+        for (name, value) in parameters {
+            match name {
+                "sslmode" if value == "prefer" => {
+                    return Err(wrong("has sslmode=prefer; it can be verify-full, require or disable"));
+                }
+                "connect_timeout"
+                    if !config
+                        .get_connect_timeout()
+                        .is_some_and(|limit| (Duration::ZERO..=LONGEST_CONNECT).contains(limit)) =>
+                {
+                    return Err(wrong(&format!(
+                        "has connect_timeout, which can be 1 to {}",
+                        LONGEST_CONNECT.as_secs()
+                    )));
+                }
+                name if PARAMETERS.contains(&name) => {}
+                name => return Err(wrong(&format!("has the parameter `{name}`, which is not supported"))),
+            }
         }
         match config.get_target_session_attrs() {
             TargetSessionAttrs::Any | TargetSessionAttrs::ReadWrite => {}
@@ -174,6 +218,36 @@ mod tests {
             refusal("postgres://app@h/d?target_session_attrs=read-only").contains("target_session_attrs")
         );
         assert!(refusal("postgres://app@h/d?colour=red").contains("unknown option `colour`"));
+    }
+
+    #[test]
+    fn a_parameter_that_would_have_no_effect_is_refused() {
+        for parameter in [
+            "hostaddr=10.0.0.1",
+            "keepalives=1",
+            "keepalives_idle=5",
+            "keepalives_interval=5",
+            "keepalives_retries=5",
+            "tcp_user_timeout=5",
+            "load_balance_hosts=random",
+            "sslnegotiation=direct",
+            "sslmode=prefer",
+            "connect_timeout=0",
+            "connect_timeout=6",
+            "connect_timeout=30",
+            "host%61ddr=10.0.0.1",
+        ] {
+            let refused = refusal(&format!("postgres://app@h/d?application_name=x&{parameter}"));
+            let name = parameter.split('=').next().unwrap();
+            assert!(refused.contains(name), "{parameter}: {refused}");
+        }
+        let url: PostgresUrl = "postgres://app@h/d?connect_timeout=5".parse().unwrap();
+        assert_eq!(url.config().get_connect_timeout(), Some(&Duration::from_secs(5)));
+        for taken in
+            ["sslmode=disable", "channel_binding=require", "target_session_attrs=any", "options=-c%20x%3D1"]
+        {
+            format!("postgres://app@h/d?{taken}").parse::<StoreUrl>().unwrap();
+        }
     }
 
     #[test]

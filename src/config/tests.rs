@@ -101,6 +101,10 @@ const REFUSED: &[(&str, &str)] = &[
         "`store.ca_file` in the defaults: is missing, and store.cert_file is set",
     ),
     (
+        "[store]\nurl = \"postgres://app@db/msa?sslmode=disable\"\nca_file = \"ca\"",
+        "`store.ca_file` in app.toml: is for TLS, but `store.url` has sslmode=disable",
+    ),
+    (
         "[store]\nurl = \"sqlite:x.db\"\npassword_file = \"p\"",
         "`store.password_file` in app.toml: is for PostgreSQL, but `store.url` is sqlite:x.db",
     ),

@@ -1,6 +1,5 @@
 //! Failed and refused calls as gRPC answers.
 
-use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use http::{HeaderValue, Response};
@@ -8,12 +7,8 @@ use tonic::Status;
 use tonic::body::Body;
 
 use crate::api::error::{Code, Error};
-use crate::api::headers::PUSHBACK;
+use crate::api::headers::{PUSHBACK, PUSHBACK_RANGE};
 use crate::server::admission::Refusal;
-
-/// Range of the pushback of a call that is refused for overload, ms: long enough for a few hundred calls to end,
-/// short against a deadline, and wide enough that callers which were refused together do not return together.
-const PUSHBACK_RANGE: RangeInclusive<u16> = 50..=150;
 
 /// Why a call has no answer of its handler.
 #[derive(Clone, Debug)]

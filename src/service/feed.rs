@@ -29,8 +29,7 @@ impl feed_server::Feed for Feed {
         request.validate()?;
         let size = u32::try_from(request.size).unwrap_or(0);
         let page = self.store.newest(request.user_id, size, request.before).await;
-        let page = page.map_err(Error::from)?;
-        let page = page.ok_or_else(|| Error::not_found(format!("user {} has no feeds", request.user_id)))?;
+        let page = page?.ok_or_else(|| Error::not_found(format!("user {} has no feeds", request.user_id)))?;
         Ok(Response::new(GetFeedsResponse { feeds: page.feeds, shortened: page.shortened }))
     }
 
@@ -38,7 +37,7 @@ impl feed_server::Feed for Feed {
         let deadline = Context::of(request.extensions()).deadline.into_std();
         let feed = request.into_inner();
         feed.validate()?;
-        self.store.create(feed, deadline).await.map_err(Error::from)?;
+        self.store.create(feed, deadline).await?;
         Ok(Response::new(OkResponse {}))
     }
 
@@ -49,7 +48,7 @@ impl feed_server::Feed for Feed {
         let deadline = Context::of(request.extensions()).deadline.into_std();
         let request = request.into_inner();
         request.validate()?;
-        let deleted = self.store.delete(request.user_id, request.id, deadline).await.map_err(Error::from)?;
+        let deleted = self.store.delete(request.user_id, request.id, deadline).await?;
         Ok(Response::new(DeleteFeedResponse { deleted }))
     }
 }

@@ -44,7 +44,7 @@ impl profile_server::Profile for Profile {
         let context = Context::of(request.extensions());
         let request = request.into_inner();
         request.validate()?;
-        let profile = self.store.get(request.user_id).await.map_err(Error::from)?;
+        let profile = self.store.get(request.user_id).await?;
         let profile =
             profile.ok_or_else(|| Error::not_found(format!("there is no profile {}", request.user_id)))?;
         let (feeds, marks) = self.feeds(request.user_id, &context).await;
@@ -68,7 +68,7 @@ impl profile_server::Profile for Profile {
         let deadline = Context::of(request.extensions()).deadline.into_std();
         let profile = request.into_inner();
         profile.validate()?;
-        self.store.put(profile.into(), deadline).await.map_err(Error::from)?;
+        self.store.put(profile.into(), deadline).await?;
         Ok(Response::new(OkResponse {}))
     }
 }

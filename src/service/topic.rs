@@ -27,7 +27,7 @@ impl topic_server::Topic for Topic {
     ) -> Result<Response<GetTopicResponse>, Status> {
         let request = request.into_inner();
         request.validate()?;
-        let topic = self.store.get(request.topic_id).await.map_err(Error::from)?;
+        let topic = self.store.get(request.topic_id).await?;
         let topic =
             topic.ok_or_else(|| Error::not_found(format!("there is no topic {}", request.topic_id)))?;
         Ok(Response::new(GetTopicResponse {
@@ -41,7 +41,7 @@ impl topic_server::Topic for Topic {
         let deadline = Context::of(request.extensions()).deadline.into_std();
         let topic = request.into_inner();
         topic.validate()?;
-        self.store.put(topic.into(), deadline).await.map_err(Error::from)?;
+        self.store.put(topic.into(), deadline).await?;
         Ok(Response::new(OkResponse {}))
     }
 
@@ -52,7 +52,7 @@ impl topic_server::Topic for Topic {
         let request = request.into_inner();
         request.validate()?;
         let size = u32::try_from(request.size).unwrap_or(0);
-        let page = self.store.list(request.after, size).await.map_err(Error::from)?;
+        let page = self.store.list(request.after, size).await?;
         Ok(Response::new(ListTopicsResponse { topics: page.topics, next: page.next }))
     }
 }

@@ -1,8 +1,12 @@
 //! What goes wrong in a store.
 
+use http::{HeaderMap, HeaderValue};
 use rusqlite::ErrorCode;
+use tonic::Status;
+use tonic::metadata::MetadataMap;
 
 use crate::api::error::{Code, Error};
+use crate::api::headers::{PUSHBACK, PUSHBACK_RANGE};
 
 /// A store could not be opened or used. The text says which and why; it is for the log.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -24,6 +28,9 @@ pub enum StoreError {
     /// A file of the store was taken away while it was in use. What is written would be lost.
     #[error("store: {0} while it was in use")]
     Lost(String),
+    /// The store has too much to do. Nothing was changed.
+    #[error("store: too many {0} wait")]
+    Busy(&'static str),
     /// The database cannot be reached, or not be written to. Nothing was changed.
     #[error("store: no connection: {0}")]
     Away(String),
@@ -45,6 +52,7 @@ impl From<StoreError> for Error {
         match error {
             StoreError::Late => Self::new(Code::Timeout, "the deadline has passed"),
             StoreError::Full => Self::unavailable("the store's disk is full"),
+            StoreError::Busy(_) => Self::unavailable("the store has too much to do"),
             StoreError::Unknown(_) => Self::unavailable("it is not known whether the write was made"),
             StoreError::Open { .. }
             | StoreError::Failed(_)
@@ -55,11 +63,45 @@ impl From<StoreError> for Error {
     }
 }
 
+impl From<StoreError> for Status {
+    /// Returns the answer of a service. An overload tells the caller when to repeat the call, and that the instance has not
+    /// failed.
+    fn from(error: StoreError) -> Self {
+        let is_overload = matches!(error, StoreError::Busy(_));
+        let mut status = Self::from(Error::from(error));
+        if is_overload {
+            let pushback = HeaderValue::from(crate::random::range(PUSHBACK_RANGE));
+            *status.metadata_mut() = MetadataMap::from_headers(HeaderMap::from_iter([(PUSHBACK, pushback)]));
+        }
+        status
+    }
+}
+
 impl From<&rusqlite::Error> for StoreError {
     fn from(error: &rusqlite::Error) -> Self {
         match error.sqlite_error_code() {
             Some(ErrorCode::DiskFull) => Self::Full,
             _ => Self::Failed(error.to_string()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_overload_tells_when_to_come_back() {
+        let pushback = |error: StoreError| {
+            let status = Status::from(error);
+            assert_eq!(status.code(), tonic::Code::Unavailable);
+            status
+                .metadata()
+                .get(PUSHBACK.as_str())
+                .map(|value| value.to_str().unwrap().parse::<u16>().unwrap())
+        };
+        let ms = pushback(StoreError::Busy("writes")).unwrap();
+        assert!(PUSHBACK_RANGE.contains(&ms), "{ms}");
+        assert_eq!(pushback(StoreError::Away("there".to_owned())), None);
     }
 }

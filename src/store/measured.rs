@@ -21,7 +21,10 @@ async fn measure<T>(
     let result = operation.measure(work).await;
     result.inspect_err(|error| {
         // that a database is away is logged once, by whoever keeps the connection
-        if !matches!(error, StoreError::Late | StoreError::Away(_) | StoreError::Unknown(_)) {
+        if !matches!(
+            error,
+            StoreError::Late | StoreError::Busy(_) | StoreError::Away(_) | StoreError::Unknown(_)
+        ) {
             tracing::error!(%error, "store failed");
         }
     })

@@ -92,25 +92,26 @@ pub struct Command {
 }
 
 /// Returns the statements that make these writes, in order. Each key occurs once in the statements of a run, so that the
-/// order of the writes of one key is kept, and each deletion learns whether the record was there. Keys are sorted, so that
-/// transactions that meet lock rows in the same order.
+/// order of the writes of one key is kept, and each deletion learns whether the record was there. The keys of a run are
+/// sorted, whether they are written or deleted, so that transactions that meet lock records in the same order. The later
+/// runs have only keys that the first one has locked if none of them is written after its deletion.
 pub fn commands(writes: &[(&Write, SystemTime)]) -> Vec<Command> {
     let mut seen: HashMap<Key, usize> = HashMap::with_capacity(writes.len());
-    let mut placed: Vec<(usize, usize, Key, usize)> = Vec::with_capacity(writes.len());
+    let mut placed: Vec<(usize, Key, usize, usize)> = Vec::with_capacity(writes.len());
     for (number, (write, _)) in writes.iter().enumerate() {
         let run = seen.entry(write.key()).or_default();
-        placed.push((*run, write.statement(), write.key(), number));
+        placed.push((*run, write.key(), write.statement(), number));
         *run += 1;
     }
     placed.sort_unstable();
     let same_statement =
-        |a: &(usize, usize, Key, usize), b: &(usize, usize, Key, usize)| (a.0, a.1) == (b.0, b.1);
+        |a: &(usize, Key, usize, usize), b: &(usize, Key, usize, usize)| (a.0, a.2) == (b.0, b.2);
     placed
         .chunk_by(same_statement)
         .map(|chunk| {
             let numbers: Vec<usize> = chunk.iter().map(|placed| placed.3).collect();
             let chosen: Vec<_> = numbers.iter().filter_map(|number| writes.get(*number)).collect();
-            let (statement, parameters) = match (chunk.first().map_or(PUT, |placed| placed.1), &chosen[..]) {
+            let (statement, parameters) = match (chunk.first().map_or(PUT, |placed| placed.2), &chosen[..]) {
                 (PUT, [one]) => (PUT_ONE, values(one)),
                 (statement, several) => (statement, columns(several)),
             };
@@ -148,4 +149,42 @@ fn columns(writes: &[&(&Write, SystemTime)]) -> Vec<Parameter> {
     let numbers = numbers.into_iter().take(keys).map(|column| Box::new(column) as Parameter);
     let texts = texts.into_iter().take(fields).map(|column| Box::new(column) as Parameter);
     numbers.chain(texts).chain([Box::new(until) as Parameter]).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn put(id: i64) -> Write {
+        Write::PutFeed(FeedRecord { id, user_id: 7, content: "x".to_owned() })
+    }
+
+    fn delete(id: i64) -> Write {
+        Write::DeleteFeed { user_id: 7, id }
+    }
+
+    /// Returns the statements and the ids in each, in order.
+    fn order(writes: &[Write]) -> Vec<(usize, Vec<i64>)> {
+        let timed: Vec<_> = writes.iter().map(|write| (write, SystemTime::UNIX_EPOCH)).collect();
+        let ids = |command: &Command| command.writes.iter().map(|number| writes[*number].key().1).collect();
+        commands(&timed).iter().map(|command| (command.statement, ids(command))).collect()
+    }
+
+    #[test]
+    fn puts_and_deletions_lock_records_in_one_order() {
+        for writes in [[put(5), delete(1)], [delete(5), put(1)]] {
+            let ids: Vec<_> = order(&writes).into_iter().flat_map(|(_, ids)| ids).collect();
+            assert_eq!(ids, [1, 5]);
+        }
+        let mixed = [put(9), delete(3), put(1), put(9), delete(4), put(2), delete(9)];
+        let want = [
+            (PUT, vec![1, 2]),
+            (DELETE, vec![3, 4]),
+            (PUT_ONE, vec![9]),
+            (PUT_ONE, vec![9]),
+            (DELETE, vec![9]),
+        ];
+        assert_eq!(order(&mixed), want);
+        assert_eq!(order(&[put(3), put(1), put(2)]), [(PUT, vec![1, 2, 3])]);
+    }
 }

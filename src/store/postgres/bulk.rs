@@ -69,8 +69,24 @@ async fn connect(url: &PostgresUrl, settings: &Store) -> Result<Link, String> {
         "{DURABLE}; SET statement_timeout = {limit}; SET lock_timeout = {limit}; \
          SET idle_in_transaction_session_timeout = 0; SET enable_hashjoin = off; SET enable_mergejoin = off"
     );
-    link.client().batch_execute(&session).await.map_err(|error| reason(&error))?;
+    answered(settings, link.client().batch_execute(&session)).await?;
     Ok(link)
+}
+
+/// Waits for what the server does before the copy begins, for as long as a service would.
+///
+/// # Errors
+/// What the server said, or that it said nothing.
+async fn answered<T, E: Into<Unusable>>(
+    settings: &Store,
+    work: impl Future<Output = Result<T, E>>,
+) -> Result<T, String> {
+    let limit = settings.timeout + SLACK;
+    let ended = tokio::time::timeout(limit, work).await;
+    match ended.map_err(|_| format!("no answer within {limit:?}"))?.map_err(Into::into) {
+        Ok(done) => Ok(done),
+        Err(Unusable::Foreign(why) | Unusable::Failed(why)) => Err(why),
+    }
 }
 
 /// Returns the services whose tables a database has, of those that the user may read.
@@ -81,7 +97,7 @@ pub async fn services(url: &PostgresUrl, settings: &Store) -> Result<Vec<records
     let link = connect(url, settings).await?;
     let question = "SELECT n.nspname::text, c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
                     WHERE c.relkind IN ('r', 'p') AND has_schema_privilege(n.oid, 'USAGE')";
-    let tables = link.client().query(question, &[]).await.map_err(|error| reason(&error))?;
+    let tables = answered(settings, link.client().query(question, &[])).await?;
     let tables: Vec<(String, String)> = tables.iter().map(|row| (row.get(0), row.get(1))).collect();
     let there = |service: &records::Service| {
         tables.iter().any(|(schema, table)| {
@@ -102,21 +118,16 @@ impl Snapshot {
         service: records::Service,
     ) -> Result<Self, String> {
         let link = connect(url, settings).await?;
-        let found = service_of(service).schema.find(link.client()).await;
-        match found.map_err(why)? {
+        match answered(settings, service_of(service).schema.find(link.client())).await? {
             Found::Version(1..) => {}
             Found::Version(_) | Found::Nothing => {
                 return Err(format!("has no records of {}", service.name()));
             }
         }
-        let session = Session::new(link, service).await.map_err(|error| reason(&error))?;
+        let session = answered(settings, Session::new(link, service)).await?;
         // the snapshot is taken by the first read
-        session
-            .link
-            .client()
-            .batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY")
-            .await
-            .map_err(|e| reason(&e))?;
+        let begin = session.link.client().batch_execute("BEGIN ISOLATION LEVEL REPEATABLE READ, READ ONLY");
+        answered(settings, begin).await?;
         Ok(Self(session))
     }
 }
@@ -136,7 +147,7 @@ impl Target {
         // migrations change the limits of their session
         drop(link);
         let link = connect(url, settings).await?;
-        Session::new(link, service).await.map(Self).map_err(|error| reason(&error))
+        answered(settings, Session::new(link, service)).await.map(Self)
     }
 }
 
@@ -147,30 +158,30 @@ fn why(unusable: Unusable) -> String {
 }
 
 impl Session {
-    async fn new(link: Link, service: records::Service) -> Result<Self, Error> {
-        let table = service.table();
+    async fn new(link: Link, service: records::Service) -> Result<Self, Unusable> {
+        let (table, schema) = (service.table(), &service_of(service).schema);
         let texts = Texts::of(service.name(), table);
-        let client = link.client();
-        let (count, scan) = (client.prepare(&texts.count).await?, client.prepare(&texts.scan).await?);
-        let get = client.prepare(&texts.get).await?;
-        let (insert, replace) = (client.prepare(&texts.insert).await?, client.prepare(&texts.replace).await?);
+        let prepare = |text| schema.prepare(link.client(), text);
+        let (count, scan, get) =
+            (prepare(&texts.count).await?, prepare(&texts.scan).await?, prepare(&texts.get).await?);
+        let (insert, replace) = (prepare(&texts.insert).await?, prepare(&texts.replace).await?);
         Ok(Self { link, table, count, scan, get, insert, replace })
     }
 
     /// Waits for what the server does.
-    async fn within<T>(&self, work: impl Future<Output = Result<T, Error>> + Send) -> Result<T, StoreError> {
+    async fn within<T>(&self, work: impl Future<Output = Result<T, Error>> + Send) -> Result<T, Failure> {
         let error = match tokio::time::timeout(LIMIT + SLACK, work).await {
             Ok(Ok(done)) => return Ok(done),
             Ok(Err(error)) => error,
-            Err(_) => return Err(StoreError::Failed(format!("no answer within {LIMIT:?}"))),
+            Err(_) => return Err(Failure::Refused(format!("no answer within {LIMIT:?}"))),
         };
         let failure = Failure::of(&error);
         if !failure.ends_connection() {
-            return Err(failure.into());
+            return Err(failure);
         }
         // the connection knows more: that a commit was not replicated, for example
         let why = tokio::time::timeout(SLACK, self.link.lost()).await.unwrap_or_else(|_| reason(&error));
-        Err(StoreError::Failed(format!("the connection was lost: {why}")))
+        Err(Failure::Refused(format!("the connection was lost: {why}")))
     }
 
     async fn count(&self) -> Result<u64, StoreError> {
@@ -185,19 +196,19 @@ impl Session {
         Ok(Record { key, texts })
     }
 
-    fn records(&self, rows: &[Row]) -> Result<Vec<Record>, StoreError> {
+    fn records(&self, rows: &[Row]) -> Result<Vec<Record>, Failure> {
         let records = rows.iter().map(|row| self.record(row)).collect::<Result<_, _>>();
-        records.map_err(|error| Failure::of(&error).into())
+        records.map_err(|error| Failure::of(&error))
     }
 
-    async fn get_many(&self, keys: &[Vec<i64>]) -> Result<Vec<Record>, StoreError> {
+    async fn get_many(&self, keys: &[Vec<i64>]) -> Result<Vec<Record>, Failure> {
         let columns = columns(&keys.iter().map(Vec::as_slice), self.table.key.len());
         let rows = self.within(self.link.client().query(&self.get, &parameters(&columns))).await?;
         self.records(&rows)
     }
 
     /// Writes records by one of the two statements; returns how many it has written.
-    async fn write(&self, statement: &Statement, records: &[&Record]) -> Result<u64, StoreError> {
+    async fn write(&self, statement: &Statement, records: &[&Record]) -> Result<u64, Failure> {
         let keys = columns(&records.iter().map(|record| record.key.as_slice()), self.table.key.len());
         let texts = columns(&records.iter().map(|record| record.texts.as_slice()), self.table.texts.len());
         let values = [parameters(&keys), parameters(&texts)].concat();
@@ -206,7 +217,7 @@ impl Session {
         Ok(rows.len() as u64)
     }
 
-    async fn command(&self, command: &str) -> Result<(), StoreError> {
+    async fn command(&self, command: &str) -> Result<(), Failure> {
         self.within(self.link.client().batch_execute(command)).await
     }
 }
@@ -234,7 +245,7 @@ impl Export for Snapshot {
             after.iter().map(|key| key as &(dyn ToSql + Sync)).collect();
         values.push(&limit);
         let rows = self.0.within(self.0.link.client().query(&self.0.scan, &values)).await?;
-        self.0.records(&rows)
+        Ok(self.0.records(&rows)?)
     }
 }
 
@@ -245,24 +256,44 @@ impl Import for Target {
     }
 
     async fn get_many(&self, keys: Vec<Vec<i64>>) -> Result<Vec<Record>, StoreError> {
-        self.0.get_many(&keys).await
+        Ok(self.0.get_many(&keys).await?)
     }
 
     async fn put_many(&self, page: Vec<Record>, on_conflict: OnConflict) -> Result<Put, StoreError> {
         let session = &self.0;
         session.command("BEGIN").await?;
+        let put = self.put(&page, on_conflict).await;
+        let end = if matches!(put, Ok(Put::Written(_))) { "COMMIT" } else { "ROLLBACK" };
+        match put {
+            Err(Failure::Row(why)) => {
+                session.command(end).await?;
+                let refused = self.refused(&page).await?;
+                let key = refused.map_or_else(String::new, |record| session.table.name_of(&record.key));
+                Err(StoreError::Failed(format!("{why}: {key}")))
+            }
+            // the copy ends, and with it the connection
+            Err(failure) => Err(failure.into()),
+            Ok(put) => {
+                session.command(end).await?;
+                Ok(put)
+            }
+        }
+    }
+}
+
+impl Target {
+    /// Writes a page inside a transaction.
+    async fn put(&self, page: &[Record], on_conflict: OnConflict) -> Result<Put, Failure> {
+        let session = &self.0;
         let all: Vec<_> = page.iter().collect();
         let copied = session.write(&session.insert, &all).await?;
         let mut written = Written { copied, ..Written::default() };
         if copied < page.len() as u64 {
-            let differing = self.differing(&page).await?;
+            let differing = self.differing(page).await?;
             let count = differing.len() as u64;
             written.same = (page.len() as u64).saturating_sub(copied + count);
             match (on_conflict, differing.first()) {
-                (OnConflict::Stop, Some(first)) => {
-                    session.command("ROLLBACK").await?;
-                    return Ok(Put::Differs(first.key.clone()));
-                }
+                (OnConflict::Stop, Some(first)) => return Ok(Put::Differs(first.key.clone())),
                 (OnConflict::Overwrite, Some(_)) => {
                     session.write(&session.replace, &differing).await?;
                     written.overwritten = count;
@@ -271,14 +302,29 @@ impl Import for Target {
                 (_, None) => {}
             }
         }
-        session.command("COMMIT").await?;
         Ok(Put::Written(written))
     }
-}
 
-impl Target {
+    /// Returns a record of a page that the database does not accept: tries halves of the page, and writes nothing.
+    async fn refused<'a>(&self, page: &'a [Record]) -> Result<Option<&'a Record>, Failure> {
+        let session = &self.0;
+        let mut page = page;
+        while page.len() > 1 {
+            let (first, second) = page.split_at(page.len() / 2);
+            session.command("BEGIN").await?;
+            let tried = session.write(&session.replace, &first.iter().collect::<Vec<_>>()).await;
+            session.command("ROLLBACK").await?;
+            page = match tried {
+                Ok(_) => second,
+                Err(Failure::Row(_)) => first,
+                Err(failure) => return Err(failure),
+            };
+        }
+        Ok(page.first())
+    }
+
     /// Returns the records of a page that are there with other texts. Those that have just been written are as in the page.
-    async fn differing<'a>(&self, page: &'a [Record]) -> Result<Vec<&'a Record>, StoreError> {
+    async fn differing<'a>(&self, page: &'a [Record]) -> Result<Vec<&'a Record>, Failure> {
         let keys: Vec<_> = page.iter().map(|record| record.key.clone()).collect();
         let there = self.0.get_many(&keys).await?;
         let there: BTreeMap<_, _> = there.into_iter().map(|record| (record.key, record.texts)).collect();

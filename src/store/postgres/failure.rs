@@ -34,14 +34,29 @@ impl Failure {
             return Self::Unknown(text);
         }
         match (said.code(), said.code().code().get(..2).unwrap_or_default()) {
-            (&SqlState::T_R_SERIALIZATION_FAILURE | &SqlState::T_R_DEADLOCK_DETECTED, _) => {
-                Self::Conflict(text)
-            }
+            // a deadlock; a record was held for longer than a statement waits
+            (
+                &SqlState::T_R_SERIALIZATION_FAILURE
+                | &SqlState::T_R_DEADLOCK_DETECTED
+                | &SqlState::LOCK_NOT_AVAILABLE
+                | &SqlState::QUERY_CANCELED,
+                _,
+            ) => Self::Conflict(text),
             (&SqlState::DISK_FULL, _) => Self::Full,
-            (&SqlState::QUERY_CANCELED, _) => Self::Refused(text),
             (_, "22" | "23") => Self::Row(text),
-            // connection trouble, read-only transaction, server shutting down; the prepared statement is gone or out of date
-            (&SqlState::FEATURE_NOT_SUPPORTED, _) | (_, "08" | "25" | "26" | "57") => Self::Elsewhere(text),
+            // a feature that is missing stays so, unless it is that the prepared statement is out of date
+            (&SqlState::FEATURE_NOT_SUPPORTED, _) if said.routine() != Some("RevalidateCachedQuery") => {
+                Self::Refused(text)
+            }
+            // the table or the schema is gone, and the next connection makes it again; connection trouble, read-only
+            // transaction, server shutting down; the prepared statement is gone
+            (
+                &SqlState::UNDEFINED_TABLE
+                | &SqlState::INVALID_SCHEMA_NAME
+                | &SqlState::FEATURE_NOT_SUPPORTED,
+                _,
+            )
+            | (_, "08" | "25" | "26" | "57") => Self::Elsewhere(text),
             _ => Self::Refused(text),
         }
     }

@@ -16,7 +16,7 @@ use super::super::traits::Health;
 use super::batch::Write;
 use super::dial::Target;
 use super::failure::Failure;
-use super::keeper::{Keeper, Links, Ready, SLACK, State};
+use super::keeper::{EXECUTE, Keeper, Links, Ready, SLACK, State};
 use super::service::Service;
 use super::writer::{CONNECTION_WAIT, Job, Writer};
 use crate::config::{PostgresUrl, Store};
@@ -25,8 +25,9 @@ use crate::config::{PostgresUrl, Store};
 const QUEUE: usize = 1024;
 /// Most reads that wait or are in progress.
 const READS: usize = 1024;
-/// Most reads on their way to the server and back.
-const IN_FLIGHT: usize = 256;
+/// Most reads on their way to the server and back. The others wait here, where one that nobody waits for any more drops
+/// out: a server that is slow is not kept busy with them.
+const IN_FLIGHT: usize = 32;
 /// How long a start waits for the database. Then the service starts without it.
 const START: Duration = Duration::from_secs(3);
 
@@ -60,15 +61,19 @@ impl Postgres {
         let database = Database::new(metrics, service.schema.name, target.hosts());
         let timeout = target.timeout;
         let stop = CancellationToken::new();
-        let (keep_reads, reads) = Keeper::new(target.clone(), service, Purpose::Reads, database.clone());
-        let (keep_writes, writes) = Keeper::new(target, service, Purpose::Writes, database.clone());
+        let [(keep_reads, reads), (keep_writes, writes)] = Keeper::pair(&target, service, &database);
         for keeper in [keep_reads, keep_writes] {
             tokio::spawn(stop.clone().run_until_cancelled_owned(keeper.run()));
         }
         let (queue, jobs) = mpsc::channel(QUEUE);
         let progress = Arc::new(Progress::default());
-        let commits =
-            Writer { links: writes.clone(), timeout, progress: progress.clone(), database: database.clone() };
+        let commits = Writer {
+            links: writes.clone(),
+            timeout,
+            execute: EXECUTE.min(timeout),
+            progress: progress.clone(),
+            database: database.clone(),
+        };
         tokio::spawn(commits.run(jobs));
         let store = Self {
             service,
@@ -102,7 +107,7 @@ impl Postgres {
         if let Err(error) = self.queue.try_send(job) {
             self.database.queued().dec();
             return Err(match error {
-                mpsc::error::TrySendError::Full(_) => StoreError::Away("too many writes wait".to_owned()),
+                mpsc::error::TrySendError::Full(_) => StoreError::Busy("writes"),
                 mpsc::error::TrySendError::Closed(_) => StoreError::Closed,
             });
         }
@@ -119,7 +124,7 @@ impl Postgres {
         R: Future<Output = Result<T, tokio_postgres::Error>> + Send + 'static,
     {
         let admitted = self.admitted.try_acquire();
-        let _admitted = admitted.map_err(|_| StoreError::Away("too many reads wait".to_owned()))?;
+        let _admitted = admitted.map_err(|_| StoreError::Busy("reads"))?;
         let (mut repeated, mut begun) = (false, Instant::now());
         loop {
             let permit = self.in_flight.clone().acquire_owned().await.map_err(|_| StoreError::Closed)?;
@@ -129,11 +134,10 @@ impl Postgres {
             // a task of its own, so that the permit is held until the server has answered
             let task = tokio::spawn(async move {
                 let _permit = permit;
-                let answer = tokio::time::timeout(limit, read).await;
-                let failure = match answer {
+                let failure = match ready.link.answered(limit, read).await {
                     Ok(Ok(answer)) => return Ok(answer),
                     Ok(Err(error)) => Failure::of(&error),
-                    Err(_) => Failure::Unknown(format!("no answer within {limit:?}")),
+                    Err(silent) => Failure::Unknown(silent),
                 };
                 if failure.ends_connection() {
                     ready.link.lose(&StoreError::from(failure.clone()).to_string());
@@ -154,15 +158,16 @@ impl Postgres {
 
 #[async_trait]
 impl Health for Postgres {
-    /// Fails only for a database that this program cannot work with: one that is away is away for every instance, and
-    /// leaving the registry would help nobody.
+    /// Fails for a database that this program cannot work with, and when a task of the store has ended. One that is away
+    /// is away for every instance, and leaving the registry would help nobody.
     async fn usable(&self) -> Result<(), StoreError> {
         for links in [&self.writes, &self.reads] {
             if let State::Unusable(why) = links.state() {
                 return Err(StoreError::Failed(why));
             }
         }
-        if self.queue.is_closed() { Err(StoreError::Closed) } else { Ok(()) }
+        let runs = self.writes.is_kept() && self.reads.is_kept() && !self.queue.is_closed();
+        if runs { Ok(()) } else { Err(StoreError::Closed) }
     }
 
     fn warnings(&self) -> Vec<String> {
@@ -191,5 +196,29 @@ impl Health for Postgres {
 
     fn database(&self) -> Value {
         self.database.status()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::service::FEED;
+    use super::*;
+
+    #[tokio::test]
+    #[expect(clippy::used_underscore_binding, reason = "it is held for its end, which is what is tested")]
+    async fn a_store_whose_connections_nobody_keeps_is_not_usable() {
+        // nothing listens there
+        let url = "postgres://app@127.0.0.1:1/msa".parse().unwrap();
+        let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
+        let store = Postgres::open(&url, &Store::default(), &FEED, &metrics).await.unwrap();
+        store.usable().await.unwrap();
+        // the keepers end, as by a panic; the writer goes on
+        store._stop.token().cancel();
+        let closed = async {
+            while !matches!(store.usable().await, Err(StoreError::Closed)) {
+                tokio::time::sleep(Duration::from_millis(10)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(20), closed).await.unwrap();
     }
 }

@@ -1,5 +1,9 @@
 //! Keeps one connection open: finds the host that can be written to, prepares the connection, watches it, and looks for
 //! another one when it is lost.
+//!
+//! A store has two of these, and each sees the connection of the other. The host that one has found the other tries at
+//! once, and a connection that is lost is a reason to check the other. Reads go to the host of the writes: a primary
+//! whose place another one has taken may still answer, with what is out of date, and only its commits hang.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,23 +14,31 @@ use tokio_postgres::Statement;
 use super::super::database::{Database, Purpose};
 use super::super::error::StoreError;
 use super::dial::Target;
-use super::failure::reason;
 use super::link::Link;
 use super::schema::Unusable;
 use super::service::Service;
+use super::session::Session;
 use super::sql::DURABLE;
 use crate::backoff::Backoff;
 use crate::telemetry::log::LogThrottle;
 
-/// Waits between two rounds over all hosts.
+/// Waits between two rounds over all hosts. A round takes [`super::dial::CONNECT`] if a host is silent or a standby.
 const FIRST_WAIT: Duration = Duration::from_millis(50);
-const LONGEST_WAIT: Duration = Duration::from_secs(1);
+const LONGEST_WAIT: Duration = Duration::from_millis(250);
 /// Time between two checks that the server can still be written to: one that was demoted keeps its connections.
 const CHECK: Duration = Duration::from_secs(1);
+/// At each so many checks it is looked whether another host has taken the place of this one: a primary that was cut off
+/// from its cluster may not know it.
+const LOOK_BESIDE: u32 = 5;
 /// What a statement may take beyond the server's own time limit, before the connection is given up.
 pub const SLACK: Duration = Duration::from_millis(500);
 /// A connection that lasted so long was a good one: the next attempt follows at once.
 const LASTED: Duration = Duration::from_secs(1);
+
+/// Longest time of a statement that writes, its waits for records that others hold included; its commit is not.
+pub const EXECUTE: Duration = Duration::from_millis(500);
+/// Longest wait of a write for one record that another transaction holds.
+const LOCK: Duration = Duration::from_millis(100);
 
 /// A connection with its prepared statements.
 pub struct Ready {
@@ -35,6 +47,11 @@ pub struct Ready {
     pub statements: Vec<Statement>,
     /// The version of the schema.
     pub version: i32,
+    /// That of writes, so that it is found again.
+    session: Option<Session>,
+    /// The number of the host.
+    host: usize,
+    opened: Instant,
 }
 
 /// The state of a connection.
@@ -59,12 +76,27 @@ const fn plans(purpose: Purpose) -> &'static str {
 
 /// The current connection, for those who use it. Cheap to clone.
 #[derive(Clone)]
-pub struct Links(watch::Receiver<State>);
+pub struct Links {
+    own: watch::Receiver<State>,
+    /// The other connection of the store.
+    other: watch::Receiver<State>,
+}
 
 impl Links {
     /// Returns the state as it is.
     pub fn state(&self) -> State {
-        self.0.borrow().clone()
+        self.own.borrow().clone()
+    }
+
+    /// Returns since when there has been no connection that should be there: not before the other one was opened.
+    fn missing(&self, since: Instant) -> Instant {
+        let opened = ready(&self.other.borrow()).map(|ready| ready.opened);
+        opened.map_or(since, |opened| since.max(opened))
+    }
+
+    /// Returns false once nobody keeps the connection any more.
+    pub fn is_kept(&self) -> bool {
+        self.own.has_changed().is_ok()
     }
 
     /// Waits for a connection, until there has been none for `limit`: a database that stays away is refused at once.
@@ -73,10 +105,10 @@ impl Links {
     /// [`StoreError::Away`] with why there is none.
     pub async fn wait(&self, limit: Duration) -> Result<Arc<Ready>, StoreError> {
         let limit = match self.state() {
-            State::Away(since, _) => limit.saturating_sub(since.elapsed()),
+            State::Away(since, _) => limit.saturating_sub(self.missing(since).elapsed()),
             State::Ready(_) | State::Unusable(_) => limit,
         };
-        let mut states = self.0.clone();
+        let mut states = self.own.clone();
         let usable = states.wait_for(|state| match state {
             State::Ready(ready) => !ready.link.is_lost(),
             State::Unusable(_) => true,
@@ -95,6 +127,14 @@ impl Links {
     }
 }
 
+/// Returns the connection that a state stands for, unless it is lost.
+fn ready(state: &State) -> Option<&Arc<Ready>> {
+    match state {
+        State::Ready(ready) if !ready.link.is_lost() => Some(ready),
+        _ => None,
+    }
+}
+
 /// Keeps one connection.
 pub struct Keeper {
     target: Target,
@@ -102,19 +142,28 @@ pub struct Keeper {
     purpose: Purpose,
     database: Database,
     state: watch::Sender<State>,
+    /// The other connection of the store.
+    other: watch::Receiver<State>,
 }
 
 impl Keeper {
-    /// Returns a keeper, which does nothing until it runs, and what it keeps.
-    pub fn new(
-        target: Target,
-        service: &'static Service,
-        purpose: Purpose,
-        database: Database,
-    ) -> (Self, Links) {
-        let away = State::Away(Instant::now(), "not connected yet".to_owned());
-        let (state, links) = watch::channel(away);
-        (Self { target, service, purpose, database, state }, Links(links))
+    /// Returns the keepers of a store's two connections, which do nothing until they run, and what they keep: that for
+    /// reads, then that for writes.
+    pub fn pair(target: &Target, service: &'static Service, database: &Database) -> [(Self, Links); 2] {
+        let away = || watch::channel(State::Away(Instant::now(), "not connected yet".to_owned()));
+        let (reads, writes) = (away(), away());
+        let keeper = |purpose,
+                      state: watch::Sender<State>,
+                      own: &watch::Receiver<State>,
+                      other: &watch::Receiver<State>| {
+            let (target, database) = (target.clone(), database.clone());
+            let links = Links { own: own.clone(), other: other.clone() };
+            (Self { target, service, purpose, database, state, other: other.clone() }, links)
+        };
+        [
+            keeper(Purpose::Reads, reads.0, &reads.1, &writes.1),
+            keeper(Purpose::Writes, writes.0, &writes.1, &reads.1),
+        ]
     }
 
     /// Connects and stays connected, for ever.
@@ -122,13 +171,14 @@ impl Keeper {
         let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
         let failures = LogThrottle::default();
         let (schema, connection) = (self.service.schema.name, self.purpose.name());
-        let mut first = 0;
+        let (mut lost, mut left, mut other) = (None, None, self.other.clone());
         loop {
-            match self.open(first).await {
-                Ok((ready, host, at)) => {
-                    // once this one is lost, another host is the likelier one
-                    first = at + 1;
-                    let (ready, begun) = (Arc::new(ready), Instant::now());
+            match self.open(lost, left.as_ref(), &mut other).await {
+                Ok(ready) => {
+                    lost = Some(ready.host);
+                    left.clone_from(&ready.session);
+                    let host = self.target.host(ready.host);
+                    let ready = Arc::new(ready);
                     tracing::info!(
                         schema,
                         connection,
@@ -136,9 +186,9 @@ impl Keeper {
                         version = ready.version,
                         "connected to PostgreSQL"
                     );
-                    self.database.connected(self.purpose, at, ready.version);
+                    self.database.connected(self.purpose, ready.host, ready.version);
                     self.state.send_replace(State::Ready(ready.clone()));
-                    let why = self.watch(&ready.link).await;
+                    let why = self.watch(&ready).await;
                     self.database.lost(self.purpose, &why);
                     tracing::warn!(
                         schema,
@@ -148,7 +198,7 @@ impl Keeper {
                         "lost the connection to PostgreSQL"
                     );
                     self.state.send_replace(State::Away(Instant::now(), why));
-                    if begun.elapsed() >= LASTED {
+                    if ready.opened.elapsed() >= LASTED {
                         backoff.reset();
                         continue;
                     }
@@ -162,7 +212,10 @@ impl Keeper {
                     self.fail(unusable);
                 }
             }
-            tokio::time::sleep(backoff.next_wait()).await;
+            tokio::select! {
+                () = tokio::time::sleep(backoff.next_wait()) => {}
+                _ = found(&mut other) => {}
+            }
         }
     }
 
@@ -177,22 +230,48 @@ impl Keeper {
         });
     }
 
-    /// Opens a connection, brings the schema up to date, and prepares the statements.
-    async fn open(&self, first: usize) -> Result<(Ready, String, usize), Unusable> {
-        let (mut link, at) = self.target.connect(first).await.map_err(Unusable::Failed)?;
+    /// Opens a connection, brings the schema up to date, and prepares the statements. The host of the other connection is
+    /// tried first, also if it is found meanwhile. But writes do not begin with the host that they have lost: one whose
+    /// commits hang still answers reads. `left` is the session that writes had before.
+    async fn open(
+        &self,
+        lost: Option<usize>,
+        left: Option<&Session>,
+        other: &mut watch::Receiver<State>,
+    ) -> Result<Ready, Unusable> {
+        let known = ready(&other.borrow_and_update()).map(|ready| ready.host);
+        let known = known.filter(|host| self.purpose == Purpose::Reads || lost != Some(*host));
+        // once a connection is lost, another host is the likelier one
+        let first = known.unwrap_or_else(|| lost.map_or(0, |lost| lost + 1));
+        let connected = tokio::select! {
+            biased;
+            connected = self.target.connect(first) => connected,
+            host = found(other) => self.target.connect(host).await,
+        };
+        let (mut link, host) = connected.map_err(Unusable::Failed)?;
+        let session = match self.purpose {
+            Purpose::Reads => None,
+            Purpose::Writes => {
+                Some(Session::begin(&link, left, self.target.timeout).await.map_err(Unusable::Failed)?)
+            }
+        };
         let version = self.service.schema.ensure(link.client_mut(), self.target.timeout).await?;
         let prepared = tokio::time::timeout(self.target.timeout, self.prepare(&link)).await;
         let late = |_| Unusable::Failed(format!("no answer within {:?}", self.target.timeout));
-        let statements = prepared.map_err(late)?.map_err(|error| Unusable::Failed(reason(&error)))?;
-        Ok((Ready { link, statements, version }, self.target.host(at), at))
+        let statements = prepared.map_err(late)??;
+        Ok(Ready { link, statements, version, session, host, opened: Instant::now() })
     }
 
-    async fn prepare(&self, link: &Link) -> Result<Vec<Statement>, tokio_postgres::Error> {
+    async fn prepare(&self, link: &Link) -> Result<Vec<Statement>, Unusable> {
         let limit = self.target.timeout.as_millis();
+        let (execute, lock) = match self.purpose {
+            Purpose::Reads => (limit, 0),
+            Purpose::Writes => (EXECUTE.as_millis().min(limit), LOCK.as_millis()),
+        };
         let plans = plans(self.purpose);
         // Citus needs the values of the parameters for the plan of most statements
         let session = format!(
-            "{DURABLE}; SET statement_timeout = {limit}; SET lock_timeout = 0; \
+            "{DURABLE}; SET statement_timeout = {execute}; SET lock_timeout = {lock}; \
              SET default_transaction_isolation = 'read committed'; \
              SET idle_in_transaction_session_timeout = {limit}; {plans}; \
              SELECT set_config('plan_cache_mode', 'force_generic_plan', false) \
@@ -201,24 +280,73 @@ impl Keeper {
         link.client().batch_execute(&session).await?;
         let mut statements = Vec::new();
         for text in self.service.statements() {
-            statements.push(link.client().prepare(&text).await?);
+            statements.push(self.service.schema.prepare(link.client(), &text).await?);
         }
         Ok(statements)
     }
 
-    /// Watches a connection until it is lost; returns why.
-    async fn watch(&self, link: &Link) -> String {
+    /// Watches a connection until it is lost, gives it up if it is no good any more; returns why.
+    async fn watch(&self, ready: &Ready) -> String {
+        let why = tokio::select! {
+            why = ready.link.lost() => return why,
+            why = self.check(ready) => why,
+            why = self.target.superseded(&ready.link) => why,
+            why = self.overtaken(ready.host) => why,
+        };
+        ready.link.lose(&why);
+        why
+    }
+
+    /// Checks a connection now and then, and at each change of the other; returns why it cannot be used.
+    async fn check(&self, ready: &Ready) -> String {
         let limit = self.target.timeout + SLACK;
+        let (mut other, mut checks) = (self.other.clone(), 0_u32);
+        other.mark_unchanged();
         loop {
             tokio::select! {
-                why = link.lost() => return why,
                 () = tokio::time::sleep(CHECK) => {}
+                Ok(()) = other.changed() => {}
             }
-            match crate::timeout::timeout(limit, link.check()).await {
-                Ok(Ok(())) => {}
-                Ok(Err(why)) => link.lose(&why),
-                Err(_) => link.lose(&format!("no answer within {limit:?}")),
+            checks = checks.wrapping_add(1);
+            // one of the two connections does it for both
+            if self.purpose == Purpose::Reads && checks.is_multiple_of(LOOK_BESIDE) {
+                self.target.look_beside(ready.host).await;
+            }
+            if let Ok(Err(why)) | Err(why) = ready.link.answered(limit, self.target.check(&ready.link)).await
+            {
+                return why;
+            }
+            if matches!(self.purpose, Purpose::Writes) {
+                // another setting of the server; if this fails, so does the next check
+                let _ = crate::timeout::timeout(limit, ready.link.client().batch_execute(DURABLE)).await;
             }
         }
     }
+
+    /// Waits until reads from this host are out of date, because writes go to another one; returns that. Writes stay.
+    async fn overtaken(&self, host: usize) -> String {
+        if self.purpose == Purpose::Writes {
+            return std::future::pending().await;
+        }
+        let mut other = self.other.clone();
+        loop {
+            let primary = ready(&other.borrow_and_update()).map(|ready| ready.host);
+            if let Some(primary) = primary.filter(|primary| *primary != host) {
+                return format!("writes go to {}", self.target.host(primary));
+            }
+            if other.changed().await.is_err() {
+                return std::future::pending().await;
+            }
+        }
+    }
+}
+
+/// Waits until a connection is opened that was not seen yet, and returns the number of its host.
+async fn found(state: &mut watch::Receiver<State>) -> usize {
+    while state.changed().await.is_ok() {
+        if let Some(ready) = ready(&state.borrow_and_update()) {
+            return ready.host;
+        }
+    }
+    std::future::pending().await
 }

@@ -9,6 +9,8 @@
 
 mod batch;
 pub mod bulk;
+mod clock;
+mod commit;
 mod credentials;
 mod dial;
 #[cfg(test)]
@@ -20,7 +22,9 @@ mod link;
 mod records;
 mod schema;
 mod service;
+mod session;
 mod sql;
+mod timeline;
 mod writer;
 
 pub use handle::Postgres;

@@ -6,7 +6,9 @@
 use std::time::Duration;
 
 use refinery::{Migration, Runner};
-use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
+use tokio_postgres::types::{FromSql as _, Type};
+use tokio_postgres::{Client, Error, Row, Statement};
 
 use super::failure::reason;
 
@@ -14,8 +16,13 @@ use super::failure::reason;
 const LOCK: i32 = 0x006d_7361;
 /// Longest wait for another process that migrates.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
-/// Longest time for the migrations.
-const LIMIT: Duration = Duration::from_mins(10);
+/// Longest wait of one statement of the migrations for a table that others use. Whoever comes later waits behind it, so
+/// it is short, and the migrations are tried again.
+const TABLE_WAIT: Duration = Duration::from_millis(500);
+/// Longest time of one statement of the migrations, on the server.
+const STATEMENT: Duration = Duration::from_mins(1);
+/// Longest time for all of them.
+const LIMIT: Duration = Duration::from_mins(2);
 
 /// The schema of one service.
 #[derive(Debug)]
@@ -46,10 +53,26 @@ pub enum Unusable {
     Failed(String),
 }
 
-impl From<tokio_postgres::Error> for Unusable {
-    fn from(error: tokio_postgres::Error) -> Self {
+impl From<Error> for Unusable {
+    fn from(error: Error) -> Self {
         Self::Failed(reason(&error))
     }
+}
+
+/// Returns why a table cannot be used, by the error of a statement that names it.
+fn unusable(table: &str, error: &Error) -> Unusable {
+    let shapes = [
+        SqlState::UNDEFINED_TABLE,
+        SqlState::UNDEFINED_COLUMN,
+        SqlState::UNDEFINED_FUNCTION,
+        SqlState::DATATYPE_MISMATCH,
+    ];
+    let has_other_shape = error.code().is_some_and(|code| shapes.contains(code));
+    if has_other_shape { foreign(table, &reason(error)) } else { Unusable::Failed(reason(error)) }
+}
+
+fn foreign(table: &str, why: &str) -> Unusable {
+    Unusable::Foreign(format!("{table} is not as this service makes it: {why}"))
 }
 
 impl Schema {
@@ -95,9 +118,8 @@ impl Schema {
                 "schema {name} has tables, but none with migrations: it is not this service's"
             )));
         }
-        let newest = client.query(&format!("SELECT max(version) FROM {name}.migrations"), &[]).await?;
-        let newest: Option<i32> = newest.first().and_then(|row| row.get(0));
-        let version = newest.unwrap_or(0);
+        let newest = self.numbers(client, "migrations", ["max(version)"]).await?;
+        let version = newest.first().and_then(|[version]| *version).unwrap_or(0);
         if version > self.version() && !self.is_compatible(client, version).await? {
             return Err(Unusable::Foreign(format!(
                 "schema {name} is of version {version}, this program knows versions up to {}",
@@ -109,18 +131,51 @@ impl Schema {
 
     /// Returns true if a newer version says of itself that programs of this version can work with it.
     async fn is_compatible(&self, client: &Client, version: i32) -> Result<bool, Unusable> {
-        let name = self.name;
-        let rows = client.query(&format!("SELECT version, oldest FROM {name}.compatibility"), &[]).await?;
-        let [row] = rows.as_slice() else { return Ok(false) };
-        Ok(row.get::<_, i32>(0) == version && row.get::<_, i32>(1) <= self.version())
+        let rows = self.numbers(client, "compatibility", ["version", "oldest"]).await?;
+        let [[Some(said), Some(oldest)]] = rows.as_slice() else { return Ok(false) };
+        Ok(*said == version && *oldest <= self.version())
+    }
+
+    /// Returns columns of one of its tables that are numbers.
+    async fn numbers<const N: usize>(
+        &self,
+        client: &Client,
+        table: &str,
+        columns: [&str; N],
+    ) -> Result<Vec<[Option<i32>; N]>, Unusable> {
+        let (table, columns) = (format!("{}.{table}", self.name), columns.join(", "));
+        let rows = client.query(&format!("SELECT {columns} FROM {table}"), &[]).await;
+        let rows = rows.map_err(|error| unusable(&table, &error))?;
+        let numbers = |row: &Row| -> Result<[Option<i32>; N], Error> {
+            let mut numbers = [None; N];
+            for (at, number) in numbers.iter_mut().enumerate() {
+                *number = row.try_get(at)?;
+            }
+            Ok(numbers)
+        };
+        let read = rows.iter().map(numbers).collect::<Result<_, _>>();
+        read.map_err(|error| foreign(&table, &crate::api::error::chain(&error)))
+    }
+
+    /// Prepares a statement, and looks whether the columns that it returns have the types that this program reads: then
+    /// no answer can be one that it does not understand.
+    pub async fn prepare(&self, client: &Client, text: &str) -> Result<Statement, Unusable> {
+        let tables = format!("a table of schema {}", self.name);
+        let statement = client.prepare(text).await.map_err(|error| unusable(&tables, &error))?;
+        let wrong = statement.columns().iter().find(|column| !is_read_as(column.name(), column.type_()));
+        wrong.map_or(Ok(statement.clone()), |column| {
+            Err(foreign(&tables, &format!("column {} has the type {}", column.name(), column.type_())))
+        })
     }
 
     /// Migrates while no other process does.
     async fn migrate_locked(&self, client: &mut Client) -> Result<i32, Unusable> {
-        let wait = LOCK_WAIT.as_millis();
-        client.batch_execute(&format!("SET statement_timeout = 0; SET lock_timeout = {wait}")).await?;
+        let (wait, limit) = (LOCK_WAIT.as_millis(), STATEMENT.as_millis());
+        // a server whose client has given up must not go on with the lock
+        client.batch_execute(&format!("SET statement_timeout = {limit}; SET lock_timeout = {wait}")).await?;
         let lock = client.execute("SELECT pg_advisory_lock($1, $2)", &[&LOCK, &self.lock]).await;
         lock.map_err(|error| Unusable::Failed(format!("another process migrates: {}", reason(&error))))?;
+        client.batch_execute(&format!("SET lock_timeout = {}", TABLE_WAIT.as_millis())).await?;
         let migrated = self.migrate(client).await;
         // the caller gives a failed connection up, and the lock with it
         migrated?;
@@ -151,6 +206,9 @@ impl Schema {
         let mut runner = Runner::new(&migrations).set_grouped(true);
         runner.set_migration_table_name(format!("{name}.migrations"));
         let report = runner.run_async(client).await.map_err(|error| match error.kind() {
+            refinery::error::Kind::Connection(_, cause) if is_lock_timeout(cause.as_ref()) => {
+                Unusable::Failed(format!("others use a table: {}", crate::api::error::chain(&error)))
+            }
             refinery::error::Kind::Connection(..) => Unusable::Failed(crate::api::error::chain(&error)),
             _ => Unusable::Foreign(crate::api::error::chain(&error)),
         })?;
@@ -159,4 +217,18 @@ impl Schema {
         }
         Ok(())
     }
+}
+
+/// Returns true if a column of an answer has the type that its name stands for: ids are numbers, contents are texts.
+fn is_read_as(name: &str, found: &Type) -> bool {
+    match name {
+        "user_id" | "id" | "topic_id" | "int8" | "count" => *found == Type::INT8,
+        // SELECT 1
+        "?column?" => *found == Type::INT4,
+        _ => String::accepts(found),
+    }
+}
+
+fn is_lock_timeout(error: &(dyn std::error::Error + 'static)) -> bool {
+    error.downcast_ref().and_then(Error::code) == Some(&SqlState::LOCK_NOT_AVAILABLE)
 }

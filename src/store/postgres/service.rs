@@ -2,7 +2,7 @@
 //! distributes the rows, and every statement on one user or topic names it.
 //!
 //! A write carries the time until which it may begin, by the clock of the server: what was held up on its way does not
-//! come after what its caller has written since.
+//! come after what its caller has written since. The limits of the session end its waits for records (`commit.rs`).
 
 use super::super::bulk;
 use super::schema::Schema;
@@ -29,6 +29,8 @@ pub const LIST: usize = 3;
 pub const ANY: usize = 3;
 /// Feeds: deletes some.
 pub const DELETE: usize = 4;
+/// Feeds: looks whether some could be inserted, for a transaction that is rolled back.
+pub const PROBE: usize = 5;
 
 impl Service {
     /// Returns the statements, by their numbers.
@@ -63,6 +65,12 @@ pub static FEED: Service = Service {
          )
          DELETE FROM feed.feeds AS f USING w WHERE f.user_id = w.user_id AND f.id = w.id
          RETURNING f.user_id, f.id",
+        "INSERT INTO feed.feeds (user_id, id, content)
+         SELECT w.user_id, w.id, ''
+         FROM unnest($1::bigint[], $2::bigint[], $3::timestamptz[]) AS w (user_id, id, until)
+         WHERE clock_timestamp() < w.until
+         ON CONFLICT (user_id, id) DO NOTHING
+         RETURNING user_id, id",
     ],
 };
 

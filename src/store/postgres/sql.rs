@@ -4,8 +4,12 @@
 use super::super::bulk::Table;
 
 /// Settings of every session that writes. Without the warning a commit that was not replicated would look like any other.
+///
+/// `synchronous_commit` is set to what the server, the role or the URL says, but to `on` where that is `off`. What a
+/// session has set itself is not changed under it; so this is repeated to take over what the server says later.
 pub const DURABLE: &str = "SET client_min_messages = warning; \
-     SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'";
+     SELECT set_config('synchronous_commit', CASE reset_val WHEN 'off' THEN 'on' ELSE reset_val END, false) \
+     FROM pg_settings WHERE name = 'synchronous_commit'";
 
 /// What becomes of a record that is already there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

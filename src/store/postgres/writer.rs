@@ -1,23 +1,19 @@
-//! The task that writes: group commits, and what is no longer wanted once its turn has come.
+//! The task that writes: what has queued goes into one transaction, each write gets its own result, and what is no longer
+//! wanted once its turn has come is not made.
 
 use std::collections::{HashSet, VecDeque};
-use std::future::poll_fn;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use futures_util::FutureExt as _;
-use futures_util::future::BoxFuture;
 use tokio::sync::{mpsc, oneshot};
-use tokio_postgres::{Error, Row};
 
 use super::super::database::{Commit, Database};
 use super::super::error::StoreError;
 use super::super::progress::Progress;
-use super::batch::{Command, Key, Write, commands};
+use super::batch::Write;
+use super::commit::{LEAST, Made, Times, absent, commit};
 use super::failure::Failure;
 use super::keeper::{Links, Ready, SLACK};
-use super::service::DELETE;
 use crate::server::input;
 
 /// Most writes in one transaction, so that the first of them does not wait long.
@@ -31,8 +27,13 @@ const OLD: Duration = Duration::from_millis(20);
 const READ_TIME: Duration = Duration::from_millis(10);
 /// How long a write or a read waits for a connection.
 pub const CONNECTION_WAIT: Duration = Duration::from_secs(1);
-/// How often a batch is repeated because other transactions were in the way, or the server could not write any more.
+/// How often writes of a batch are sent again because they came too late, or the server could not write any more.
 const REPEATS: u32 = 5;
+/// How long a write is repeated because another transaction holds its record. Others wait meanwhile.
+const BUSY: Duration = Duration::from_millis(500);
+/// Into so many parts a batch is divided to find the record that another transaction holds, and for how long.
+const DIVIDE: usize = 16;
+const SEARCH: Duration = Duration::from_secs(2);
 
 /// A write that is queued.
 pub struct Job {
@@ -49,9 +50,9 @@ impl Job {
         Self { write, queued: Instant::now(), deadline, reply }
     }
 
-    /// Returns true if nobody waits for the write any more: its caller is gone, or its deadline has passed.
+    /// Returns true if the write is not to be made any more: its caller is gone, or its deadline has passed or is too near.
     fn is_abandoned(&self) -> bool {
-        self.reply.is_closed() || self.deadline <= Instant::now()
+        self.reply.is_closed() || self.deadline <= Instant::now() + 2 * LEAST
     }
 
     fn is_old(&self) -> bool {
@@ -67,8 +68,10 @@ impl Job {
 /// Writes what is queued.
 pub struct Writer {
     pub links: Links,
-    /// Longest time of one statement, which the server enforces.
+    /// Longest time of one commit.
     pub timeout: Duration,
+    /// Longest time of one statement, which the session has as its limit.
+    pub execute: Duration,
     pub progress: Arc<Progress>,
     pub database: Database,
 }
@@ -100,167 +103,193 @@ impl Writer {
     async fn write(&self, batch: Vec<Job>) -> Option<StoreError> {
         // what has queued while there was no connection has waited already
         let waited = batch.first().map_or(Duration::ZERO, |job| job.queued.elapsed());
-        let mut patience = CONNECTION_WAIT.saturating_sub(waited);
-        let mut parts = VecDeque::from([batch]);
-        let (mut repeats, mut failed) = (0, None);
-        while let Some(part) = parts.pop_front() {
-            let ready = match self.links.wait(patience).await {
+        let mut work = Work {
+            parts: divide(batch),
+            patience: CONNECTION_WAIT.saturating_sub(waited),
+            repeats: 0,
+            busy: None,
+            failed: None,
+        };
+        while let Some(part) = work.parts.pop_front() {
+            let ready = match self.links.wait(work.patience).await {
                 Ok(ready) => ready,
                 Err(error) => {
-                    refuse(part, &error);
-                    failed = Some(error);
+                    work.refuse(part, error);
                     continue;
                 }
             };
             let part = wanted(part).await;
-            if part.is_empty() {
+            let Some(deadline) = part.iter().map(|job| job.deadline).min() else { continue };
+            let clock = ready.link.clock().filter(|_| !ready.link.is_lost());
+            let Some(times) =
+                clock.and_then(|clock| Times::new(Instant::now(), deadline, self.execute, clock))
+            else {
+                // nothing was sent: the connection was lost meanwhile, or one of them has no time left
+                work.parts.push_front(part);
                 continue;
-            }
-            let begun = Instant::now();
-            let committed = self.commit(&ready, &part).await;
+            };
+            let (begun, limit) = (Instant::now(), self.timeout + SLACK);
+            let writes: Vec<_> = part.iter().map(|job| &job.write).collect();
+            let committed = tokio::time::timeout(limit, commit(&ready, &writes, &times, self.execute)).await;
+            let silent = |_| Err(Failure::Unknown(format!("no answer within {limit:?}")));
+            let committed = committed.unwrap_or_else(silent);
             let outcome = match &committed {
                 Ok(_) => Commit::Ok,
                 Err(Failure::Unknown(_)) => Commit::Unknown,
                 Err(_) => Commit::Error,
             };
             self.database.committed(outcome, part.len(), begun.elapsed());
-            let failure = match committed {
-                Ok(made) => {
-                    answer(&ready, part, &made);
-                    continue;
-                }
-                Err(failure) => failure,
-            };
-            if failure.ends_connection() {
-                ready.link.lose(&StoreError::from(failure.clone()).to_string());
-                patience = CONNECTION_WAIT;
-            }
-            match failure {
-                // find the bad row, and write the others
-                Failure::Row(_) if part.len() > 1 => {
-                    let mut first = part;
-                    let second = first.split_off(first.len() / 2);
-                    parts.push_front(second);
-                    parts.push_front(first);
-                }
-                Failure::Conflict(_) | Failure::Elsewhere(_) if repeats < REPEATS => {
-                    repeats += 1;
-                    parts.push_front(part);
-                }
-                failure => {
-                    let error = StoreError::from(failure);
-                    if let StoreError::Unknown(reason) = &error {
-                        tracing::warn!(
-                            writes = part.len(),
-                            reason,
-                            "it is not known whether writes were made"
-                        );
-                    }
-                    refuse(part, &error);
-                    failed = Some(error);
-                }
+            match committed {
+                Ok(made) => self.answer(&ready, part, &made, &mut work).await,
+                Err(failure) => work.fail(&ready, part, failure, times.over()),
             }
         }
-        failed
+        work.failed
     }
 
-    /// Makes writes in one transaction. Returns the keys that are there, or were until they were deleted, by statement.
-    ///
-    /// # Errors
-    /// Why the transaction failed.
-    async fn commit(&self, ready: &Ready, jobs: &[Job]) -> Result<Made, Failure> {
-        let writes: Vec<_> =
-            jobs.iter().map(|job| (&job.write, ready.link.server_time(job.deadline))).collect();
-        let commands = commands(&writes);
+    /// Answers writes whose transaction was committed, and sees to those of which more has to be known.
+    async fn answer(&self, ready: &Ready, jobs: Vec<Job>, made: &Made, work: &mut Work) {
+        let (mut again, mut unfound) = (Vec::new(), Vec::new());
+        for (number, job) in jobs.into_iter().enumerate() {
+            if made.writes.contains(&number) {
+                job.reply(Ok(true));
+            } else if made.late.contains(&number) {
+                again.push(job);
+            } else {
+                unfound.push(job);
+            }
+        }
+        if !again.is_empty()
+            && let Ok(Err(why)) = tokio::time::timeout(SLACK, ready.link.check()).await
+        {
+            // they may have been late because of what was known of the server's clock: it has been asked again
+            ready.link.lose(&why);
+        }
+        if !unfound.is_empty() {
+            self.answer_deletions(ready, unfound, work).await;
+        }
+        work.again(again);
+    }
+
+    /// Answers deletions that found no record, unless one is about to appear.
+    async fn answer_deletions(&self, ready: &Ready, jobs: Vec<Job>, work: &mut Work) {
+        let deadline = jobs.iter().map(|job| job.deadline).min();
+        let times = deadline.zip(ready.link.clock());
+        let times =
+            times.and_then(|(deadline, clock)| Times::new(Instant::now(), deadline, self.execute, clock));
+        let Some(times) = times else { return work.parts.push_front(jobs) };
+        let deletions: Vec<_> = jobs.iter().map(|job| &job.write).collect();
         let limit = self.timeout + SLACK;
-        let answers = tokio::time::timeout(limit, execute(ready, &commands)).await;
-        let answers = answers.map_err(|_| Failure::Unknown(format!("no answer within {limit:?}")))?;
-        // an error that the server has told is certain, whatever happened to the connection afterwards
-        let mut unknown = None;
-        let mut made = Made { writes: HashSet::with_capacity(jobs.len()), late: HashSet::new() };
-        for answer in answers {
-            match answer {
-                Ok((command, rows)) => made.note(command, &rows, jobs),
-                Err(error) => match Failure::of(&error) {
-                    failure @ Failure::Unknown(_) => unknown = unknown.or(Some(failure)),
-                    failure => return Err(failure),
-                },
+        let absent = tokio::time::timeout(limit, absent(ready, &deletions, &times)).await;
+        let absent =
+            absent.unwrap_or_else(|_| Err(Failure::Elsewhere(format!("no answer within {limit:?}"))));
+        match absent {
+            Ok(keys) => {
+                let (absent, there): (Vec<_>, Vec<_>) =
+                    jobs.into_iter().partition(|job| keys.contains(&job.write.key()));
+                for job in absent {
+                    job.reply(Ok(false));
+                }
+                work.again(there);
             }
-        }
-        match unknown {
-            None => Ok(made),
-            Some(failure) => Err(ready.link.reason().map_or(failure, Failure::Unknown)),
+            // the question changes nothing
+            Err(Failure::Unknown(why)) => work.fail(ready, jobs, Failure::Elsewhere(why), times.over()),
+            Err(failure) => work.fail(ready, jobs, failure, times.over()),
         }
     }
 }
 
-/// What a transaction has done.
-struct Made {
-    /// The numbers of the writes whose record is there, or was until it was deleted.
-    writes: HashSet<usize>,
-    /// The numbers of the writes that came too late for the server's clock.
-    late: HashSet<usize>,
+/// What is left to do of a batch.
+struct Work {
+    /// The writes, in the order in which they are to be made. A deletion is the last write of its key in its part.
+    parts: VecDeque<Vec<Job>>,
+    /// How long a connection is waited for.
+    patience: Duration,
+    repeats: u32,
+    /// Since when other transactions have held records.
+    busy: Option<Instant>,
+    failed: Option<StoreError>,
 }
 
-impl Made {
-    /// Takes in the keys that one statement returned.
-    fn note(&mut self, command: Option<&Command>, rows: &[Row], jobs: &[Job]) {
-        let Some(command) = command else { return };
-        let keys: HashSet<Key> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
-        for number in &command.writes {
-            if jobs.get(*number).is_some_and(|job| keys.contains(&job.write.key())) {
-                self.writes.insert(*number);
-            } else if command.statement != DELETE {
-                self.late.insert(*number);
+impl Work {
+    fn refuse(&mut self, jobs: Vec<Job>, error: StoreError) {
+        refuse(jobs, &error);
+        self.failed = Some(error);
+    }
+
+    /// Takes writes that came too late, and may have time for another try.
+    fn again(&mut self, jobs: Vec<Job>) {
+        if jobs.is_empty() {
+            return;
+        }
+        if self.repeats < REPEATS {
+            self.repeats += 1;
+            self.parts.push_front(jobs);
+        } else {
+            refuse(jobs, &StoreError::Late);
+        }
+    }
+
+    /// Takes the writes of a transaction that has failed: they are repeated, or answered. Nothing of it begins after `over`.
+    fn fail(&mut self, ready: &Ready, jobs: Vec<Job>, failure: Failure, over: Instant) {
+        if failure.ends_connection() {
+            ready.link.lose(&StoreError::from(failure.clone()).to_string());
+            self.patience = CONNECTION_WAIT;
+        }
+        match failure {
+            // find the bad row, and write the others
+            Failure::Row(_) if jobs.len() > 1 => self.divide(jobs, 2),
+            Failure::Conflict(_) if self.has_patience(jobs.len()) => self.divide(jobs, DIVIDE),
+            Failure::Elsewhere(_) if self.repeats < REPEATS => {
+                self.repeats += 1;
+                self.parts.push_front(jobs);
             }
+            Failure::Unknown(reason) => {
+                tracing::warn!(writes = jobs.len(), reason, "it is not known whether writes were made");
+                let error = StoreError::Unknown(reason);
+                self.failed = Some(error.clone());
+                // who is told writes again, and that must be the later one
+                tokio::spawn(async move {
+                    tokio::time::sleep_until(over.into()).await;
+                    refuse(jobs, &error);
+                });
+            }
+            failure => self.refuse(jobs, failure.into()),
+        }
+    }
+
+    /// Returns true if so many writes are tried again although another transaction holds a record of theirs.
+    fn has_patience(&mut self, writes: usize) -> bool {
+        let held = self.busy.get_or_insert_with(Instant::now).elapsed();
+        held < if writes == 1 { BUSY } else { SEARCH }
+    }
+
+    /// Puts writes back in so many parts.
+    fn divide(&mut self, mut jobs: Vec<Job>, parts: usize) {
+        let size = jobs.len().div_ceil(parts).max(1);
+        while !jobs.is_empty() {
+            let last = jobs.split_off((jobs.len() - 1) / size * size);
+            self.parts.push_front(last);
         }
     }
 }
 
-/// Sends the statements at once, as one transaction, and waits for every answer. A single statement is its own transaction.
-async fn execute<'a>(
-    ready: &'a Ready,
-    commands: &'a [Command],
-) -> Vec<Result<(Option<&'a Command>, Vec<Row>), Error>> {
-    type Answer<'a> = Result<(Option<&'a Command>, Vec<Row>), Error>;
-    let client = ready.link.client();
-    let border = |text: &'static str| -> BoxFuture<'a, Answer<'a>> {
-        async move { client.batch_execute(text).await.map(|()| (None, Vec::new())) }.boxed()
-    };
-    let mut running: Vec<Option<BoxFuture<'a, Answer<'a>>>> = Vec::with_capacity(commands.len() + 2);
-    if commands.len() > 1 {
-        running.push(Some(border("BEGIN")));
-    }
-    for command in commands {
-        let statement = &ready.statements[command.statement];
-        running.push(Some(
-            async move {
-                let parameters: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> =
-                    command.parameters.iter().map(|p| p.as_ref() as _).collect();
-                let rows = client.query(statement, &parameters).await?;
-                Ok((Some(command), rows))
-            }
-            .boxed(),
-        ));
-    }
-    if commands.len() > 1 {
-        running.push(Some(border("COMMIT")));
-    }
-    let mut answers = Vec::with_capacity(running.len());
-    // the first round sends the statements in their order
-    poll_fn(|context| {
-        for slot in &mut running {
-            if let Some(future) = slot
-                && let Poll::Ready(answer) = future.as_mut().poll(context)
-            {
-                answers.push(answer);
-                *slot = None;
-            }
+/// Divides a batch, so that a deletion is the last write of its key in its part: if it finds nothing, it is repeated.
+fn divide(batch: Vec<Job>) -> VecDeque<Vec<Job>> {
+    let (mut parts, mut deleted) = (VecDeque::new(), HashSet::new());
+    let mut part = Vec::with_capacity(batch.len());
+    for job in batch {
+        if deleted.contains(&job.write.key()) {
+            deleted.clear();
+            parts.push_back(std::mem::take(&mut part));
         }
-        if running.iter().all(Option::is_none) { Poll::Ready(()) } else { Poll::Pending }
-    })
-    .await;
-    answers
+        if matches!(job.write, Write::DeleteFeed { .. }) {
+            deleted.insert(job.write.key());
+        }
+        part.push(job);
+    }
+    parts.push_back(part);
+    parts
 }
 
 /// Returns the writes that are still wanted now that their transaction begins, and answers the others.
@@ -279,20 +308,5 @@ async fn wanted(mut jobs: Vec<Job>) -> Vec<Job> {
 fn refuse(jobs: Vec<Job>, error: &StoreError) {
     for job in jobs {
         job.reply(Err(error.clone()));
-    }
-}
-
-/// Answers writes whose transaction was committed.
-fn answer(ready: &Ready, jobs: Vec<Job>, made: &Made) {
-    let uncertainty = ready.link.uncertainty();
-    for (number, job) in jobs.into_iter().enumerate() {
-        let found = made.writes.contains(&number);
-        // a deletion that found nothing in time and one that came too late look the same to the server
-        let late = !found && job.deadline <= Instant::now() + uncertainty;
-        if made.late.contains(&number) || late {
-            job.reply(Err(StoreError::Late));
-        } else {
-            job.reply(Ok(found));
-        }
     }
 }

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-use rusqlite::{Connection, OpenFlags, OptionalExtension, Row, params_from_iter};
+use rusqlite::{Connection, Error, ErrorCode, OpenFlags, OptionalExtension, Row, params_from_iter};
 use tonic::async_trait;
 
 use super::super::bulk::{Export, Import, OnConflict, Put, Record, Service, Table, Written};
@@ -156,10 +156,7 @@ impl Import for Target {
 
 /// The statements of a table.
 struct Statements {
-    /// Number of columns of the key.
-    key: usize,
-    /// Number of columns.
-    columns: usize,
+    table: &'static Table,
     any: String,
     count: String,
     scan: String,
@@ -168,7 +165,7 @@ struct Statements {
 }
 
 impl Statements {
-    fn of(table: &Table) -> Self {
+    fn of(table: &'static Table) -> Self {
         let Table { name, key, texts } = table;
         let columns = table.columns().collect::<Vec<_>>();
         let marks = |count| vec!["?"; count].join(", ");
@@ -180,8 +177,7 @@ impl Statements {
         }
         let (each, of_key) = (marks(columns.len()), marks(key.len()));
         Self {
-            key: key.len(),
-            columns: columns.len(),
+            table,
             any: format!("SELECT 1 FROM {name} LIMIT 1"),
             count: format!("SELECT count(*) FROM {name}"),
             scan: format!("SELECT {all} FROM {name} WHERE ({keys}) > ({of_key}) ORDER BY {keys} LIMIT ?"),
@@ -198,10 +194,19 @@ impl Statements {
     }
 
     fn record(&self, row: &Row<'_>) -> rusqlite::Result<Record> {
-        let key = (0..self.key).map(|column| row.get(column)).collect::<rusqlite::Result<_>>()?;
-        let texts =
-            (self.key..self.columns).map(|column| row.get(column)).collect::<rusqlite::Result<_>>()?;
-        Ok(Record { key, texts })
+        let keys = self.table.key.len();
+        let key: Vec<i64> = (0..keys).map(|column| row.get(column)).collect::<rusqlite::Result<_>>()?;
+        let texts = (keys..keys + self.table.texts.len()).map(|column| row.get(column));
+        match texts.collect::<rusqlite::Result<_>>() {
+            Ok(texts) => Ok(Record { key, texts }),
+            Err(error) => Err(self.name(&key, &error)),
+        }
+    }
+
+    /// Returns an error that names its record.
+    fn name(&self, key: &[i64], error: &Error) -> Error {
+        // this kind prints nothing but what it holds
+        Error::ToSqlConversionFailure(format!("{error}: {}", self.table.name_of(key)).into())
     }
 
     fn get(&self, db: &Connection, key: &[i64]) -> rusqlite::Result<Option<Record>> {
@@ -209,8 +214,20 @@ impl Statements {
         query.query_row(params_from_iter(key), |row| self.record(row)).optional()
     }
 
-    /// Writes a page inside a transaction. Looks at all of it first, so that nothing is written if it stops.
+    /// Writes a page inside a transaction, all of it or nothing.
     fn put(&self, db: &Connection, page: &[Record], on_conflict: OnConflict) -> rusqlite::Result<Put> {
+        db.execute_batch("SAVEPOINT page")?;
+        let put = self.put_each(db, page, on_conflict);
+        // SQLite ends the transaction by itself when the disk is full or fails
+        if !db.is_autocommit() {
+            let undo = if put.is_ok() { "" } else { "ROLLBACK TO page; " };
+            db.execute_batch(&format!("{undo}RELEASE page"))?;
+        }
+        put
+    }
+
+    /// Looks at the whole page before it writes.
+    fn put_each(&self, db: &Connection, page: &[Record], on_conflict: OnConflict) -> rusqlite::Result<Put> {
         let mut written = Written::default();
         let mut wanted = Vec::with_capacity(page.len());
         for record in page {
@@ -234,9 +251,12 @@ impl Statements {
                 put.raw_bind_parameter(at + 1, value)?;
             }
             for (at, text) in record.texts.iter().enumerate() {
-                put.raw_bind_parameter(self.key + at + 1, text)?;
+                put.raw_bind_parameter(self.table.key.len() + at + 1, text)?;
             }
-            put.raw_execute()?;
+            put.raw_execute().map_err(|error| match error.sqlite_error_code() {
+                Some(ErrorCode::ConstraintViolation | ErrorCode::TooBig) => self.name(&record.key, &error),
+                _ => error,
+            })?;
         }
         Ok(Put::Written(written))
     }

@@ -91,12 +91,6 @@ fn ticks() -> (f64, f64) {
     (own, busy)
 }
 
-/// Returns the processor time of this process and all below it, those that have ended included, seconds.
-#[cfg(test)]
-pub fn own_seconds() -> f64 {
-    ticks().0 / HERTZ
-}
-
 /// Watches what others take while a measurement runs.
 pub struct Others {
     begun: Instant,

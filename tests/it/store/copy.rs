@@ -402,3 +402,27 @@ fn what_cannot_be_copied_is_refused_with_the_store_and_the_reason() {
         assert_eq!(run(&args).0.code(), Some(2), "{args:?}");
     }
 }
+
+#[test]
+fn a_record_that_the_target_refuses_is_named_and_nothing_of_its_page_is_written() {
+    let dirs = Dirs::new();
+    dirs.copy(&[]);
+    fill(&dirs.from, 1..=600, "x");
+    let trap =
+        "CREATE TRIGGER trap BEFORE INSERT ON feeds WHEN NEW.id = 300 BEGIN SELECT RAISE(ABORT, 'no'); END";
+    db(&dirs.to, "feed").execute_batch(trap).unwrap();
+    let words = dirs.refused(&["--service", "feed"]);
+    assert!(words.contains("TO: store: no: user_id 301, id 300"), "{words}");
+    assert_eq!(count(&dirs.to), 250, "the page before");
+}
+
+#[test]
+fn a_record_that_cannot_be_read_is_named() {
+    let dirs = Dirs::new();
+    fill(&dirs.from, 1..=600, "x");
+    let damage = "UPDATE feeds SET content = CAST(x'ff' AS TEXT) WHERE id = 300";
+    db(&dirs.from, "feed").execute_batch(damage).unwrap();
+    let words = dirs.refused(&["--service", "feed"]);
+    assert!(words.contains("FROM: store: ") && words.contains(": user_id 301, id 300"), "{words}");
+    assert!(words.contains("UTF-8") || words.contains("utf-8"), "{words}");
+}

@@ -324,6 +324,53 @@ async fn a_database_that_cannot_be_used_is_named_with_the_reason() {
     assert!(!root.path().join("to.db").exists());
 }
 
+#[tokio::test]
+async fn a_record_that_the_database_refuses_is_named_and_nothing_of_its_page_is_written() {
+    let (_root, from) = directory();
+    let server = Postgres::start().await;
+    fill(&from, 1..=600, "x");
+    let (source, store) = (url(&from), server.url());
+    let args = [&source, &store, "--service", "feed", "--on-conflict", "overwrite"];
+    // PostgreSQL has no texts with NUL
+    db(&from, "feed").execute("UPDATE feeds SET content = 'a' || char(0) WHERE id = 300", []).unwrap();
+    let words = refused(&args).await;
+    assert!(words.contains("user_id 301, id 300") && words.contains("SQLSTATE 22021"), "{words}");
+    let admin = server.admin().await;
+    assert_eq!(feeds(&admin).await, 250, "the page before");
+    // one that replaces another is named too
+    db(&from, "feed").execute("UPDATE feeds SET content = 'fine' WHERE id = 300", []).unwrap();
+    copied(&args).await;
+    admin
+        .batch_execute("ALTER TABLE feed.feeds ADD CONSTRAINT short CHECK (length(content) < 9)")
+        .await
+        .unwrap();
+    db(&from, "feed").execute("UPDATE feeds SET content = 'rather long' WHERE id = 300", []).unwrap();
+    let words = refused(&args).await;
+    assert!(words.contains("user_id 301, id 300") && words.contains("a row breaks short"), "{words}");
+}
+
+#[tokio::test]
+async fn an_opening_that_nobody_answers_ends() {
+    let (root, from) = directory();
+    let server = Postgres::start().await;
+    let (source, store) = (url(&from), server.url());
+    copied(&[&source, &store]).await;
+    let short = settings(&root.path().join("short.toml"), &["timeout_ms = 500".to_owned()]);
+    let to = url(root.path().join("to.db"));
+    let admin = server.admin().await;
+    for table in ["pg_namespace", "feed.migrations", "feed.feeds"] {
+        admin.batch_execute(&format!("BEGIN; LOCK TABLE {table}")).await.unwrap();
+        for (from, to, side) in [(&store, &to, "FROM"), (&source, &store, "TO")] {
+            let args = [from.as_str(), to.as_str(), "--service", "feed", "--config", &short];
+            let ended = tokio::time::timeout(Duration::from_mins(1), refused(&args)).await;
+            let words = ended.unwrap_or_else(|_| panic!("{table}, {side}: it still waits"));
+            let told = words.contains("no answer within") || words.contains("no connection within");
+            assert!(told && words.contains(side), "{table}: {words}");
+        }
+        admin.batch_execute("COMMIT").await.unwrap();
+    }
+}
+
 /// A cluster such as Citus distributes rows by one column, and every key and index has to begin with it.
 #[tokio::test]
 async fn every_key_and_index_begins_with_the_distribution_column() {

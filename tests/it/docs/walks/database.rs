@@ -1,5 +1,7 @@
 //! A machine's records move to PostgreSQL and back; backup and restore of the database, retention.
 
+use futures_util::future::join_all;
+
 use super::*;
 use crate::kit::http::put;
 use crate::kit::postgres::{Postgres, installed};
@@ -144,7 +146,18 @@ async fn a_machine_moves_to_postgresql_and_its_backup_can_be_restored() {
     session.run(PAGE, "sqlite3 data/feed.db \"PRAGMA");
     assert_eq!(session.sh("sqlite3 data/feed.db 'SELECT id FROM feeds'"), "4\n5\n");
 
+    // a base backup while it is in use: a server that starts on it has everything that was acknowledged before
+    create(system.gateway, 9, 1..=3).await;
     session.run(PAGE, "pg_basebackup");
+    system.stop();
+    drop(server);
+    let restored = Postgres::start_from(&session.path("base")).await;
+    let system = OnDatabase::start(&restored.url()).await;
+    let found = [7, 8, 9].map(|user| feeds(system.gateway, user));
+    assert_eq!(join_all(found).await, [vec![4, 5], vec![2, 3], vec![1, 2, 3]]);
+    let profile = get(system.gateway, "/api/profile/get_profile?user_id=7").await;
+    assert!(profile.status == 200 && profile.body.contains("Ada"), "{profile:?}");
+    create(system.gateway, 9, [4]).await;
     system.stop();
     session.finish();
 }

@@ -9,18 +9,71 @@ use super::super::{Findings, SECOND, long_rows, rows};
 use super::{SERVER, Trial};
 use crate::kit::ledger::{Account, read_directly};
 use crate::kit::patroni::{LOOP_WAIT, Options, Patroni, TTL};
+use crate::kit::relay::Faults;
 
 rows! { "store"
     "F64" f64_primary_killed_and_switched_over killed_and_switched_over 20 1 "the database's primary is killed, then switched over by hand";
 }
 
 long_rows! { "store"
-    "F65" f65_primary_lost primary_lost 60 1 "the host of the database's primary is gone, frozen, cut off; a frozen host is named first";
+    "F65" f65_primary_lost primary_lost 60 1 "the database's primary: host gone, Patroni killed, frozen, cut off; a frozen host is named first";
     "F68" f68_asynchronous_replication asynchronous 20 10 "replication is asynchronous and the primary is lost: the account shows lost writes";
 }
 
-/// Longest time without an acknowledged write if the host of the primary is gone.
+/// Longest time without an acknowledged write if the host of the primary, or its Patroni, is gone.
 const HOST: Duration = Duration::from_secs(TTL.as_secs() + LOOP_WAIT.as_secs() + 5);
+/// How long commits wait for a standby before the primary is lost.
+const HELD: Duration = Duration::from_millis(150);
+
+/// A way to lose the primary.
+#[derive(Clone, Copy)]
+enum Loss {
+    PostgresKilled,
+    SwitchedOver,
+    HostGone,
+    PostgresFrozen,
+    CutOff,
+    PatroniKilled,
+}
+
+impl Loss {
+    /// Returns its name, and the longest time without an acknowledged write.
+    const fn bound(self) -> (&'static str, Duration) {
+        match self {
+            Self::PostgresKilled => ("PostgreSQL killed", SERVER),
+            Self::SwitchedOver => ("switched over by hand", SERVER),
+            Self::HostGone => ("host gone", HOST),
+            Self::PostgresFrozen => ("PostgreSQL frozen", HOST),
+            Self::CutOff => ("cut off", HOST),
+            Self::PatroniKilled => ("Patroni killed alone", HOST),
+        }
+    }
+
+    async fn strike(self, patroni: &mut Patroni, primary: usize, standby: usize) {
+        match self {
+            Self::PostgresKilled => {
+                hold_commits(patroni, primary).await;
+                patroni.nodes[primary].kill_server();
+            }
+            Self::SwitchedOver => patroni.switchover(primary, standby).await,
+            Self::HostGone => {
+                hold_commits(patroni, primary).await;
+                patroni.nodes[primary].kill();
+            }
+            Self::PostgresFrozen => patroni.nodes[primary].signal_server(Signal::STOP),
+            Self::CutOff => patroni.cut_off(primary),
+            // its PostgreSQL goes on as a primary
+            Self::PatroniKilled => patroni.nodes[primary].signal_patroni(Signal::KILL),
+        }
+    }
+}
+
+/// Makes commits wait for their standby. They are on the disk of the primary, and are lost with it: none of them may be
+/// acknowledged.
+async fn hold_commits(patroni: &Patroni, primary: usize) {
+    patroni.nodes[primary].replication.set(Faults::cut());
+    sleep(HELD).await;
+}
 
 /// The system over three nodes. The host that its URL names first is neither the primary nor the synchronous standby.
 pub async fn start() -> (Patroni, Trial) {
@@ -30,36 +83,13 @@ pub async fn start() -> (Patroni, Trial) {
     (patroni, trial)
 }
 
-/// Breaks the primary and waits until another one is written to; then heals the old one.
-async fn lose_primary(
-    patroni: &mut Patroni,
-    trial: &mut Trial,
-    what: &str,
-    most: Duration,
-    lose: impl AsyncFnOnce(&mut Patroni, usize),
-) {
-    let lost = patroni.primary().await;
-    let from = Instant::now();
-    lose(patroni, lost).await;
-    patroni.primary_beside(lost).await;
-    trial.resumed(what, from, most).await;
-    patroni.heal().await;
-    patroni.wait_until_healed().await;
-}
-
-async fn killed_and_switched_over(time: Duration) -> Findings {
-    let (mut patroni, mut trial) = start().await;
+/// Loses the primary in each of these ways, again and again for a time; then judges.
+async fn lose_primaries(time: Duration, mut patroni: Patroni, mut trial: Trial, losses: &[Loss]) -> Findings {
     let (mut findings, begun) = (Findings::default(), Instant::now());
     loop {
-        lose_primary(&mut patroni, &mut trial, "PostgreSQL killed", SERVER, async |patroni, lost| {
-            patroni.nodes[lost].kill_server();
-        })
-        .await;
-        let to = patroni.standby().await;
-        lose_primary(&mut patroni, &mut trial, "switched over by hand", SERVER, async |patroni, lost| {
-            patroni.switchover(lost, to).await;
-        })
-        .await;
+        for loss in losses {
+            lose_primary(&mut patroni, &mut trial, *loss).await;
+        }
         if begun.elapsed() >= time {
             break;
         }
@@ -69,9 +99,31 @@ async fn killed_and_switched_over(time: Duration) -> Findings {
     findings
 }
 
+/// Breaks the primary and waits until another one is written to; then heals the old one.
+async fn lose_primary(patroni: &mut Patroni, trial: &mut Trial, loss: Loss) {
+    let [lost, standby, _] = patroni.roles().await;
+    let ((what, most), from) = (loss.bound(), Instant::now());
+    loss.strike(patroni, lost, standby).await;
+    patroni.primary_beside(lost).await;
+    trial.tell(&format!("{what}: until there was a primary"), from.elapsed());
+    trial.resumed(what, from, most).await;
+    trial.reads_its_writes(what).await;
+    if matches!(loss, Loss::PostgresFrozen) {
+        // as its watchdog would have done: a Patroni before 3.0.3 that could not look at its PostgreSQL for a while takes the
+        // leader's key from its successor when it goes on, and what was acknowledged meanwhile is lost (patroni/patroni#2689)
+        patroni.nodes[lost].reset().await;
+    }
+    patroni.heal().await;
+    patroni.wait_until_healed().await;
+}
+
+async fn killed_and_switched_over(time: Duration) -> Findings {
+    let (patroni, trial) = start().await;
+    lose_primaries(time, patroni, trial, &[Loss::PostgresKilled, Loss::SwitchedOver]).await
+}
+
 async fn primary_lost(time: Duration) -> Findings {
     let (mut patroni, mut trial) = start().await;
-    let (mut findings, begun) = (Findings::default(), Instant::now());
     // the host that is named first is frozen when every connection has to be opened again
     let [primary, _, third] = patroni.roles().await;
     patroni.nodes[third].signal_server(Signal::STOP);
@@ -80,24 +132,8 @@ async fn primary_lost(time: Duration) -> Findings {
     trial.resumed("first host frozen, connections reset", from, SERVER).await;
     patroni.heal().await;
     patroni.wait_until_healed().await;
-    loop {
-        lose_primary(&mut patroni, &mut trial, "host gone", HOST, async |patroni, lost| {
-            patroni.nodes[lost].kill();
-        })
-        .await;
-        lose_primary(&mut patroni, &mut trial, "PostgreSQL frozen", HOST, async |patroni, lost| {
-            patroni.nodes[lost].signal_server(Signal::STOP);
-        })
-        .await;
-        lose_primary(&mut patroni, &mut trial, "cut off", HOST, async |patroni, lost| patroni.cut_off(lost))
-            .await;
-        if begun.elapsed() >= time {
-            break;
-        }
-    }
-    let server = patroni.direct()[patroni.primary().await];
-    trial.finish(server, &mut findings).await;
-    findings
+    let losses = [Loss::HostGone, Loss::PatroniKilled, Loss::PostgresFrozen, Loss::CutOff];
+    lose_primaries(time, patroni, trial, &losses).await
 }
 
 /// The account has to be able to show a loss: what a replica has not got yet is lost with the primary.
@@ -107,7 +143,7 @@ async fn asynchronous(time: Duration) -> Findings {
     let trial = Trial::start(&patroni.url([0, 1, 2])).await;
     let mut findings = Findings::default();
     let lost = patroni.primary().await;
-    patroni.nodes[lost].replication.set(crate::kit::relay::Faults::cut());
+    patroni.nodes[lost].replication.set(Faults::cut());
     sleep(SECOND.max(time / 10)).await;
     patroni.nodes[lost].kill();
     let primary = patroni.primary_beside(lost).await;

@@ -13,14 +13,20 @@ use tokio::time::{Instant, sleep};
 
 use super::{Findings, Row, short};
 use crate::kit::etcd::Etcd;
-use crate::kit::http::{request, send};
+use crate::kit::http::{get, request, send};
 use crate::kit::ledger::{Account, Ledger, Writers, read_directly, read_through};
 use crate::kit::load::{Load, Outcome, Running};
 use crate::kit::system::Role;
-use crate::kit::wait_long_for;
+use crate::kit::{wait_for, wait_long_for};
 
 /// Whose feeds are read.
 const READER: i64 = 3;
+/// Whose feeds are written and read back at once, and how often each is read.
+const WITNESS: i64 = 4;
+const READ_BACK: usize = 8;
+/// Longest time in which a read may lack what was acknowledged, while an old primary still answers: an instance learns
+/// of the new one when a commit of its own gets no answer in `store.timeout_ms`.
+const UNAWARE: Duration = Duration::from_secs(4);
 /// Time for which a step is watched after writes work again.
 const AFTER: Duration = Duration::from_millis(500);
 
@@ -83,6 +89,10 @@ pub struct Trial {
     writers: Writers,
     reads: Running,
     spans: Vec<Span>,
+    /// Times without a bound.
+    told: Vec<(String, Duration)>,
+    /// For how long reads lacked a write that was acknowledged.
+    unaware: Vec<(String, Duration)>,
 }
 
 impl Trial {
@@ -96,11 +106,12 @@ impl Trial {
         let feed = format!(r#"{{"id":1,"user_id":{READER},"content":"x"}}"#);
         let put = send(addr, request("PUT", "/api/feed/create_feed", &feed)).await.expect("an answer");
         assert_eq!(put.status, 200, "{put:?}");
-        let reads = Load::of(addr, 30.0, |_| {
-            request("GET", &format!("/api/feed/get_feeds?user_id={READER}&size=20"), "")
-        });
-        let reads = reads.start();
-        Self { system, writers, reads, spans: Vec::new() }
+        let path = format!("/api/feed/get_feeds?user_id={READER}&size=20");
+        // what was never read cannot be answered from the cache
+        wait_for("the feeds are read", || async { (get(addr, &path).await.status == 200).then_some(()) })
+            .await;
+        let reads = Load::of(addr, 30.0, move |_| request("GET", &path, "")).start();
+        Self { system, writers, reads, spans: Vec::new(), told: Vec::new(), unaware: Vec::new() }
     }
 
     /// Notes a fault that stops writes for at most `most`: it began at `from`, and by now is over as far as the
@@ -120,6 +131,37 @@ impl Trial {
         self.spans.push(Span { what: what.to_owned(), from, to: Instant::now(), most, least });
     }
 
+    /// Notes a time that has no bound.
+    pub fn tell(&mut self, what: &str, time: Duration) {
+        self.told.push((what.to_owned(), time));
+    }
+
+    /// Writes a record, and reads it until no instance lacks it.
+    pub async fn reads_its_writes(&mut self, what: &str) {
+        let addr = self.system.gateway.addr;
+        let id = self.unaware.len() + 1;
+        let body = format!(r#"{{"id":{id},"user_id":{WITNESS},"content":"x"}}"#);
+        wait_for("a record is written", || async {
+            let put = send(addr, request("PUT", "/api/feed/create_feed", &body)).await.ok()?;
+            (put.status == 200).then_some(())
+        })
+        .await;
+        let (written, path) = (Instant::now(), format!("/api/feed/get_feeds?user_id={WITNESS}&size=1"));
+        let (mut reads, mut lacking) = (0, Duration::ZERO);
+        while reads < READ_BACK && written.elapsed() < 4 * UNAWARE {
+            let answer = get(addr, &path).await;
+            let newest = || answer.json()["feeds"][0]["id"].as_u64();
+            match answer.status.as_u16() {
+                200 if newest() == Some(id as u64) => reads += 1,
+                200 | 404 => (reads, lacking) = (0, written.elapsed()),
+                // it was not answered, and not wrongly
+                _ => {}
+            }
+            sleep(Duration::from_millis(20)).await;
+        }
+        self.unaware.push((what.to_owned(), lacking));
+    }
+
     /// Ends the calls and judges them; `server` is the database that is written to.
     pub async fn finish(self, server: SocketAddr, findings: &mut Findings) {
         self.system.wait_for_writes().await;
@@ -132,6 +174,12 @@ impl Trial {
             } else {
                 findings.tell(&format!("{what}: share acknowledged"), share, "");
             }
+        }
+        for (what, time) in &self.told {
+            findings.tell(what, time.as_secs_f64(), "s");
+        }
+        for (what, time) in &self.unaware {
+            findings.time(&format!("{what}: reads lacked a write for"), *time, UNAWARE);
         }
         findings.calls(&ledger.new);
         findings.count("answers to writes but 200, 503, 504", ledger.other_answers(), 0);

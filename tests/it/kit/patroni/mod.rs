@@ -27,6 +27,9 @@ pub const LOOP_WAIT: Duration = Duration::from_secs(1);
 /// Pause between two questions to a Patroni.
 const PAUSE: Duration = Duration::from_millis(150);
 
+/// Time after which a Patroni that has not done its part after a fault is taken to have an old view of etcd.
+const STALE: Duration = Duration::from_secs(10);
+
 /// Bytes that a replica may lack to count as one that follows, while writes go on.
 const NEAR: u64 = 1 << 20;
 
@@ -61,7 +64,6 @@ impl Patroni {
 
     /// Starts an unusual one.
     pub async fn start_with(options: Options) -> Self {
-        // a busy machine must not cost it its leader; its shortest lease is then 3 s
         let lane = Lane::start();
         // a busy machine must not cost it its leader; its shortest lease is then 3 s
         let etcd =
@@ -98,7 +100,20 @@ impl Patroni {
 
     /// Waits until the cluster is whole again after a fault.
     pub async fn wait_until_healed(&self) {
-        self.wait_until_whole(true).await;
+        tokio::select! {
+            () = self.wait_until_whole(true) => {}
+            () = self.watch_anew() => {}
+        }
+    }
+
+    /// Ends the watches of etcd now and then. A Patroni before 3.1 that did not run for a while may keep an old view of
+    /// etcd; then it makes no change, and says "Synchronous replication key updated by someone else" each time
+    /// (patroni/patroni#2779).
+    async fn watch_anew(&self) {
+        loop {
+            sleep(STALE).await;
+            self.nodes.iter().for_each(Node::watch_anew);
+        }
     }
 
     /// Returns what the first node that answers knows of the members.

@@ -114,14 +114,19 @@ impl Node {
     /// Starts it again on its data if its Patroni is gone.
     pub async fn launch_if_gone(&mut self) {
         if self.patroni().is_none() {
-            self.kill();
-            let begun = Instant::now();
-            while self.keeper.try_wait().expect("it is our child").is_none() {
-                assert!(begun.elapsed() < END, "{} does not end", self.name);
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-            self.keeper = spawn(self.dir.path());
+            self.reset().await;
         }
+    }
+
+    /// Kills all of it and starts it again on its data, as a watchdog resets a host.
+    pub async fn reset(&mut self) {
+        self.kill();
+        let begun = Instant::now();
+        while self.keeper.try_wait().expect("it is our child").is_none() {
+            assert!(begun.elapsed() < END, "{} does not end", self.name);
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        self.keeper = spawn(self.dir.path());
     }
 
     /// Cuts it off from its clients, from etcd, and from the other nodes as far as they call it.
@@ -133,10 +138,17 @@ impl Node {
 
     /// Ends every fault of its relays.
     pub fn heal(&self) {
+        // not with what it knew of etcd before
+        self.watch_anew();
         for relay in self.relays() {
             relay.heal();
         }
-        // a Patroni whose watch hangs hears of no change; it has no time limit for it
+        // its watch has no time limit, and what a cut has swallowed does not come any more
+        self.watch_anew();
+    }
+
+    /// Ends its connections to etcd: it reads everything anew.
+    pub fn watch_anew(&self) {
         self.etcd.iter().for_each(Relay::reset);
     }
 

@@ -1,6 +1,7 @@
 //! The store in PostgreSQL, against a real server.
 
 mod access;
+mod order;
 mod outages;
 mod plans;
 mod process;

@@ -3,8 +3,9 @@
 use microservice_app::store;
 
 use super::super::contract::{at, metrics, record, soon};
-use super::{feed, found, open, wait_until_well};
+use super::{MS, feed, found, open, wait_until_well};
 use crate::kit::postgres::{Postgres, connect};
+use crate::kit::wait_for;
 
 /// Writes a version into the history, as a newer program would.
 const NEWER: &str = "INSERT INTO feed.migrations VALUES (9, 'later', '2030-01-01T00:00:00Z', '1')";
@@ -72,6 +73,55 @@ async fn a_schema_of_somebody_else_is_refused_as_it_is() {
 }
 
 #[tokio::test]
+async fn tables_with_other_columns_are_somebody_elses() {
+    let server = Postgres::start().await;
+    let admin = server.admin().await;
+    let ours = "SET ROLE app; CREATE SCHEMA feed; CREATE TABLE feed.migrations (version int4);
+                CREATE TABLE feed.feeds (user_id int8, id int8, content text, PRIMARY KEY (user_id, id));
+                CREATE TABLE feed.compatibility (version int4, oldest int4);
+                INSERT INTO feed.migrations VALUES (1)";
+    for (change, told) in [
+        ("DROP TABLE feed.migrations; CREATE TABLE feed.migrations (version text)", "feed.migrations"),
+        ("ALTER TABLE feed.migrations ALTER version TYPE int8", "feed.migrations"),
+        ("ALTER TABLE feed.migrations RENAME version TO number", "feed.migrations"),
+        ("ALTER TABLE feed.migrations ALTER version TYPE point USING point(0, 0)", "feed.migrations"),
+        (
+            "UPDATE feed.migrations SET version = 9; ALTER TABLE feed.compatibility ALTER oldest TYPE int8;
+             INSERT INTO feed.compatibility VALUES (9, 1)",
+            "feed.compatibility",
+        ),
+        ("UPDATE feed.migrations SET version = 9; DROP TABLE feed.compatibility", "feed.compatibility"),
+        ("ALTER TABLE feed.feeds ALTER id TYPE int4", "column id"),
+        ("ALTER TABLE feed.feeds ALTER content TYPE bytea USING ''", "column"),
+        ("ALTER TABLE feed.feeds DROP content", "content"),
+    ] {
+        admin.batch_execute(&format!("DROP SCHEMA IF EXISTS feed CASCADE; {ours}; {change}")).await.unwrap();
+        let opened = open(&at(&server.url())).await;
+        let refused = opened.err().unwrap_or_else(|| panic!("{change}: no refusal")).to_string();
+        assert!(refused.contains(told), "{change}: {refused}");
+    }
+}
+
+#[tokio::test]
+async fn a_schema_that_is_replaced_under_a_service_fails_its_health_until_it_is_back() {
+    let server = Postgres::start().await;
+    let store = feed(&server.url()).await;
+    let admin = server.admin().await;
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'app'";
+    admin.batch_execute("ALTER TABLE feed.migrations ALTER version TYPE text").await.unwrap();
+    admin.execute(end, &[]).await.unwrap();
+    let why = wait_for("its health fails", || async { store.usable().await.err() }).await.to_string();
+    assert!(why.contains("feed.migrations"), "{why}");
+    admin
+        .batch_execute("ALTER TABLE feed.migrations ALTER version TYPE int4 USING version::int4")
+        .await
+        .unwrap();
+    wait_for("it is well", || async { store.usable().await.ok() }).await;
+    store.create(record(7, 1, "x"), soon()).await.unwrap();
+    assert_eq!(found(store.as_ref(), 7).await, [1]);
+}
+
+#[tokio::test]
 async fn a_role_that_can_create_nothing_uses_what_is_there() {
     let server = Postgres::start().await;
     let admin = server.admin().await;
@@ -108,6 +158,33 @@ async fn a_start_waits_for_another_that_migrates() {
 }
 
 #[tokio::test]
+async fn migrations_do_not_wait_long_for_a_table_that_others_use() {
+    let server = Postgres::start().await;
+    let admin = server.admin().await;
+    let begun = "SET ROLE app; CREATE SCHEMA feed; CREATE TABLE feed.migrations
+                 (version int4 PRIMARY KEY, name varchar(255), applied_on varchar(255), checksum varchar(255));
+                 BEGIN; LOCK TABLE feed.migrations IN SHARE MODE";
+    admin.batch_execute(begun).await.unwrap();
+    let store = feed(&server.url()).await;
+    let waits = || async { store.warnings().into_iter().find(|line| line.contains("others use a table")) };
+    let told = wait_for("it says why", waits).await;
+    assert!(told.contains("lock timeout"), "{told}");
+    // nobody else waits behind it for longer than that
+    let longest = "SELECT coalesce(max(extract(epoch FROM clock_timestamp() - waitstart)), 0)::float8 FROM pg_locks \
+                   WHERE NOT granted AND relation = 'feed.migrations'::regclass";
+    let other = server.admin().await;
+    for _ in 0..40 {
+        let waited: f64 = other.query_one(longest, &[]).await.unwrap().get(0);
+        // the limit, and what a busy machine adds
+        assert!(waited < 3.0, "{waited} s");
+        tokio::time::sleep(100 * MS).await;
+    }
+    admin.batch_execute("COMMIT").await.unwrap();
+    wait_until_well(store.as_ref()).await;
+    store.create(record(7, 1, "x"), soon()).await.unwrap();
+}
+
+#[tokio::test]
 async fn a_database_that_cannot_hold_every_text_is_refused() {
     let server = Postgres::start().await;
     let admin = server.admin().await;
@@ -116,4 +193,16 @@ async fn a_database_that_cannot_hold_every_text_is_refused() {
     let refused =
         open(&at(&server.url().replace("/msa", "/latin"))).await.err().expect("a refusal").to_string();
     assert!(refused.contains("encoding LATIN1"), "{refused}");
+}
+
+#[tokio::test]
+async fn tables_that_somebody_has_dropped_are_made_again() {
+    let server = Postgres::start().await;
+    let store = feed(&server.url()).await;
+    store.create(record(7, 1, "x"), soon()).await.unwrap();
+    let admin = server.admin().await;
+    admin.batch_execute("DROP SCHEMA feed CASCADE").await.unwrap();
+    store.create(record(7, 2, "y"), soon()).await.unwrap();
+    wait_until_well(store.as_ref()).await;
+    assert_eq!(found(store.as_ref(), 7).await, [2]);
 }

@@ -1,0 +1,229 @@
+//! One transaction of the writer: what it may take, how it is sent, and what its answers say.
+//!
+//! *Time*: a write that was given up must not come after what its caller has written since. So the server makes no write
+//! that has not begun [`BEGIN`] after it was sent, and none that has not got all of its records [`EXECUTE`](super::keeper::EXECUTE) after it has
+//! begun. Nobody is told of an unknown outcome before that, and no write is sent whose deadline is nearer.
+
+use std::collections::HashSet;
+use std::future::poll_fn;
+use std::task::Poll;
+use std::time::{Duration, Instant, SystemTime};
+
+use futures_util::FutureExt as _;
+use futures_util::future::BoxFuture;
+use tokio_postgres::Error;
+
+use super::batch::{Command, Key, Write, commands};
+use super::clock::Clock;
+use super::failure::Failure;
+use super::keeper::Ready;
+use super::service::{DELETE, PROBE};
+
+/// Longest time from the sending of a write to its beginning.
+const BEGIN: Duration = Duration::from_millis(300);
+/// The smallest limit of a statement: a write whose deadline is nearer than twice this is not sent.
+pub const LEAST: Duration = Duration::from_millis(10);
+
+/// The time that a transaction has.
+#[derive(Clone, Copy, Debug)]
+pub struct Times {
+    /// Its writes begin before this.
+    begin: Instant,
+    /// What is known of the server's clock.
+    clock: Clock,
+    /// Longest time of a statement.
+    execute: Duration,
+}
+
+impl Times {
+    /// Returns the times of a transaction that is sent at `now` and has the records of all of its writes at `deadline`. `usual`
+    /// is the session's limit of a statement. Returns `None` if there is not enough time.
+    pub fn new(now: Instant, deadline: Instant, usual: Duration, clock: Clock) -> Option<Self> {
+        let left = deadline.saturating_duration_since(now);
+        let execute = usual.min(left / 2);
+        let begin = (now + BEGIN).min(deadline.checked_sub(execute)?);
+        (execute >= LEAST).then_some(Self { begin, clock, execute })
+    }
+
+    /// Returns the moment after which nothing of the transaction can begin any more, or get a record.
+    pub fn over(&self) -> Instant {
+        self.begin + self.execute
+    }
+
+    /// Returns the time until which its writes may begin, by the server's clock.
+    pub fn until(&self) -> SystemTime {
+        self.clock.time(self.begin)
+    }
+
+    /// Returns true if what was answered at this moment has begun in time, by the server's clock.
+    fn began_in_time(&self, answered: Instant) -> bool {
+        answered + self.clock.uncertainty() < self.begin
+    }
+
+    /// Returns what begins the transaction, if it is not a single statement with the limits of the session.
+    fn border(&self, usual: Duration, statements: usize) -> Option<String> {
+        if self.execute < usual {
+            return Some(format!("BEGIN; SET LOCAL statement_timeout = {}", self.execute.as_millis()));
+        }
+        (statements > 1).then(|| "BEGIN".to_owned())
+    }
+}
+
+/// The answer to one statement.
+struct Answer<'a> {
+    command: &'a Command,
+    /// The keys that it returned.
+    keys: HashSet<Key>,
+    at: Instant,
+}
+
+/// What a transaction has done.
+#[derive(Default)]
+pub struct Made {
+    /// The numbers of the writes whose record is there, or was until it was deleted.
+    pub writes: HashSet<usize>,
+    /// The numbers of the writes that began too late, and were not made.
+    pub late: HashSet<usize>,
+}
+
+impl Made {
+    /// Takes in the keys that one statement returned.
+    fn note(&mut self, answer: &Answer<'_>, writes: &[&Write], times: &Times) {
+        for number in &answer.command.writes {
+            if writes.get(*number).is_some_and(|write| answer.keys.contains(&write.key())) {
+                self.writes.insert(*number);
+            } else if answer.command.statement != DELETE || !times.began_in_time(answer.at) {
+                // a deletion that found nothing in time and one that came too late look the same to the server
+                self.late.insert(*number);
+            }
+        }
+    }
+}
+
+/// Makes writes in one transaction.
+///
+/// # Errors
+/// Why the transaction failed.
+pub async fn commit(
+    ready: &Ready,
+    writes: &[&Write],
+    times: &Times,
+    usual: Duration,
+) -> Result<Made, Failure> {
+    let until = times.until();
+    let dated: Vec<_> = writes.iter().map(|write| (*write, until)).collect();
+    let statements = commands(&dated);
+    let begin = times.border(usual, statements.len());
+    let end = begin.is_some().then_some("COMMIT");
+    let mut made = Made::default();
+    for answer in execute(ready, begin, &statements, end).await? {
+        made.note(&answer, writes, times);
+    }
+    Ok(made)
+}
+
+/// Returns those of these keys that no record has, not even one whose transaction has still to commit: a deletion does not
+/// see that one. Changes nothing.
+///
+/// # Errors
+/// Why that is not known. [`Failure::Conflict`] if a transaction that is about to write such a record does not end.
+pub async fn absent(ready: &Ready, deletions: &[&Write], times: &Times) -> Result<HashSet<Key>, Failure> {
+    let until = times.until();
+    let dated: Vec<_> = deletions.iter().map(|write| (*write, until)).collect();
+    let mut probes = commands(&dated);
+    for probe in &mut probes {
+        probe.statement = PROBE;
+    }
+    // an insertion waits for that transaction
+    let begin = format!("BEGIN; SET LOCAL statement_timeout = {}", times.execute.as_millis());
+    let answers = execute(ready, Some(begin), &probes, Some("ROLLBACK")).await?;
+    Ok(answers.into_iter().flat_map(|answer| answer.keys).collect())
+}
+
+/// Sends the statements at once, between those that begin and end a transaction, and waits for every answer.
+async fn execute<'a>(
+    ready: &'a Ready,
+    begin: Option<String>,
+    commands: &'a [Command],
+    end: Option<&'static str>,
+) -> Result<Vec<Answer<'a>>, Failure> {
+    type Sent<'a> = BoxFuture<'a, Result<Option<Answer<'a>>, Error>>;
+    let client = ready.link.client();
+    let border = |text: String| -> Sent<'a> {
+        async move { client.batch_execute(&text).await.map(|()| None) }.boxed()
+    };
+    let mut running: Vec<Option<Sent<'a>>> = Vec::with_capacity(commands.len() + 2);
+    running.extend(begin.map(|text| Some(border(text))));
+    for command in commands {
+        let statement = &ready.statements[command.statement];
+        let sent = async move {
+            let parameters: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> =
+                command.parameters.iter().map(|p| p.as_ref() as _).collect();
+            let rows = client.query(statement, &parameters).await?;
+            let keys = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+            Ok(Some(Answer { command, keys, at: Instant::now() }))
+        };
+        running.push(Some(sent.boxed()));
+    }
+    running.extend(end.map(|text| Some(border(text.to_owned()))));
+    let mut answers = Vec::with_capacity(running.len());
+    // the first round sends the statements in their order
+    poll_fn(|context| {
+        for slot in &mut running {
+            if let Some(future) = slot
+                && let Poll::Ready(answer) = future.as_mut().poll(context)
+            {
+                answers.push(answer);
+                *slot = None;
+            }
+        }
+        if running.iter().all(Option::is_none) { Poll::Ready(()) } else { Poll::Pending }
+    })
+    .await;
+    let (mut found, mut unknown) = (Vec::with_capacity(answers.len()), None);
+    for answer in answers {
+        match answer.map_err(|error| Failure::of(&error)) {
+            Ok(answer) => found.extend(answer),
+            Err(failure @ Failure::Unknown(_)) => unknown = unknown.or(Some(failure)),
+            // an error that the server has told is certain, whatever happened to the connection afterwards
+            Err(failure) => return Err(failure),
+        }
+    }
+    match unknown {
+        None => Ok(found),
+        Some(failure) => Err(ready.link.reason().map_or(failure, Failure::Unknown)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::keeper::EXECUTE;
+    use super::*;
+
+    const MS: Duration = Duration::from_millis(1);
+
+    fn times(left: Duration) -> Option<(Duration, Times)> {
+        let now = Instant::now();
+        let clock = Clock::new(now, now, SystemTime::UNIX_EPOCH);
+        Times::new(now, now + left, EXECUTE, clock).map(|times| (times.begin - now, times))
+    }
+
+    #[test]
+    fn a_transaction_has_its_records_before_the_deadline() {
+        for (left, begin, execute) in [
+            (60_000, 300, 500),
+            (2000, 300, 500),
+            (1000, 300, 500),
+            (600, 300, 300),
+            (400, 200, 200),
+            (50, 25, 25),
+        ] {
+            let (began, times) = times(left * MS).unwrap();
+            assert_eq!((began, times.execute), (begin * MS, execute * MS), "{left}");
+            assert!(began + times.execute <= left * MS, "{left}: {times:?}");
+            assert_eq!(times.border(EXECUTE, 1).is_some(), left < 1000, "{left}: {times:?}");
+        }
+        assert!(times(15 * MS).is_none());
+        assert!(times(Duration::ZERO).is_none());
+    }
+}
