@@ -267,7 +267,7 @@ in
             assertion = cluster.members ? ${cluster.name};
             message = "services.microservice-app.database.cluster.members does not name this member, `${cluster.name}`.";
           }
-          (ours.registryKnown "services.microservice-app.database.cluster")
+          (ours.registryKnown "database.cluster")
           {
             assertion = (cluster.etcd.user == null) == (cluster.etcd.passwordFile == null);
             message = "services.microservice-app.database.cluster.etcd: `user` and `passwordFile` go together, set both or none.";
