@@ -249,6 +249,7 @@ in
       == [ "${gateway}.service" ];
     aPortAlsoChangesTheSocket =
       changedUnits now (changed "node-4" { services.microservice-app.apigateway.port = 8090; }) == [
+        "firewall.service"
         "${gateway}.service"
         "${gateway}.socket"
       ];
