@@ -162,9 +162,9 @@ async fn migrations_do_not_wait_long_for_a_table_that_others_use() {
     let server = Postgres::start().await;
     let admin = server.admin().await;
     let begun = "SET ROLE app; CREATE SCHEMA feed; CREATE TABLE feed.migrations
-                 (version int4 PRIMARY KEY, name varchar(255), applied_on varchar(255), checksum varchar(255));
-                 BEGIN; LOCK TABLE feed.migrations IN SHARE MODE";
+                 (version int4 PRIMARY KEY, name varchar(255), applied_on varchar(255), checksum varchar(255))";
     admin.batch_execute(begun).await.unwrap();
+    admin.batch_execute("BEGIN; LOCK TABLE feed.migrations IN SHARE MODE").await.unwrap();
     let store = feed(&server.url()).await;
     let waits = || async { store.warnings().into_iter().find(|line| line.contains("others use a table")) };
     let told = wait_for("it says why", waits).await;
