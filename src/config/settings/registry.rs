@@ -52,8 +52,8 @@ section! {
     "registry.keepalive_ms" => keepalive: Duration =
         Duration::from_secs(1), Kind::milliseconds(100, 1_800_000);
 
-    /// Deadline of one request to etcd. A registration gives up earlier, after half of the time between a renewal that
-    /// is due and the end of the lease, so that another member can renew it.
+    /// Deadline of one request to etcd. A registration gives up earlier, after a third of the time between a renewal that
+    /// is due and the end of the lease (half of it with a single endpoint), so that another member can renew it.
     "registry.timeout_ms" => timeout: Duration = Duration::from_secs(1), Kind::milliseconds(100, 60_000);
 
     /// Longest wait between two attempts while etcd cannot be reached. The first wait is 100 ms, each next one up

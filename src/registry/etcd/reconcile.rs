@@ -30,10 +30,12 @@ pub fn start(settings: &Registry, access: Arc<Access>, instance: Instance) -> Re
     registration
 }
 
-/// Returns the settings with such a time limit of calls that a lease does not expire while a member is silent: half of
-/// the time from a renewal that is due to the end of the lease is left to renew it at another member.
+/// Returns the settings with such a time limit of calls that a lease does not expire while a member is silent: of the
+/// time from a renewal that is due to the end of the lease, two thirds are left to renew it at other members, or half at
+/// the only one.
 fn within_lease(settings: &Registry) -> Registry {
-    let spare = settings.ttl.saturating_sub(settings.keepalive) / 2;
+    let tries = if settings.endpoints.len() > 1 { 3 } else { 2 };
+    let spare = settings.ttl.saturating_sub(settings.keepalive) / tries;
     Registry { timeout: settings.timeout.min(spare), ..settings.clone() }
 }
 

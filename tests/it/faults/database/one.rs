@@ -58,6 +58,8 @@ impl Bench {
         sleep(self.step).await;
         self.trial.undisturbed("delay of 50 ms each way", from, HARDLY, 0.99);
         self.relay.heal();
+        // what is on its way arrives before the next fault
+        sleep(LIMIT).await;
     }
 
     async fn half_open(&mut self) {

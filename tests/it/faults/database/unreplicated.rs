@@ -30,6 +30,22 @@ async fn wait_for_standby(server: &Postgres, admin: &Client, wait: bool) {
         ((row.get::<_, &str>(0) == "nobody") == wait).then_some(())
     })
     .await;
+    if wait {
+        // each process of the server takes the setting over for itself, and one of them decides whether commits wait
+        wait_for("commits wait", || commit_waits(server, admin)).await;
+    }
+}
+
+/// Tries whether a commit waits for a standby, and ends the wait.
+async fn commit_waits(server: &Postgres, admin: &Client) -> Option<()> {
+    let probe = server.admin().await;
+    let pid: i32 = probe.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
+    let commit = probe.batch_execute("CREATE TABLE public.probe (); DROP TABLE public.probe");
+    let waited = tokio::time::timeout(Duration::from_millis(300), commit).await.is_err();
+    if waited {
+        admin.query_one("SELECT pg_terminate_backend($1, 5000)", &[&pid]).await.unwrap();
+    }
+    waited.then_some(())
 }
 
 /// Returns the backends that wait for a standby.
