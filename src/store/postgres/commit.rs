@@ -63,9 +63,14 @@ impl Times {
     /// Returns what begins the transaction, if it is not a single statement with the limits of the session.
     fn border(&self, usual: Duration, statements: usize) -> Option<String> {
         if self.execute < usual {
-            return Some(format!("BEGIN; SET LOCAL statement_timeout = {}", self.execute.as_millis()));
+            return Some(self.begin_shortened());
         }
         (statements > 1).then(|| "BEGIN".to_owned())
+    }
+
+    /// Returns what begins a transaction with a limit of its own for statements.
+    fn begin_shortened(&self) -> String {
+        format!("BEGIN; SET LOCAL statement_timeout = {}", self.execute.as_millis())
     }
 }
 
@@ -135,8 +140,7 @@ pub async fn absent(ready: &Ready, deletions: &[&Write], times: &Times) -> Resul
         probe.statement = PROBE;
     }
     // an insertion waits for that transaction
-    let begin = format!("BEGIN; SET LOCAL statement_timeout = {}", times.execute.as_millis());
-    let answers = execute(ready, Some(begin), &probes, Some("ROLLBACK")).await?;
+    let answers = execute(ready, Some(times.begin_shortened()), &probes, Some("ROLLBACK")).await?;
     Ok(answers.into_iter().flat_map(|answer| answer.keys).collect())
 }
 

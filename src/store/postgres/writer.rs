@@ -119,11 +119,10 @@ impl Writer {
                 }
             };
             let part = wanted(part).await;
-            let Some(deadline) = part.iter().map(|job| job.deadline).min() else { continue };
-            let clock = ready.link.clock().filter(|_| !ready.link.is_lost());
-            let Some(times) =
-                clock.and_then(|clock| Times::new(Instant::now(), deadline, self.execute, clock))
-            else {
+            if part.is_empty() {
+                continue;
+            }
+            let Some(times) = self.times(&ready, &part).filter(|_| !ready.link.is_lost()) else {
                 // nothing was sent: the connection was lost meanwhile, or one of them has no time left
                 work.parts.push_front(part);
                 continue;
@@ -145,6 +144,13 @@ impl Writer {
             }
         }
         work.failed
+    }
+
+    /// Returns the times of a transaction of these writes that is sent now; `None` if one of them has no time left, or the
+    /// server's clock is not known.
+    fn times(&self, ready: &Ready, jobs: &[Job]) -> Option<Times> {
+        let deadline = jobs.iter().map(|job| job.deadline).min()?;
+        Times::new(Instant::now(), deadline, self.execute, ready.link.clock()?)
     }
 
     /// Answers writes whose transaction was committed, and sees to those of which more has to be known.
@@ -173,11 +179,7 @@ impl Writer {
 
     /// Answers deletions that found no record, unless one is about to appear.
     async fn answer_deletions(&self, ready: &Ready, jobs: Vec<Job>, work: &mut Work) {
-        let deadline = jobs.iter().map(|job| job.deadline).min();
-        let times = deadline.zip(ready.link.clock());
-        let times =
-            times.and_then(|(deadline, clock)| Times::new(Instant::now(), deadline, self.execute, clock));
-        let Some(times) = times else { return work.parts.push_front(jobs) };
+        let Some(times) = self.times(ready, &jobs) else { return work.parts.push_front(jobs) };
         let deletions: Vec<_> = jobs.iter().map(|job| &job.write).collect();
         let limit = self.timeout + SLACK;
         let absent = tokio::time::timeout(limit, absent(ready, &deletions, &times)).await;
