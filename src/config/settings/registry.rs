@@ -57,7 +57,8 @@ section! {
     "registry.timeout_ms" => timeout: Duration = Duration::from_secs(1), Kind::milliseconds(100, 60_000);
 
     /// Longest wait between two attempts while etcd cannot be reached. The first wait is 100 ms, each next one up
-    /// to twice as long, with jitter. With the default, every key is registered again 2 s after etcd returns.
+    /// to twice as long, with jitter. With the default, every key is registered again 2 s after etcd returns. While
+    /// etcd elects a leader, for up to 10 s, every wait is at most 200 ms.
     "registry.backoff_cap_ms" => backoff_cap: Duration =
         Duration::from_secs(2), Kind::milliseconds(100, 60_000);
 

@@ -28,7 +28,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 
 use super::credentials::{Files, Stamp};
 use super::dial::Dial;
-use super::failure::{Failure, limit};
+use super::failure::{Failure, election_wait, limit};
 use super::member;
 use crate::backoff::Backoff;
 use crate::config;
@@ -233,7 +233,8 @@ impl Access {
         }
     }
 
-    /// Tries the members, the preferred one first.
+    /// Tries the members, the preferred one first. One that knows no leader is asked again for as long as another one is
+    /// silent: the silent one may be the leader that was lost, and the others may have elected the next.
     async fn open(&self) -> Result<Link, Failure> {
         // stamp before reading: a change in between is then noticed later
         let made_of = self.files.stamp();
@@ -241,22 +242,20 @@ impl Access {
         let endpoints = &self.settings.endpoints;
         let first = self.preferred.load(Relaxed);
         let mut waiting = (0..endpoints.len()).map(|n| (first + n) % endpoints.len());
+        let attempt = |index: usize, wait: Duration| {
+            let (settings, dial, credentials) = (&self.settings, &self.dial, &credentials);
+            Box::pin(async move {
+                tokio::time::sleep(wait).await;
+                (index, member::connect(settings, &endpoints[index], credentials, dial).await)
+            })
+        };
         let mut attempts = FuturesUnordered::new();
-        let (mut refused, mut failed) = (None, Vec::new());
+        // the last one of each member; none of one that is silent so far
+        let mut failures: Vec<_> = endpoints.iter().map(|_| None).collect();
         loop {
             match waiting.next() {
-                Some(index) => {
-                    let attempt = Box::pin(member::connect(
-                        &self.settings,
-                        &endpoints[index],
-                        &credentials,
-                        &self.dial,
-                    ));
-                    attempts.push(async move { (index, attempt.await) });
-                }
-                None if attempts.is_empty() => {
-                    return Err(refused.unwrap_or_else(|| Failure::Unreachable(failed.join("; "))));
-                }
+                Some(index) => attempts.push(attempt(index, Duration::ZERO)),
+                None if attempts.is_empty() => return Err(Failure::of_all(endpoints, failures)),
                 None => {}
             }
             let stagger = if waiting.len() == 0 { Duration::MAX } else { STAGGER };
@@ -274,8 +273,13 @@ impl Access {
                     let token = Token { issued: made, waits };
                     return Ok(Link { client, endpoint: index, made_of, made, token });
                 }
-                Err(failure @ Failure::Refused(_)) => refused = Some(failure),
-                Err(failure) => failed.push(format!("{}: {failure}", endpoints[index])),
+                Err(failure) => {
+                    let leaderless = failure.is_leaderless();
+                    failures[index] = Some(failure);
+                    if leaderless && failures.iter().any(Option::is_none) {
+                        attempts.push(attempt(index, election_wait()));
+                    }
+                }
             }
         }
     }

@@ -12,6 +12,10 @@ use crate::credentials::Unusable;
 
 /// The first wait after a failure.
 const FIRST_WAIT: Duration = Duration::from_millis(100);
+/// Longest wait while etcd elects a leader.
+const ELECTION_WAIT: Duration = Duration::from_millis(200);
+/// How long etcd counts as electing. A cluster that has lost its majority says the same for as long as that takes.
+const ELECTION: Duration = Duration::from_secs(10);
 
 /// Why a session with etcd ended.
 #[derive(Debug, thiserror::Error)]
@@ -22,6 +26,9 @@ pub enum Failure {
     /// No connection to any member.
     #[error("{0}")]
     Unreachable(String),
+    /// No connection to any member that knows a leader, but to one that knows none.
+    #[error("{0}")]
+    Leaderless(String),
     /// etcd refuses the credentials of this process.
     #[error("{0}")]
     Refused(String),
@@ -52,6 +59,39 @@ pub enum Failure {
     /// The lease of a registration has expired.
     #[error("the lease has expired")]
     LeaseLost,
+}
+
+impl Failure {
+    /// Returns what the failures of the members come to.
+    pub fn of_all(endpoints: &[String], failures: Vec<Option<Self>>) -> Self {
+        let (mut texts, mut leaderless) = (Vec::new(), false);
+        for (endpoint, failure) in endpoints.iter().zip(failures) {
+            match failure {
+                Some(refused @ Self::Refused(_)) => return refused,
+                Some(failure) => {
+                    leaderless |= failure.is_leaderless();
+                    texts.push(format!("{endpoint}: {failure}"));
+                }
+                None => {}
+            }
+        }
+        let text = texts.join("; ");
+        if leaderless { Self::Leaderless(text) } else { Self::Unreachable(text) }
+    }
+
+    /// Returns true if there was no session at all, since no member could be used.
+    pub const fn is_of_connecting(&self) -> bool {
+        matches!(self, Self::Unreachable(_) | Self::Leaderless(_))
+    }
+
+    /// Returns true if a member answered that the cluster has no leader, or another one than when the call began.
+    pub fn is_leaderless(&self) -> bool {
+        match self {
+            Self::Leaderless(_) => true,
+            Self::Etcd(error) => says(error, "no leader") || says(error, "leader changed"),
+            _ => false,
+        }
+    }
 }
 
 impl From<etcd_client::Error> for Failure {
@@ -126,13 +166,66 @@ pub async fn limit<T>(
     }
 }
 
-/// Returns the waits between sessions.
-pub fn backoff(settings: &config::Registry) -> Backoff {
-    Backoff::new(FIRST_WAIT, settings.backoff_cap)
+/// The waits between sessions. They grow from one to the next up to `registry.backoff_cap_ms`, but not while etcd elects
+/// a leader: an election ends within seconds, and who has grown its waits in it is late afterwards.
+pub struct Waits {
+    backoff: Backoff,
+    /// When a member has first said that there is no leader.
+    leaderless: Option<Instant>,
+}
+
+impl Waits {
+    /// Returns the waits at their start.
+    pub const fn new(settings: &config::Registry) -> Self {
+        Self { backoff: Backoff::new(FIRST_WAIT, settings.backoff_cap), leaderless: None }
+    }
+
+    /// Starts over.
+    pub const fn reset(&mut self) {
+        self.backoff.reset();
+        self.leaderless = None;
+    }
+
+    /// Returns the wait after a failure.
+    pub fn after(&mut self, failure: &Failure) -> Duration {
+        if failure.is_leaderless() && self.leaderless.get_or_insert_with(Instant::now).elapsed() < ELECTION {
+            return election_wait();
+        }
+        self.backoff.next_wait()
+    }
+}
+
+/// Returns a wait for the end of an election: 100 to 200 ms.
+pub fn election_wait() -> Duration {
+    ELECTION_WAIT.mul_f64(crate::random::range(0.5..=1.0))
 }
 
 /// Returns true if a session that has begun at `begun` lasted longer than the longest wait, so that the waits may begin
 /// anew. Something between here and etcd may let each session begin and then break it.
 pub fn has_lasted(settings: &config::Registry, begun: Instant) -> bool {
     begun.elapsed() > settings.backoff_cap
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn waits_do_not_grow_during_an_election_but_do_when_it_does_not_end() {
+        let mut waits = Waits::new(&config::Registry::default());
+        let failure = etcd_client::Error::from(tonic::Status::unavailable("etcdserver: no leader"));
+        let failure = Failure::from(failure);
+        let begun = Instant::now();
+        while begun.elapsed() < ELECTION {
+            let wait = waits.after(&failure);
+            assert!((ELECTION_WAIT / 2..=ELECTION_WAIT).contains(&wait), "{wait:?}");
+            tokio::time::advance(wait).await;
+        }
+        let grown = (0..6).map(|_| waits.after(&failure)).max();
+        assert!(grown > Some(5 * ELECTION_WAIT), "{grown:?}");
+        waits.reset();
+        assert!(waits.after(&failure) <= ELECTION_WAIT);
+        let unreachable = Failure::Unreachable(String::new());
+        assert!(waits.after(&unreachable) <= FIRST_WAIT);
+    }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::access::Access;
-use super::failure::{Failure, backoff, has_lasted};
+use super::failure::{Failure, Waits, has_lasted};
 use super::limbo::{self, Probe};
 use super::reader::Reader;
 use super::snapshot;
@@ -32,7 +32,7 @@ pub async fn follow(settings: Arc<Registry>, access: Arc<Access>, publisher: Pub
 }
 
 async fn follow_etcd(settings: &Registry, access: &Access, stable: &StableView) {
-    let mut backoff = backoff(settings);
+    let mut waits = Waits::new(settings);
     let mut reader = Reader::default();
     let mut first = true;
     let mut link = None;
@@ -50,9 +50,9 @@ async fn follow_etcd(settings: &Registry, access: &Access, stable: &StableView) 
         };
         let error = failure.to_string();
         if reader.listed && has_lasted(settings, begun) {
-            backoff.reset();
+            waits.reset();
         }
-        let wait = backoff.next_wait();
+        let wait = waits.after(&failure);
         if reader.listed {
             tracing::warn!(error, "lost the registry, keeping the last view");
         } else if first {
@@ -65,7 +65,7 @@ async fn follow_etcd(settings: &Registry, access: &Access, stable: &StableView) 
         tokio::select! {
             () = tokio::time::sleep(wait) => {}
             // the registration of this process has found etcd
-            _ = connected.changed(), if matches!(failure, Failure::Unreachable(_)) => {}
+            _ = connected.changed(), if failure.is_of_connecting() => {}
         }
     }
 }

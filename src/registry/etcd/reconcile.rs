@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::access::{Access, Link};
-use super::failure::{Failure, backoff, cancelled, has_lasted, limit};
+use super::failure::{Failure, Waits, cancelled, has_lasted, limit};
 use crate::config::Registry;
 use crate::registry::instance::Instance;
 use crate::registry::registration::{Desired, Registered, Registration};
@@ -54,7 +54,7 @@ struct Reconciler {
 
 impl Reconciler {
     async fn run(mut self) {
-        let mut backoff = backoff(&self.settings);
+        let mut waits = Waits::new(&self.settings);
         let mut logged = false;
         let refused = self.access.refused();
         let mut link = None;
@@ -80,7 +80,7 @@ impl Reconciler {
             if *self.observed.borrow() != Registered::Unknown {
                 // a lost lease is etcd's answer, not a broken session
                 if lease_lost || has_lasted(&self.settings, begun) {
-                    backoff.reset();
+                    waits.reset();
                 }
                 logged = false;
                 self.observed.send_replace(Registered::Unknown);
@@ -88,7 +88,7 @@ impl Reconciler {
             if *self.desired.borrow() == Desired::Gone {
                 return; // the lease ends by itself
             }
-            let wait = backoff.next_wait();
+            let wait = waits.after(&failure);
             if std::mem::replace(&mut logged, true) {
                 // one line for an outage, not one every second
                 tracing::debug!(key = %self.key, error = %failure, ?wait, "not registered");
@@ -98,7 +98,7 @@ impl Reconciler {
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 // another task of this process has found etcd
-                _ = connected.changed(), if matches!(failure, Failure::Unreachable(_)) => {}
+                _ = connected.changed(), if failure.is_of_connecting() => {}
                 changed = self.desired.changed() => if changed.is_err() { return },
             }
         }

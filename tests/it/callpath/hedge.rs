@@ -185,6 +185,8 @@ async fn a_read_that_waits_for_an_instance_that_has_left_is_made_elsewhere() {
     let app = App::launch(|settings| {
         settings.up.topic_replicas = 0;
         settings.client.balancer = Balancer::RoundRobin;
+        // so long that a slow machine does not end the reads before the instance has left
+        settings.client.deadline = Duration::from_secs(30);
     });
     let _other = app.register("topic", other.addr);
     let leaving = app.register("topic", peer.addr);

@@ -176,7 +176,9 @@ async fn lost(server: &Postgres, next: i64) -> usize {
 const GUARDED: &str = "INSERT INTO feed.feeds (user_id, id, content) \
                        SELECT $1::bigint, $2::bigint, $3::text WHERE clock_timestamp() < $4::timestamptz \
                        ON CONFLICT (user_id, id) DO UPDATE SET content = excluded.content RETURNING user_id, id";
-const SESSION: &str = "SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; \
+/// The settings of the store's session for writes. A time limit costs the server a timer at each statement.
+const SESSION: &str = "SET statement_timeout = 500; SET lock_timeout = 100; \
+                       SET idle_in_transaction_session_timeout = 4000; SET plan_cache_mode = force_generic_plan; SET enable_seqscan = off; \
                        SET enable_hashjoin = off; SET enable_mergejoin = off";
 
 /// A connection without a store.
