@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::access::Access;
-use super::failure::{Failure, Waits, has_lasted};
+use super::failure::{Waits, has_lasted};
 use super::limbo::{self, Probe};
 use super::reader::Reader;
 use super::snapshot;

@@ -85,7 +85,7 @@ pub type Parameter = Box<dyn ToSql + Sync + Send>;
 pub struct Command {
     /// The number of the statement.
     pub statement: usize,
-    /// A value for each column, of several writes an array, and the time until which it may begin.
+    /// A value for each column, of several writes an array, and the time before which each write has to begin.
     pub parameters: Vec<Parameter>,
     /// The numbers of its writes, in the order of their keys.
     pub writes: Vec<usize>,
@@ -94,11 +94,15 @@ pub struct Command {
 /// Returns the statements that make these writes, in order. Each key occurs once in the statements of a run, so that the
 /// order of the writes of one key is kept, and each deletion learns whether the record was there. The keys of a run are
 /// sorted, whether they are written or deleted, so that transactions that meet lock records in the same order. The later
-/// runs have only keys that the first one has locked if none of them is written after its deletion.
-pub fn commands(writes: &[(&Write, SystemTime)]) -> Vec<Command> {
+/// runs have only keys that the first one has locked if none of them is written after its deletion. No write begins after
+/// `until`.
+pub fn commands(writes: &[&Write], until: SystemTime) -> Vec<Command> {
+    if let [one] = writes {
+        return vec![command(&[one], vec![0], until)];
+    }
     let mut seen: HashMap<Key, usize> = HashMap::with_capacity(writes.len());
     let mut placed: Vec<(usize, Key, usize, usize)> = Vec::with_capacity(writes.len());
-    for (number, (write, _)) in writes.iter().enumerate() {
+    for (number, write) in writes.iter().enumerate() {
         let run = seen.entry(write.key()).or_default();
         placed.push((*run, write.key(), write.statement(), number));
         *run += 1;
@@ -110,31 +114,36 @@ pub fn commands(writes: &[(&Write, SystemTime)]) -> Vec<Command> {
         .chunk_by(same_statement)
         .map(|chunk| {
             let numbers: Vec<usize> = chunk.iter().map(|placed| placed.3).collect();
-            let chosen: Vec<_> = numbers.iter().filter_map(|number| writes.get(*number)).collect();
-            let (statement, parameters) = match (chunk.first().map_or(PUT, |placed| placed.2), &chosen[..]) {
-                (PUT, [one]) => (PUT_ONE, values(one)),
-                (statement, several) => (statement, columns(several)),
-            };
-            Command { statement, parameters, writes: numbers }
+            let chosen: Vec<_> = numbers.iter().filter_map(|number| writes.get(*number).copied()).collect();
+            command(&chosen, numbers, until)
         })
         .collect()
 }
 
+/// Returns the statement of writes of the same kind with different keys.
+fn command(chosen: &[&Write], numbers: Vec<usize>, until: SystemTime) -> Command {
+    let (statement, mut parameters) = match chosen {
+        [one] if one.statement() == PUT => (PUT_ONE, values(one)),
+        several => (several.first().map_or(PUT, |write| write.statement()), columns(several)),
+    };
+    parameters.push(Box::new(until));
+    Command { statement, parameters, writes: numbers }
+}
+
 /// Returns the values of one write.
-fn values((write, until): &(&Write, SystemTime)) -> Vec<Parameter> {
+fn values(write: &Write) -> Vec<Parameter> {
     let (first, second) = write.key();
     let numbers = [first, second].into_iter().take(write.key_columns()).map(|n| Box::new(n) as Parameter);
     let texts = write.texts().into_iter().map(|text| Box::new(text.clone()) as Parameter);
-    numbers.chain(texts).chain([Box::new(*until) as Parameter]).collect()
+    numbers.chain(texts).collect()
 }
 
 /// Returns the columns of writes of the same kind.
-fn columns(writes: &[&(&Write, SystemTime)]) -> Vec<Parameter> {
+fn columns(writes: &[&Write]) -> Vec<Parameter> {
     let mut numbers: [Vec<i64>; 2] = Default::default();
     let mut texts: [Vec<String>; 3] = Default::default();
-    let mut until = Vec::with_capacity(writes.len());
     let (mut keys, mut fields) = (1, 0);
-    for (write, time) in writes {
+    for write in writes {
         let (first, second) = write.key();
         let row = write.texts();
         (keys, fields) = (write.key_columns(), row.len());
@@ -144,11 +153,10 @@ fn columns(writes: &[&(&Write, SystemTime)]) -> Vec<Parameter> {
         for (column, text) in texts.iter_mut().zip(row) {
             column.push(text.clone());
         }
-        until.push(*time);
     }
     let numbers = numbers.into_iter().take(keys).map(|column| Box::new(column) as Parameter);
     let texts = texts.into_iter().take(fields).map(|column| Box::new(column) as Parameter);
-    numbers.chain(texts).chain([Box::new(until) as Parameter]).collect()
+    numbers.chain(texts).collect()
 }
 
 #[cfg(test)]
@@ -165,9 +173,10 @@ mod tests {
 
     /// Returns the statements and the ids in each, in order.
     fn order(writes: &[Write]) -> Vec<(usize, Vec<i64>)> {
-        let timed: Vec<_> = writes.iter().map(|write| (write, SystemTime::UNIX_EPOCH)).collect();
+        let writes: Vec<_> = writes.iter().collect();
         let ids = |command: &Command| command.writes.iter().map(|number| writes[*number].key().1).collect();
-        commands(&timed).iter().map(|command| (command.statement, ids(command))).collect()
+        let commands = commands(&writes, SystemTime::UNIX_EPOCH);
+        commands.iter().map(|command| (command.statement, ids(command))).collect()
     }
 
     #[test]

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant, SystemTime};
 use futures_util::FutureExt as _;
 use futures_util::future::BoxFuture;
 use tokio_postgres::Error;
+use tokio_postgres::types::ToSql;
 
 use super::batch::{Command, Key, Write, commands};
 use super::clock::Clock;
@@ -115,9 +116,7 @@ pub async fn commit(
     times: &Times,
     usual: Duration,
 ) -> Result<Made, Failure> {
-    let until = times.until();
-    let dated: Vec<_> = writes.iter().map(|write| (*write, until)).collect();
-    let statements = commands(&dated);
+    let statements = commands(writes, times.until());
     let begin = times.border(usual, statements.len());
     let end = begin.is_some().then_some("COMMIT");
     let mut made = Made::default();
@@ -133,9 +132,7 @@ pub async fn commit(
 /// # Errors
 /// Why that is not known. [`Failure::Conflict`] if a transaction that is about to write such a record does not end.
 pub async fn absent(ready: &Ready, deletions: &[&Write], times: &Times) -> Result<HashSet<Key>, Failure> {
-    let until = times.until();
-    let dated: Vec<_> = deletions.iter().map(|write| (*write, until)).collect();
-    let mut probes = commands(&dated);
+    let mut probes = commands(deletions, times.until());
     for probe in &mut probes {
         probe.statement = PROBE;
     }
@@ -152,6 +149,10 @@ async fn execute<'a>(
     end: Option<&'static str>,
 ) -> Result<Vec<Answer<'a>>, Failure> {
     type Sent<'a> = BoxFuture<'a, Result<Option<Answer<'a>>, Error>>;
+    if let ([command], None, None) = (commands, &begin, end) {
+        let answer = run(ready, command).await.map_err(|error| failed(ready, Failure::of(&error)))?;
+        return Ok(vec![answer]);
+    }
     let client = ready.link.client();
     let border = |text: String| -> Sent<'a> {
         async move { client.batch_execute(&text).await.map(|()| None) }.boxed()
@@ -159,15 +160,7 @@ async fn execute<'a>(
     let mut running: Vec<Option<Sent<'a>>> = Vec::with_capacity(commands.len() + 2);
     running.extend(begin.map(|text| Some(border(text))));
     for command in commands {
-        let statement = &ready.statements[command.statement];
-        let sent = async move {
-            let parameters: Vec<&(dyn tokio_postgres::types::ToSql + Sync)> =
-                command.parameters.iter().map(|p| p.as_ref() as _).collect();
-            let rows = client.query(statement, &parameters).await?;
-            let keys = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
-            Ok(Some(Answer { command, keys, at: Instant::now() }))
-        };
-        running.push(Some(sent.boxed()));
+        running.push(Some(async { run(ready, command).await.map(Some) }.boxed()));
     }
     running.extend(end.map(|text| Some(border(text.to_owned()))));
     let mut answers = Vec::with_capacity(running.len());
@@ -195,7 +188,23 @@ async fn execute<'a>(
     }
     match unknown {
         None => Ok(found),
-        Some(failure) => Err(ready.link.reason().map_or(failure, Failure::Unknown)),
+        Some(failure) => Err(failed(ready, failure)),
+    }
+}
+
+/// Runs one statement.
+async fn run<'a>(ready: &Ready, command: &'a Command) -> Result<Answer<'a>, Error> {
+    let parameters: Vec<&(dyn ToSql + Sync)> = command.parameters.iter().map(|p| p.as_ref() as _).collect();
+    let rows = ready.link.client().query(&ready.statements[command.statement], &parameters).await?;
+    let keys = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+    Ok(Answer { command, keys, at: Instant::now() })
+}
+
+/// Returns a failure with the reason of the connection, if its outcome is unknown and the connection was given up.
+fn failed(ready: &Ready, failure: Failure) -> Failure {
+    match (failure, ready.link.reason()) {
+        (Failure::Unknown(_), Some(reason)) => Failure::Unknown(reason),
+        (failure, _) => failure,
     }
 }
 

@@ -105,6 +105,7 @@ impl Links {
     /// [`StoreError::Away`] with why there is none.
     pub async fn wait(&self, limit: Duration) -> Result<Arc<Ready>, StoreError> {
         let limit = match self.state() {
+            State::Ready(ready) if !ready.link.is_lost() => return Ok(ready),
             State::Away(since, _) => limit.saturating_sub(self.missing(since).elapsed()),
             State::Ready(_) | State::Unusable(_) => limit,
         };

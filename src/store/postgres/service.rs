@@ -60,15 +60,15 @@ pub static FEED: Service = Service {
         "SELECT 1 FROM feed.feeds WHERE user_id = $1 LIMIT 1",
         // the time is looked at apart: a cluster refuses to ask for it where rows are deleted
         "WITH w AS MATERIALIZED (
-             SELECT user_id, id FROM unnest($1::bigint[], $2::bigint[], $3::timestamptz[]) AS w (user_id, id, until)
-             WHERE clock_timestamp() < w.until
+             SELECT user_id, id FROM unnest($1::bigint[], $2::bigint[]) AS w (user_id, id)
+             WHERE clock_timestamp() < $3::timestamptz
          )
          DELETE FROM feed.feeds AS f USING w WHERE f.user_id = w.user_id AND f.id = w.id
          RETURNING f.user_id, f.id",
         "INSERT INTO feed.feeds (user_id, id, content)
          SELECT w.user_id, w.id, ''
-         FROM unnest($1::bigint[], $2::bigint[], $3::timestamptz[]) AS w (user_id, id, until)
-         WHERE clock_timestamp() < w.until
+         FROM unnest($1::bigint[], $2::bigint[]) AS w (user_id, id)
+         WHERE clock_timestamp() < $3::timestamptz
          ON CONFLICT (user_id, id) DO NOTHING
          RETURNING user_id, id",
     ],

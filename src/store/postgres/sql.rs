@@ -51,13 +51,12 @@ pub fn put_one(schema: &str, table: &Table) -> String {
     insert(schema, table, &row, Existing::Replace)
 }
 
-/// As [`put_one`], for several records: an array for each column, and one for the times.
+/// As [`put_one`], for several records: an array for each column.
 pub fn put_many(schema: &str, table: &Table) -> String {
     let (arrays, columns) = (parameters(table, "[]"), table.columns().collect::<Vec<_>>());
     let (until, arrays, columns) = (arrays.len() + 1, arrays.join(", "), columns.join(", "));
     let rows = format!(
-        "SELECT {columns} FROM unnest({arrays}, ${until}::timestamptz[]) AS w ({columns}, until) \
-         WHERE clock_timestamp() < w.until"
+        "SELECT {columns} FROM unnest({arrays}) AS w ({columns}) WHERE clock_timestamp() < ${until}::timestamptz"
     );
     insert(schema, table, &rows, Existing::Replace)
 }
