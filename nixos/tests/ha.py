@@ -113,6 +113,22 @@ with subtest("feed finds the primary, and the gateway finds feed"):
     client.wait_until_succeeds("[ -s /tmp/acknowledged ]", timeout=LONG)
     wait_for_writes("the beginning")
 
+with subtest("Patroni crashes alone: PostgreSQL goes on, with its shared memory, and stays the primary"):
+    shared = "find /dev/shm -name 'PostgreSQL.*' | sort"
+    before = NODES[first].succeed(shared)
+    assert before
+    timelines = {member["timeline"] for member in cluster(first)}
+    pid = NODES[first].get_unit_info("patroni.service")["MainPID"]
+    NODES[first].succeed(f"kill -KILL {pid}")
+    NODES[first].wait_until_succeeds(
+        f"curl --silent --fail --max-time {CALL} http://{MEMBERS[first]}:8008/primary", timeout=SETTLE
+    )
+    assert NODES[first].get_unit_info("patroni.service")["MainPID"] not in (pid, "0")
+    assert NODES[first].succeed(shared) == before
+    wait_for_writes("after the end of Patroni")
+    assert wait_until_whole() == first
+    assert {member["timeline"] for member in cluster(first)} == timelines
+
 with subtest("the ports of the members are for each other and for the client"):
     for source, target, port, expected in [
         ("client", "db-0", 5432, "open"),
