@@ -373,6 +373,10 @@ in
           wants = [ "network-online.target" ];
           after = [ "network-online.target" ];
           startLimitIntervalSec = 0;
+          # Patroni takes the password of etcd only beside another variable of etcd, and else makes a database user of it
+          environment = lib.optionalAttrs (etcdUser != null) {
+            PATRONI_ETCD3_PROTOCOL = if etcdTls then "https" else "http";
+          };
           # RemoveIPC: the shared memory of the PostgreSQL that goes on when Patroni ends alone
           serviceConfig =
             weak [

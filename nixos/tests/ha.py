@@ -92,7 +92,7 @@ with subtest("etcd has TLS between members and towards clients, and users"):
         "etcdctl auth enable",
     )
     db_0.fail("etcdctl get /service/")
-    db_0.succeed("etcdctl --user=root:secret-of-root endpoint health")
+    db_0.wait_until_succeeds("etcdctl --user=root:secret-of-root endpoint health", timeout=2 * SETTLE)
     # without a certificate, and without TLS
     db_0.fail(f"curl --silent --fail --insecure --max-time {CALL} https://127.0.0.1:2379/version")
     db_0.fail(f"curl --silent --fail --max-time {CALL} http://127.0.0.1:2379/version")
