@@ -115,8 +115,8 @@ with subtest("feed finds the primary, and the gateway finds feed"):
 
 with subtest("Patroni crashes alone: PostgreSQL goes on, with its shared memory, and stays the primary"):
     shared = "find /dev/shm -name 'PostgreSQL.*' | sort"
-    before = NODES[first].succeed(shared)
-    assert before
+    segments = NODES[first].succeed(shared)
+    assert segments
     timelines = {member["timeline"] for member in cluster(first)}
     pid = NODES[first].get_unit_info("patroni.service")["MainPID"]
     NODES[first].succeed(f"kill -KILL {pid}")
@@ -124,7 +124,7 @@ with subtest("Patroni crashes alone: PostgreSQL goes on, with its shared memory,
         f"curl --silent --fail --max-time {CALL} http://{MEMBERS[first]}:8008/primary", timeout=SETTLE
     )
     assert NODES[first].get_unit_info("patroni.service")["MainPID"] not in (pid, "0")
-    assert NODES[first].succeed(shared) == before
+    assert NODES[first].succeed(shared) == segments
     wait_for_writes("after the end of Patroni")
     assert wait_until_whole() == first
     assert {member["timeline"] for member in cluster(first)} == timelines
