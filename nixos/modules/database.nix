@@ -255,9 +255,9 @@ in
             ''}
             SQL
           '';
-          serviceConfig.LoadCredential = lib.optional (
-            cfg.passwordFile != null
-          ) "db-password:${cfg.passwordFile}";
+          serviceConfig = weak [ ] // {
+            LoadCredential = lib.optional (cfg.passwordFile != null) "db-password:${cfg.passwordFile}";
+          };
         };
       })
 
@@ -373,21 +373,31 @@ in
           wants = [ "network-online.target" ];
           after = [ "network-online.target" ];
           startLimitIntervalSec = 0;
-          serviceConfig = weak [ "MemoryDenyWriteExecute" ] // {
-            Restart = lib.mkForce "always";
-            RestartSec = "1s";
-            RuntimeDirectory = "patroni";
-            # NixOS' module kills Patroni alone: PostgreSQL goes on, which Patroni finds again when it returns
-            RuntimeDirectoryPreserve = "restart";
-            LoadCredential = [
-              "db-password:${cfg.passwordFile}"
-              "db-superuser:${cluster.superuserPasswordFile}"
-              "db-replication:${cluster.replicationPasswordFile}"
-            ]
-            ++ tlsCredentials
-            ++ lib.mapAttrsToList (name: file: "etcd-${name}:${file}") etcdFiles
-            ++ lib.optional (etcdUser != null) "etcd-password:${etcdPasswordFile}";
+          # Patroni takes the password of etcd only beside another variable of etcd, and else makes a database user of it
+          environment = lib.optionalAttrs (etcdUser != null) {
+            PATRONI_ETCD3_PROTOCOL = if etcdTls then "https" else "http";
           };
+          # RemoveIPC: the shared memory of the PostgreSQL that goes on when Patroni ends alone
+          serviceConfig =
+            weak [
+              "MemoryDenyWriteExecute"
+              "RemoveIPC"
+            ]
+            // {
+              Restart = lib.mkForce "always";
+              RestartSec = "1s";
+              RuntimeDirectory = "patroni";
+              # NixOS' module kills Patroni alone: PostgreSQL goes on, which Patroni finds again when it returns
+              RuntimeDirectoryPreserve = "restart";
+              LoadCredential = [
+                "db-password:${cfg.passwordFile}"
+                "db-superuser:${cluster.superuserPasswordFile}"
+                "db-replication:${cluster.replicationPasswordFile}"
+              ]
+              ++ tlsCredentials
+              ++ lib.mapAttrsToList (name: file: "etcd-${name}:${file}") etcdFiles
+              ++ lib.optional (etcdUser != null) "etcd-password:${etcdPasswordFile}";
+            };
         };
       })
     ]

@@ -223,6 +223,12 @@ in
       && patroni.bootstrap.dcs.synchronous_mode_strict
       && patroni.bootstrap.dcs.failsafe_mode
       && patroni.bootstrap.dcs.primary_start_timeout == 0;
+    # without it Patroni ignores the password of etcd
+    passwordOfEtcdIsTaken =
+      (member.systemd.services.patroni.environment.PATRONI_ETCD3_PROTOCOL or "") == "https"
+      && member.services.patroni.environmentFiles ? PATRONI_ETCD3_PASSWORD;
+    # a PostgreSQL that goes on without Patroni keeps its shared memory
+    sharedMemoryStays = !(member.systemd.services.patroni.serviceConfig ? RemoveIPC);
     clusterUsesTheRegistry =
       patroni.etcd3 == {
         hosts = [ "192.168.50.20:2379" ];

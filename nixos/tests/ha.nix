@@ -56,6 +56,9 @@ let
       ETCDCTL_CACERT = "${certificates}/ca.crt";
       ETCDCTL_CERT = "${certificates}/client.crt";
       ETCDCTL_KEY = "${certificates}/client.key";
+      # a password is checked for seconds on a slow machine
+      ETCDCTL_COMMAND_TIMEOUT = "${toString ours.timings.settle}s";
+      ETCDCTL_DIAL_TIMEOUT = "${toString ours.timings.call}s";
     };
   };
   registry = user: {

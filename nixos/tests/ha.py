@@ -92,7 +92,7 @@ with subtest("etcd has TLS between members and towards clients, and users"):
         "etcdctl auth enable",
     )
     db_0.fail("etcdctl get /service/")
-    db_0.succeed("etcdctl --user=root:secret-of-root endpoint health")
+    db_0.wait_until_succeeds("etcdctl --user=root:secret-of-root endpoint health", timeout=2 * SETTLE)
     # without a certificate, and without TLS
     db_0.fail(f"curl --silent --fail --insecure --max-time {CALL} https://127.0.0.1:2379/version")
     db_0.fail(f"curl --silent --fail --max-time {CALL} http://127.0.0.1:2379/version")
@@ -112,6 +112,22 @@ with subtest("feed finds the primary, and the gateway finds feed"):
     client.succeed(f"systemd-run --quiet --unit=write-feeds write-feeds {LOCAL}")
     client.wait_until_succeeds("[ -s /tmp/acknowledged ]", timeout=LONG)
     wait_for_writes("the beginning")
+
+with subtest("Patroni crashes alone: PostgreSQL goes on, with its shared memory, and stays the primary"):
+    shared = "find /dev/shm -name 'PostgreSQL.*' | sort"
+    segments = NODES[first].succeed(shared)
+    assert segments
+    timelines = {member["timeline"] for member in cluster(first)}
+    pid = NODES[first].get_unit_info("patroni.service")["MainPID"]
+    NODES[first].succeed(f"kill -KILL {pid}")
+    NODES[first].wait_until_succeeds(
+        f"curl --silent --fail --max-time {CALL} http://{MEMBERS[first]}:8008/primary", timeout=SETTLE
+    )
+    assert NODES[first].get_unit_info("patroni.service")["MainPID"] not in (pid, "0")
+    assert NODES[first].succeed(shared) == segments
+    wait_for_writes("after the end of Patroni")
+    assert wait_until_whole() == first
+    assert {member["timeline"] for member in cluster(first)} == timelines
 
 with subtest("the ports of the members are for each other and for the client"):
     for source, target, port, expected in [

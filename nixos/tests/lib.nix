@@ -81,8 +81,12 @@ rec {
 
   # Times that machines keep which are ten times slower than real ones.
   slow =
-    { lib, ... }:
+    { config, lib, ... }:
     {
+      # the first start makes the database, in more than the two minutes of NixOS' module
+      systemd.services = lib.mkIf config.services.postgresql.enable {
+        postgresql.serviceConfig.TimeoutStartSec = timings.boot;
+      };
       services.microservice-app = {
         # it looks at every control group again and again
         exporters.cadvisor.enable = lib.mkOverride 90 false;
