@@ -22,7 +22,7 @@ build: ## build the program: target/release/microservice-app
 
 # `--examples` (there are none) makes cargo choose the same features of the dependencies as for the tests. Without it
 # cargo would check a third of the dependencies once more.
-test: deps ## every check and test; stops at the first failure
+test: deps ## every check and test; stops at the first step that fails
 	cargo fmt --check
 	$(if $(wildcard tests/check-nix),tests/check-nix)
 	cargo deny --locked check -D unmatched-skip -D unnecessary-skip bans licenses sources
@@ -31,7 +31,7 @@ test: deps ## every check and test; stops at the first failure
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --lib --examples
 	cargo test --locked --doc
 	@rm -f $(SKIPPED)
-	cargo test --locked --lib --bins --tests
+	tests/suite
 	@$(say-skipped)
 
 test-interop: ## the tests with other people's gRPC clients in their newest versions; fetches them

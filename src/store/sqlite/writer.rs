@@ -119,6 +119,11 @@ fn read_connections(runtime: &Handle) -> Result<(), StoreError> {
     }
 }
 
+/// Runs a statement that is kept compiled.
+fn execute(db: &Connection, statement: &str) -> rusqlite::Result<usize> {
+    db.prepare_cached(statement)?.execute([])
+}
+
 /// Runs the batch as one transaction, without the writes that nobody waits for when the lock is there. A statement
 /// that fails undoes only itself; a failure that ends the transaction (disk full, I/O error) fails every write of the
 /// batch.
@@ -126,12 +131,12 @@ fn commit(db: &Connection, files: &Files, batch: &mut [Write]) -> Result<(), Sto
     files.check()?;
     if !db.is_autocommit() {
         // the end of the last transaction failed, too; without this no other could begin
-        db.execute_batch("ROLLBACK").map_err(|e| StoreError::from(&e))?;
+        execute(db, "ROLLBACK").map_err(|e| StoreError::from(&e))?;
     }
-    db.execute_batch("BEGIN IMMEDIATE").map_err(|e| StoreError::from(&e))?;
+    execute(db, "BEGIN IMMEDIATE").map_err(|e| StoreError::from(&e))?;
     if let Some(runtime) = batch.iter().find_map(|job| job.runtime_to_ask()) {
         let asked = read_connections(runtime);
-        asked.inspect_err(|_| drop(db.execute_batch("ROLLBACK")))?;
+        asked.inspect_err(|_| drop(execute(db, "ROLLBACK")))?;
     }
     // from here on no other process writes: what begins now cannot come after a newer write
     for job in batch.iter_mut().filter(|job| !job.is_abandoned()) {
@@ -141,9 +146,9 @@ fn commit(db: &Connection, files: &Files, batch: &mut [Write]) -> Result<(), Sto
             return Err(error.unwrap_or_else(|| StoreError::Failed("the transaction was lost".to_owned())));
         }
     }
-    db.execute_batch("COMMIT").map_err(|e| {
+    execute(db, "COMMIT").map_err(|e| {
         if !db.is_autocommit() {
-            let _ = db.execute_batch("ROLLBACK");
+            let _ = execute(db, "ROLLBACK");
         }
         StoreError::from(&e)
     })?;

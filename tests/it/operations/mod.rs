@@ -15,6 +15,7 @@ mod shutdown;
 mod stack;
 mod stderr;
 mod store;
+mod suite;
 mod systemd;
 mod targets;
 mod traces;
