@@ -305,7 +305,7 @@ fn pods_are_probed_bounded_and_without_rights() {
         let sleep = container["lifecycle"]["preStop"]["sleep"]["seconds"].as_u64();
         assert_eq!(sleep, (role == Role::Apigateway).then_some(5), "{name}");
         let time = pod["terminationGracePeriodSeconds"].as_u64().unwrap();
-        assert!(time >= sleep.unwrap_or(0) + grace + 1, "{name}: {time} s");
+        assert!(time > sleep.unwrap_or(0) + grace, "{name}: {time} s");
         assert_eq!(pod["topologySpreadConstraints"].as_array().map(Vec::len), Some(2), "{name}");
         assert_bounded(name, pod);
     }

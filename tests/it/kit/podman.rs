@@ -17,17 +17,15 @@ runtime = \"runc\"
 network_backend = \"netavark\"
 ";
 
-/// Returns the path of the settings.
+/// Returns the path of the settings, a file that lives as long as the process.
 fn settings() -> &'static Path {
-    static DIR: OnceLock<tempfile::TempDir> = OnceLock::new();
-    let dir = DIR.get_or_init(|| {
-        let dir = tempfile::tempdir().expect("a directory");
-        std::fs::write(dir.path().join("containers.conf"), SETTINGS).expect("a file");
-        dir
+    static FILE: OnceLock<tempfile::NamedTempFile> = OnceLock::new();
+    let file = FILE.get_or_init(|| {
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), SETTINGS).expect("it can be written");
+        file
     });
-    // the directory lives as long as the process
-    static FILE: OnceLock<std::path::PathBuf> = OnceLock::new();
-    FILE.get_or_init(|| dir.path().join("containers.conf"))
+    file.path()
 }
 
 /// Returns a command that knows the settings.
