@@ -1,6 +1,6 @@
 # `make` alone lists what there is. ARGS passes flags to the program: make up ARGS='--replicas feed=2'
 .DEFAULT_GOAL := help
-.PHONY: help up build test test-interop test-stack advisories deps fmt generate check-nix clean
+.PHONY: help up build test test-interop test-stack test-containers advisories deps fmt generate check-nix clean
 
 # tests/deps puts cargo-deny, deadnix and nixfmt there
 export PATH := $(CURDIR)/target/tools/bin:$(PATH)
@@ -46,6 +46,12 @@ test-stack: ## the tests with Elasticsearch, Zipkin's dependencies job and cAdvi
 	cargo test --locked --test it parts:: -- --ignored --test-threads=1 --nocapture
 	@$(say-skipped)
 
+test-containers: ## the image, compose and Kubernetes, under podman and before a real kube-apiserver; wants root
+	@tests/deps containers
+	@rm -f $(SKIPPED)
+	cargo test --locked --test it containers:: -- --ignored --test-threads=1 --nocapture
+	@$(say-skipped)
+
 advisories: deps ## compare the dependencies with the known vulnerabilities; fetches RustSec's database
 	cargo deny --locked check advisories
 
@@ -55,14 +61,15 @@ deps: ## install what building and testing need, or say what is missing
 fmt: ## format the code
 	cargo fmt
 
-# a new definition in src/config/settings, or a new flag in src/cli/flags.rs, wants this
-generate: ## rewrite docs/configuration.md and nixos/modules/settings.json
+# a new definition in src/config/settings, a new flag in src/cli/flags.rs, or a change in deploy/monitoring wants this
+generate: ## rewrite docs/configuration.md, nixos/modules/settings.json and what deploy/render fills in
 	@tests/deps build
 	@mkdir -p target
 	cargo run --locked --quiet -- settings > target/configuration.md
 	cargo run --locked --quiet -- settings --format json > target/settings.json
 	mv target/configuration.md docs/configuration.md
 	mv target/settings.json nixos/modules/settings.json
+	deploy/render
 
 check-nix: deps ## check the .nix files
 	tests/check-nix

@@ -4,9 +4,9 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
-use microservice_app::app::copy;
 use microservice_app::app::run::run;
-use microservice_app::cli::{self, CheckConfig, Command, CopyStore, Format};
+use microservice_app::app::{copy, health};
+use microservice_app::cli::{self, CheckConfig, CheckHealth, Command, CopyStore, Format};
 use microservice_app::config::{self, Role, Source};
 use microservice_app::telemetry::log;
 
@@ -31,6 +31,7 @@ fn main() -> ExitCode {
         Command::Topic => start(Role::Topic, &source, &writer),
         Command::Up => start(Role::Up, &source, &writer),
         Command::CheckConfig(flags) => check_config(&flags, &writer),
+        Command::CheckHealth(flags) => check_health(&flags, &writer),
         Command::CopyStore(flags) => copy_store(&flags, &writer),
         Command::Settings { format } => {
             let page = match format {
@@ -80,6 +81,27 @@ fn check_config(flags: &CheckConfig, writer: &log::Writer) -> ExitCode {
             print(lines.concat().as_bytes(), writer)
         }
         Err(error) => refuse(&error, writer),
+    }
+}
+
+fn check_health(flags: &CheckHealth, writer: &log::Writer) -> ExitCode {
+    let source = Source { file: flags.config.clone(), ..Source::default() };
+    let settings = match config::load(flags.role, &source) {
+        Ok(settings) => settings,
+        Err(error) => return refuse(&error, writer),
+    };
+    let addr = flags.addr.unwrap_or(settings.admin.addr).0;
+    let path = if flags.live { "/livez" } else { "/readyz" };
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let asked =
+        runtime.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(health::ask(addr, path)));
+    match asked.context("check-health") {
+        Ok(answer) if answer.status.is_success() => print(answer.text.as_bytes(), writer),
+        Ok(answer) => {
+            print(answer.text.as_bytes(), writer);
+            ExitCode::FAILURE
+        }
+        Err(error) => exit(Err(error), writer),
     }
 }
 

@@ -4,6 +4,7 @@ mod common;
 pub mod copy;
 mod drain;
 mod gateway;
+pub mod health;
 mod instance;
 pub mod metrics;
 mod notify;

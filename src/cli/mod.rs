@@ -12,7 +12,7 @@ use clap::builder::PossibleValue;
 use clap::{Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 
 use crate::build_info::VERSION;
-use crate::config::{Role, Source};
+use crate::config::{ListenAddr, Role, Source};
 
 pub use copy::CopyStore;
 pub use flags::{Flag, flag_of, flags};
@@ -68,6 +68,14 @@ pub enum Command {
         first error with its key and origin, and stop. Opens no socket, database or secret. Exit status \
         0 if all is well, else 2.")]
     CheckConfig(CheckConfig),
+    /// Ask a process on this host whether it is ready, and stop.
+    #[command(
+        long_about = "Ask a process on this host whether it is ready, print its answer, and stop: the health \
+        check of a container, which needs no other program. The process is found by the settings of its role \
+        (defaults, file, environment) or by --addr. Exit status 0 if it is ready, 1 if it is not or does not \
+        answer within 2 s, 2 for wrong flags or settings."
+    )]
+    CheckHealth(CheckHealth),
     /// Copy the records of one store to another, and check them.
     #[command(long_about = copy::LONG_ABOUT, after_long_help = copy::AFTER_HELP)]
     CopyStore(CopyStore),
@@ -98,6 +106,23 @@ pub struct CheckConfig {
     /// Print every key with its value after layering.
     #[arg(long)]
     pub show: bool,
+}
+
+/// Flags of `check-health`.
+#[derive(Debug, Args)]
+pub struct CheckHealth {
+    /// Settings file (TOML).
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// The role whose admin address is asked.
+    #[arg(long, value_enum, default_value = "up")]
+    pub role: Role,
+    /// The admin address to ask [default: `admin.addr` of the role].
+    #[arg(long, value_name = "ADDR")]
+    pub addr: Option<ListenAddr>,
+    /// Ask whether it lives (`/livez`), not whether it is ready (`/readyz`).
+    #[arg(long)]
+    pub live: bool,
 }
 
 /// How the definitions of the settings are printed.

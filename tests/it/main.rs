@@ -15,6 +15,7 @@
 
 mod api;
 mod callpath;
+mod containers;
 mod docs;
 mod faults;
 mod interop;

@@ -42,6 +42,7 @@ const NIX: &str = "needs Nix, or a NixOS host";
 const BUILD: &str = "builds for minutes, or runs the tests";
 const SYSTEMD: &str = "needs a host with systemd, and root";
 const HOST: &str = "needs a second machine";
+const CLUSTER: &str = "needs a cluster; containers::apiserver sends the same objects to a kube-apiserver";
 
 /// Every block: its page, how its first line begins, and what is done with it. A blank line ends a block.
 pub const BLOCKS: &[(&str, &str, Use)] = &[
@@ -60,13 +61,23 @@ pub const BLOCKS: &[(&str, &str, Use)] = &[
     ("docs/configuration.md", "client.deadline_ms = 500", Text),
     ("docs/configuration.md", "$ microservice-app check-config", Run(Tools)),
     ("docs/containers.md", "nix build", Not(NIX)),
-    ("docs/containers.md", "services:", Not("needs a container engine, and images")),
+    ("docs/containers.md", "podman build", Not("containers::image builds it, without network")),
+    ("docs/containers.md", "podman-compose -f deploy/compose.yml up", Not("containers::compose runs it")),
+    (
+        "docs/containers.md",
+        "podman-compose -f deploy/compose.yml --profile",
+        Not("containers::compose runs the first"),
+    ),
+    ("docs/containers.md", "make test-containers", Not(BUILD)),
     ("docs/development.md", "make build", Not(BUILD)),
     ("docs/development.md", "make test", Not(BUILD)),
     ("docs/development.md", "cargo test --lib", Not(BUILD)),
     ("docs/development.md", "tests/faults --minutes", Not(BUILD)),
     ("docs/development.md", "deploy/stack up", Not("operations::stack runs it, on other ports")),
     ("docs/faults.md", "tests/faults", Not(BUILD)),
+    ("docs/kubernetes.md", "apiVersion:", Text),
+    ("docs/kubernetes.md", "kubectl apply -k deploy/kubernetes/overlays/small", Not(CLUSTER)),
+    ("docs/kubernetes.md", "kubectl apply -k deploy/kubernetes/monitoring", Not(CLUSTER)),
     ("docs/nix.md", "nix run .", Not(NIX)),
     ("docs/nix.md", "{", Text),
     ("docs/nix.md", "# etcd's host", Text),
@@ -159,6 +170,7 @@ const PROGRAMS: [&str; 19] = [
 
 /// Every command between backticks of these programs, with arguments.
 pub const INLINE: &[(&str, &str, Use)] = &[
+    ("README.md", "nixos-rebuild switch --flake .#node-0", Not(NIX)),
     ("SECURITY.md", "microservice-app --version", Run(Tools)),
     ("docs/api.md", "curl -d", Text),
     ("docs/api.md", "curl -XPUT URL -d '{...}'", Text),

@@ -23,6 +23,7 @@ pub mod metrics;
 pub mod parts;
 pub mod patroni;
 pub mod peer;
+pub mod podman;
 pub mod postgres;
 pub mod process;
 pub mod prometheus;
@@ -30,6 +31,7 @@ pub mod relay;
 pub mod stderr;
 pub mod system;
 pub mod writers;
+pub mod yaml;
 pub mod zipkin;
 
 use std::fmt::Debug;

@@ -3,7 +3,8 @@
 use std::io::Read as _;
 use std::process::{Command, Stdio};
 
-use crate::kit::process::{PROGRAM, run};
+use crate::kit::free_addr;
+use crate::kit::process::{PROGRAM, Process, run};
 
 #[test]
 fn wrong_flags_and_settings_exit_2_and_say_why() {
@@ -26,6 +27,61 @@ fn wrong_flags_and_settings_exit_2_and_say_why() {
     let (status, out, err) = run(&["check-config", "--role", "apigateway", "--show", "--config", &path]);
     assert_eq!((status.code(), err.as_str()), (Some(0), ""));
     assert!(out.contains("client.deadline_ms = 500\n") && out.contains("http.addr = [::]:8080\n"), "{out}");
+}
+
+/// A gateway that has not heard of etcd yet lives and is not ready; `up` is ready.
+#[test]
+fn check_health_says_what_the_process_says() {
+    let data = tempfile::tempdir().unwrap();
+    let dir = data.path().display().to_string();
+    let mut up = Process::start(&["up", "--free-ports", "--data-dir", &dir]);
+    let ready = up.wait_for_role("apigateway").1.to_string();
+    let etcd = free_addr().to_string();
+    let mut gateway = Process::start(&[
+        "apigateway",
+        "--http-addr",
+        "127.0.0.1:0",
+        "--debug-addr",
+        "127.0.0.1:0",
+        "--etcd-addr",
+        &etcd,
+    ]);
+    let waiting = gateway.wait_for_role("apigateway").1.to_string();
+    let nobody = free_addr().to_string();
+    for (args, status, out, err) in [
+        (&["--addr", ready.as_str()][..], 0, "ready\n", ""),
+        (&["--addr", &waiting], 1, "not ready\nfail: registry: never heard from yet\n", ""),
+        (&["--addr", &waiting, "--live"], 0, "ok", ""),
+        (&["--addr", &nobody], 1, "", "Connection refused"),
+        (&["--addr", "127.0.0.1:0"], 1, "", "admin.addr has port 0"),
+        (&["--addr", "nowhere"], 2, "", "is not an address to listen on"),
+        (&["--role", "feed", "--config", "/nonexistent.toml"], 2, "", "nonexistent.toml"),
+    ] {
+        let (ended, said, errors) = run(&[&["check-health"], args].concat());
+        assert_eq!(ended.code(), Some(status), "{args:?}: {said}{errors}");
+        assert!(said.starts_with(out) && (!said.is_empty() || out.is_empty()), "{args:?}: {said}");
+        assert!(errors.contains(err) && (errors.is_empty() == err.is_empty()), "{args:?}: {errors}");
+    }
+    // by the settings of a role, as in an image: an address of every interface is asked over loopback
+    let port = ready.rsplit_once(':').unwrap().1;
+    let output = Command::new(PROGRAM)
+        .args(["check-health", "--role", "feed"])
+        .env("MSA__ADMIN__ADDR", format!(":{port}"))
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+}
+
+/// A process that takes connections and says nothing is not healthy, and is not waited for.
+#[test]
+fn check_health_gives_up_after_two_seconds() {
+    let silent = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let addr = silent.local_addr().unwrap().to_string();
+    let begun = std::time::Instant::now();
+    let (ended, _, errors) = run(&["check-health", "--addr", &addr]);
+    assert_eq!(ended.code(), Some(1));
+    assert!(errors.contains("no answer within 2s"), "{errors}");
+    assert!(begun.elapsed() < std::time::Duration::from_secs(10), "{:?}", begun.elapsed());
 }
 
 #[test]
@@ -55,7 +111,9 @@ fn a_reader_that_has_seen_enough_is_no_failure() {
 fn help_version_completions_and_the_manual_are_there() {
     let (status, out, _) = run(&["--version"]);
     assert!(status.success() && out.starts_with("microservice-app 0.") && out.contains('('), "{out}");
-    for command in ["apigateway", "feed", "profile", "topic", "up", "check-config", "copy-store"] {
+    for command in
+        ["apigateway", "feed", "profile", "topic", "up", "check-config", "check-health", "copy-store"]
+    {
         let (_, out, _) = run(&["--help"]);
         assert!(out.contains(command), "{command}");
         assert!(run(&[command, "--help"]).0.success());

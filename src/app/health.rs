@@ -1,0 +1,90 @@
+//! `check-health`: asks a process of this host whether it is ready, for container engines, which have no other client
+//! in the image.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use anyhow::Context as _;
+use bytes::Bytes;
+use http::{Request, StatusCode};
+use http_body_util::{BodyExt as _, Empty, Limited};
+use hyper::client::conn::http1;
+use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
+
+/// Longest time that the answer may take. `/readyz` itself takes at most 1 s.
+const LIMIT: Duration = Duration::from_secs(2);
+
+/// Most bytes of an answer that are read: many more than the lines of `/readyz` have.
+const MOST: usize = 64 * 1024;
+
+/// What a process said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answer {
+    /// The status, 200 for a healthy process.
+    pub status: StatusCode,
+    /// The reasons, a line each.
+    pub text: String,
+}
+
+/// Asks the admin listener that is bound to `addr` for a path, `/readyz` or `/livez`.
+///
+/// *Cancellation*: the connection is closed.
+///
+/// # Errors
+/// Why there is no answer within 2 s.
+pub async fn ask(addr: SocketAddr, path: &str) -> anyhow::Result<Answer> {
+    let addr = reachable(addr);
+    anyhow::ensure!(
+        addr.port() != 0,
+        "admin.addr has port 0: nobody knows the port that the process has taken"
+    );
+    let asked = tokio::time::timeout(LIMIT, exchange(addr, path)).await;
+    let answer = asked.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer within {LIMIT:?}")));
+    answer.with_context(|| format!("http://{addr}{path}"))
+}
+
+/// Returns the address at which this host reaches a listener.
+fn reachable(addr: SocketAddr) -> SocketAddr {
+    let ip = match addr.ip() {
+        // a listener on [::] takes IPv4 too, and a host may have no IPv6
+        IpAddr::V4(Ipv4Addr::UNSPECIFIED) | IpAddr::V6(Ipv6Addr::UNSPECIFIED) => {
+            IpAddr::V4(Ipv4Addr::LOCALHOST)
+        }
+        ip => ip,
+    };
+    SocketAddr::new(ip, addr.port())
+}
+
+async fn exchange(addr: SocketAddr, path: &str) -> anyhow::Result<Answer> {
+    let stream = TcpStream::connect(addr).await?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+    // the sender is dropped at its end, and with it the connection ends
+    let asking = async move {
+        let request =
+            Request::get(path).header(http::header::HOST, addr.to_string()).body(Empty::<Bytes>::new())?;
+        let (head, body) = sender.send_request(request).await?.into_parts();
+        let body = Limited::new(body, MOST).collect().await.map_err(anyhow::Error::from_boxed)?.to_bytes();
+        Ok(Answer { status: head.status, text: String::from_utf8_lossy(&body).into_owned() })
+    };
+    let (answer, _) = tokio::join!(asking, connection);
+    answer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_of_every_interface_is_reached_over_loopback() {
+        for (bound, reached) in [
+            ("[::]:6060", "127.0.0.1:6060"),
+            ("0.0.0.0:6060", "127.0.0.1:6060"),
+            ("[::1]:6060", "[::1]:6060"),
+            ("10.1.2.3:6060", "10.1.2.3:6060"),
+        ] {
+            let bound: SocketAddr = bound.parse().unwrap();
+            assert_eq!(reachable(bound).to_string(), reached);
+        }
+    }
+}

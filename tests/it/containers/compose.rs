@@ -1,0 +1,229 @@
+//! deploy/compose.yml under podman-compose: the whole application, scaled, hurt, restarted and watched.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::time::Duration;
+
+use http::StatusCode;
+use serde_json::Value;
+
+use crate::kit::http::get;
+use crate::kit::load::Load;
+use crate::kit::podman::{command, image, off, podman, try_podman};
+use crate::kit::process::curl;
+use crate::kit::{free_addr, wait_long_for};
+
+/// What the original's commands print; the README shows the same.
+const FEEDS: &str = r#"{
+    "feeds": [
+        {
+            "id": 100,
+            "user_id": 123,
+            "content": "hello world"
+        },
+        {
+            "id": 101,
+            "user_id": 123,
+            "content": "goodbye!"
+        }
+    ]
+}"#;
+
+/// How long a call may take: what counts here is its answer. The deadline of the gateway is shorter.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A project of its own on free ports. It is taken down with its volumes when dropped.
+struct Compose {
+    project: String,
+    env: BTreeMap<&'static str, String>,
+    gateway: SocketAddr,
+    prometheus: SocketAddr,
+    /// Runs the health checks of the project, as systemd's timers do where it is process 1.
+    checks: (Arc<AtomicBool>, Option<std::thread::JoinHandle<()>>),
+}
+
+impl Compose {
+    fn new() -> Self {
+        let (gateway, prometheus) = (free_addr(), free_addr());
+        let project = format!("msa-test-{}", gateway.port());
+        let env = BTreeMap::from([
+            ("APP_IMAGE", image("app")),
+            ("ETCD_IMAGE", image("etcd")),
+            ("PROMETHEUS_IMAGE", image("prometheus")),
+            ("ALERTMANAGER_IMAGE", image("alertmanager")),
+            ("GATEWAY_PORT", gateway.port().to_string()),
+            ("PROMETHEUS_PORT", prometheus.port().to_string()),
+            ("ALERTMANAGER_PORT", free_addr().port().to_string()),
+        ]);
+        let stop = Arc::new(AtomicBool::new(false));
+        let (until, filter) = (stop.clone(), format!("label=io.podman.compose.project={project}"));
+        let thread = std::thread::spawn(move || {
+            while !until.load(Relaxed) {
+                let listed = try_podman(&["ps", "--quiet", "--filter", &filter]);
+                for id in String::from_utf8_lossy(&listed.stdout).lines() {
+                    let _ = try_podman(&["healthcheck", "run", id]);
+                }
+                std::thread::sleep(Duration::from_millis(500));
+            }
+        });
+        Self { project, env, gateway, prometheus, checks: (stop, Some(thread)) }
+    }
+
+    fn try_run(&self, args: &[&str]) -> std::process::Output {
+        let root = concat!(env!("CARGO_MANIFEST_DIR"), "/target/containers/python");
+        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/compose.yml");
+        let mut compose = command("timeout");
+        compose.args(["300", "python3", "-m", "podman_compose", "-f", file, "-p", &self.project]).args(args);
+        compose.env("PYTHONPATH", root).envs(&self.env);
+        compose.output().unwrap()
+    }
+
+    fn run(&self, args: &[&str]) -> String {
+        let output = self.try_run(args);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "podman-compose {args:?}: {said}");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Returns the running containers of a service.
+    fn containers(&self, service: &str) -> Vec<String> {
+        let project = format!("label=io.podman.compose.project={}", self.project);
+        let service = format!("label=com.docker.compose.service={service}");
+        let listed = podman(&["ps", "--format={{.Names}}", "--filter", &project, "--filter", &service]);
+        listed.lines().map(str::to_owned).collect()
+    }
+
+    /// Returns what the gateway says of itself on its admin port.
+    fn status(&self) -> Option<Value> {
+        let gateway = self.containers("apigateway").pop()?;
+        let networks = crate::kit::podman::inspect(&gateway)["NetworkSettings"]["Networks"].clone();
+        let ip = networks.as_object()?.values().next()?["IPAddress"].as_str()?.to_owned();
+        let url = format!("http://{ip}:6060/status");
+        let output =
+            std::process::Command::new("curl").args(["-sS", "--max-time", "2", &url]).output().ok()?;
+        serde_json::from_slice(&output.stdout).ok()
+    }
+
+    /// Waits until the gateway calls so many instances of feed, and one of each other service.
+    async fn wait_for_feeds(&self, count: usize) {
+        wait_long_for("the gateway calls every instance", || async {
+            let status = self.status()?;
+            let up = |service: &str| {
+                let all = status["clients"][0][service].as_array()?;
+                Some(all.iter().filter(|endpoint| endpoint["state"] == "up").count())
+            };
+            let seen = (up("feed")?, up("profile")?, up("topic")?);
+            (seen == (count, 1, 1)).then_some(())
+        })
+        .await;
+    }
+}
+
+impl Drop for Compose {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for service in ["etcd", "feed", "profile", "topic", "apigateway", "prometheus"] {
+                for container in self.containers(service) {
+                    let log = try_podman(&["logs", "--tail=15", &container]);
+                    eprintln!("{container}: {}", String::from_utf8_lossy(&log.stderr));
+                }
+            }
+        }
+        let gone = self.try_run(&["--profile", "monitoring", "down", "--volumes", "--remove-orphans"]);
+        if std::thread::panicking() {
+            eprintln!("down: {}", String::from_utf8_lossy(&gone.stderr));
+        }
+        self.checks.0.store(true, Relaxed);
+        if let Some(thread) = self.checks.1.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+#[tokio::test]
+#[ignore = "wants Podman: make test-containers"]
+async fn compose_runs_the_application() {
+    let compose = Compose::new();
+    compose.run(&["up", "--detach"]);
+    compose.wait_for_feeds(1).await;
+
+    let at = format!("http://{}", compose.gateway);
+    for feed in [
+        r#"{"id":100,"user_id":123,"content":"hello world"}"#,
+        r#"{"id":101,"user_id":123,"content":"goodbye!"}"#,
+    ] {
+        assert_eq!(curl(&["-XPUT", &format!("{at}/api/feed/create_feed"), "-d", feed]), "{}");
+    }
+    let read = format!("{at}/api/feed/get_feeds?user_id=123&&size=2");
+    assert_eq!(curl(&["-XGET", &read]), FEEDS);
+
+    // three instances on one file: each gets its share
+    compose.run(&["up", "--detach", "--scale", "feed=3"]);
+    compose.wait_for_feeds(3).await;
+    // a new instance is brought to its full share within 2 s
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    let load = Load::get(compose.gateway, 60.0, "/api/feed/get_feeds?user_id=123&&size=2").within(PATIENCE);
+    let record = load.clone().run(Duration::from_secs(8)).await;
+    assert!(record.failed().is_empty(), "{}", record.failures());
+    let mut shares = BTreeMap::<&str, usize>::new();
+    for call in &record.calls {
+        *shares.entry(&call.instance).or_default() += 1;
+    }
+    println!("{} calls: {shares:?}", record.calls.len());
+    assert_eq!(shares.len(), 3, "{shares:?}");
+    assert!(shares.values().all(|calls| calls * 6 > record.calls.len()), "{shares:?}");
+
+    // one of them is killed: no call fails
+    let victim = compose.containers("feed").pop().unwrap();
+    let running = load.start();
+    running.more(60).await;
+    off(move || podman(&["kill", &victim])).await;
+    running.more(240).await;
+    let record = running.finish().await;
+    assert!(record.failed().is_empty() && record.calls.len() >= 300, "{}", record.failures());
+
+    // everything stops and comes back, with what it had
+    // by its labels it finds what `--scale` has added as well
+    compose.run(&["down", "--remove-orphans"]);
+    assert!(compose.containers("feed").is_empty());
+    compose.run(&["up", "--detach"]);
+    compose.wait_for_feeds(1).await;
+    assert_eq!(curl(&["-XGET", &read]), FEEDS);
+}
+
+#[tokio::test]
+#[ignore = "wants Podman: make test-containers"]
+async fn compose_watches_the_application() {
+    let compose = Compose::new();
+    let parts = ["etcd", "feed", "profile", "topic", "apigateway", "prometheus", "alertmanager"];
+    // Grafana, cAdvisor and node exporter are images that only a registry has
+    compose.run(&[&["--profile", "monitoring", "up", "--detach"][..], &parts].concat());
+    compose.wait_for_feeds(1).await;
+    let wanted = ["alertmanager", "apigateway", "etcd", "feed", "profile", "prometheus", "topic"];
+    wait_long_for("Prometheus reaches every part", || async {
+        let answer = tokio::time::timeout(Duration::from_secs(2), async {
+            crate::kit::http::send(
+                compose.prometheus,
+                crate::kit::http::request("GET", "/api/v1/query?query=up==1", ""),
+            )
+            .await
+        });
+        let answer = answer.await.ok()?.ok().filter(|answer| answer.status == StatusCode::OK)?.json();
+        let mut jobs: Vec<_> =
+            answer["data"]["result"].as_array()?.iter().map(|found| found["metric"]["job"].clone()).collect();
+        jobs.sort_by_key(ToString::to_string);
+        (jobs == wanted).then_some(())
+    })
+    .await;
+    let rules = get(compose.prometheus, "/api/v1/rules").await.json();
+    let groups = rules["data"]["groups"].as_array().unwrap();
+    assert!(groups.len() > 5, "{rules:#}");
+    let sick: Vec<_> = groups
+        .iter()
+        .flat_map(|group| group["rules"].as_array().unwrap())
+        .filter(|rule| rule["health"] == "err")
+        .collect();
+    assert!(sick.is_empty(), "{sick:#?}");
+}
