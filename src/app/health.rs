@@ -1,7 +1,7 @@
 //! `check-health`: asks a process of this host whether it is ready, for container engines, which have no other client
 //! in the image.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -46,14 +46,11 @@ pub async fn ask(addr: SocketAddr, path: &str) -> anyhow::Result<Answer> {
 
 /// Returns the address at which this host reaches a listener.
 fn reachable(addr: SocketAddr) -> SocketAddr {
-    let ip = match addr.ip() {
+    if addr.ip().is_unspecified() {
         // a listener on [::] takes IPv4 too, and a host may have no IPv6
-        IpAddr::V4(Ipv4Addr::UNSPECIFIED) | IpAddr::V6(Ipv6Addr::UNSPECIFIED) => {
-            IpAddr::V4(Ipv4Addr::LOCALHOST)
-        }
-        ip => ip,
-    };
-    SocketAddr::new(ip, addr.port())
+        return (Ipv4Addr::LOCALHOST, addr.port()).into();
+    }
+    addr
 }
 
 async fn exchange(addr: SocketAddr, path: &str) -> anyhow::Result<Answer> {

@@ -104,8 +104,10 @@ impl Links {
     /// # Errors
     /// [`StoreError::Away`] with why there is none.
     pub async fn wait(&self, limit: Duration) -> Result<Arc<Ready>, StoreError> {
+        if let Some(ready) = ready(&self.own.borrow()) {
+            return Ok(ready.clone());
+        }
         let limit = match self.state() {
-            State::Ready(ready) if !ready.link.is_lost() => return Ok(ready),
             State::Away(since, _) => limit.saturating_sub(self.missing(since).elapsed()),
             State::Ready(_) | State::Unusable(_) => limit,
         };

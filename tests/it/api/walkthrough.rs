@@ -27,6 +27,11 @@ pub fn walk(gateway: SocketAddr) {
     let put = |body: &str| curl(&["-XPUT", &create, "-d", body]);
     assert_eq!(put(r#"{"id":100,"user_id":123,"content":"hello world"}"#), "{}");
     assert_eq!(put(r#"{"id":101,"user_id":123,"content":"goodbye!"}"#), "{}");
+    read(gateway);
+}
+
+/// The last of them alone: what [`walk`] has written is there.
+pub fn read(gateway: SocketAddr) {
     let feeds = curl(&["-XGET", &format!("http://{gateway}/api/feed/get_feeds?user_id=123&&size=2")]);
     assert_eq!(feeds, EXPECTED);
 }

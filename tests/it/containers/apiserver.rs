@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::manifests::{OVERLAYS, find, objects, program, text, with_input};
+use super::manifests::{OVERLAYS, find, objects, program, text};
 use crate::kit::etcd::Etcd;
+use crate::kit::process::with_input;
 use crate::kit::{free_addr, wait_long_for};
 
 /// A running kube-apiserver with an etcd of its own. Killed when dropped.

@@ -9,27 +9,11 @@ use std::time::Duration;
 use http::StatusCode;
 use serde_json::Value;
 
+use crate::api::walkthrough;
 use crate::kit::http::get;
 use crate::kit::load::Load;
 use crate::kit::podman::{command, image, off, podman, try_podman};
-use crate::kit::process::curl;
 use crate::kit::{free_addr, wait_long_for};
-
-/// What the original's commands print; the README shows the same.
-const FEEDS: &str = r#"{
-    "feeds": [
-        {
-            "id": 100,
-            "user_id": 123,
-            "content": "hello world"
-        },
-        {
-            "id": 101,
-            "user_id": 123,
-            "content": "goodbye!"
-        }
-    ]
-}"#;
 
 /// How long a call may take: what counts here is its answer. The deadline of the gateway is shorter.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -149,15 +133,7 @@ async fn compose_runs_the_application() {
     compose.run(&["up", "--detach"]);
     compose.wait_for_feeds(1).await;
 
-    let at = format!("http://{}", compose.gateway);
-    for feed in [
-        r#"{"id":100,"user_id":123,"content":"hello world"}"#,
-        r#"{"id":101,"user_id":123,"content":"goodbye!"}"#,
-    ] {
-        assert_eq!(curl(&["-XPUT", &format!("{at}/api/feed/create_feed"), "-d", feed]), "{}");
-    }
-    let read = format!("{at}/api/feed/get_feeds?user_id=123&&size=2");
-    assert_eq!(curl(&["-XGET", &read]), FEEDS);
+    walkthrough::walk(compose.gateway);
 
     // three instances on one file: each gets its share
     compose.run(&["up", "--detach", "--scale", "feed=3"]);
@@ -190,7 +166,7 @@ async fn compose_runs_the_application() {
     assert!(compose.containers("feed").is_empty());
     compose.run(&["up", "--detach"]);
     compose.wait_for_feeds(1).await;
-    assert_eq!(curl(&["-XGET", &read]), FEEDS);
+    walkthrough::read(compose.gateway);
 }
 
 #[tokio::test]

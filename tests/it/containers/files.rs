@@ -9,6 +9,7 @@ use microservice_app::config::settings::{self, Settings};
 use microservice_app::config::{self, Role, Source};
 use serde_json::Value;
 
+use super::manifests::find;
 use super::shipped;
 use crate::kit::yaml::{documents, file, text};
 
@@ -53,12 +54,6 @@ fn base() -> Vec<Value> {
     files
         .flat_map(|name| documents(&text(&format!("deploy/kubernetes/base/{}", name.as_str().unwrap()))))
         .collect()
-}
-
-fn find<'a>(objects: &'a [Value], kind: &str, name: &str) -> &'a Value {
-    let mut found =
-        objects.iter().filter(|object| object["kind"] == kind && object["metadata"]["name"] == name);
-    found.next().unwrap_or_else(|| panic!("no {kind} {name}"))
 }
 
 /// Returns the arguments and the environment of a role in Kubernetes, but for what only the cluster knows.

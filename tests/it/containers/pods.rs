@@ -9,11 +9,11 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::manifests::{OVERLAYS, differences, find, objects, with_input};
+use super::manifests::{OVERLAYS, differences, find, objects};
 use crate::kit::http::{self, request};
 use crate::kit::load::Load;
 use crate::kit::podman::{Network, command, image, inspect, off, podman, try_podman};
-use crate::kit::process;
+use crate::kit::process::{self, with_input};
 use crate::kit::{free_addr, wait_long_for};
 
 const ROLES: [&str; 4] = ["feed", "profile", "topic", "apigateway"];

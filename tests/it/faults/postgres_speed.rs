@@ -245,8 +245,8 @@ async fn lone_writer(time: Duration) -> Findings {
         store.create(feed, std::time::Instant::now() + 10 * SECOND).await.expect("a write");
         begun.elapsed().as_secs_f64()
     };
-    let rounds = rounds(time, 3);
-    let round = time / (3 * rounds);
+    let rounds = rounds(time, 2);
+    let round = time / (2 * rounds);
     ab::in_turn(1, round / 2, &stored, &stored).await;
     // the store is the base: the ratio of the times is that of the rates the other way round
     let alone = async || {
@@ -258,13 +258,6 @@ async fn lone_writer(time: Duration) -> Findings {
     findings.tell("the store, median of the last round", ours * 1e6, "us");
     findings.tell("without a group, median of the last round", alone * 1e6, "us");
     findings.compared_at_least("rate of the store / without a group", &compared, 0.98);
-    let guarded = async || {
-        let (feed, begun) = (record(&next), Instant::now());
-        bare.write_guarded(feed).await;
-        begun.elapsed().as_secs_f64()
-    };
-    let (compared, _) = ab::in_turn(rounds, round, &stored, guarded).await;
-    findings.compared("rate of the store / the same statement without a queue", &compared);
     let single = async || {
         let (feed, begun) = (record(&next), Instant::now());
         bare.write_single(feed).await;

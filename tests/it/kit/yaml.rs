@@ -1,10 +1,11 @@
 //! Reads YAML by Python's library, which Patroni brings along: a crate for the tests alone is not worth it.
 
-use std::io::Write as _;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
 use serde_json::Value;
+
+use super::process::with_input;
 
 const READ: &str = "import json, sys, yaml
 json.dump([d for d in yaml.safe_load_all(sys.stdin) if d is not None], sys.stdout)";
@@ -12,18 +13,7 @@ json.dump([d for d in yaml.safe_load_all(sys.stdin) if d is not None], sys.stdou
 /// Returns the documents of a text; panics if it is no YAML. Empty documents are left out.
 pub fn documents(text: &str) -> Vec<Value> {
     let python = if Path::new("/usr/bin/python3").exists() { "/usr/bin/python3" } else { "python3" };
-    let mut child = Command::new(python)
-        .args(["-c", READ])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .expect("python3 is installed (make deps)");
-    let mut stdin = child.stdin.take().expect("piped");
-    let text = text.to_owned();
-    let writer = std::thread::spawn(move || stdin.write_all(text.as_bytes()));
-    let output = child.wait_with_output().expect("it ends");
-    let _ = writer.join().expect("the writer ends");
+    let output = with_input(Command::new(python).args(["-c", READ]), text);
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     serde_json::from_slice(&output.stdout).expect("JSON")
 }
