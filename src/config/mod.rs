@@ -10,6 +10,7 @@
 mod checks;
 mod load;
 pub mod log_filter;
+mod origin;
 mod role;
 pub mod settings;
 mod shown;
@@ -19,8 +20,9 @@ mod value;
 
 pub use checks::bare_endpoint;
 pub use load::{ConfigError, Source, load};
+pub use origin::Origin;
 pub use role::Role;
 pub use settings::{Admin, Client, Grpc, Http, Log, Registry, Settings, Shutdown, Store, Trace, Up};
 pub use store_url::{PostgresUrl, StoreUrl};
-pub use types::{Balancer, Collector, HostPort, ListenAddr, LogFormat, Network};
+pub use types::{Balancer, Collector, HostPort, ListenAddr, LogFormat, Network, Switch};
 pub use value::{Kind, Unit};
