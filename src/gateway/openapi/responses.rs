@@ -3,7 +3,7 @@
 use http::StatusCode;
 use serde_json::{Map, Value, json};
 
-use super::super::headers::{ANSWER_HEADERS, On};
+use super::super::headers::{ANSWER_HEADERS, AnswerHeader, On};
 use super::super::kind::{KINDS, Kind, PREFIX};
 use super::super::routes::Answer;
 use super::{component, schemas};
@@ -51,12 +51,19 @@ fn problem(status: StatusCode) -> Value {
     let kinds = || KINDS.iter().filter(|kind| kind.status == status);
     let examples: Map<String, Value> = kinds().map(|kind| (kind.name.to_owned(), example(kind))).collect();
     let meaning: Vec<_> = kinds().map(|kind| format!("`{}`: {}.", kind.name, kind.when)).collect();
-    let headers = headers_of(|on| match on {
-        // the HTTP library answers 414 by itself, too
-        On::Every => status != StatusCode::URI_TOO_LONG,
+    let fits = |on| match on {
+        On::Every => true,
         On::Status(statuses) => statuses.contains(&status.as_u16()),
         _ => false,
-    });
+    };
+    // the HTTP library answers 414 by itself, too, without any of them
+    let headers = match status {
+        StatusCode::URI_TOO_LONG => {
+            let fitting = ANSWER_HEADERS.iter().filter(|header| fits(header.on));
+            fitting.map(|header| (header.name.to_string(), described(header, false))).collect()
+        }
+        _ => headers_of(fits),
+    };
     json!({
         "description": meaning.join(" "),
         "headers": headers,
@@ -91,17 +98,19 @@ pub fn headers_of(fits: impl Fn(On) -> bool) -> Map<String, Value> {
 
 /// Returns every header by its component's name.
 pub fn headers() -> Map<String, Value> {
-    let described = ANSWER_HEADERS.iter().map(|header| {
-        let mut schema = json!({"type": "string"});
-        if !header.pattern.is_empty() {
-            schema["pattern"] = json!(header.pattern);
-        }
+    let all = ANSWER_HEADERS.iter().map(|header| {
         let required = matches!(header.on, On::Every | On::File | On::Status(_));
-        let value = json!({"description": header.about, "required": required, "schema": schema,
-            "example": header.example});
-        (component(header.name.as_str()), value)
+        (component(header.name.as_str()), described(header, required))
     });
-    described.collect()
+    all.collect()
+}
+
+fn described(header: &AnswerHeader, required: bool) -> Value {
+    let mut schema = json!({"type": "string"});
+    if !header.pattern.is_empty() {
+        schema["pattern"] = json!(header.pattern);
+    }
+    json!({"description": header.about, "required": required, "schema": schema, "example": header.example})
 }
 
 /// Returns the name of the answer with a status: `BadRequest`.
