@@ -56,17 +56,19 @@ pub struct Serving {
     pub drain: BoxFuture<'static, ()>,
 }
 
-/// Returns the row of a member that has begun to serve, and the sender of its phase.
+/// Returns the row of a member that has begun to serve, and the sender of its phase. With a service comes why its store
+/// cannot be used.
 pub fn role(
     name: &'static str,
     addr: SocketAddr,
-    service: Option<Service>,
+    service: Option<(Service, watch::Receiver<Option<String>>)>,
     registration: Option<&Registration>,
     warnings: Vec<String>,
 ) -> (Role, watch::Sender<Phase>) {
     let (phase, phase_rx) = watch::channel(Phase::Serving);
     let registration = registration.map(Registration::state);
-    (Role { name, addr, phase: phase_rx, service, registration, warnings }, phase)
+    let (service, store) = service.unzip();
+    (Role { name, addr, phase: phase_rx, service, store, registration, warnings }, phase)
 }
 
 /// Returns the limits of the listeners of one member.

@@ -22,5 +22,5 @@ pub use load::{ConfigError, Source, load};
 pub use role::Role;
 pub use settings::{Admin, Client, Grpc, Http, Log, Registry, Settings, Shutdown, Store, Trace, Up};
 pub use store_url::{PostgresUrl, StoreUrl};
-pub use types::{Balancer, Collector, HostPort, ListenAddr, LogFormat, Network};
+pub use types::{Balancer, Collector, HostPort, Link, ListenAddr, LogFormat, Network};
 pub use value::{Kind, Unit};
