@@ -26,6 +26,7 @@ let
         (fileset.maybeMissing ../tests/interop/node)
         (fileset.maybeMissing ../tests/interop/tools)
         (fileset.maybeMissing ../tests/parts)
+        (fileset.maybeMissing ../tests/web)
       ]
     ))
     (fileset.maybeMissing ../benches)
