@@ -161,8 +161,11 @@ impl Ring {
     fn add(&mut self, now: Instant, totals: Totals, calls: BTreeMap<&'static str, CallTotals>) -> u64 {
         let Some((before, old, old_calls)) = self.last.replace((now, totals, calls)) else { return 0 };
         let Some((_, totals, calls)) = &self.last else { return 0 };
-        let known: BTreeMap<Arc<str>, ()> =
-            self.samples.iter().flat_map(|sample| sample.answered.keys().map(|name| (name.clone(), ()))).collect();
+        let known: BTreeMap<Arc<str>, ()> = self
+            .samples
+            .iter()
+            .flat_map(|sample| sample.answered.keys().map(|name| (name.clone(), ())))
+            .collect();
         let mut answered = BTreeMap::new();
         for (name, new) in &totals.answered {
             if let Some(delta) = delta(old.answered.get(name), new) {

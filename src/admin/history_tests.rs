@@ -15,7 +15,9 @@ fn calls(refused_by_budget: u64, fallbacks: u64) -> BTreeMap<&'static str, CallT
 #[test]
 fn rates_are_of_the_last_minute_and_lines_of_five() {
     let (history, begun) = (History::default(), Instant::now());
-    let add = |step: u64, totals, calls| history.ring().add(begun + PERIOD * u32::try_from(step).unwrap(), totals, calls);
+    let add = |step: u64, totals, calls| {
+        history.ring().add(begun + PERIOD * u32::try_from(step).unwrap(), totals, calls)
+    };
     assert_eq!(add(0, totals("/a", 7000, 9), calls(0, 0)), 0, "what was before is of no time");
     for step in 1..=20 {
         add(step, totals("/a", 7000 + 500 * step, 9), calls(0, step));
@@ -29,7 +31,10 @@ fn rates_are_of_the_last_minute_and_lines_of_five() {
     let feed = &traffic.calls[0];
     assert_eq!((feed.retries, feed.budget, feed.fallbacks), (3, 120, 12));
     let lines = history.lines();
-    assert_eq!((lines["/a"].answers.len(), lines["/a"].answers[19], lines["/a"].failed[19]), (20, 100.0, 1.0));
+    assert_eq!(
+        (lines["/a"].answers.len(), lines["/a"].answers[19], lines["/a"].failed[19]),
+        (20, 100.0, 1.0)
+    );
 
     // requests are refused, and another route is asked for
     assert_eq!(add(21, totals("/b", 100, 59), calls(4, 20)), 50);

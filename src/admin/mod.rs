@@ -21,10 +21,10 @@ mod reply;
 mod routes;
 mod state;
 pub mod status;
-mod system;
+pub mod system;
 mod targets;
 
-pub use routes::Handler;
 pub use history::{Calls, History, Route, Traffic};
 pub use observe::observe;
+pub use routes::Handler;
 pub use state::{Links, Phase, Role, State};

@@ -37,14 +37,18 @@ async fn sample(state: &State, servers: &Metrics) {
         tick.tick().await;
         let refused = state.history.sample(servers.totals(), &state.clients);
         match (overloaded, refused) {
-            (false, 1..) => state.events.note(Kind::Overload, format!("requests are refused, {refused} so far")),
+            (false, 1..) => {
+                state.events.note(Kind::Overload, format!("requests are refused, {refused} so far"))
+            }
             (true, 0) => state.events.note(Kind::Overload, "no request is refused any more".to_owned()),
             _ => {}
         }
         overloaded = refused > 0;
         let Some(age) = state.view.as_ref().and_then(ViewHandle::age) else { continue };
         match (silent, age > STALE) {
-            (false, true) => state.events.note(Kind::Registry, "nothing is heard from the registry".to_owned()),
+            (false, true) => {
+                state.events.note(Kind::Registry, "nothing is heard from the registry".to_owned())
+            }
             (true, false) => state.events.note(Kind::Registry, "the registry is heard again".to_owned()),
             _ => {}
         }
@@ -70,7 +74,8 @@ fn compare(before: &View, now: &View, events: &Events) {
         events.note(Kind::Registry, text.to_owned());
     }
     let none = Arc::<Instances>::default();
-    let names: BTreeMap<_, ()> = before.services.keys().chain(now.services.keys()).map(|name| (name, ())).collect();
+    let names: BTreeMap<_, ()> =
+        before.services.keys().chain(now.services.keys()).map(|name| (name, ())).collect();
     for name in names.into_keys() {
         let of = |view: &View| view.services.get(name).unwrap_or(&none).clone();
         let (old, new) = (of(before), of(now));
@@ -79,12 +84,14 @@ fn compare(before: &View, now: &View, events: &Events) {
             instances(name, &old, &new, events);
         }
     }
-    let limbo: Vec<_> = now.limbo.difference(&before.limbo).map(|(service, addr)| format!("{service} {addr}")).collect();
+    let limbo: Vec<_> =
+        now.limbo.difference(&before.limbo).map(|(service, addr)| format!("{service} {addr}")).collect();
     tell(&limbo, "lost by the registry, still called (limbo)", events);
 }
 
 fn instances(service: &str, old: &Instances, new: &Instances, events: &Events) {
-    let (mut joined, mut draining, mut restarted, mut left) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    let (mut joined, mut draining, mut restarted, mut left) =
+        (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     let named = |instance: &Arc<Instance>| format!("{service} {}", instance.addr);
     for (addr, instance) in new {
         match old.get(addr) {
@@ -147,7 +154,12 @@ mod tests {
         let reset = "the view was reset: the registry is another cluster, or an older state of the same one";
         assert_eq!(
             noted(&two, &changed),
-            [reset, "feed c:1: joined", "feed a:1: has another process", "feed b:1: lost by the registry, still called (limbo)"]
+            [
+                reset,
+                "feed c:1: joined",
+                "feed a:1: has another process",
+                "feed b:1: lost by the registry, still called (limbo)"
+            ]
         );
         let drained = view(0, &[], &[("a:1", "1", true)]);
         assert_eq!(noted(&two, &drained), ["feed a:1: drains", "feed b:1: left"]);

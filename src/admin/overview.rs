@@ -201,11 +201,12 @@ impl Instance<'_> {
         self.all().map(|endpoint| endpoint.seen.connections).sum()
     }
 
-    /// Returns the expected latency, ms, and the share of failures of the method that is worst; `None` if nothing is known.
+    /// Returns the method with the longest expected latency, ms, if it is worth telling. Latencies fade while nothing is called.
     #[must_use]
     pub fn slowest(&self) -> Option<(&str, f64)> {
         let all = self.all().flat_map(|endpoint| &endpoint.seen.ewma_ms);
-        all.max_by(|a, b| a.1.total_cmp(b.1)).map(|(method, ms)| (method.as_str(), *ms))
+        let most = all.max_by(|a, b| a.1.total_cmp(b.1)).map(|(method, ms)| (method.as_str(), *ms));
+        most.filter(|(_, ms)| *ms >= 0.05)
     }
 
     /// Returns the method with the largest share of failures, 0 to 1, if it is worth telling.

@@ -81,12 +81,7 @@ impl Role {
     }
 
     /// Adds what is wrong with a role. `store` is why its store cannot be used.
-    pub fn examine(
-        &self,
-        store: Option<String>,
-        failures: &mut Vec<String>,
-        warnings: &mut Vec<String>,
-    ) {
+    pub fn examine(&self, store: Option<String>, failures: &mut Vec<String>, warnings: &mut Vec<String>) {
         let phase = *self.phase.borrow();
         if phase != Phase::Serving {
             failures.push(phase.name().to_owned());

@@ -22,6 +22,9 @@ use crate::server::{RequestBody, strict};
 /// The methods of all paths, and OPTIONS of the server itself.
 const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, OPTIONS, PUT");
 
+/// Paths that the page of the system loads; an answer 404 does not list them.
+const PARTS: [&str; 3] = ["/page.css", "/page.js", "/icon.svg"];
+
 /// A path, and what answers requests for it.
 type Route = (&'static str, BoxedFilter<(Response,)>);
 
@@ -81,7 +84,8 @@ impl Handler {
     pub fn new(state: &Arc<State>) -> Self {
         let names = state.names.clone().into();
         let table = table(state);
-        let paths = table.iter().map(|(path, _)| *path).collect::<Vec<_>>().join(", ");
+        let paths = table.iter().map(|(path, _)| *path).filter(|path| !PARTS.contains(path));
+        let paths = paths.collect::<Vec<_>>().join(", ");
         let hint = format!("want GET {paths} or /debug/pprof/profile\n");
         let unknown = warp::any().map(move || text(StatusCode::NOT_FOUND, hint.clone())).boxed();
         let profiles = warp::get().or(warp::head()).unify().and(pprof::routes()).boxed();

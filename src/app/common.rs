@@ -11,8 +11,9 @@ use super::metrics::Metrics;
 use super::role::{Member, ServiceKind};
 use crate::admin::{Phase, Role};
 use crate::client::{Client, Connector};
-use crate::config::Settings;
+use crate::config::{ListenAddr, Settings};
 use crate::registry::{Registration, Registry};
+use crate::server::listener::Listener;
 use crate::server::{Limits, MAX_UNSENT, UnsentLimit};
 use crate::service::Service;
 use crate::telemetry::trace::Traces;
@@ -69,6 +70,19 @@ pub fn role(
     let registration = registration.map(Registration::state);
     let (service, store) = service.unzip();
     (Role { name, addr, phase: phase_rx, service, store, registration, warnings }, phase)
+}
+
+/// Binds an address that one of some settings has chosen.
+///
+/// # Errors
+/// When it cannot be listened on; the text names the settings.
+pub fn bind(addr: ListenAddr, keys: &[&str]) -> anyhow::Result<Listener> {
+    let settings = keys.iter().map(|key| format!("`{key}`")).collect::<Vec<_>>().join(" or ");
+    Listener::bind(addr.0).map_err(|error| {
+        anyhow::anyhow!(
+            "{error} (it is set by {settings}; `up --free-ports` takes free ones, `--help` has the flags)"
+        )
+    })
 }
 
 /// Returns the limits of the listeners of one member.

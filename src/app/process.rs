@@ -93,7 +93,7 @@ impl Process {
         let connector = network.services.clone();
         let registry = registry(&settings, network)?;
         let metrics = Metrics::register()?;
-        let admin = Listener::bind(settings.admin.addr.0)?;
+        let admin = common::bind(settings.admin.addr, &["admin.addr"])?;
         let common = Common {
             traces: Traces::start(&settings.trace, &metrics.trace),
             admin: admin.addr(),

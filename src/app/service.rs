@@ -68,7 +68,12 @@ impl Bound {
         service: Service,
         addr: ListenAddr,
     ) -> anyhow::Result<Self> {
-        let listener = Listener::bind(addr.0)?;
+        let own = match kind {
+            ServiceKind::Feed => "up.feed_addr",
+            ServiceKind::Profile => "up.profile_addr",
+            ServiceKind::Topic => "up.topic_addr",
+        };
+        let listener = common::bind(addr, &["grpc.addr", own])?;
         let configured = common.settings.grpc.advertise_addr.as_ref();
         let registry = &common.settings.registry;
         let advertised = advertise::service(listener.addr(), listener.families(), configured, registry)?;

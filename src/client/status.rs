@@ -118,7 +118,12 @@ impl Service {
         CallTotals {
             retries: retry.granted.iter().map(prometheus::IntCounter::get).sum(),
             refused_by_budget: retry.refused[Refusal::Budget as usize].get(),
-            fallbacks: self.metrics.fallback.iter().filter_map(|(_, counter)| Some(counter.as_ref()?.get())).sum(),
+            fallbacks: self
+                .metrics
+                .fallback
+                .iter()
+                .filter_map(|(_, counter)| Some(counter.as_ref()?.get()))
+                .sum(),
         }
     }
 }

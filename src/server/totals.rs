@@ -54,7 +54,8 @@ impl Metrics {
 impl Totals {
     fn add(&mut self, metric: &Metric) {
         let histogram = metric.get_histogram();
-        if histogram.get_sample_count() == 0 {
+        // health checks are no calls of users
+        if histogram.get_sample_count() == 0 || label(metric, "service").starts_with("grpc.") {
             return;
         }
         let (route, code) = (label(metric, "route"), label(metric, "code"));
@@ -71,7 +72,8 @@ impl Totals {
         for bucket in histogram.get_bucket() {
             let edge = bucket.upper_bound() * 1e6;
             if edge.is_finite() {
-                *answered.buckets.entry(whole(edge.round())).or_default() += bucket.cumulative_count() - below;
+                *answered.buckets.entry(whole(edge.round())).or_default() +=
+                    bucket.cumulative_count() - below;
                 below = bucket.cumulative_count();
             }
         }
@@ -82,7 +84,11 @@ fn label<'a>(metric: &'a Metric, name: &str) -> &'a str {
     metric.get_label().iter().find(|label| label.name() == name).map_or("", |label| label.value())
 }
 
-#[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a count, or an edge of a bucket")]
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a count, or an edge of a bucket"
+)]
 fn whole(value: f64) -> u64 {
     value as u64
 }
@@ -110,6 +116,7 @@ mod tests {
         let calls = metrics.handled("feed");
         calls.observe(Rpc::GetFeeds, tonic::Code::NotFound, Duration::from_secs(9));
         calls.observe(Rpc::GetFeeds, tonic::Code::Unavailable, Duration::from_micros(50));
+        calls.observe(Rpc::HealthCheck, tonic::Code::Ok, Duration::from_micros(50));
         let refused = metrics.http_refused();
         [Refused::InFlight, Refused::Memory, Refused::Rate].map(|reason| refused.note(reason));
 

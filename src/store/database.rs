@@ -151,7 +151,11 @@ impl Database {
     }
 
     fn note(&self, purpose: Purpose, what: &str) {
-        let text = format!("{}: the connection for {} to the shared database is {what}", self.0.store, purpose.name());
+        let text = format!(
+            "{}: the connection for {} to the shared database is {what}",
+            self.0.store,
+            purpose.name()
+        );
         self.0.events.note(Kind::Database, text);
     }
 
@@ -248,7 +252,8 @@ mod tests {
         let writes = &status["connections"][1];
         assert_eq!((&writes["name"], &writes["host"]), (&json!("writes"), &json!("b:1")));
         assert_eq!((&writes["connects"], &writes["failed_connects"]), (&json!(3), &json!(1)));
-        let events: Vec<_> = metrics.events.latest().into_iter().map(|event| event.text.into_owned()).collect();
+        let events: Vec<_> =
+            metrics.events.latest().into_iter().map(|event| event.text.into_owned()).collect();
         let writes = |what| format!("feed: the connection for writes to the shared database is {what}");
         assert_eq!(events, ["back", "lost", "back", "lost"].map(writes));
         let page = text(&registry);

@@ -6,6 +6,8 @@
 mod html;
 mod render;
 
+pub use render::render;
+
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -51,7 +53,8 @@ impl SystemPage {
     /// Answers with the page, or with 304 if the reader has it.
     pub fn answer(&self, headers: &HeaderMap) -> Response {
         let page = self.page();
-        let known = headers.get(header::IF_NONE_MATCH).and_then(|known| known.to_str().ok()).unwrap_or_default();
+        let known =
+            headers.get(header::IF_NONE_MATCH).and_then(|known| known.to_str().ok()).unwrap_or_default();
         let is_known = page.tag.to_str().is_ok_and(|tag| known.split(',').any(|known| known.trim() == tag));
         let mut response = if is_known { Response::default() } else { Response::new(page.body.into()) };
         if is_known {
@@ -83,10 +86,10 @@ impl SystemPage {
 
 /// Returns what the page may load: its own parts. Its form leads to Zipkin by a redirect, which browsers count as well.
 fn policy(state: &State) -> HeaderValue {
-    let zipkin = state.links.zipkin.as_ref().map_or("", |link| link.origin());
+    let zipkin = state.links.zipkin.as_ref().map_or_else(String::new, |link| format!(" {}", link.origin()));
     let policy = format!(
-        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self' \
-         {zipkin}; base-uri 'none'; frame-ancestors 'none'"
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action \
+         'self'{zipkin}; base-uri 'none'; frame-ancestors 'none'"
     );
     HeaderValue::try_from(policy).unwrap_or(HeaderValue::from_static("default-src 'none'"))
 }

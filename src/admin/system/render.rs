@@ -66,11 +66,16 @@ fn head(out: &mut String, status: &Status) {
 
 fn summary(out: &mut String, health: Health, problems: &[Problem<'_>]) {
     let class = health.name();
-    let _ = write!(out, "<p id=\"summary\" class=\"summary {class}\" data-health=\"{class}\"><strong>{class}</strong>: ");
+    let _ = write!(
+        out,
+        "<p id=\"summary\" class=\"summary {class}\" data-health=\"{class}\"><strong>{class}</strong>: "
+    );
     let _ = match problems {
         [] => write!(out, "all is well"),
         [problem] => write!(out, "{} {}", Text(&problem.of), Text(&problem.reason)),
-        [first, rest @ ..] => write!(out, "{} {}; and {} more", Text(&first.of), Text(&first.reason), rest.len()),
+        [first, rest @ ..] => {
+            write!(out, "{} {}; and {} more", Text(&first.of), Text(&first.reason), rest.len())
+        }
     };
     out.push_str("</p>\n");
     if problems.len() > 1 {
@@ -83,6 +88,11 @@ fn summary(out: &mut String, health: Health, problems: &[Problem<'_>]) {
         rest(out, problems.len().saturating_sub(PROBLEMS), "more");
         out.push_str("</ul>\n");
     }
+}
+
+/// Returns a number of things.
+fn number(count: usize, thing: &str) -> String {
+    format!("{count} {thing}{}", if count == 1 { "" } else { "s" })
 }
 
 /// Appends a row with its state.
@@ -108,7 +118,13 @@ fn process(out: &mut String, status: &Status) {
     );
     for role in &status.roles {
         row(out, role.health, role.health.name(), |out| {
-            let _ = write!(out, "<strong>{}</strong> {}, {}", Text(&role.name), Text(&role.addr), Text(&role.phase));
+            let _ = write!(
+                out,
+                "<strong>{}</strong> {}, {}",
+                Text(&role.name),
+                Text(&role.addr),
+                Text(&role.phase)
+            );
             if let Some(registration) = &role.registration {
                 let _ = write!(out, ", registration {}", Text(registration));
             }
@@ -126,7 +142,8 @@ fn database(out: &mut String, role: &Role) {
     let Some(connections) = role.database.get("connections").and_then(|all| all.as_array()) else { return };
     for connection in connections {
         let text = |name: &str| connection.get(name).and_then(serde_json::Value::as_str);
-        let host = text("host").map_or_else(|| "not connected".to_owned(), |host| format!("connected to {host}"));
+        let host =
+            text("host").map_or_else(|| "not connected".to_owned(), |host| format!("connected to {host}"));
         let _ = write!(
             out,
             "<span class=\"facts\">database, {}: {}</span>",
@@ -164,12 +181,12 @@ fn registry(out: &mut String, status: &Status) {
 
 fn service(out: &mut String, service: &Service<'_>, room: &mut usize) {
     let (name, count) = (Text(service.name), service.instances.len());
-    let noun = if count == 1 { "instance" } else { "instances" };
+    let instances = number(count, "instance");
     let health = service.health.name();
     let _ = write!(
         out,
         "<section id=\"service-{name}\"><h2>{name} <span class=\"state {health}\">{health}</span> \
-         <span class=\"dim\">{count} {noun}</span></h2>"
+         <span class=\"dim\">{instances}</span></h2>"
     );
     for reason in &service.reasons {
         let _ = write!(out, "<p>{}</p>", Text(reason));
@@ -211,9 +228,9 @@ fn instance(out: &mut String, service: &str, instance: &Instance<'_>) {
     }
     let _ = write!(
         out,
-        "<span class=\"facts\">{} in flight, {} connections",
+        "<span class=\"facts\">{} in flight, {}",
         instance.in_flight(),
-        instance.connections()
+        number(instance.connections(), "connection")
     );
     if let Some((method, ms)) = instance.slowest() {
         let _ = write!(out, ", {} {}", Text(method), Millis(ms));
@@ -221,7 +238,9 @@ fn instance(out: &mut String, service: &str, instance: &Instance<'_>) {
     if let Some((method, share)) = instance.failures() {
         let _ = write!(out, ", {} of {} failed", Share(share), Text(method));
     }
-    if let Some(version) = instance.registered.map(|known| &known.version).filter(|version| !version.is_empty()) {
+    if let Some(version) =
+        instance.registered.map(|known| &known.version).filter(|version| !version.is_empty())
+    {
         let _ = write!(out, ", {}", Text(version));
     }
     out.push_str("</span></li>");
@@ -278,7 +297,8 @@ fn traffic(out: &mut String, status: &Status, lines: &BTreeMap<String, Line>) {
             if let Some(known) = lines.get(&route.name) {
                 line(out, &known.answers, &known.failed);
             }
-            let _ = write!(out, "</th><td>{}</td><td>{}</td><td>", Rate(route.per_second), Share(route.failed));
+            let _ =
+                write!(out, "</th><td>{}</td><td>{}</td><td>", Rate(route.per_second), Share(route.failed));
             let _ = match route.p99_ms {
                 Some(ms) => write!(out, "{}</td></tr>", Millis(ms)),
                 None if route.per_second > 0.0 => write!(out, "> 2.5 s</td></tr>"),

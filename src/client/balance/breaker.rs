@@ -121,11 +121,7 @@ pub struct BreakerPermit {
 impl Breakers {
     /// Returns closed breakers.
     #[must_use]
-    pub fn new(
-        settings: BreakerSettings,
-        ejection: Arc<EjectionLimit>,
-        transitions: Transitions,
-    ) -> Self {
+    pub fn new(settings: BreakerSettings, ejection: Arc<EjectionLimit>, transitions: Transitions) -> Self {
         Self { settings, created: Instant::now(), ejection, transitions, by_rpc: PerRpc::default() }
     }
 

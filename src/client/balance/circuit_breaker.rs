@@ -127,7 +127,8 @@ mod tests {
     fn layer(end: ScriptedEnd) -> CircuitBreaker<ScriptedEnd> {
         let settings = config::Client::default();
         let ejection = EjectionLimit::unbounded(IntCounter::new("x", "x").unwrap());
-        let breakers = Breakers::new(BreakerSettings::from(&settings), Arc::new(ejection), Transitions::default());
+        let breakers =
+            Breakers::new(BreakerSettings::from(&settings), Arc::new(ejection), Transitions::default());
         let load = Arc::new(Load::new(&settings, Limit::new(100, None)));
         CircuitBreaker::new(end, Arc::new(breakers), load)
     }

@@ -217,7 +217,11 @@ impl Endpoint {
     #[must_use]
     pub fn why_avoided(&self, others: bool) -> Option<String> {
         let unless_alone = |reason: &str| {
-            if others { reason.to_owned() } else { format!("{reason}; called only because no other one serves") }
+            if others {
+                reason.to_owned()
+            } else {
+                format!("{reason}; called only because no other one serves")
+            }
         };
         let tripped: Vec<_> = self.tripped().map(|(rpc, _)| rpc.method()).collect();
         Some(match self.state() {
