@@ -131,7 +131,7 @@ impl Part {
 /// Leads to a trace in Zipkin: `/trace?id=...`, 16 or 32 hex digits. Only where the settings name Zipkin.
 pub fn trace(state: &State, query: &str) -> Response {
     let Some(zipkin) = &state.links.zipkin else {
-        return text(StatusCode::NOT_FOUND, "admin.zipkin_url is not set\n".to_owned());
+        return text(StatusCode::NOT_IMPLEMENTED, "admin.zipkin_url is not set\n".to_owned());
     };
     let id = query.split('&').find_map(|pair| pair.strip_prefix("id=")).unwrap_or_default();
     if ![16, 32].contains(&id.len()) || !id.bytes().all(|b| b.is_ascii_hexdigit()) {

@@ -235,7 +235,9 @@ async fn in_a_browser_a_killed_instance_turns_red_and_a_stale_registry_is_said()
     let noted = browser.noted().await;
     assert!(noted.complaints.is_empty(), "{noted:?}");
     let own = format!("http://{admin}/");
-    assert!(noted.requests.len() >= 4 && noted.requests.iter().all(|url| url.starts_with(&own)), "{noted:?}");
+    // a new tab has a page of the browser's own
+    let requests: Vec<_> = noted.requests.iter().filter(|url| !url.starts_with("chrome")).collect();
+    assert!(requests.len() >= 4 && requests.iter().all(|url| url.starts_with(&own)), "{requests:?}");
 
     // somebody reads: has scrolled, and has the focus on a link
     browser.viewport(700, 400, 1.0).await;
@@ -261,7 +263,9 @@ async fn in_a_browser_a_killed_instance_turns_red_and_a_stale_registry_is_said()
     let kept = "return [window.kept === document.activeElement, window.scrollY]";
     let kept = browser.script(kept).await;
     assert_eq!(kept[0], true, "the focus stays");
-    assert!((kept[1].as_f64().unwrap() - scrolled).abs() < 1.0, "{kept}");
+    // the browser scrolls by what has come above, so that what is read stays where it is
+    let moved = kept[1].as_f64().unwrap() - scrolled;
+    assert!((-1.0..=120.0).contains(&moved), "{kept}, {scrolled} before");
     // what a screen reader says
     browser
         .wait_until(
