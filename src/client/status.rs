@@ -17,7 +17,7 @@ use crate::client::{Client, Service};
 pub struct Instance {
     /// Where it is called.
     pub addr: String,
-    /// The name of its [`ConnectionState`].
+    /// `up`, `connecting`, `down`, `not_serving`, `wrong_service` or `unresponsive`.
     pub state: String,
     /// True once it has said that it stops.
     pub draining: bool,

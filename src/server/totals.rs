@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use prometheus::core::Collector;
-use prometheus::proto::Metric;
+use prometheus::proto::{LabelPair, Metric};
 
 use super::metrics::Metrics;
 
@@ -40,11 +40,12 @@ impl Metrics {
                 totals.add(metric);
             }
         }
-        let refused = [self.http_refused.collect(), self.grpc_refused.collect()];
-        for metric in refused.iter().flatten().flat_map(|family| family.get_metric()) {
-            // a deadline that has passed and a client that sends too much are no overload
-            if ["in_flight", "memory"].contains(&label(metric, "reason")) {
-                totals.refused += whole(metric.get_counter().get_value());
+        for family in [self.http_refused.collect(), self.grpc_refused.collect()].into_iter().flatten() {
+            for metric in family.get_metric() {
+                // a deadline that has passed and a client that sends too much are no overload
+                if ["in_flight", "memory"].contains(&label(metric, "reason")) {
+                    totals.refused += whole(metric.get_counter().get_value());
+                }
             }
         }
         totals
@@ -81,7 +82,8 @@ impl Totals {
 }
 
 fn label<'a>(metric: &'a Metric, name: &str) -> &'a str {
-    metric.get_label().iter().find(|label| label.name() == name).map_or("", |label| label.value())
+    let found = metric.get_label().iter().find(|label| label.name() == name);
+    found.map_or("", LabelPair::value)
 }
 
 #[expect(

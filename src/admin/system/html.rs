@@ -98,6 +98,18 @@ impl Display for Share {
     }
 }
 
+/// Returns a number of things.
+pub fn number(count: usize, thing: &str) -> String {
+    format!("{count} {thing}{}", if count == 1 { "" } else { "s" })
+}
+
+/// Appends a row of a list that counts what is not shown.
+pub fn rest(out: &mut String, count: usize, what: &str) {
+    if count > 0 {
+        let _ = write!(out, "<li class=\"dim\">and {count} {}</li>", Text(what));
+    }
+}
+
 /// Width of a line between two samples, and the height of all lines; units of the picture.
 const STEP: usize = 2;
 const HEIGHT: f64 = 24.0;

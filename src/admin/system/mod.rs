@@ -5,6 +5,7 @@
 
 mod html;
 mod render;
+mod services;
 
 pub use render::render;
 
@@ -95,10 +96,10 @@ fn policy(state: &State) -> HeaderValue {
 }
 
 fn secure(headers: &mut HeaderMap) {
+    const SAME_ORIGIN: HeaderValue = HeaderValue::from_static("same-origin");
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
     headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
     headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
-    const SAME_ORIGIN: HeaderValue = HeaderValue::from_static("same-origin");
     headers.insert(HeaderName::from_static("cross-origin-resource-policy"), SAME_ORIGIN);
 }
 

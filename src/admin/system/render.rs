@@ -5,18 +5,15 @@
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
 
-use super::html::{Millis, Moment, Rate, Share, Text, line};
+use super::html::{Millis, Moment, Rate, Share, Text, line, rest};
 use crate::admin::health::Health;
 use crate::admin::history::Line;
-use crate::admin::overview::{Instance, Problem, Service, problems, registered_only, services};
+use crate::admin::overview::{Problem, problems, services};
 use crate::admin::state::Links;
-use crate::admin::status::{Registered, Role, Status};
+use crate::admin::status::{Role, Status};
 
 /// Most problems that are listed.
 const PROBLEMS: usize = 12;
-/// Most instances of one service that are shown, and of all services together.
-const INSTANCES: usize = 20;
-const ALL_INSTANCES: usize = 60;
 /// Most routes that are shown. There are fewer.
 const ROUTES: usize = 40;
 /// Most events that are shown.
@@ -32,13 +29,7 @@ pub fn render(status: &Status, lines: &BTreeMap<String, Line>, links: &Links) ->
     summary(&mut out, status.health, &problems);
     process(&mut out, status);
     registry(&mut out, status);
-    let mut room = ALL_INSTANCES;
-    for service in &services {
-        self::service(&mut out, service, &mut room);
-    }
-    for (name, instances) in registered_only(status) {
-        others(&mut out, name, instances, &mut room);
-    }
+    super::services::write(&mut out, status, &services);
     traffic(&mut out, status, lines);
     events(&mut out, status);
     foot(&mut out, links);
@@ -90,23 +81,11 @@ fn summary(out: &mut String, health: Health, problems: &[Problem<'_>]) {
     }
 }
 
-/// Returns a number of things.
-fn number(count: usize, thing: &str) -> String {
-    format!("{count} {thing}{}", if count == 1 { "" } else { "s" })
-}
-
 /// Appends a row with its state.
 fn row(out: &mut String, health: Health, state: &str, content: impl FnOnce(&mut String)) {
     let _ = write!(out, "<li class=\"{}\"><span class=\"state\">{}</span>", health.name(), Text(state));
     content(out);
     out.push_str("</li>");
-}
-
-/// Appends a row that counts what is not shown.
-fn rest(out: &mut String, count: usize, what: &str) {
-    if count > 0 {
-        let _ = write!(out, "<li class=\"dim\">and {count} {}</li>", Text(what));
-    }
 }
 
 fn process(out: &mut String, status: &Status) {
@@ -176,103 +155,6 @@ fn registry(out: &mut String, status: &Status) {
             registry.revision, registry.epoch, registry.differences, registry.ignored_keys
         );
     });
-    out.push_str("</ul></section>\n");
-}
-
-fn service(out: &mut String, service: &Service<'_>, room: &mut usize) {
-    let (name, count) = (Text(service.name), service.instances.len());
-    let instances = number(count, "instance");
-    let health = service.health.name();
-    let _ = write!(
-        out,
-        "<section id=\"service-{name}\"><h2>{name} <span class=\"state {health}\">{health}</span> \
-         <span class=\"dim\">{instances}</span></h2>"
-    );
-    for reason in &service.reasons {
-        let _ = write!(out, "<p>{}</p>", Text(reason));
-    }
-    out.push_str("<ul class=\"rows\">");
-    let shown = INSTANCES.min(*room);
-    *room -= shown.min(count);
-    for instance in service.instances.iter().take(shown) {
-        self::instance(out, service.name, instance);
-    }
-    let hidden = service.instances.get(shown..).unwrap_or_default();
-    rest(out, hidden.len(), &counted(hidden));
-    out.push_str("</ul></section>\n");
-}
-
-/// Returns how many of some instances have which health.
-fn counted(instances: &[Instance<'_>]) -> String {
-    let of = |health: Health| {
-        let count = instances.iter().filter(|instance| instance.health == health).count();
-        (count > 0).then(|| format!("{count} {}", health.name()))
-    };
-    let counts: Vec<_> = [Health::Fail, Health::Warn, Health::Ok].into_iter().filter_map(of).collect();
-    format!("more: {}", counts.join(", "))
-}
-
-fn instance(out: &mut String, service: &str, instance: &Instance<'_>) {
-    let health = instance.health.name();
-    let _ = write!(
-        out,
-        "<li id=\"{service}-{addr}\" class=\"{health}\"><span class=\"state\">{state}</span>",
-        service = Text(service),
-        addr = Text(instance.addr),
-        state = Text(instance.state()),
-    );
-    address(out, instance.addr, instance.registered);
-    let reason = instance.reason();
-    if !reason.is_empty() {
-        let _ = write!(out, " {}", Text(reason));
-    }
-    let _ = write!(
-        out,
-        "<span class=\"facts\">{} in flight, {}",
-        instance.in_flight(),
-        number(instance.connections(), "connection")
-    );
-    if let Some((method, ms)) = instance.slowest() {
-        let _ = write!(out, ", {} {}", Text(method), Millis(ms));
-    }
-    if let Some((method, share)) = instance.failures() {
-        let _ = write!(out, ", {} of {} failed", Share(share), Text(method));
-    }
-    if let Some(version) =
-        instance.registered.map(|known| &known.version).filter(|version| !version.is_empty())
-    {
-        let _ = write!(out, ", {}", Text(version));
-    }
-    out.push_str("</span></li>");
-}
-
-/// Appends an address, as a link to the page of that process if its admin port is known.
-fn address(out: &mut String, addr: &str, registered: Option<&Registered>) {
-    let admin = registered.and_then(|known| known.admin.as_deref());
-    // whoever may write to the registry chooses it
-    let is_address = |text: &&str| text.bytes().all(|b| b.is_ascii_alphanumeric() || b".:-_[]".contains(&b));
-    let _ = match admin.filter(is_address) {
-        Some(admin) => write!(out, "<a href=\"http://{}/\">{}</a>", Text(admin), Text(addr)),
-        None => write!(out, "<strong>{}</strong>", Text(addr)),
-    };
-}
-
-fn others(out: &mut String, name: &str, instances: &[Registered], room: &mut usize) {
-    let _ = write!(
-        out,
-        "<section><h2>{} <span class=\"dim\">{} registered, not called by this process</span></h2><ul class=\"rows\">",
-        Text(name),
-        instances.len()
-    );
-    let shown = INSTANCES.min(*room);
-    *room -= shown.min(instances.len());
-    for instance in instances.iter().take(shown) {
-        out.push_str("<li>");
-        address(out, &instance.addr, Some(instance));
-        let state = if instance.draining { " draining, " } else { " " };
-        let _ = write!(out, "<span class=\"dim\">{state}{}</span></li>", Text(&instance.version));
-    }
-    rest(out, instances.len().saturating_sub(shown), "more");
     out.push_str("</ul></section>\n");
 }
 

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use microservice_app::cli;
 use microservice_app::config::settings::{self, SECTIONS, Setting};
-use microservice_app::config::{self, Collector, HostPort, Kind, ListenAddr, Network, Role, Settings};
+use microservice_app::config::{self, Collector, HostPort, Kind, Link, ListenAddr, Network, Role, Settings};
 use microservice_app::config::{Source, StoreUrl, Unit};
 
 /// With these, each other key can have any value of its range or form.
