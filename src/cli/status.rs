@@ -194,11 +194,11 @@ fn instances(lines: &mut Lines, services: &[Service<'_>]) {
         let row = |instance: &crate::admin::overview::Instance<'_>| {
             let latency =
                 instance.slowest().map_or(String::new(), |(method, ms)| format!("{ms:.1} ms {method}"));
-            let calls = instance.in_flight().to_string();
+            let in_flight = instance.in_flight().to_string();
             let cells = vec![
                 instance.addr.to_owned(),
                 instance.state().into_owned(),
-                calls,
+                in_flight,
                 latency,
                 instance.reason(),
             ];

@@ -21,7 +21,7 @@ const EVENTS: usize = 24;
 
 /// Returns the page.
 #[must_use]
-pub fn render(status: &Status, lines: &BTreeMap<String, Line>, links: &Links) -> String {
+pub fn render(status: &Status, past: &BTreeMap<String, Line>, links: &Links) -> String {
     let mut out = String::with_capacity(32 * 1024);
     let services = services(status);
     let problems = problems(status, &services);
@@ -30,7 +30,7 @@ pub fn render(status: &Status, lines: &BTreeMap<String, Line>, links: &Links) ->
     process(&mut out, status);
     registry(&mut out, status);
     super::services::write(&mut out, status, &services);
-    traffic(&mut out, status, lines);
+    traffic(&mut out, status, past);
     events(&mut out, status);
     foot(&mut out, links);
     out
@@ -158,7 +158,7 @@ fn registry(out: &mut String, status: &Status) {
     out.push_str("</ul></section>\n");
 }
 
-fn traffic(out: &mut String, status: &Status, lines: &BTreeMap<String, Line>) {
+fn traffic(out: &mut String, status: &Status, past: &BTreeMap<String, Line>) {
     let traffic = &status.traffic;
     out.push_str("<section><h2>Requests</h2>");
     for reason in &traffic.reasons {
@@ -176,7 +176,7 @@ fn traffic(out: &mut String, status: &Status, lines: &BTreeMap<String, Line>) {
         );
         for route in traffic.routes.iter().take(ROUTES) {
             let _ = write!(out, "<tr><th scope=\"row\">{}", Text(&route.name));
-            if let Some(known) = lines.get(&route.name) {
+            if let Some(known) = past.get(&route.name) {
                 line(out, &known.answers, &known.failed);
             }
             let _ =
