@@ -1,6 +1,7 @@
 //! The admin listener of every role.
 
-use super::super::types::{HostPort, Link, ListenAddr};
+use super::super::link::Link;
+use super::super::types::{HostPort, ListenAddr};
 use super::{EVERY_ROLE, Kind, Role};
 
 section! {
