@@ -147,10 +147,13 @@ in
     ZIPKIN_JAR = zipkinJar;
     packages = testTools ++ [
       pkgs.cargo-deny
+      pkgs.chromedriver
+      pkgs.chromium
       pkgs.deadnix
       pkgs.go
       pkgs.jq
       pkgs.nixfmt
+      pkgs.nodejs
     ];
   };
 }

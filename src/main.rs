@@ -9,6 +9,7 @@ use microservice_app::app::run::run;
 use microservice_app::app::{copy, health};
 use microservice_app::cli::{self, AskStatus, CheckConfig, CheckHealth, Command, CopyStore, Format};
 use microservice_app::config::{self, Role, Source};
+use microservice_app::gateway;
 use microservice_app::telemetry::log;
 
 /// Exit status for wrong flags or settings, as clap's for wrong flags.
@@ -47,6 +48,7 @@ fn main() -> ExitCode {
             };
             print(page.as_bytes(), &writer)
         }
+        Command::Openapi => print(gateway::openapi::text().as_bytes(), &writer),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut cli::command(), "microservice-app", &mut script);

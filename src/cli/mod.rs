@@ -90,6 +90,8 @@ pub enum Command {
         #[arg(long, value_enum, default_value = "markdown")]
         format: Format,
     },
+    /// Print the description of the HTTP API (OpenAPI 3.1): docs/openapi.json.
+    Openapi,
     /// Print a completion script for a shell.
     Completions {
         /// The shell.
