@@ -72,6 +72,7 @@ let
               enable = true;
               passwordFile = "/var/lib/secrets/db-password";
               allowFrom = [ "192.168.50.11" ];
+              hugePages = 1101;
               cluster.members = {
                 db-0 = "192.168.50.20";
                 db-1 = "192.168.50.21";
@@ -83,6 +84,12 @@ let
       ];
     }).config;
   patroni = member.services.patroni.settings;
+  large = changed "node-0" { services.microservice-app.database.hugePages = 4400; };
+  # a standby, of Patroni or by hand, is there again soon after a failover
+  followsSoon =
+    parameters:
+    parameters.wal_retrieve_retry_interval or "" == "200ms"
+    && parameters.wal_receiver_timeout or "" == "5s";
 
   # the rules of iptables
   lets =
@@ -223,6 +230,15 @@ in
       && patroni.bootstrap.dcs.synchronous_mode_strict
       && patroni.bootstrap.dcs.failsafe_mode
       && patroni.bootstrap.dcs.primary_start_timeout == 0;
+    standbysFollowSoon =
+      followsSoon patroni.postgresql.parameters && followsSoon node0.services.postgresql.settings;
+    hugePagesAreReserved =
+      large.boot.kernel.sysctl."vm.nr_hugepages" == 2200
+      && large.services.postgresql.settings.huge_pages == "try";
+    hugePagesOfTheCluster =
+      member.boot.kernel.sysctl."vm.nr_hugepages" == 551
+      && patroni.postgresql.parameters.huge_pages == "try";
+    noneByDefault = !node0.boot.kernel.sysctl ? "vm.nr_hugepages";
     # without it Patroni ignores the password of etcd
     passwordOfEtcdIsTaken =
       (member.systemd.services.patroni.environment.PATRONI_ETCD3_PROTOCOL or "") == "https"

@@ -95,10 +95,13 @@ let
         cluster = {
           inherit members;
           # slow machines
-          settings.bootstrap.dcs = {
-            ttl = 60;
-            loop_wait = 5;
-            retry_timeout = 20;
+          settings = {
+            bootstrap.dcs = {
+              ttl = 60;
+              loop_wait = 5;
+              retry_timeout = 20;
+            };
+            postgresql.parameters.wal_receiver_timeout = "30s";
           };
         };
       };
@@ -106,6 +109,8 @@ let
     services.etcd.extraConf = {
       HEARTBEAT_INTERVAL = "1000";
       ELECTION_TIMEOUT = "10000";
+      # how long a password is hashed, half a minute there by default
+      BCRYPT_COST = "4";
     };
   };
 in
