@@ -404,10 +404,12 @@ in
           environment = lib.optionalAttrs (etcdUser != null) {
             PATRONI_ETCD3_PROTOCOL = if etcdTls then "https" else "http";
           };
+          # ProcSubset: Patroni knows its PostgreSQL by the time of its start, for which it reads /proc/stat
           # RemoveIPC: the shared memory of the PostgreSQL that goes on when Patroni ends alone
           serviceConfig =
             weak [
               "MemoryDenyWriteExecute"
+              "ProcSubset"
               "RemoveIPC"
             ]
             // {
