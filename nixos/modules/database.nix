@@ -383,6 +383,8 @@ in
                 // hugePages
                 // tlsSettings;
                 use_unix_socket = true;
+                # a new standby is copied at once, and not after a checkpoint of minutes
+                basebackup = [ { checkpoint = "fast"; } ];
                 remove_data_directory_on_diverged_timelines = true;
                 pg_hba = [
                   "local all all scram-sha-256"

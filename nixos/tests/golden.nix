@@ -155,6 +155,8 @@ in
   routes =
     truly "routes"
       {
+        # in one pair of quotes: two make it empty
+        channelOfSlack = lib.hasInfix "channel: \"#ops\"\n" told.services.prometheus.alertmanager.configText;
         nobodyByDefault = lib.hasInfix "receiver: none" monitor.services.prometheus.alertmanager.configText;
         secretsAreHandedOver =
           (serviceOf told "alertmanager").LoadCredential == [
@@ -232,6 +234,7 @@ in
       && patroni.bootstrap.dcs.primary_start_timeout == 0;
     standbysFollowSoon =
       followsSoon patroni.postgresql.parameters && followsSoon node0.services.postgresql.settings;
+    newStandbysAreCopiedAtOnce = patroni.postgresql.basebackup == [ { checkpoint = "fast"; } ];
     hugePagesAreReserved =
       large.boot.kernel.sysctl."vm.nr_hugepages" == 2200
       && large.services.postgresql.settings.huge_pages == "try";
