@@ -407,11 +407,13 @@ in
             PATRONI_ETCD3_PROTOCOL = if etcdTls then "https" else "http";
           };
           # ProcSubset: Patroni knows its PostgreSQL by the time of its start, for which it reads /proc/stat
+          # ProtectProc: the PostgreSQL that goes on is in the user namespace of the Patroni before, and would be hidden
           # RemoveIPC: the shared memory of the PostgreSQL that goes on when Patroni ends alone
           serviceConfig =
             weak [
               "MemoryDenyWriteExecute"
               "ProcSubset"
+              "ProtectProc"
               "RemoveIPC"
             ]
             // {

@@ -246,8 +246,11 @@ in
     passwordOfEtcdIsTaken =
       (member.systemd.services.patroni.environment.PATRONI_ETCD3_PROTOCOL or "") == "https"
       && member.services.patroni.environmentFiles ? PATRONI_ETCD3_PASSWORD;
-    # Patroni reads /proc/stat to know its PostgreSQL
-    procIsWhole = !(member.systemd.services.patroni.serviceConfig ? ProcSubset);
+    # Patroni reads /proc/stat, and finds a PostgreSQL that has gone on without it
+    procIsWhole = lib.all (name: !member.systemd.services.patroni.serviceConfig ? ${name}) [
+      "ProcSubset"
+      "ProtectProc"
+    ];
     # a PostgreSQL that goes on without Patroni keeps its shared memory
     sharedMemoryStays = !(member.systemd.services.patroni.serviceConfig ? RemoveIPC);
     clusterUsesTheRegistry =
