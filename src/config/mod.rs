@@ -8,6 +8,7 @@
 //! Loading opens no socket, no database and no secret.
 
 mod checks;
+mod link;
 mod load;
 pub mod log_filter;
 mod origin;
@@ -19,6 +20,7 @@ mod types;
 mod value;
 
 pub use checks::bare_endpoint;
+pub use link::Link;
 pub use load::{ConfigError, Source, load};
 pub use origin::Origin;
 pub use role::Role;

@@ -13,12 +13,12 @@ use crate::telemetry::metrics::{
 /// The metrics of the servers of a process.
 #[derive(Clone, Debug)]
 pub struct Metrics {
-    http: HistogramVec,
-    grpc: HistogramVec,
+    pub(super) http: HistogramVec,
+    pub(super) grpc: HistogramVec,
     http_in_flight: IntGauge,
     grpc_in_flight: IntGaugeVec,
-    http_refused: IntCounterVec,
-    grpc_refused: IntCounterVec,
+    pub(super) http_refused: IntCounterVec,
+    pub(super) grpc_refused: IntCounterVec,
     cut: Cuts,
 }
 

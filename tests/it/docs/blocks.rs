@@ -104,6 +104,11 @@ pub const BLOCKS: &[(&str, &str, Use)] = &[
     ("docs/operations.md", "$ etcdctl get --print-value-only", Run(Roles)),
     ("docs/operations.md", "microservice-app feed --addr", Run(Roles)),
     ("docs/operations.md", "$ curl http://localhost:6060/readyz", Run(Roles)),
+    (
+        "docs/operations.md",
+        "microservice-app status",
+        Not("takes the usual ports; operations::status_command runs each of them"),
+    ),
     ("docs/operations.md", "deploy/stack up", Not("operations::stack runs it, on other ports")),
     (
         "docs/operations.md",
@@ -171,6 +176,11 @@ const PROGRAMS: [&str; 19] = [
 
 /// Every command between backticks of these programs, with arguments.
 pub const INLINE: &[(&str, &str, Use)] = &[
+    (
+        "README.md",
+        "microservice-app status",
+        Not("takes the usual ports; operations::status_command runs it"),
+    ),
     ("README.md", "nixos-rebuild switch --flake .#node-0", Not(NIX)),
     ("SECURITY.md", "microservice-app --version", Run(Tools)),
     ("docs/api.md", "curl -d", Text),

@@ -7,7 +7,7 @@ use std::process::Command;
 
 use microservice_app::cli;
 use microservice_app::config::settings::{self, SECTIONS, Setting};
-use microservice_app::config::{self, Collector, HostPort, Kind, ListenAddr, Network, Role, Settings};
+use microservice_app::config::{self, Collector, HostPort, Kind, Link, ListenAddr, Network, Role, Settings};
 use microservice_app::config::{Source, StoreUrl, Unit};
 use microservice_app::gateway::openapi;
 
@@ -52,6 +52,7 @@ fn sample(setting: &Setting) -> String {
             ListenAddr::FORM => "127.0.0.1:1234",
             HostPort::FORM => "host.example:0",
             Collector::FORM => "http://zipkin.example:9411",
+            Link::FORM => "https://grafana.example/d/msa",
             StoreUrl::FORM => "postgresql://app@other.example:5432/msa",
             config::log_filter::FORM => "debug",
             "begins and ends with `/`, or has none and ends with `-`, `.` or `_`" => "other-",
