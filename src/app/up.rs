@@ -39,11 +39,11 @@ pub async fn assemble(settings: Settings) -> anyhow::Result<Process> {
     Ok(process)
 }
 
-/// Writes the addresses, and three commands to try.
+/// Writes the addresses, with `docs` that of the page of the API as well, and three commands to try.
 ///
 /// # Errors
 /// When the output is closed.
-pub fn greet(addresses: &Addresses, mut out: impl Write) -> std::io::Result<()> {
+pub fn greet(addresses: &Addresses, docs: bool, mut out: impl Write) -> std::io::Result<()> {
     for (name, addr) in &addresses.roles {
         let scheme = if *name == Role::Apigateway.name() { "http" } else { "grpc" };
         writeln!(out, "{name:<10} {scheme}://{addr}")?;
@@ -56,6 +56,9 @@ pub fn greet(addresses: &Addresses, mut out: impl Write) -> std::io::Result<()> 
     let Some(gateway) = addresses.of(Role::Apigateway) else {
         return Ok(());
     };
+    if docs {
+        writeln!(out, "{:<10} http://{gateway}/docs (the page of the API)", "docs")?;
+    }
     writeln!(
         out,
         "\nTry:\n  \
