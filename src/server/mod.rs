@@ -24,6 +24,7 @@ mod output;
 pub mod pause;
 mod rate;
 pub mod strict;
+pub mod totals;
 mod unsent;
 
 pub use accept::serve;
