@@ -132,6 +132,8 @@ fn merge<'a>(status: &'a Status, name: &'a str, seen: &[&'a Vec<Endpoint>]) -> S
     let mut reasons = Vec::new();
     if instances.is_empty() {
         reasons.push("no instance is known".to_owned());
+    } else if seen.iter().any(|instances| instances.is_empty()) {
+        reasons.push("one of the roles of this process knows no instance".to_owned());
     } else if !instances.iter().any(|instance| instance.worst.seen.is_up() && !instance.worst.seen.draining) {
         reasons.push("no instance serves".to_owned());
     }

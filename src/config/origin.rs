@@ -91,7 +91,7 @@ mod tests {
             ("*", "each origin is named"),
             ("null", "each origin is named"),
             ("app.example", "no scheme"),
-            ("//app.example", "not a URL"),
+            ("//app.example", "no scheme"),
             ("ftp://app.example", "http or https"),
             ("https://", "not a URL"),
             ("https://*.app.example", "without a pattern"),
@@ -109,7 +109,8 @@ mod tests {
             ("http://app.example:70000", "URL"),
         ] {
             let error = text.parse::<Origin>().expect_err(text);
-            assert!(error.contains(why) && error.contains(text), "{text}: {error}");
+            // what may hold a password is not shown
+            assert!(error.contains(why) && error.contains(text) != text.contains('@'), "{text}: {error}");
         }
     }
 }

@@ -38,7 +38,7 @@ const REFUSED: &[(&str, &str)] = &[
         "unknown key `client.deadlin_ms` in app.toml; did you mean `client.deadline_ms`?",
     ),
     ("[zzz]\nq = 1", "unknown key `zzz.q` in app.toml; `microservice-app settings` lists all keys"),
-    ("client = 3", "unknown key `client` in app.toml; `microservice-app settings` lists all keys"),
+    ("client = 3", "unknown key `client` in app.toml; did you mean `client."),
     ("[client]\ndeadline_ms = \"soon\"", "`client.deadline_ms` in app.toml: string \"soon\" is not"),
     ("[client]\ndeadline_ms = 1.5", "`client.deadline_ms` in app.toml: want a whole number"),
     ("[client]\ndeadline_ms = true", "`client.deadline_ms` in app.toml: want a whole number"),
