@@ -106,7 +106,7 @@ mod tests {
             ("http://app.example:03000", "want http://app.example:3000"),
             ("http://app.example:", "port"),
             ("http://app.example:0", "port"),
-            ("http://app.example:70000", "URL"),
+            ("http://app.example:70000", "its port is none"),
         ] {
             let error = text.parse::<Origin>().expect_err(text);
             // what may hold a password is not shown
