@@ -3,7 +3,7 @@
 //! A sample is taken every [`PERIOD`], whether or not somebody looks, so that who opens the page sees what has been. It
 //! costs less than a millisecond; a process that has answered nothing keeps nothing.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -161,15 +161,12 @@ impl Ring {
     fn add(&mut self, now: Instant, totals: Totals, calls: BTreeMap<&'static str, CallTotals>) -> u64 {
         let Some((before, old, old_calls)) = self.last.replace((now, totals, calls)) else { return 0 };
         let Some((_, totals, calls)) = &self.last else { return 0 };
-        let known: BTreeMap<Arc<str>, ()> = self
-            .samples
-            .iter()
-            .flat_map(|sample| sample.answered.keys().map(|name| (name.clone(), ())))
-            .collect();
+        let known: BTreeSet<Arc<str>> =
+            self.samples.iter().flat_map(|sample| sample.answered.keys().cloned()).collect();
         let mut answered = BTreeMap::new();
         for (name, new) in &totals.answered {
             if let Some(delta) = delta(old.answered.get(name), new) {
-                let shared = known.get_key_value(name.as_str()).map(|(name, ())| name.clone());
+                let shared = known.get(name.as_str()).cloned();
                 answered.insert(shared.unwrap_or_else(|| name.as_str().into()), delta);
             }
         }

@@ -1,7 +1,7 @@
 //! Notes what the process itself does not tell: instances that join and leave, a registry that is silent, the beginning of an
 //! overload. It also takes the samples of [`History`](super::history::History).
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use tokio::time::MissedTickBehavior;
@@ -38,7 +38,7 @@ async fn sample(state: &State, servers: &Metrics) {
         let refused = state.history.sample(servers.totals(), &state.clients);
         match (overloaded, refused) {
             (false, 1..) => {
-                state.events.note(Kind::Overload, format!("requests are refused, {refused} so far"))
+                state.events.note(Kind::Overload, format!("requests are refused, {refused} so far"));
             }
             (true, 0) => state.events.note(Kind::Overload, "no request is refused any more".to_owned()),
             _ => {}
@@ -47,7 +47,7 @@ async fn sample(state: &State, servers: &Metrics) {
         let Some(age) = state.view.as_ref().and_then(ViewHandle::age) else { continue };
         match (silent, age > STALE) {
             (false, true) => {
-                state.events.note(Kind::Registry, "nothing is heard from the registry".to_owned())
+                state.events.note(Kind::Registry, "nothing is heard from the registry".to_owned());
             }
             (true, false) => state.events.note(Kind::Registry, "the registry is heard again".to_owned()),
             _ => {}
@@ -65,7 +65,7 @@ async fn follow(mut view: ViewHandle, events: &Events) {
         before = now;
     }
     // the registry's task has ended: the process is stopping
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 fn compare(before: &View, now: &View, events: &Events) {
@@ -74,9 +74,8 @@ fn compare(before: &View, now: &View, events: &Events) {
         events.note(Kind::Registry, text.to_owned());
     }
     let none = Arc::<Instances>::default();
-    let names: BTreeMap<_, ()> =
-        before.services.keys().chain(now.services.keys()).map(|name| (name, ())).collect();
-    for name in names.into_keys() {
+    let names: BTreeSet<_> = before.services.keys().chain(now.services.keys()).collect();
+    for name in names {
         let of = |view: &View| view.services.get(name).unwrap_or(&none).clone();
         let (old, new) = (of(before), of(now));
         // a service in which nothing has changed is shared by both views

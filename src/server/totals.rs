@@ -120,9 +120,9 @@ mod tests {
         calls.observe(Rpc::GetFeeds, tonic::Code::Unavailable, Duration::from_micros(50));
         calls.observe(Rpc::HealthCheck, tonic::Code::Ok, Duration::from_micros(50));
         let refused = metrics.http_refused();
-        [Refused::InFlight, Refused::Memory, Refused::Rate]
-            .into_iter()
-            .for_each(|reason| refused.note(reason));
+        for reason in [Refused::InFlight, Refused::Memory, Refused::Rate] {
+            refused.note(reason);
+        }
 
         let totals = metrics.totals();
         assert_eq!(totals.refused, 2);

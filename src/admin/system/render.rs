@@ -63,9 +63,9 @@ fn summary(out: &mut String, health: Health, problems: &[Problem<'_>]) {
     );
     let _ = match problems {
         [] => write!(out, "all is well"),
-        [problem] => write!(out, "{} {}", Text(&problem.of), Text(&problem.reason)),
+        [problem] => write!(out, "{}: {}", Text(&problem.of), Text(&problem.reason)),
         [first, rest @ ..] => {
-            write!(out, "{} {}; and {} more", Text(&first.of), Text(&first.reason), rest.len())
+            write!(out, "{}: {}; and {} more", Text(&first.of), Text(&first.reason), rest.len())
         }
     };
     out.push_str("</p>\n");

@@ -246,7 +246,9 @@ fn each_error_of_the_first_hour_says_what_to_do_next() {
         }
         assert!(!said.contains("panicked"), "{what}: {said}");
     };
-    ROWS.iter().for_each(|row| check(row, Command::new(PROGRAM)));
+    for row in ROWS {
+        check(row, Command::new(PROGRAM));
+    }
     let root = rustix::process::getuid().is_root();
     if root && Command::new("setpriv").arg("--version").output().is_err() {
         return skip("errors of a user who may not write", "setpriv (util-linux) is not installed");

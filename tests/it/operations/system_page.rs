@@ -119,7 +119,7 @@ async fn the_page_tells_what_happens_and_what_was_answered() {
         wait_for(&part, || async { get(admin, "/").await.body.contains(&part).then_some(()) }).await;
     };
     there("data-health=\"fail\"".to_owned()).await;
-    there("<strong>topic</strong> no instance is known".to_owned()).await;
+    there("</strong>: topic: no instance is known</p>".to_owned()).await;
     let registration: Registration = app.register("topic", dead);
     there(format!("topic {dead}: joined")).await;
     there(format!("<li id=\"topic-{dead}\" class=\"fail\"><span class=\"state\">down</span>")).await;
