@@ -273,6 +273,13 @@ async fn compose_traces_the_application() {
     compose.run(&["--profile", "tracing", "up", "--detach", "--no-deps", "zipkin"]);
     compose.run(&["up", "--detach"]);
     compose.wait_for_feeds(1).await;
+    let profile = r#"{"user_id":123,"name":"n","company":"c","title":"t"}"#;
+    wait_long_for("a profile is written", || async {
+        let put = crate::kit::http::request("PUT", "/api/profile/put_profile", profile);
+        let answer = crate::kit::http::send(compose.gateway, put).await.ok()?;
+        (answer.status == StatusCode::OK).then_some(())
+    })
+    .await;
     wait_long_for("a trace of the three roles is in Zipkin", || async {
         let _ = get(compose.gateway, "/api/profile/get_profile?user_id=123").await;
         let asked = tokio::time::timeout(Duration::from_secs(2), async {
