@@ -200,7 +200,7 @@ impl Ring {
     fn traffic(&self, budgets: &BTreeMap<&str, (u64, u64)>) -> Traffic {
         let seconds: f64 = self.recent(RECENT).map(|sample| sample.seconds).sum();
         let names = self.samples.iter().flat_map(|sample| sample.answered.keys());
-        let names: std::collections::BTreeSet<_> = names.collect();
+        let names: BTreeSet<_> = names.collect();
         let routes = names.into_iter().map(|name| self.route(name, seconds));
         let mut calls = BTreeMap::<&str, Calls>::new();
         for (service, (retries, budget)) in budgets {

@@ -81,7 +81,7 @@ pub fn problems<'a>(status: &'a Status, services: &[Service<'a>]) -> Vec<Problem
         add(registry.health, "registry".into(), &registry.reasons);
     }
     for service in services {
-        if service.reasons.is_empty() && !service.instances.is_empty() {
+        if service.reasons.is_empty() {
             continue; // its instances say what is wrong
         }
         add(service.health, service.name.into(), &service.reasons);

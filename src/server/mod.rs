@@ -14,6 +14,7 @@ mod clock;
 mod conn;
 mod connection;
 mod conns;
+pub mod entity;
 mod flood;
 mod half_close;
 pub mod input;

@@ -9,7 +9,6 @@ mod services;
 
 pub use render::render;
 
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -20,6 +19,7 @@ use warp::reply::Response;
 
 use super::reply::text;
 use super::state::State;
+use crate::server::entity;
 
 /// Time for which all readers get the same page: what many tabs cost is bounded.
 const FRESH: Duration = Duration::from_millis(250);
@@ -54,9 +54,7 @@ impl SystemPage {
     /// Answers with the page, or with 304 if the reader has it.
     pub fn answer(&self, headers: &HeaderMap) -> Response {
         let page = self.page();
-        let known =
-            headers.get(header::IF_NONE_MATCH).and_then(|known| known.to_str().ok()).unwrap_or_default();
-        let is_known = page.tag.to_str().is_ok_and(|tag| known.split(',').any(|known| known.trim() == tag));
+        let is_known = entity::is_known(headers, &page.tag);
         let mut response = if is_known { Response::default() } else { Response::new(page.body.into()) };
         if is_known {
             *response.status_mut() = StatusCode::NOT_MODIFIED;
@@ -75,10 +73,7 @@ impl SystemPage {
             return page.clone();
         }
         let body = render::render(&self.state.status(), &self.state.history.lines(), &self.state.links);
-        let mut hasher = DefaultHasher::new();
-        body.hash(&mut hasher);
-        let tag = HeaderValue::try_from(format!("\"{:016x}\"", hasher.finish()));
-        let tag = tag.unwrap_or(HeaderValue::from_static("\"\""));
+        let tag = entity::tag(&body);
         let page = Page { made: Instant::now(), body: body.into(), tag };
         *last = Some(page.clone());
         page
@@ -97,9 +92,7 @@ fn policy(state: &State) -> HeaderValue {
 
 fn secure(headers: &mut HeaderMap) {
     const SAME_ORIGIN: HeaderValue = HeaderValue::from_static("same-origin");
-    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-cache"));
-    headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
-    headers.insert(header::REFERRER_POLICY, HeaderValue::from_static("no-referrer"));
+    headers.extend(entity::HEADERS.map(|(name, value)| (Some(name), value)));
     headers.insert(HeaderName::from_static("cross-origin-resource-policy"), SAME_ORIGIN);
 }
 

@@ -1,16 +1,16 @@
 //! Files that the gateway serves beside its routes: the description of the API, and the page that is made from it in the
 //! browser. The page is one of ours, and everything that it loads comes from here.
 
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::sync::LazyLock;
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, header};
+use http::{HeaderValue, Method, StatusCode, header};
 use warp::reply::Response;
 
 use super::openapi;
 use super::problem::Problem;
 use super::request;
 use super::routes::READ_METHODS;
+use crate::server::entity;
 
 /// One file.
 pub struct Page {
@@ -29,14 +29,6 @@ const POLICY: HeaderValue = HeaderValue::from_static(
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; base-uri 'none'; \
      form-action 'none'; frame-ancestors 'none'",
 );
-/// What is sent with each file beside its type and version. A copy has to be compared before it is used: after an
-/// update the page and the description belong together.
-const HEADERS: [(HeaderName, HeaderValue); 4] = [
-    (header::CACHE_CONTROL, HeaderValue::from_static("no-cache")),
-    (header::CONTENT_SECURITY_POLICY, POLICY),
-    (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
-    (header::REFERRER_POLICY, HeaderValue::from_static("no-referrer")),
-];
 
 macro_rules! pages {
     ($($path:expr, $description:literal, $content_type:literal, $text:expr;)+) => {
@@ -46,7 +38,7 @@ macro_rules! pages {
             description: $description,
             content_type: HeaderValue::from_static($content_type),
             text: $text,
-            tag: LazyLock::new(|| tag(($text)())),
+            tag: LazyLock::new(|| entity::tag(($text)())),
         }),+];
     };
 }
@@ -77,9 +69,10 @@ impl Page {
         request::query(request.uri().query().unwrap_or_default())?.finish()?;
         let mut response = Response::default();
         let headers = response.headers_mut();
-        headers.extend(HEADERS.map(|(name, value)| (Some(name), value)));
+        headers.extend(entity::HEADERS.map(|(name, value)| (Some(name), value)));
+        headers.insert(header::CONTENT_SECURITY_POLICY, POLICY);
         headers.insert(header::ETAG, self.tag.clone());
-        if self.is_known(request.headers()) {
+        if entity::is_known(request.headers(), &self.tag) {
             *response.status_mut() = StatusCode::NOT_MODIFIED;
         } else {
             headers.insert(header::CONTENT_TYPE, self.content_type.clone());
@@ -87,19 +80,4 @@ impl Page {
         }
         Ok(response)
     }
-
-    /// Returns true if the caller has this version (RFC 9110, 13.1.2: weak comparison).
-    fn is_known(&self, headers: &HeaderMap) -> bool {
-        let given = headers.get_all(header::IF_NONE_MATCH).iter().filter_map(|value| value.to_str().ok());
-        let mut tags = given.flat_map(|value| value.split(',')).map(str::trim);
-        tags.any(|tag| tag == "*" || tag.strip_prefix("W/").unwrap_or(tag).as_bytes() == self.tag.as_bytes())
-    }
-}
-
-/// Returns the entity tag of a text: the same in every process of a build.
-fn tag(text: &str) -> HeaderValue {
-    let mut hasher = DefaultHasher::new();
-    text.hash(&mut hasher);
-    HeaderValue::from_str(&format!("\"{:016x}\"", hasher.finish()))
-        .unwrap_or(HeaderValue::from_static("\"\""))
 }
