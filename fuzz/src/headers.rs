@@ -36,8 +36,7 @@ pub fn header_set(data: &[u8]) {
     check_rate(&headers);
     let tracer = Tracer::off();
     let due = Instant::now() + Duration::from_secs(1);
-    for context in
-        [Context::from_headers(&headers, due, &tracer), Context::from_grpc(&headers, due, &tracer)]
+    for context in [Context::from_headers(&headers, due, &tracer), Context::from_grpc(&headers, due, &tracer)]
     {
         let id = context.request_id.as_bytes();
         assert!((1..=128).contains(&id.len()) && id.iter().all(u8::is_ascii_graphic), "{id:?}");
@@ -50,9 +49,9 @@ pub fn header_set(data: &[u8]) {
         assert_eq!(next.previous_attempts, context.previous_attempts);
         assert_eq!(next.written.is_some(), context.written.is_some());
     }
-    let given = headers.get(REQUEST_ID).filter(|id| {
-        (1..=128).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic)
-    });
+    let given = headers
+        .get(REQUEST_ID)
+        .filter(|id| (1..=128).contains(&id.len()) && id.as_bytes().iter().all(u8::is_ascii_graphic));
     if let Some(given) = given {
         assert_eq!(Context::from_headers(&headers, due, &tracer).request_id, given);
     }
@@ -114,8 +113,7 @@ pub fn trace_headers(data: &[u8]) {
     assert!(read.span_id.is_none() || read.trace_id.is_some());
     assert!(read.state.header().len() <= 512);
     let (Some(trace_id), Some(span_id)) = (read.trace_id, read.span_id) else { return };
-    let context =
-        SpanContext::new(trace_id, span_id, headers::flags(read.sampled), true, read.state.clone());
+    let context = SpanContext::new(trace_id, span_id, headers::flags(read.sampled), true, read.state.clone());
     let mut sent = HeaderMap::new();
     headers::write(&context, &mut sent);
     let next = headers::read(&sent);

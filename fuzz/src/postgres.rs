@@ -32,7 +32,10 @@ fn check(rows: &[Row]) {
     }
     if let Ok(page) = decode::topics(3, rows) {
         assert!(page.topics.len() <= 3, "{page:?}");
-        assert!(page.next == 0 || page.topics.last().is_some_and(|last| last.topic_id == page.next), "{page:?}");
+        assert!(
+            page.next == 0 || page.topics.last().is_some_and(|last| last.topic_id == page.next),
+            "{page:?}"
+        );
     }
     if let Ok(keys) = decode::keys(rows) {
         assert!(keys.len() == read && keys.is_sorted(), "{keys:?}");

@@ -62,7 +62,9 @@ pub fn list(data: &[u8]) {
                 Err(_) => named.into_iter().for_each(|(service, addr)| keeper.delete(service, addr)),
             },
             b'-' => named.into_iter().for_each(|(service, addr)| keeper.delete(service, addr)),
-            b'!' => named.into_iter().for_each(|(service, addr)| keeper.give_up(service, addr, Instant::now())),
+            b'!' => {
+                named.into_iter().for_each(|(service, addr)| keeper.give_up(service, addr, Instant::now()))
+            }
             b'=' => {
                 let mut listed = Vec::new();
                 while let Some(line) = lines.next_if(|line| line.first() == Some(&b'.')) {

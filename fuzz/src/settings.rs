@@ -18,7 +18,11 @@ pub fn settings(data: &[u8]) {
         Some((setting.key, "--flag", value))
     });
     let file = file();
-    let source = Source { file: Some(file.clone()), flags: flags.collect(), env: Some(pairs(env).into_iter().collect()) };
+    let source = Source {
+        file: Some(file.clone()),
+        flags: flags.collect(),
+        env: Some(pairs(env).into_iter().collect()),
+    };
     for role in Role::ALL {
         std::fs::write(&file, toml).expect("a file");
         match load(role, &source) {
@@ -27,7 +31,9 @@ pub fn settings(data: &[u8]) {
                 let printed: Vec<_> = all().map(|setting| (setting, setting.print(&settings))).collect();
                 let given = printed.iter().filter(|(setting, text)| *text != setting.default(role));
                 let lines = given.map(|(setting, text)| match setting.kind {
-                    Kind::Text { .. } | Kind::Choice { .. } => format!("{} = {}\n", setting.key, quoted(text)),
+                    Kind::Text { .. } | Kind::Choice { .. } => {
+                        format!("{} = {}\n", setting.key, quoted(text))
+                    }
                     _ => format!("{} = {text}\n", setting.key),
                 });
                 std::fs::write(&file, lines.collect::<String>()).expect("a file");

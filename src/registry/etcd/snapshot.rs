@@ -233,7 +233,8 @@ mod tests {
     fn an_entry_that_cannot_be_called_is_refused() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("view");
-        for (service, addr) in [("feed", ""), ("feed", "a"), ("feed", "a:0"), ("", "a:1"), ("feed", "x/a:1")] {
+        for (service, addr) in [("feed", ""), ("feed", "a"), ("feed", "a:0"), ("", "a:1"), ("feed", "x/a:1")]
+        {
             let mut view = view();
             view.insert(Instance::bare(service, addr));
             save(&path, &view, Duration::ZERO).unwrap();
