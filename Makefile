@@ -56,11 +56,12 @@ fuzz: ## the fuzzers, a minute each; ARGS='--seconds 3600 json_body' runs one fo
 	tests/fuzz $(ARGS)
 
 sbom: ## target/sbom.json: the bill of materials of the program, CycloneDX
-	tests/sbom target/sbom.json
+	@tests/deps sbom
+	deploy/sbom target/sbom.json
 
 advisories: deps ## compare the dependencies with the known vulnerabilities; fetches RustSec's database
 	cargo deny --locked check advisories
-	cargo deny --locked --manifest-path fuzz/Cargo.toml check --config deny.toml advisories
+	cargo deny --locked --config deny.toml --manifest-path fuzz/Cargo.toml check advisories
 
 deps: ## install what building and testing need, or say what is missing
 	@tests/deps test
