@@ -4,8 +4,10 @@
 //! [`ROUTES`] is the table of routes. Connections, overload and what is recorded of a request are in
 //! [`crate::server`].
 
+mod answers;
 mod dispatch;
 mod feed;
+mod json;
 mod problem;
 mod profile;
 mod reply;
