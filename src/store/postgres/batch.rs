@@ -1,9 +1,11 @@
 //! One group commit: which writes go into which statement.
 
 use std::collections::HashMap;
+use std::error::Error;
 use std::time::SystemTime;
 
-use tokio_postgres::types::ToSql;
+use bytes::BytesMut;
+use tokio_postgres::types::{IsNull, ToSql, Type};
 
 use super::super::records::{Profile, Topic};
 use super::service::{DELETE, PUT, PUT_ONE};
@@ -51,13 +53,13 @@ impl Write {
         }
     }
 
-    /// Returns its texts, in the order of the columns of the table.
-    fn texts(&self) -> Vec<&String> {
+    /// Returns its texts, in the order of the columns of the table. Those that the table does not have are `None`.
+    fn texts(&self) -> [Option<&str>; 3] {
         match self {
-            Self::PutFeed(feed) => vec![&feed.content],
-            Self::DeleteFeed { .. } => Vec::new(),
-            Self::PutProfile(profile) => vec![&profile.name, &profile.company, &profile.title],
-            Self::PutTopic(topic) => vec![&topic.subject, &topic.content],
+            Self::PutFeed(feed) => [Some(&feed.content), None, None],
+            Self::DeleteFeed { .. } => [None; 3],
+            Self::PutProfile(profile) => [Some(&profile.name), Some(&profile.company), Some(&profile.title)],
+            Self::PutTopic(topic) => [Some(&topic.subject), Some(&topic.content), None],
         }
     }
 
@@ -78,15 +80,54 @@ impl Write {
     }
 }
 
-/// A parameter of a statement.
-pub type Parameter = Box<dyn ToSql + Sync + Send>;
+/// A parameter of a statement. Texts are those of the writes: none is copied before it is sent.
+#[derive(Debug)]
+pub enum Parameter<'a> {
+    /// A column of a key, of one write.
+    Number(i64),
+    /// A text of one write.
+    Text(&'a str),
+    /// A column of a key, of several writes.
+    Numbers(Vec<i64>),
+    /// A column of texts, of several writes.
+    Texts(Vec<&'a str>),
+    /// The time before which each write has to begin.
+    Until(SystemTime),
+}
+
+impl Parameter<'_> {
+    fn value(&self) -> &(dyn ToSql + Sync) {
+        match self {
+            Self::Number(number) => number,
+            Self::Text(text) => text,
+            Self::Numbers(numbers) => numbers,
+            Self::Texts(texts) => texts,
+            Self::Until(time) => time,
+        }
+    }
+}
+
+impl ToSql for Parameter<'_> {
+    fn to_sql(&self, ty: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn Error + Sync + Send>> {
+        self.to_sql_checked(ty, out)
+    }
+
+    /// The value is what checks the type, see [`Self::to_sql_checked`].
+    fn accepts(_: &Type) -> bool {
+        true
+    }
+
+    fn to_sql_checked(&self, ty: &Type, out: &mut BytesMut) -> Result<IsNull, Box<dyn Error + Sync + Send>> {
+        self.value().to_sql_checked(ty, out)
+    }
+}
 
 /// One statement of a transaction.
-pub struct Command {
+pub struct Command<'a> {
     /// The number of the statement.
     pub statement: usize,
     /// A value for each column, of several writes an array, and the time before which each write has to begin.
-    pub parameters: Vec<Parameter>,
+    pub parameters: Vec<Parameter<'a>>,
     /// The numbers of its writes, in the order of their keys.
     pub writes: Vec<usize>,
 }
@@ -96,7 +137,7 @@ pub struct Command {
 /// sorted, whether they are written or deleted, so that transactions that meet lock records in the same order. The later
 /// runs have only keys that the first one has locked if none of them is written after its deletion. No write begins after
 /// `until`.
-pub fn commands(writes: &[&Write], until: SystemTime) -> Vec<Command> {
+pub fn commands<'a>(writes: &[&'a Write], until: SystemTime) -> Vec<Command<'a>> {
     if let [one] = writes {
         return vec![command(&[one], vec![0], until)];
     }
@@ -121,41 +162,45 @@ pub fn commands(writes: &[&Write], until: SystemTime) -> Vec<Command> {
 }
 
 /// Returns the statement of writes of the same kind with different keys.
-fn command(chosen: &[&Write], numbers: Vec<usize>, until: SystemTime) -> Command {
+fn command<'a>(chosen: &[&'a Write], numbers: Vec<usize>, until: SystemTime) -> Command<'a> {
     let (statement, mut parameters) = match chosen {
         [one] if one.statement() == PUT => (PUT_ONE, values(one)),
         several => (several.first().map_or(PUT, |write| write.statement()), columns(several)),
     };
-    parameters.push(Box::new(until));
+    parameters.push(Parameter::Until(until));
     Command { statement, parameters, writes: numbers }
 }
 
+/// Columns of the widest table, and the time.
+const PARAMETERS: usize = 5;
+
 /// Returns the values of one write.
-fn values(write: &Write) -> Vec<Parameter> {
+fn values(write: &Write) -> Vec<Parameter<'_>> {
+    let mut values = Vec::with_capacity(PARAMETERS);
     let (first, second) = write.key();
-    let numbers = [first, second].into_iter().take(write.key_columns()).map(|n| Box::new(n) as Parameter);
-    let texts = write.texts().into_iter().map(|text| Box::new(text.clone()) as Parameter);
-    numbers.chain(texts).collect()
+    values.extend([first, second].into_iter().take(write.key_columns()).map(Parameter::Number));
+    values.extend(write.texts().into_iter().flatten().map(Parameter::Text));
+    values
 }
 
 /// Returns the columns of writes of the same kind.
-fn columns(writes: &[&Write]) -> Vec<Parameter> {
+fn columns<'a>(writes: &[&'a Write]) -> Vec<Parameter<'a>> {
     let mut numbers: [Vec<i64>; 2] = Default::default();
-    let mut texts: [Vec<String>; 3] = Default::default();
+    let mut texts: [Vec<&str>; 3] = Default::default();
     let (mut keys, mut fields) = (1, 0);
     for write in writes {
         let (first, second) = write.key();
         let row = write.texts();
-        (keys, fields) = (write.key_columns(), row.len());
+        (keys, fields) = (write.key_columns(), row.iter().flatten().count());
         for (column, value) in numbers.iter_mut().zip([first, second]) {
             column.push(value);
         }
-        for (column, text) in texts.iter_mut().zip(row) {
-            column.push(text.clone());
+        for (column, text) in texts.iter_mut().zip(row.into_iter().flatten()) {
+            column.push(text);
         }
     }
-    let numbers = numbers.into_iter().take(keys).map(|column| Box::new(column) as Parameter);
-    let texts = texts.into_iter().take(fields).map(|column| Box::new(column) as Parameter);
+    let numbers = numbers.into_iter().take(keys).map(Parameter::Numbers);
+    let texts = texts.into_iter().take(fields).map(Parameter::Texts);
     numbers.chain(texts).collect()
 }
 
@@ -174,7 +219,8 @@ mod tests {
     /// Returns the statements and the ids in each, in order.
     fn order(writes: &[Write]) -> Vec<(usize, Vec<i64>)> {
         let writes: Vec<_> = writes.iter().collect();
-        let ids = |command: &Command| command.writes.iter().map(|number| writes[*number].key().1).collect();
+        let ids =
+            |command: &Command<'_>| command.writes.iter().map(|number| writes[*number].key().1).collect();
         let commands = commands(&writes, SystemTime::UNIX_EPOCH);
         commands.iter().map(|command| (command.statement, ids(command))).collect()
     }

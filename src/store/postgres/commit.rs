@@ -77,36 +77,38 @@ impl Times {
 
 /// The answer to one statement.
 struct Answer<'a> {
-    command: &'a Command,
-    /// The keys that it returned.
-    keys: HashSet<Key>,
+    command: &'a Command<'a>,
+    /// The keys that it returned, sorted.
+    keys: Vec<Key>,
     at: Instant,
 }
 
-/// What a transaction has done.
-#[derive(Default)]
-pub struct Made {
-    /// The numbers of the writes whose record is there, or was until it was deleted.
-    pub writes: HashSet<usize>,
-    /// The numbers of the writes that began too late, and were not made.
-    pub late: HashSet<usize>,
+/// What a committed transaction has done with one write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// Its record is there, or was until it was deleted.
+    Made,
+    /// It is a deletion that found no record.
+    Unfound,
+    /// It began too late, and was not made.
+    Late,
 }
 
-impl Made {
-    /// Takes in the keys that one statement returned.
-    fn note(&mut self, answer: &Answer<'_>, writes: &[&Write], times: &Times) {
-        for number in &answer.command.writes {
-            if writes.get(*number).is_some_and(|write| answer.keys.contains(&write.key())) {
-                self.writes.insert(*number);
-            } else if answer.command.statement != DELETE || !times.began_in_time(answer.at) {
-                // a deletion that found nothing in time and one that came too late look the same to the server
-                self.late.insert(*number);
-            }
+impl Answer<'_> {
+    /// Returns what has become of a write of this statement.
+    fn fate(&self, write: &Write, times: &Times) -> Fate {
+        if self.keys.binary_search(&write.key()).is_ok() {
+            Fate::Made
+        } else if self.command.statement != DELETE || !times.began_in_time(self.at) {
+            // a deletion that found nothing in time and one that came too late look the same to the server
+            Fate::Late
+        } else {
+            Fate::Unfound
         }
     }
 }
 
-/// Makes writes in one transaction.
+/// Makes writes in one transaction. Returns the fate of each, in their order.
 ///
 /// # Errors
 /// Why the transaction failed.
@@ -115,15 +117,19 @@ pub async fn commit(
     writes: &[&Write],
     times: &Times,
     usual: Duration,
-) -> Result<Made, Failure> {
+) -> Result<Vec<Fate>, Failure> {
     let statements = commands(writes, times.until());
     let begin = times.border(usual, statements.len());
     let end = begin.is_some().then_some("COMMIT");
-    let mut made = Made::default();
+    let mut fates = vec![Fate::Late; writes.len()];
     for answer in execute(ready, begin, &statements, end).await? {
-        made.note(&answer, writes, times);
+        for number in &answer.command.writes {
+            if let (Some(fate), Some(write)) = (fates.get_mut(*number), writes.get(*number)) {
+                *fate = answer.fate(write, times);
+            }
+        }
     }
-    Ok(made)
+    Ok(fates)
 }
 
 /// Returns those of these keys that no record has, not even one whose transaction has still to commit: a deletion does not
@@ -145,7 +151,7 @@ pub async fn absent(ready: &Ready, deletions: &[&Write], times: &Times) -> Resul
 async fn execute<'a>(
     ready: &'a Ready,
     begin: Option<String>,
-    commands: &'a [Command],
+    commands: &'a [Command<'a>],
     end: Option<&'static str>,
 ) -> Result<Vec<Answer<'a>>, Failure> {
     type Sent<'a> = BoxFuture<'a, Result<Option<Answer<'a>>, Error>>;
@@ -193,10 +199,11 @@ async fn execute<'a>(
 }
 
 /// Runs one statement.
-async fn run<'a>(ready: &Ready, command: &'a Command) -> Result<Answer<'a>, Error> {
-    let parameters: Vec<&(dyn ToSql + Sync)> = command.parameters.iter().map(|p| p.as_ref() as _).collect();
+async fn run<'a>(ready: &Ready, command: &'a Command<'a>) -> Result<Answer<'a>, Error> {
+    let parameters: Vec<&(dyn ToSql + Sync)> = command.parameters.iter().map(|p| p as _).collect();
     let rows = ready.link.client().query(&ready.statements[command.statement], &parameters).await?;
-    let keys = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+    let mut keys: Vec<Key> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
+    keys.sort_unstable();
     Ok(Answer { command, keys, at: Instant::now() })
 }
 

@@ -11,7 +11,7 @@ use super::super::database::{Commit, Database};
 use super::super::error::StoreError;
 use super::super::progress::Progress;
 use super::batch::Write;
-use super::commit::{LEAST, Made, Times, absent, commit};
+use super::commit::{Fate, LEAST, Times, absent, commit};
 use super::failure::Failure;
 use super::keeper::{Links, Ready, SLACK};
 use crate::server::input;
@@ -139,7 +139,7 @@ impl Writer {
             };
             self.database.committed(outcome, part.len(), begun.elapsed());
             match committed {
-                Ok(made) => self.answer(&ready, part, &made, &mut work).await,
+                Ok(fates) => self.answer(&ready, part, fates, &mut work).await,
                 Err(failure) => work.fail(&ready, part, failure, times.over()),
             }
         }
@@ -154,15 +154,13 @@ impl Writer {
     }
 
     /// Answers writes whose transaction was committed, and sees to those of which more has to be known.
-    async fn answer(&self, ready: &Ready, jobs: Vec<Job>, made: &Made, work: &mut Work) {
+    async fn answer(&self, ready: &Ready, jobs: Vec<Job>, fates: Vec<Fate>, work: &mut Work) {
         let (mut again, mut unfound) = (Vec::new(), Vec::new());
-        for (number, job) in jobs.into_iter().enumerate() {
-            if made.writes.contains(&number) {
-                job.reply(Ok(true));
-            } else if made.late.contains(&number) {
-                again.push(job);
-            } else {
-                unfound.push(job);
+        for (job, fate) in jobs.into_iter().zip(fates) {
+            match fate {
+                Fate::Made => job.reply(Ok(true)),
+                Fate::Late => again.push(job),
+                Fate::Unfound => unfound.push(job),
             }
         }
         if !again.is_empty()
@@ -278,6 +276,9 @@ impl Work {
 
 /// Divides a batch, so that a deletion is the last write of its key in its part: if it finds nothing, it is repeated.
 fn divide(batch: Vec<Job>) -> VecDeque<Vec<Job>> {
+    if batch.len() == 1 {
+        return VecDeque::from([batch]);
+    }
     let (mut parts, mut deleted) = (VecDeque::new(), HashSet::new());
     let mut part = Vec::with_capacity(batch.len());
     for job in batch {
@@ -301,8 +302,10 @@ async fn wanted(mut jobs: Vec<Job>) -> Vec<Job> {
         tokio::time::sleep(READ_TIME).await;
         input::read_pending().await;
     }
-    let abandoned: Vec<_> = jobs.extract_if(.., |job| job.is_abandoned()).collect();
-    refuse(abandoned, &StoreError::Late);
+    if jobs.iter().any(Job::is_abandoned) {
+        let abandoned: Vec<_> = jobs.extract_if(.., |job| job.is_abandoned()).collect();
+        refuse(abandoned, &StoreError::Late);
+    }
     jobs
 }
 

@@ -1,6 +1,6 @@
 //! deploy/compose.yml under podman-compose: the whole application, scaled, hurt, restarted and watched.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -21,25 +21,31 @@ const PATIENCE: Duration = Duration::from_secs(5);
 /// A project of its own on free ports. It is taken down with its volumes when dropped.
 struct Compose {
     project: String,
+    files: &'static [&'static str],
     env: BTreeMap<&'static str, String>,
     gateway: SocketAddr,
     prometheus: SocketAddr,
+    zipkin: SocketAddr,
     /// Runs the health checks of the project, as systemd's timers do where it is process 1.
     checks: (Arc<AtomicBool>, Option<std::thread::JoinHandle<()>>),
 }
 
 impl Compose {
     fn new() -> Self {
-        let (gateway, prometheus) = (free_addr(), free_addr());
+        Self::of(&["compose.yml"])
+    }
+
+    /// Returns a project of these files of deploy/.
+    fn of(files: &'static [&'static str]) -> Self {
+        let (gateway, prometheus, zipkin) = (free_addr(), free_addr(), free_addr());
         let project = format!("msa-test-{}", gateway.port());
         let env = BTreeMap::from([
             ("APP_IMAGE", image("app")),
             ("ETCD_IMAGE", image("etcd")),
-            ("PROMETHEUS_IMAGE", image("prometheus")),
-            ("ALERTMANAGER_IMAGE", image("alertmanager")),
             ("GATEWAY_PORT", gateway.port().to_string()),
             ("PROMETHEUS_PORT", prometheus.port().to_string()),
             ("ALERTMANAGER_PORT", free_addr().port().to_string()),
+            ("ZIPKIN_PORT", zipkin.port().to_string()),
         ]);
         let stop = Arc::new(AtomicBool::new(false));
         let (until, filter) = (stop.clone(), format!("label=io.podman.compose.project={project}"));
@@ -52,14 +58,17 @@ impl Compose {
                 std::thread::sleep(Duration::from_millis(500));
             }
         });
-        Self { project, env, gateway, prometheus, checks: (stop, Some(thread)) }
+        Self { project, files, env, gateway, prometheus, zipkin, checks: (stop, Some(thread)) }
     }
 
     fn try_run(&self, args: &[&str]) -> std::process::Output {
         let root = concat!(env!("CARGO_MANIFEST_DIR"), "/target/containers/python");
-        let file = concat!(env!("CARGO_MANIFEST_DIR"), "/deploy/compose.yml");
         let mut compose = command("timeout");
-        compose.args(["300", "python3", "-m", "podman_compose", "-f", file, "-p", &self.project]).args(args);
+        compose.args(["300", "python3", "-m", "podman_compose", "-p", &self.project]);
+        for file in self.files {
+            compose.arg("-f").arg(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("deploy").join(file));
+        }
+        compose.args(args);
         compose.env("PYTHONPATH", root).envs(&self.env);
         compose.output().unwrap()
     }
@@ -108,14 +117,22 @@ impl Compose {
 impl Drop for Compose {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            for service in ["etcd", "feed", "profile", "topic", "apigateway", "prometheus"] {
+            for service in
+                ["etcd", "postgres", "feed", "profile", "topic", "apigateway", "prometheus", "zipkin"]
+            {
                 for container in self.containers(service) {
                     let log = try_podman(&["logs", "--tail=15", &container]);
                     eprintln!("{container}: {}", String::from_utf8_lossy(&log.stderr));
                 }
             }
         }
-        let gone = self.try_run(&["--profile", "monitoring", "down", "--volumes", "--remove-orphans"]);
+        let gone = self.try_run(&[
+            "--profile=monitoring",
+            "--profile=tracing",
+            "down",
+            "--volumes",
+            "--remove-orphans",
+        ]);
         if std::thread::panicking() {
             eprintln!("down: {}", String::from_utf8_lossy(&gone.stderr));
         }
@@ -172,12 +189,17 @@ async fn compose_runs_the_application() {
 #[tokio::test]
 #[ignore = "wants Podman: make test-containers"]
 async fn compose_watches_the_application() {
-    let compose = Compose::new();
-    let parts = ["etcd", "feed", "profile", "topic", "apigateway", "prometheus", "alertmanager"];
-    // Grafana, cAdvisor and node exporter are images that only a registry has
+    let mut compose = Compose::new();
+    for (name, part) in
+        [("PROMETHEUS_IMAGE", "prometheus"), ("ALERTMANAGER_IMAGE", "alertmanager"), ("NODE_IMAGE", "node")]
+    {
+        compose.env.insert(name, image(part));
+    }
+    let parts = ["etcd", "feed", "profile", "topic", "apigateway", "prometheus", "alertmanager", "node"];
+    // Grafana and cAdvisor are images that only a registry has
     compose.run(&[&["--profile", "monitoring", "up", "--detach"][..], &parts].concat());
     compose.wait_for_feeds(1).await;
-    let wanted = ["alertmanager", "apigateway", "etcd", "feed", "profile", "prometheus", "topic"];
+    let wanted = ["alertmanager", "apigateway", "etcd", "feed", "node", "profile", "prometheus", "topic"];
     wait_long_for("Prometheus reaches every part", || async {
         let answer = tokio::time::timeout(Duration::from_secs(2), async {
             crate::kit::http::send(
@@ -202,4 +224,72 @@ async fn compose_watches_the_application() {
         .filter(|rule| rule["health"] == "err")
         .collect();
     assert!(sick.is_empty(), "{sick:#?}");
+}
+
+/// Instances of one service that share a PostgreSQL give the same answers, and what was acknowledged outlives everything.
+#[tokio::test]
+#[ignore = "wants Podman: make test-containers"]
+async fn compose_shares_a_database() {
+    let mut compose = Compose::of(&["compose.yml", "compose.postgres.yml"]);
+    compose.env.insert("POSTGRES_IMAGE", image("postgres"));
+    compose.run(&["up", "--detach", "--scale", "feed=3"]);
+    compose.wait_for_feeds(3).await;
+    walkthrough::walk(compose.gateway);
+    for feed in compose.containers("feed") {
+        let ready = try_podman(&["exec", &feed, "/usr/local/bin/microservice-app", "check-health"]);
+        assert!(ready.status.success(), "{feed}: {}", String::from_utf8_lossy(&ready.stderr));
+    }
+    let load = Load::get(compose.gateway, 60.0, "/api/feed/get_feeds?user_id=123&&size=2").within(PATIENCE);
+    let record = load.run(Duration::from_secs(5)).await;
+    assert!(record.failed().is_empty(), "{}", record.failures());
+    let instances: BTreeSet<_> = record.calls.iter().map(|call| call.instance.as_str()).collect();
+    assert_eq!(instances.len(), 3, "{instances:?}");
+
+    // the database is killed: it comes back with what it had, and so do the services, without a restart of theirs
+    let database = compose.containers("postgres").pop().unwrap();
+    off(move || podman(&["kill", &database])).await;
+    compose.run(&["up", "--detach", "--scale", "feed=3"]);
+    wait_long_for("the records are there again", || async {
+        let answer = get(compose.gateway, "/api/feed/get_feeds?user_id=123&&size=2").await;
+        (answer.status == StatusCode::OK && answer.degraded().is_empty()).then_some(())
+    })
+    .await;
+    walkthrough::read(compose.gateway);
+
+    compose.run(&["down", "--remove-orphans"]);
+    compose.run(&["up", "--detach"]);
+    compose.wait_for_feeds(1).await;
+    walkthrough::read(compose.gateway);
+}
+
+/// A call is a trace in Zipkin. OpenSearch is an image that only a registry has, so Zipkin keeps it in memory.
+#[tokio::test]
+#[ignore = "wants Podman: make test-containers"]
+async fn compose_traces_the_application() {
+    let mut compose = Compose::new();
+    compose.env.insert("ZIPKIN_IMAGE", image("zipkin"));
+    compose.env.insert("ZIPKIN_STORAGE", "mem".to_owned());
+    compose.env.insert("TRACE_RATIO", "1".to_owned());
+    compose.run(&["--profile", "tracing", "up", "--detach", "--no-deps", "zipkin"]);
+    compose.run(&["up", "--detach"]);
+    compose.wait_for_feeds(1).await;
+    wait_long_for("a trace of the three roles is in Zipkin", || async {
+        let _ = get(compose.gateway, "/api/profile/get_profile?user_id=123").await;
+        let asked = tokio::time::timeout(Duration::from_secs(2), async {
+            crate::kit::http::send(
+                compose.zipkin,
+                crate::kit::http::request("GET", "/api/v2/traces?serviceName=apigateway&limit=50", ""),
+            )
+            .await
+        });
+        let traces = asked.await.ok()?.ok().filter(|answer| answer.status == StatusCode::OK)?.json();
+        let whole = |trace: &Value| {
+            let spans = trace.as_array().into_iter().flatten();
+            let names: BTreeSet<_> =
+                spans.filter_map(|span| span["localEndpoint"]["serviceName"].as_str()).collect();
+            names.is_superset(&BTreeSet::from(["apigateway", "profile", "feed"]))
+        };
+        traces.as_array()?.iter().any(whole).then_some(())
+    })
+    .await;
 }

@@ -107,6 +107,11 @@ async fn lose_primary(patroni: &mut Patroni, trial: &mut Trial, loss: Loss) {
     patroni.primary_beside(lost).await;
     trial.tell(&format!("{what}: until there was a primary"), from.elapsed());
     trial.resumed(what, from, most).await;
+    if from.elapsed() > most {
+        for node in &patroni.nodes {
+            eprintln!("{what}: writes did not resume in time; log of {}:\n{}", node.name, node.log());
+        }
+    }
     trial.reads_its_writes(what).await;
     if matches!(loss, Loss::PostgresFrozen) {
         // as its watchdog would have done: a Patroni before 3.0.3 that could not look at its PostgreSQL for a while takes the
