@@ -62,13 +62,16 @@ deps: ## install what building and testing need, or say what is missing
 fmt: ## format the code
 	cargo fmt
 
-# a new definition in src/config/settings, a new flag in src/cli/flags.rs, or a change in deploy/monitoring wants this
-generate: ## rewrite docs/configuration.md, nixos/modules/settings.json and what deploy/render fills in
+# a new definition in src/config/settings, a new flag in src/cli/flags.rs, a change of a route or in deploy/monitoring wants
+# this
+generate: ## rewrite docs/configuration.md, docs/openapi.json, nixos/modules/settings.json and what deploy/render fills in
 	@tests/deps build
 	@mkdir -p target
 	cargo run --locked --quiet -- settings > target/configuration.md
 	cargo run --locked --quiet -- settings --format json > target/settings.json
+	cargo run --locked --quiet -- openapi > target/openapi.json
 	mv target/configuration.md docs/configuration.md
+	mv target/openapi.json docs/openapi.json
 	mv target/settings.json nixos/modules/settings.json
 	deploy/render
 

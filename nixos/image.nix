@@ -1,4 +1,4 @@
-# The OCI image: the program, what its health check needs, and a directory for data. The arguments choose the role;
+# The OCI image: the program, which is its own health check, and a directory for data. The arguments choose the role;
 # without arguments one process runs all roles.
 #   nix build .#oci-image && ./result | podman load
 {
@@ -41,14 +41,8 @@ pkgs.dockerTools.streamLayeredImage {
     Healthcheck = {
       Test = [
         "CMD"
-        (lib.getExe pkgs.curl)
-        "--fail"
-        "--silent"
-        "--output"
-        "/dev/null"
-        "--max-time"
-        "2"
-        "http://127.0.0.1:6060/readyz"
+        (lib.getExe package)
+        "check-health"
       ];
       # nanoseconds
       Interval = 10 * 1000000000;

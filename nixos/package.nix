@@ -26,6 +26,7 @@ let
         (fileset.maybeMissing ../tests/interop/node)
         (fileset.maybeMissing ../tests/interop/tools)
         (fileset.maybeMissing ../tests/parts)
+        (fileset.maybeMissing ../tests/web)
       ]
     ))
     (fileset.maybeMissing ../benches)
@@ -146,10 +147,13 @@ in
     ZIPKIN_JAR = zipkinJar;
     packages = testTools ++ [
       pkgs.cargo-deny
+      pkgs.chromedriver
+      pkgs.chromium
       pkgs.deadnix
       pkgs.go
       pkgs.jq
       pkgs.nixfmt
+      pkgs.nodejs
     ];
   };
 }

@@ -13,8 +13,10 @@ use crate::telemetry::trace::{Id, Trace, Tracer};
 
 /// Longest request id that is accepted from a caller, bytes.
 const MAX_REQUEST_ID: usize = 128;
-/// Longest time limit that a caller of a service can set.
-pub const MAX_DEADLINE: Duration = Duration::from_mins(10);
+/// Longest time limit that a caller can set, ms.
+pub const MAX_DEADLINE_MS: u64 = 600_000;
+/// Longest time limit that a caller can set.
+pub const MAX_DEADLINE: Duration = Duration::from_millis(MAX_DEADLINE_MS);
 
 /// The context of one request.
 #[derive(Clone, Debug)]

@@ -1,13 +1,15 @@
 //! The program: command line, settings, log, then [`run`] and the exit status.
 
-use std::io::Write as _;
+use std::io::{IsTerminal as _, Write as _};
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::Context as _;
 use microservice_app::app::run::run;
 use microservice_app::app::{copy, health};
-use microservice_app::cli::{self, CheckConfig, CheckHealth, Command, CopyStore, Format};
+use microservice_app::cli::{self, AskStatus, CheckConfig, CheckHealth, Command, CopyStore, Format};
 use microservice_app::config::{self, Role, Source};
+use microservice_app::gateway;
 use microservice_app::telemetry::log;
 
 /// Takes a third of the instructions that the C library's allocator takes for a request's allocations, at the same
@@ -17,6 +19,11 @@ static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 /// Exit status for wrong flags or settings, as clap's for wrong flags.
 const USAGE: u8 = 2;
+
+/// Time between two pictures of `status --watch`.
+const WATCH: Duration = Duration::from_secs(1);
+/// Makes a terminal empty, with the cursor at its beginning.
+const CLEAR: &str = "\u{1b}[H\u{1b}[2J";
 
 /// Exit status of a copy that a signal has ended.
 const STOPPED: u8 = 130;
@@ -37,6 +44,7 @@ fn main() -> ExitCode {
         Command::Up => start(Role::Up, &source, &writer),
         Command::CheckConfig(flags) => check_config(&flags, &writer),
         Command::CheckHealth(flags) => check_health(&flags, &writer),
+        Command::Status(flags) => status(&flags, &writer),
         Command::CopyStore(flags) => copy_store(&flags, &writer),
         Command::Settings { format } => {
             let page = match format {
@@ -45,6 +53,7 @@ fn main() -> ExitCode {
             };
             print(page.as_bytes(), &writer)
         }
+        Command::Openapi => print(gateway::openapi::text().as_bytes(), &writer),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut cli::command(), "microservice-app", &mut script);
@@ -110,6 +119,29 @@ fn check_health(flags: &CheckHealth, writer: &log::Writer) -> ExitCode {
     }
 }
 
+fn status(flags: &AskStatus, writer: &log::Writer) -> ExitCode {
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return exit(Err(error.into()), writer),
+    };
+    loop {
+        let (status, text) = match runtime.block_on(flags.ask()) {
+            Ok(shown) => (shown.exit_status(), shown.text),
+            Err(error) if flags.watch => (USAGE, format!("{error:#}\n")),
+            Err(error) => {
+                say(&format!("status: {error:#}"), writer);
+                return ExitCode::from(USAGE);
+            }
+        };
+        let clear = if flags.watch && std::io::stdout().is_terminal() { CLEAR } else { "" };
+        match write_out(format!("{clear}{text}").as_bytes()) {
+            Ok(true) if flags.watch => std::thread::sleep(WATCH),
+            Ok(_) => return ExitCode::from(status),
+            Err(error) => return exit(Err(error.into()), writer),
+        }
+    }
+}
+
 fn copy_store(flags: &CopyStore, writer: &log::Writer) -> ExitCode {
     let options = match flags.options() {
         Ok(options) => options,
@@ -130,10 +162,15 @@ fn copy_store(flags: &CopyStore, writer: &log::Writer) -> ExitCode {
 
 /// Writes to standard output. It is no failure if the reader, such as `head`, has closed it.
 fn print(bytes: &[u8], writer: &log::Writer) -> ExitCode {
+    write_out(bytes).map_or_else(|error| exit(Err(error.into()), writer), |_| ExitCode::SUCCESS)
+}
+
+/// Writes to standard output. Returns false if its reader has closed it.
+fn write_out(bytes: &[u8]) -> std::io::Result<bool> {
     let mut out = std::io::stdout().lock();
     match out.write_all(bytes).and_then(|()| out.flush()) {
-        Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => exit(Err(error.into()), writer),
-        _ => ExitCode::SUCCESS,
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(false),
+        written => written.map(|()| true),
     }
 }
 

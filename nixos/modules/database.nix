@@ -48,6 +48,14 @@ let
     "db-key:${cfg.tls.keyFile}"
   ];
 
+  # With these a standby follows a new primary within a second, and leaves one that is silent. PostgreSQL's defaults are 5 s
+  # and 60 s: so long hang the commits that wait for the standby.
+  following = {
+    wal_retrieve_retry_interval = mkDefault "200ms";
+    wal_receiver_timeout = mkDefault "5s";
+  };
+  hugePages = lib.optionalAttrs (cfg.hugePages != null) { huge_pages = mkDefault "try"; };
+
   # psql reads the password itself: it would be seen in an argument
   readPassword = ''\set password `cat "$CREDENTIALS_DIRECTORY/db-password"`'';
   psql = "${cfg.package}/bin/psql --no-psqlrc --quiet -v ON_ERROR_STOP=1";
@@ -118,6 +126,17 @@ in
       default = 5432;
       example = 5433;
       description = "TCP port of PostgreSQL.";
+    };
+    hugePages = mkOption {
+      type = types.nullOr types.ints.positive;
+      default = null;
+      example = 4400;
+      description = ''
+        Memory in MiB that the kernel reserves in huge pages of 2 MiB, which PostgreSQL takes for `shared_buffers`: a
+        tenth more than that (`postgres -C shared_memory_size_in_huge_pages` tells the number of pages). Nobody else can
+        use it. With too few of them PostgreSQL starts without, and `SHOW huge_pages_status` tells so. null: none are
+        reserved.
+      '';
     };
     inherit (place.optionsOf "PostgreSQL's port, and to log in with the password,")
       openFirewall
@@ -221,6 +240,10 @@ in
         cfg // { allowFrom = lib.unique (cfg.allowFrom ++ lib.attrValues others); }
       ))
 
+      (lib.mkIf (cfg.hugePages != null) {
+        boot.kernel.sysctl."vm.nr_hugepages" = mkDefault ((cfg.hugePages + 1) / 2);
+      })
+
       (lib.mkIf (!clustered) {
         services.postgresql = {
           enable = true;
@@ -230,6 +253,8 @@ in
           settings = {
             inherit (cfg) port;
           }
+          // following
+          // hugePages
           // tlsSettings;
           ensureDatabases = [ cfg.name ];
           ensureUsers = [ { name = cfg.user; } ];
@@ -354,8 +379,12 @@ in
                   unix_socket_directories = "/run/patroni";
                   password_encryption = "scram-sha-256";
                 }
+                // following
+                // hugePages
                 // tlsSettings;
                 use_unix_socket = true;
+                # a new standby is copied at once, and not after a checkpoint of minutes
+                basebackup = [ { checkpoint = "fast"; } ];
                 remove_data_directory_on_diverged_timelines = true;
                 pg_hba = [
                   "local all all scram-sha-256"
@@ -377,10 +406,14 @@ in
           environment = lib.optionalAttrs (etcdUser != null) {
             PATRONI_ETCD3_PROTOCOL = if etcdTls then "https" else "http";
           };
+          # ProcSubset: Patroni knows its PostgreSQL by the time of its start, for which it reads /proc/stat
+          # ProtectProc: the PostgreSQL that goes on is in the user namespace of the Patroni before, and would be hidden
           # RemoveIPC: the shared memory of the PostgreSQL that goes on when Patroni ends alone
           serviceConfig =
             weak [
               "MemoryDenyWriteExecute"
+              "ProcSubset"
+              "ProtectProc"
               "RemoveIPC"
             ]
             // {

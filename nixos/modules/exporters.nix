@@ -64,12 +64,20 @@ in
       # no address: every interface, IPv4 and IPv6
       listenAddress = mkDefault (if exporters.allowFrom == [ ] then "127.0.0.1" else "");
     };
-    # it reads the counters of the whole machine, so /proc and /sys stay as they are
-    systemd.services.prometheus-node-exporter.serviceConfig = weak [
-      "ProcSubset"
-      "ProtectProc"
-      "RestrictAddressFamilies"
-    ];
+    # It reads the counters of the whole machine, so /proc and /sys stay as they are, and how far its clock is off
+    systemd.services.prometheus-node-exporter.serviceConfig =
+      weak [
+        "ProcSubset"
+        "ProtectClock"
+        "ProtectProc"
+        "RestrictAddressFamilies"
+        "SystemCallFilter"
+      ]
+      // {
+        SystemCallFilter = lib.mkOverride 1100 (
+          (import ./hardening.nix).SystemCallFilter ++ [ "adjtimex" ]
+        );
+      };
 
     services.etcd.extraConf = lib.mkIf etcdHere {
       LISTEN_METRICS_URLS = mkDefault "http://${

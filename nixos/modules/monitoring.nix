@@ -183,7 +183,7 @@ in
           File with the URL of Slack's incoming webhook, which is a secret. null: nothing is sent to Slack.
         '';
         channel = mkOption {
-          type = types.str;
+          type = types.strMatching ''[^"]+'';
           default = "#ops";
           example = "#alerts";
           description = "Slack's channel for the notifications.";
@@ -297,7 +297,7 @@ in
             GROUP_WAIT = alertmanager.groupWait;
             GROUP_INTERVAL = alertmanager.groupInterval;
             REPEAT_INTERVAL = alertmanager.repeatInterval;
-            SLACK_CHANNEL = list alertmanager.slack.channel;
+            SLACK_CHANNEL = alertmanager.slack.channel;
             SLACK_URL_FILE = alertmanagerCredential "slack-url";
             WEBHOOK_URL =
               if alertmanager.webhook.url == null then "http://127.0.0.1/" else alertmanager.webhook.url;

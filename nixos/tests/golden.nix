@@ -72,6 +72,7 @@ let
               enable = true;
               passwordFile = "/var/lib/secrets/db-password";
               allowFrom = [ "192.168.50.11" ];
+              hugePages = 1101;
               cluster.members = {
                 db-0 = "192.168.50.20";
                 db-1 = "192.168.50.21";
@@ -83,6 +84,12 @@ let
       ];
     }).config;
   patroni = member.services.patroni.settings;
+  large = changed "node-0" { services.microservice-app.database.hugePages = 4400; };
+  # a standby, of Patroni or by hand, is there again soon after a failover
+  followsSoon =
+    parameters:
+    parameters.wal_retrieve_retry_interval or "" == "200ms"
+    && parameters.wal_receiver_timeout or "" == "5s";
 
   # the rules of iptables
   lets =
@@ -120,6 +127,9 @@ in
     servicesAreFound = lib.hasInfix "http_sd_configs: ${discovery}" prometheus;
     etcd = lib.hasInfix ''- targets: ["192.168.50.10:2381"]'' prometheus;
     everyHost = lib.all scraped (lib.range 10 16);
+    # node exporter asks how far the clock is off
+    clockErrorIsSeen =
+      lib.last (serviceOf node0 "prometheus-node-exporter").SystemCallFilter == "adjtimex";
     zipkin = lib.hasInfix ''- targets: ["192.168.50.16:9411"]'' prometheus;
     alertmanager = lib.hasInfix ''- targets: ["127.0.0.1:9093"]'' prometheus;
     # the monitor reads metrics, and nobody else
@@ -148,6 +158,8 @@ in
   routes =
     truly "routes"
       {
+        # in one pair of quotes: two make it empty
+        channelOfSlack = lib.hasInfix "channel: \"#ops\"\n" told.services.prometheus.alertmanager.configText;
         nobodyByDefault = lib.hasInfix "receiver: none" monitor.services.prometheus.alertmanager.configText;
         secretsAreHandedOver =
           (serviceOf told "alertmanager").LoadCredential == [
@@ -223,10 +235,25 @@ in
       && patroni.bootstrap.dcs.synchronous_mode_strict
       && patroni.bootstrap.dcs.failsafe_mode
       && patroni.bootstrap.dcs.primary_start_timeout == 0;
+    standbysFollowSoon =
+      followsSoon patroni.postgresql.parameters && followsSoon node0.services.postgresql.settings;
+    newStandbysAreCopiedAtOnce = patroni.postgresql.basebackup == [ { checkpoint = "fast"; } ];
+    hugePagesAreReserved =
+      large.boot.kernel.sysctl."vm.nr_hugepages" == 2200
+      && large.services.postgresql.settings.huge_pages == "try";
+    hugePagesOfTheCluster =
+      member.boot.kernel.sysctl."vm.nr_hugepages" == 551
+      && patroni.postgresql.parameters.huge_pages == "try";
+    noneByDefault = !node0.boot.kernel.sysctl ? "vm.nr_hugepages";
     # without it Patroni ignores the password of etcd
     passwordOfEtcdIsTaken =
       (member.systemd.services.patroni.environment.PATRONI_ETCD3_PROTOCOL or "") == "https"
       && member.services.patroni.environmentFiles ? PATRONI_ETCD3_PASSWORD;
+    # Patroni reads /proc/stat, and finds a PostgreSQL that has gone on without it
+    procIsWhole = lib.all (name: !member.systemd.services.patroni.serviceConfig ? ${name}) [
+      "ProcSubset"
+      "ProtectProc"
+    ];
     # a PostgreSQL that goes on without Patroni keeps its shared memory
     sharedMemoryStays = !(member.systemd.services.patroni.serviceConfig ? RemoveIPC);
     clusterUsesTheRegistry =

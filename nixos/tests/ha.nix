@@ -15,14 +15,15 @@ let
   client = "192.168.50.100";
   addresses = lib.attrValues members;
 
-  # an authority, a certificate for all members, and one for their clients
+  # An authority, a certificate for all members, and one for their clients. It has no common name: etcd refuses one that has,
+  # if there are users, in what comes over HTTP as from Patroni.
   certificates = pkgs.runCommand "certificates" { nativeBuildInputs = [ pkgs.openssl ]; } ''
     mkdir $out
     cd $out
     openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 3650 -subj /CN=authority \
       -keyout ca.key -out ca.crt
     make() {
-      openssl req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /CN=$1 -keyout $1.key -out $1.csr
+      openssl req -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -subj /O=$1 -keyout $1.key -out $1.csr
       echo "subjectAltName=$2" > $1.ext
       openssl x509 -req -in $1.csr -CA ca.crt -CAkey ca.key -CAcreateserial -days 3650 -extfile $1.ext -out $1.crt
     }
@@ -95,10 +96,13 @@ let
         cluster = {
           inherit members;
           # slow machines
-          settings.bootstrap.dcs = {
-            ttl = 60;
-            loop_wait = 5;
-            retry_timeout = 20;
+          settings = {
+            bootstrap.dcs = {
+              ttl = 60;
+              loop_wait = 5;
+              retry_timeout = 20;
+            };
+            postgresql.parameters.wal_receiver_timeout = "30s";
           };
         };
       };
@@ -106,6 +110,8 @@ let
     services.etcd.extraConf = {
       HEARTBEAT_INTERVAL = "1000";
       ELECTION_TIMEOUT = "10000";
+      # how long a password is hashed, half a minute there by default
+      BCRYPT_COST = "4";
     };
   };
 in

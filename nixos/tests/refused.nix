@@ -36,6 +36,7 @@ let
                 extraInputRules = option types.lines "";
               };
             };
+            boot = option types.anything { };
             systemd = option types.anything { };
             services = {
               cadvisor = option types.anything { };

@@ -3,8 +3,12 @@
 //! It takes no part in requests of users. What changes the process or slows it down is for callers on this host only,
 //! whatever address the listener is bound to, and not for web pages that a browser there shows.
 
+pub mod health;
+mod history;
 mod loglevel;
+mod observe;
 mod origin;
+pub mod overview;
 mod page;
 mod peer;
 mod pprof;
@@ -16,8 +20,11 @@ mod readyz;
 mod reply;
 mod routes;
 mod state;
-mod status;
+pub mod status;
+pub mod system;
 mod targets;
 
+pub use history::{Calls, History, Route, Traffic};
+pub use observe::observe;
 pub use routes::Handler;
-pub use state::{Phase, Role, State};
+pub use state::{Links, Phase, Role, State};

@@ -14,31 +14,29 @@ use warp::reply::Response;
 use super::reply::text;
 use super::state::{Phase, Role, State};
 use crate::client::Client;
-use crate::registry::Registered;
+use crate::registry::{Registered, ViewHandle};
 
 /// Longest time that a store may take to show that it can be used.
 const STORE_LIMIT: Duration = Duration::from_secs(1);
 /// Age of the view above which the registry counts as away. etcd confirms the view every second.
-const STALE: Duration = Duration::from_secs(5);
+pub const STALE: Duration = Duration::from_secs(5);
 
 /// Answers whether the process is ready.
 pub async fn answer(state: &State) -> Response {
     let (mut failures, mut warnings) = (Vec::new(), Vec::new());
+    let of = |name: &'static str| move |reason: String| format!("{name}: {reason}");
     for role in &state.roles {
-        role.examine(&mut failures, &mut warnings).await;
+        let store = role.check_store().await;
+        let (mut failed, mut warned) = (Vec::new(), Vec::new());
+        role.examine(store, &mut failed, &mut warned);
+        failures.extend(failed.into_iter().map(of(role.name)));
+        warnings.extend(warned.into_iter().map(of(role.name)));
     }
     if let Some(view) = &state.view {
-        let gateway = state.roles.iter().any(|role| role.service.is_none());
-        match view.age() {
-            Some(age) if age > STALE => {
-                warnings.push(format!("registry: last heard from {} s ago", age.as_secs()));
-            }
-            None if gateway && !view.get().is_known() => {
-                failures.push("registry: never heard from yet".to_owned());
-            }
-            None => warnings.push("registry: never heard from yet".to_owned()),
-            Some(_) => {}
-        }
+        let (mut failed, mut warned) = (Vec::new(), Vec::new());
+        examine_view(state, view, &mut failed, &mut warned);
+        failures.extend(failed.into_iter().map(of("registry")));
+        warnings.extend(warned.into_iter().map(of("registry")));
     }
     for (service, snapshot) in state.clients.iter().flat_map(Client::snapshots) {
         if snapshot.usable.is_empty() {
@@ -55,28 +53,49 @@ pub async fn answer(state: &State) -> Response {
     text(status, out)
 }
 
+/// Adds what is wrong with the view of the registry.
+pub fn examine_view(
+    state: &State,
+    view: &ViewHandle,
+    failures: &mut Vec<String>,
+    warnings: &mut Vec<String>,
+) {
+    let gateway = state.roles.iter().any(|role| role.service.is_none());
+    match view.age() {
+        Some(age) if age > STALE => warnings.push(format!("last heard from {} s ago", age.as_secs())),
+        None if gateway && !view.get().is_known() => failures.push("never heard from yet".to_owned()),
+        None => warnings.push("never heard from yet".to_owned()),
+        Some(_) => {}
+    }
+}
+
 impl Role {
-    /// Adds what is wrong with a role.
-    async fn examine(&self, failures: &mut Vec<String>, warnings: &mut Vec<String>) {
-        let name = self.name;
+    /// Asks the store whether it can be used. Returns why not.
+    async fn check_store(&self) -> Option<String> {
+        let service = self.service.as_ref()?;
+        match tokio::time::timeout(STORE_LIMIT, service.store().usable()).await {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(_) => Some(format!("store: no answer within {STORE_LIMIT:?}")),
+        }
+    }
+
+    /// Adds what is wrong with a role. `store` is why its store cannot be used.
+    pub fn examine(&self, store: Option<String>, failures: &mut Vec<String>, warnings: &mut Vec<String>) {
         let phase = *self.phase.borrow();
         if phase != Phase::Serving {
-            failures.push(format!("{name}: {}", phase.name()));
+            failures.push(phase.name().to_owned());
         }
+        failures.extend(store);
         if let Some(service) = &self.service {
-            match tokio::time::timeout(STORE_LIMIT, service.store().usable()).await {
-                Ok(Ok(())) => {}
-                Ok(Err(error)) => failures.push(format!("{name}: {error}")),
-                Err(_) => failures.push(format!("{name}: store: no answer within {STORE_LIMIT:?}")),
-            }
-            warnings.extend(service.store().warnings().into_iter().map(|w| format!("{name}: {w}")));
+            warnings.extend(service.store().warnings());
         }
         let absent = |state: &watch::Receiver<Registered>| {
             matches!(*state.borrow(), Registered::Unknown | Registered::Absent)
         };
         if phase == Phase::Serving && self.registration.as_ref().is_some_and(absent) {
-            warnings.push(format!("{name}: not registered"));
+            warnings.push("not registered".to_owned());
         }
-        warnings.extend(self.warnings.iter().map(|w| format!("{name}: {w}")));
+        warnings.extend(self.warnings.iter().cloned());
     }
 }

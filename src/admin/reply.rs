@@ -21,6 +21,11 @@ pub fn json(body: &Value) -> Response {
     response
 }
 
+/// Returns the answer of a handler that failed; the log says why.
+pub fn failed() -> Response {
+    text(StatusCode::INTERNAL_SERVER_ERROR, "the handler failed\n".to_owned())
+}
+
 /// Returns a text answer.
 pub fn text(status: StatusCode, body: String) -> Response {
     let mut response = Response::new(body.into());

@@ -13,23 +13,35 @@ use warp::reply::Response;
 
 use super::page::Pages;
 use super::peer::Peer;
-use super::reply::text;
+use super::reply::{failed, text};
 use super::state::State;
+use super::system::{self, Part, SystemPage};
 use super::{loglevel, origin, pprof, readyz, status, targets};
 use crate::server::{RequestBody, strict};
 
 /// The methods of all paths, and OPTIONS of the server itself.
 const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, OPTIONS, PUT");
 
+/// Paths that the page of the system loads; an answer 404 does not list them.
+const PARTS: [&str; 3] = ["/page.css", "/page.js", "/icon.svg"];
+
 /// A path, and what answers requests for it.
 type Route = (&'static str, BoxedFilter<(Response,)>);
 
 /// Returns every path, in the order in which an answer 404 lists them.
-fn table(state: &Arc<State>) -> [Route; 6] {
+fn table(state: &Arc<State>) -> [Route; 11] {
     let pages = Pages::new(state.clone());
     let ready = state.clone();
     let (process, view) = (state.clone(), state.view.clone());
+    let (system, traces) = (SystemPage::new(state.clone()), state.clone());
+    let query = warp::query::raw().or(warp::any().map(String::new)).unify();
+    let part = |part: Part| read(warp::any().map(move || part.answer()));
     [
+        ("/", read(warp::header::headers_cloned().map(move |headers| system.answer(&headers)))),
+        ("/page.css", part(Part::Style)),
+        ("/page.js", part(Part::Script)),
+        ("/icon.svg", part(Part::Icon)),
+        ("/trace", read(query.map(move |query: String| system::trace(&traces, &query)))),
         ("/metrics", read(warp::any().then(move || pages.clone().answer()))),
         ("/livez", read(warp::any().map(|| text(StatusCode::OK, "ok\n".to_owned())))),
         (
@@ -54,7 +66,7 @@ fn read(
 
 /// Matches a whole path.
 fn exactly(path: &'static str) -> BoxedFilter<()> {
-    let segments = path.split('/').skip(1);
+    let segments = path.split('/').filter(|segment| !segment.is_empty());
     let all = segments.fold(warp::any().boxed(), |before, segment| before.and(warp::path(segment)).boxed());
     all.and(warp::path::end()).boxed()
 }
@@ -69,10 +81,11 @@ pub struct Handler {
 impl Handler {
     /// Returns a handler for a process.
     #[must_use]
-    pub fn new(state: State) -> Self {
+    pub fn new(state: &Arc<State>) -> Self {
         let names = state.names.clone().into();
-        let table = table(&Arc::new(state));
-        let paths = table.iter().map(|(path, _)| *path).collect::<Vec<_>>().join(", ");
+        let table = table(state);
+        let paths = table.iter().map(|(path, _)| *path).filter(|path| !PARTS.contains(path));
+        let paths = paths.collect::<Vec<_>>().join(", ");
         let hint = format!("want GET {paths} or /debug/pprof/profile\n");
         let unknown = warp::any().map(move || text(StatusCode::NOT_FOUND, hint.clone())).boxed();
         let profiles = warp::get().or(warp::head()).unify().and(pprof::routes()).boxed();
@@ -89,7 +102,7 @@ impl Handler {
         let answered = AssertUnwindSafe(self.answer(request, peer)).catch_unwind().await;
         answered.unwrap_or_else(|_| {
             tracing::error!("handler of the admin listener panicked");
-            text(StatusCode::INTERNAL_SERVER_ERROR, "the handler failed\n".to_owned())
+            failed()
         })
     }
 

@@ -4,10 +4,13 @@ use std::net::SocketAddr;
 
 use tokio::sync::watch;
 
+use super::history::History;
 use crate::client::Client;
+use crate::config::Link;
 use crate::registry::metrics::Metrics as RegistryMetrics;
 use crate::registry::{Registered, ViewHandle};
 use crate::service::Service;
+use crate::telemetry::events::Events;
 use crate::telemetry::log;
 
 /// The phase of a role between its start and its end.
@@ -41,10 +44,23 @@ pub struct Role {
     pub phase: watch::Receiver<Phase>,
     /// The service; `None` for a gateway.
     pub service: Option<Service>,
+    /// Why its store cannot be used, as far as the service has found; `None` for a gateway.
+    pub store: Option<watch::Receiver<Option<String>>>,
     /// Its entry in the registry; `None` if it does not register.
     pub registration: Option<watch::Receiver<Registered>>,
     /// Warnings of its start.
     pub warnings: Vec<String>,
+}
+
+/// Pages about this process elsewhere, as the settings name them.
+#[derive(Clone, Debug, Default)]
+pub struct Links {
+    /// Dashboards.
+    pub grafana: Option<Link>,
+    /// Metrics of the past.
+    pub prometheus: Option<Link>,
+    /// Traces.
+    pub zipkin: Option<Link>,
 }
 
 /// The whole process.
@@ -61,6 +77,14 @@ pub struct State {
     pub metrics: prometheus::Registry,
     /// Those of them that are set when they are read.
     pub registry_metrics: RegistryMetrics,
+    /// When the process began, seconds since 1970.
+    pub started_at: u64,
+    /// What was answered over the last minutes.
+    pub history: History,
+    /// The last notable events.
+    pub events: Events,
+    /// Pages about this process elsewhere.
+    pub links: Links,
     /// The log level; `None` if it was not set by [`log::init`].
     pub level: Option<log::Level>,
 }

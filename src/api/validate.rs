@@ -4,6 +4,8 @@
 use crate::api::error::Error;
 use crate::api::proto::{feed, profile, topic};
 
+/// Smallest id.
+pub const MIN_ID: i64 = 1;
 /// Longest content of a feed or topic, bytes of UTF-8.
 pub const MAX_CONTENT: usize = 32 * 1024;
 /// Longest name, company, title or subject, bytes of UTF-8.
@@ -12,6 +14,8 @@ pub const MAX_NAME: usize = 256;
 pub const MAX_SIZE: i64 = 1000;
 /// Size of a page if the caller asks for none.
 pub const DEFAULT_SIZE: i64 = 20;
+/// Feeds of a profile.
+pub const PROFILE_FEEDS: i64 = 20;
 /// Most content in one answer, bytes; the rest is left to the next page.
 pub const MAX_ANSWER: usize = 2 * 1024 * 1024;
 
@@ -25,7 +29,7 @@ pub trait Validate {
 }
 
 fn id(field: &'static str, value: i64) -> Result<(), Error> {
-    if value > 0 {
+    if value >= MIN_ID {
         return Ok(());
     }
     Err(Error::bad(field, "must be an integer from 1 to 9223372036854775807"))

@@ -11,8 +11,9 @@ use super::metrics::Metrics;
 use super::role::{Member, ServiceKind};
 use crate::admin::{Phase, Role};
 use crate::client::{Client, Connector};
-use crate::config::Settings;
+use crate::config::{ListenAddr, Settings};
 use crate::registry::{Registration, Registry};
+use crate::server::listener::Listener;
 use crate::server::{Limits, MAX_UNSENT, UnsentLimit};
 use crate::service::Service;
 use crate::telemetry::trace::Traces;
@@ -56,17 +57,32 @@ pub struct Serving {
     pub drain: BoxFuture<'static, ()>,
 }
 
-/// Returns the row of a member that has begun to serve, and the sender of its phase.
+/// Returns the row of a member that has begun to serve, and the sender of its phase. With a service comes why its store
+/// cannot be used.
 pub fn role(
     name: &'static str,
     addr: SocketAddr,
-    service: Option<Service>,
+    service: Option<(Service, watch::Receiver<Option<String>>)>,
     registration: Option<&Registration>,
     warnings: Vec<String>,
 ) -> (Role, watch::Sender<Phase>) {
     let (phase, phase_rx) = watch::channel(Phase::Serving);
     let registration = registration.map(Registration::state);
-    (Role { name, addr, phase: phase_rx, service, registration, warnings }, phase)
+    let (service, store) = service.unzip();
+    (Role { name, addr, phase: phase_rx, service, store, registration, warnings }, phase)
+}
+
+/// Binds an address that one of some settings has chosen.
+///
+/// # Errors
+/// When it cannot be listened on; the text names the settings.
+pub fn bind(addr: ListenAddr, keys: &[&str]) -> anyhow::Result<Listener> {
+    let settings = keys.iter().map(|key| format!("`{key}`")).collect::<Vec<_>>().join(" or ");
+    Listener::bind(addr.0).map_err(|error| {
+        anyhow::anyhow!(
+            "{error} (it is set by {settings}; `up --free-ports` takes free ones, `--help` has the flags)"
+        )
+    })
 }
 
 /// Returns the limits of the listeners of one member.

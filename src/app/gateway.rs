@@ -31,7 +31,7 @@ pub fn bind(addr: ListenAddr) -> anyhow::Result<Vec<Listener>> {
         }
     }
     if listeners.is_empty() {
-        listeners.push(Listener::bind(addr.0)?);
+        listeners.push(common::bind(addr, &["http.addr"])?);
     }
     Ok(listeners)
 }

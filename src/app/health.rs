@@ -1,5 +1,5 @@
-//! `check-health`: asks a process of this host whether it is ready, for container engines, which have no other client
-//! in the image.
+//! Asks the admin listener of a process: `check-health`, for container engines, which have no other client in the image,
+//! and `status`.
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
@@ -15,19 +15,19 @@ use tokio::net::TcpStream;
 /// Longest time that the answer may take. `/readyz` itself takes at most 1 s.
 const LIMIT: Duration = Duration::from_secs(2);
 
-/// Most bytes of an answer that are read: many more than the lines of `/readyz` have.
-const MOST: usize = 64 * 1024;
+/// Most bytes of an answer that are read: many more than `/status` has with a thousand instances.
+const MOST: usize = 8 * 1024 * 1024;
 
 /// What a process said.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
     /// The status, 200 for a healthy process.
     pub status: StatusCode,
-    /// The reasons, a line each.
+    /// What it said: for `/readyz` the reasons, a line each.
     pub text: String,
 }
 
-/// Asks the admin listener that is bound to `addr` for a path, `/readyz` or `/livez`.
+/// Asks the admin listener that is bound to `addr` for a path, such as `/readyz`.
 ///
 /// *Cancellation*: the connection is closed.
 ///

@@ -21,7 +21,6 @@ pub fn describe(
     let unreachable =
         admin.as_ref().err().map(|reason| format!("the admin address is not advertised: {reason}"));
     let warnings = Vec::from_iter(unreachable);
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let instance = Instance {
         service: service.to_owned(),
         addr,
@@ -31,9 +30,14 @@ pub fn describe(
         weight: registry.weight,
         draining: false,
         admin: admin.ok(),
-        started_at: now.map_or(0, |now| now.as_secs()),
+        started_at: seconds_since_1970(),
     };
     (instance, warnings)
+}
+
+/// Returns the time, seconds since 1970.
+pub fn seconds_since_1970() -> u64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |now| now.as_secs())
 }
 
 /// Returns the names by which others know this process: that of its host, and those that it advertises.

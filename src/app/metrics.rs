@@ -2,6 +2,7 @@
 
 use prometheus::Registry;
 
+use crate::telemetry::events::Events;
 use crate::telemetry::{metrics, trace};
 use crate::{client, registry, server, store};
 
@@ -10,6 +11,8 @@ use crate::{client, registry, server, store};
 pub struct Metrics {
     /// Holds all of them.
     pub registry: Registry,
+    /// The notable events of every layer.
+    pub events: Events,
     /// Calls to services.
     pub client: client::metrics::Metrics,
     /// The view of the registry, and registrations.
@@ -28,15 +31,16 @@ impl Metrics {
     /// # Errors
     /// When two metrics have the same name.
     pub fn register() -> prometheus::Result<Self> {
-        let registry = Registry::new();
+        let (registry, events) = (Registry::new(), Events::default());
         metrics::register_process(&registry)?;
         Ok(Self {
-            client: client::metrics::Metrics::register(&registry)?,
+            client: client::metrics::Metrics::register(&registry)?.with_events(events.clone()),
             view: registry::metrics::Metrics::register(&registry)?,
             server: server::metrics::Metrics::register(&registry)?,
-            store: store::metrics::Metrics::register(&registry)?,
+            store: store::metrics::Metrics::register(&registry)?.with_events(events.clone()),
             trace: trace::metrics::Metrics::register(&registry)?,
             registry,
+            events,
         })
     }
 }

@@ -93,7 +93,7 @@ impl Process {
         let connector = network.services.clone();
         let registry = registry(&settings, network)?;
         let metrics = Metrics::register()?;
-        let admin = Listener::bind(settings.admin.addr.0)?;
+        let admin = common::bind(settings.admin.addr, &["admin.addr"])?;
         let common = Common {
             traces: Traces::start(&settings.trace, &metrics.trace),
             admin: admin.addr(),
@@ -234,11 +234,28 @@ fn serve_admin(
     let clients = common.clients.clone();
     // a process that calls no service does not follow the registry
     let view = (!clients.is_empty()).then(|| common.registry.view());
-    let (metrics, registry_metrics) = (common.metrics.registry.clone(), common.metrics.view.clone());
-    let names = instance::names(&common.settings);
-    let state = admin::State { roles, clients, view, names, metrics, registry_metrics, level };
-    let admin = admin::Handler::new(state);
+    let links = &common.settings.admin;
+    let state = Arc::new(admin::State {
+        roles,
+        clients,
+        view,
+        names: instance::names(&common.settings),
+        metrics: common.metrics.registry.clone(),
+        registry_metrics: common.metrics.view.clone(),
+        started_at: instance::seconds_since_1970(),
+        history: admin::History::default(),
+        events: common.metrics.events.clone(),
+        links: admin::Links {
+            grafana: links.grafana_url.clone(),
+            prometheus: links.prometheus_url.clone(),
+            zipkin: links.zipkin_url.clone(),
+        },
+        level,
+    });
+    let admin = admin::Handler::new(&state);
     let stop = CancellationToken::new();
+    let observe = admin::observe(state, common.metrics.server.clone());
+    tokio::spawn(stop.clone().run_until_cancelled_owned(observe));
     let stop_server = Stop { begin: stop.clone(), grace: ADMIN_GRACE };
     let limits = common::limits(common.settings.admin.max_connections, ADMIN_WRITES);
     let metrics = common.metrics.server.clone();

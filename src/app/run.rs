@@ -7,7 +7,7 @@ use rustix::process::{Resource, getrlimit, setrlimit};
 use super::process::{Addresses, Process};
 use super::role::ServiceKind;
 use super::{notify, shutdown, up};
-use crate::config::{Role, Settings};
+use crate::config::{Role, Settings, Switch};
 use crate::registry::advertise;
 use crate::telemetry::log;
 
@@ -27,6 +27,7 @@ pub async fn run(role: Role, settings: Settings, log: log::Log) -> anyhow::Resul
             return Ok(());
         }
     }
+    let docs = settings.http.docs == Switch::On;
     // a store may wait for the lock of another process
     let Some(process) = stop.run_until_cancelled(Box::pin(assemble(role, settings))).await else {
         return Ok(());
@@ -37,7 +38,7 @@ pub async fn run(role: Role, settings: Settings, log: log::Log) -> anyhow::Resul
     process
         .run(stop, || {
             if role == Role::Up {
-                greet(addresses);
+                greet(addresses, docs);
             }
             notify::ready();
         })
@@ -45,9 +46,9 @@ pub async fn run(role: Role, settings: Settings, log: log::Log) -> anyhow::Resul
 }
 
 /// Prints the addresses, on a thread of its own: standard output may block for ever.
-fn greet(addresses: Addresses) {
+fn greet(addresses: Addresses, docs: bool) {
     let print = move || {
-        if up::greet(&addresses, std::io::stdout()).is_err() {
+        if up::greet(&addresses, docs, std::io::stdout()).is_err() {
             tracing::debug!("nobody reads standard output");
         }
     };

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderValue;
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio_util::sync::{CancellationToken, DropGuard};
 
@@ -67,7 +68,12 @@ impl Bound {
         service: Service,
         addr: ListenAddr,
     ) -> anyhow::Result<Self> {
-        let listener = Listener::bind(addr.0)?;
+        let own = match kind {
+            ServiceKind::Feed => "up.feed_addr",
+            ServiceKind::Profile => "up.profile_addr",
+            ServiceKind::Topic => "up.topic_addr",
+        };
+        let listener = common::bind(addr, &["grpc.addr", own])?;
         let configured = common.settings.grpc.advertise_addr.as_ref();
         let registry = &common.settings.registry;
         let advertised = advertise::service(listener.addr(), listener.families(), configured, registry)?;
@@ -98,12 +104,13 @@ impl Bound {
         }
 
         let checks = CancellationToken::new();
-        let check = follow_store(name, service.clone(), handler.clone());
+        let (found, store) = watch::channel(None);
+        let check = follow_store(name, service.clone(), handler.clone(), found);
         tokio::spawn(checks.clone().run_until_cancelled_owned(check));
         let checks = checks.drop_guard();
 
         let registration = common.registry.register(instance);
-        let (role, phase) = common::role(name, bound, Some(service), Some(&registration), warnings);
+        let (role, phase) = common::role(name, bound, Some((service, store)), Some(&registration), warnings);
         let announce = common.settings.shutdown.announce;
         let running = Running { handler, registration, checks, begin, server, announce };
         let drain = Box::pin(async move {
@@ -117,12 +124,22 @@ impl Bound {
     }
 }
 
-/// Tells in health checks whether the store can be used. A store that is slow to answer is not out of use.
-async fn follow_store(name: &'static str, service: Service, handler: Handler) {
+/// Tells in health checks whether the store can be used, and why not in `problem`. A store that is slow to answer is not
+/// out of use, but not well either.
+async fn follow_store(
+    name: &'static str,
+    service: Service,
+    handler: Handler,
+    problem: watch::Sender<Option<String>>,
+) {
     let mut serving = true;
     loop {
         tokio::time::sleep(STORE_CHECK).await;
-        let Ok(found) = tokio::time::timeout(STORE_CHECK, service.store().usable()).await else { continue };
+        let Ok(found) = tokio::time::timeout(STORE_CHECK, service.store().usable()).await else {
+            problem.send_replace(Some(format!("store: no answer within {STORE_CHECK:?}")));
+            continue;
+        };
+        problem.send_replace(found.as_ref().err().map(ToString::to_string));
         if found.is_ok() != serving {
             serving = found.is_ok();
             match found {

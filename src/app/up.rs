@@ -15,8 +15,9 @@ use crate::config::{ListenAddr, Role, Settings, Store, StoreUrl};
 pub async fn assemble(settings: Settings) -> anyhow::Result<Process> {
     let up = settings.up.clone();
     let dir = &up.data_dir;
-    std::fs::create_dir_all(dir)
-        .with_context(|| format!("cannot make the data directory {}", dir.display()))?;
+    std::fs::create_dir_all(dir).with_context(|| {
+        format!("cannot make the data directory {}, choose another one with --data-dir", dir.display())
+    })?;
     let mut process = Process::new(settings)?;
     for kind in ServiceKind::ALL {
         let (addr, replicas) = match kind {
@@ -38,19 +39,26 @@ pub async fn assemble(settings: Settings) -> anyhow::Result<Process> {
     Ok(process)
 }
 
-/// Writes the addresses, and three commands to try.
+/// Writes the addresses, with `docs` that of the page of the API as well, and three commands to try.
 ///
 /// # Errors
 /// When the output is closed.
-pub fn greet(addresses: &Addresses, mut out: impl Write) -> std::io::Result<()> {
+pub fn greet(addresses: &Addresses, docs: bool, mut out: impl Write) -> std::io::Result<()> {
     for (name, addr) in &addresses.roles {
         let scheme = if *name == Role::Apigateway.name() { "http" } else { "grpc" };
         writeln!(out, "{name:<10} {scheme}://{addr}")?;
     }
-    writeln!(out, "{:<10} http://{}/status", "admin", addresses.admin)?;
+    writeln!(
+        out,
+        "{:<10} http://{}/ (the page of the system; in the terminal: microservice-app status)",
+        "admin", addresses.admin
+    )?;
     let Some(gateway) = addresses.of(Role::Apigateway) else {
         return Ok(());
     };
+    if docs {
+        writeln!(out, "{:<10} http://{gateway}/docs (the page of the API)", "docs")?;
+    }
     writeln!(
         out,
         "\nTry:\n  \

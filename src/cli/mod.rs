@@ -4,6 +4,7 @@
 mod copy;
 mod flags;
 mod page;
+pub mod status;
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -17,6 +18,7 @@ use crate::config::{ListenAddr, Role, Source};
 pub use copy::CopyStore;
 pub use flags::{Flag, flag_of, flags};
 pub use page::{json, markdown};
+pub use status::AskStatus;
 
 /// A microservice system in one binary: three gRPC services, a gateway, a registry client.
 #[derive(Debug, Parser)]
@@ -76,6 +78,9 @@ pub enum Command {
         answer within 2 s, 2 for wrong flags or settings."
     )]
     CheckHealth(CheckHealth),
+    /// Show the state of a running process and of what it calls.
+    #[command(long_about = status::LONG_ABOUT, after_long_help = status::AFTER_HELP)]
+    Status(AskStatus),
     /// Copy the records of one store to another, and check them.
     #[command(long_about = copy::LONG_ABOUT, after_long_help = copy::AFTER_HELP)]
     CopyStore(CopyStore),
@@ -85,6 +90,8 @@ pub enum Command {
         #[arg(long, value_enum, default_value = "markdown")]
         format: Format,
     },
+    /// Print the description of the HTTP API (OpenAPI 3.1): docs/openapi.json.
+    Openapi,
     /// Print a completion script for a shell.
     Completions {
         /// The shell.

@@ -12,6 +12,7 @@ use crate::client::policy::fallback::FallbackCounters;
 use crate::client::policy::retry_policy::{Reason, Refusal, RetryMetrics};
 use crate::client::transport::slots::ConnectionMetrics;
 use crate::client::transport::state::ConnectionState;
+use crate::telemetry::events::Events;
 use crate::telemetry::metrics::{HOP_SECONDS, RpcDurations, counters, gauges, histograms};
 
 /// Codes whose attempts are counted from the start, at 0; others appear when they occur.
@@ -35,6 +36,8 @@ pub struct Metrics {
     best_effort_transitions: IntCounterVec,
     limit_refused: IntCounterVec,
     connections: IntCounterVec,
+    /// Where breakers that open and close are noted.
+    events: Events,
 }
 
 impl Metrics {
@@ -129,7 +132,14 @@ impl Metrics {
                 "Connections to instances that were opened, lost, or replaced because of their age or silence.",
                 &["service", "event"],
             )?,
+            events: Events::default(),
         })
+    }
+
+    /// Returns the same, with events that others share.
+    #[must_use]
+    pub fn with_events(self, events: Events) -> Self {
+        Self { events, ..self }
     }
 
     /// Returns the metrics of the calls to one service, each at 0 from the start.
@@ -149,7 +159,7 @@ pub struct ServiceMetrics {
     /// Calls that ended at their deadline.
     pub deadline_exceeded: IntCounter,
     /// Breakers for best-effort calls that changed their state.
-    pub best_effort_transitions: Arc<Transitions>,
+    pub best_effort_transitions: Transitions,
     /// What each instance counts.
     pub endpoint: EndpointMetrics,
     endpoints: [IntGauge; ConnectionState::ALL.len()],
@@ -163,9 +173,9 @@ impl ServiceMetrics {
         let single = |family: &IntCounterVec| family.with_label_values(&[service]);
         let states =
             |family: &IntGaugeVec| by_rpc_and_state(service, |labels| family.with_label_values(labels));
-        let transitions = |family: &IntCounterVec| {
+        let transitions = |family: &IntCounterVec, of: &str| {
             let counters = by_rpc_and_state(service, |labels| family.with_label_values(labels));
-            Arc::new(Transitions::new(counters))
+            Transitions::new(counters, families.events.clone(), of)
         };
         Self {
             retry: RetryMetrics {
@@ -180,7 +190,7 @@ impl ServiceMetrics {
             deadline_exceeded: single(&families.deadline),
             endpoint: EndpointMetrics {
                 attempts: Arc::new(RpcDurations::new(families.attempts.clone(), service, &INITIAL_CODES)),
-                transitions: transitions(&families.breaker_transitions),
+                transitions: transitions(&families.breaker_transitions, service),
                 breaker_refused: single(&families.breaker_refused),
                 limit_refused: single(&families.limit_refused),
                 connections: ConnectionMetrics {
@@ -192,7 +202,10 @@ impl ServiceMetrics {
             endpoints: ConnectionState::ALL
                 .map(|state| families.endpoints.with_label_values(&[service, state.name()])),
             breakers: states(&families.breaker_state),
-            best_effort_transitions: transitions(&families.best_effort_transitions),
+            best_effort_transitions: transitions(
+                &families.best_effort_transitions,
+                &format!("{service}, best-effort calls"),
+            ),
             best_effort: states(&families.best_effort_state),
         }
     }

@@ -25,7 +25,7 @@ mod call;
 mod gauges;
 pub mod metrics;
 mod policy;
-mod status;
+pub mod status;
 mod transport;
 
 use std::collections::BTreeMap;
@@ -52,6 +52,7 @@ use balance::ejection::EjectionLimit;
 use call::{Call, CallLayer};
 use metrics::{Metrics, ServiceMetrics};
 use policy::best_effort::BestEffort;
+use policy::budget::Budget;
 use policy::cache::Cache;
 use policy::deadline::Deadline;
 use policy::fallback::Fallback;
@@ -96,6 +97,8 @@ struct Service {
     /// The breakers of best-effort calls.
     best_effort: Arc<Breakers>,
     metrics: Arc<ServiceMetrics>,
+    /// That of retries.
+    budget: Arc<Budget>,
 }
 
 impl Service {
@@ -116,12 +119,14 @@ impl Service {
         ));
         // from the last layer to the first
         let path = Balancer::new(endpoints.clone(), settings.balancer);
-        let path = Retry::new(path, RetryPolicy::new(&settings, metrics.retry.clone(), endpoints.clone()));
+        let retries = RetryPolicy::new(&settings, metrics.retry.clone(), endpoints.clone());
+        let budget = retries.budget();
+        let path = Retry::new(path, retries);
         let path = BestEffort::new(path, best_effort.clone());
         let path = Deadline::new(path, metrics.deadline_exceeded.clone());
         let path = Fallback::new(path, cache, metrics.fallback.clone());
         let path = Deadline::new(path, metrics.deadline_exceeded.clone());
-        Self { endpoints, path, best_effort, metrics }
+        Self { endpoints, path, best_effort, metrics, budget }
     }
 }
 

@@ -29,7 +29,7 @@ pub enum ConfigError {
         reason: String,
     },
     /// A key that does not exist.
-    #[error("unknown key `{key}` in {origin}{}", nearest.map(|n| format!("; did you mean `{n}`?")).unwrap_or_default())]
+    #[error("unknown key `{key}` in {origin}{}", nearest.map_or_else(|| "; `microservice-app settings` lists all keys".to_owned(), |n| format!("; did you mean `{n}`?")))]
     UnknownKey {
         /// The dotted key.
         key: String,
@@ -144,14 +144,16 @@ fn split(value: Value) -> Value {
 
 fn read_file(path: &Path) -> Result<Config, ConfigError> {
     let refuse = |reason: String| ConfigError::File { path: path.to_owned(), reason };
-    let text = std::fs::read_to_string(path).map_err(|e| refuse(e.to_string()))?;
+    let text = std::fs::read_to_string(path)
+        .map_err(|e| refuse(format!("{e}; --config names a file that can be read")))?;
     Config::builder().add_source(File::from_str(&text, FileFormat::Toml)).build().map_err(|e| {
         let reason = match e {
             config::ConfigError::FileParse { cause, .. } => cause.to_string(),
             other => other.to_string(),
         };
         // it quotes the line
-        refuse(reason.lines().map(shown).collect::<Vec<_>>().join("\n"))
+        let lines = reason.lines().map(shown).collect::<Vec<_>>().join("\n");
+        refuse(format!("{}\n`microservice-app settings` shows what a file may have", lines.trim_end()))
     })
 }
 

@@ -8,8 +8,10 @@
 //! Loading opens no socket, no database and no secret.
 
 mod checks;
+mod link;
 mod load;
 pub mod log_filter;
+mod origin;
 mod role;
 pub mod settings;
 mod shown;
@@ -18,9 +20,11 @@ mod types;
 mod value;
 
 pub use checks::bare_endpoint;
+pub use link::Link;
 pub use load::{ConfigError, Source, load};
+pub use origin::Origin;
 pub use role::Role;
 pub use settings::{Admin, Client, Grpc, Http, Log, Registry, Settings, Shutdown, Store, Trace, Up};
 pub use store_url::{PostgresUrl, StoreUrl};
-pub use types::{Balancer, Collector, HostPort, ListenAddr, LogFormat, Network};
+pub use types::{Balancer, Collector, HostPort, ListenAddr, LogFormat, Network, Switch};
 pub use value::{Kind, Unit};

@@ -199,7 +199,7 @@ impl fmt::Display for Collector {
     }
 }
 
-by_text!(ListenAddr, HostPort, Network, Collector, Balancer, LogFormat);
+by_text!(ListenAddr, HostPort, Network, Collector, Balancer, LogFormat, Switch);
 
 /// Defines an enum whose variants have a name in files, variables and flags.
 macro_rules! choice {
@@ -253,5 +253,15 @@ choice! {
         Logfmt = "logfmt",
         /// One JSON object a line.
         Json = "json",
+    }
+}
+
+choice! {
+    /// Whether something is there.
+    Switch {
+        /// It is.
+        On = "on",
+        /// It is not.
+        Off = "off",
     }
 }

@@ -5,9 +5,15 @@
 //! [`crate::server`].
 
 mod answers;
+mod cors;
 mod dispatch;
 mod feed;
+mod headers;
 mod json;
+mod kind;
+pub mod openapi;
+mod pages;
+mod parameter;
 mod problem;
 mod profile;
 mod reply;
@@ -23,22 +29,25 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, Method, StatusCode};
+use http::{HeaderMap, Method, StatusCode, header};
 use http_body::Body as _;
 use tokio::time::Instant;
 use tower::Service as _;
 use warp::filters::BoxedFilter;
 use warp::reply::Response;
 
+pub use self::kind::KINDS;
+pub use self::pages::{PAGES, Page};
 pub use self::routes::{ROUTES, Route};
 
+use self::cors::Cors;
 use self::problem::Problem;
 use self::request::Accepted;
 use crate::api::error::Error;
 use crate::api::headers::{DEGRADED, REQUEST_TIMEOUT};
 use crate::client::Client;
-use crate::config::{Role, Settings};
-use crate::context::Context;
+use crate::config::{Role, Settings, Switch};
+use crate::context::{Context, MAX_DEADLINE_MS};
 use crate::limit::Permit;
 use crate::server::admission::{Admission, Refusal};
 use crate::server::lifecycle::{Lifecycle, Outcome, Panicked, Record, guard};
@@ -58,6 +67,10 @@ pub struct Gateway {
     admission: Arc<Admission>,
     pauses: Arc<Pauses>,
     requests: Requests,
+    /// The rules for pages of other origins, if there are any.
+    cors: Option<Arc<Cors>>,
+    /// True if the files in [`PAGES`] are served.
+    docs: bool,
     tracer: Tracer,
     deadline: Duration,
     slow: Duration,
@@ -74,12 +87,16 @@ impl Gateway {
         settings: &Settings,
         unsent: Arc<UnsentLimit>,
     ) -> Self {
-        let routes = ROUTES.each_ref().map(|route| (route.path, route.method.clone()));
+        let docs = settings.http.docs == Switch::On;
+        let mut counted: Vec<_> = ROUTES.iter().map(|route| (route.path, route.method.clone())).collect();
+        counted.extend(PAGES.iter().filter(|_| docs).map(|page| (page.path, Method::GET)));
         Self {
             routes: dispatch::filter(client, settings.http.body_timeout),
             admission: Admission::http(Role::Apigateway.name(), &settings.http, unsent, metrics),
             pauses: Pauses::watch(),
-            requests: metrics.requests(&routes),
+            requests: metrics.requests(&counted),
+            cors: Cors::new(&settings.http.cors_origins).map(Arc::new),
+            docs,
             tracer,
             deadline: settings.client.deadline,
             slow: settings.log.slow,
@@ -95,15 +112,23 @@ impl Gateway {
         let target = self.requests.target(request.method(), request.uri().path());
         let record = HttpRecord { requests: self.requests.clone(), target };
         let failure = StatusCode::INTERNAL_SERVER_ERROR;
-        let answered = guard(record, failure, begun, self.answer(request, peer, begun, target)).await;
-        answered.unwrap_or_else(|context| {
+        let origin = self.cors.as_ref().and_then(|cors| cors.allowed(request.headers()));
+        let preflight =
+            origin.is_some() && request.headers().contains_key(header::ACCESS_CONTROL_REQUEST_METHOD);
+        let answered =
+            guard(record, failure, begun, self.answer(request, peer, begun, target, preflight)).await;
+        let mut response = answered.unwrap_or_else(|context| {
             let problem = Problem::from(Error::from(Panicked));
             let mut response = Response::default();
             *response.status_mut() = failure;
             problem.write(&mut response, &context);
             reply::identify(&mut response, &context);
             response
-        })
+        });
+        if let Some(cors) = &self.cors {
+            cors.mark(&mut response, origin);
+        }
+        response
     }
 
     async fn answer(
@@ -112,6 +137,7 @@ impl Gateway {
         peer: IpAddr,
         begun: Instant,
         target: Target,
+        preflight: bool,
     ) -> Response {
         let Target { route, method, .. } = target;
         let requested = requested_time_limit(request.headers());
@@ -131,9 +157,13 @@ impl Gateway {
                 span.tag("http.method", method);
                 span.tag("http.route", route);
                 span.tag("deadline_ms", time_limit);
-                match examine(&request).and(requested.map_err(Problem::from)) {
-                    Ok(_) if strict::asks_about_the_server(&request) => reply::methods(routes::METHODS),
-                    Ok(_) => self.dispatch(request, time_limit, permit, &lifecycle).await,
+                let examined = self.examine(&request).and_then(|resource| {
+                    requested?;
+                    self.without_handler(resource, &request, preflight).transpose()
+                });
+                match examined {
+                    Ok(Some(response)) => response,
+                    Ok(None) => self.dispatch(request, time_limit, permit, &lifecycle).await,
                     Err(problem) => {
                         drop(permit);
                         request::discard_body(request).await;
@@ -154,6 +184,59 @@ impl Gateway {
         }
         lifecycle.finish(response.status(), overloaded);
         response
+    }
+
+    /// Checks the head of a request: its form, and that it asks for nothing that its resource does not do. Returns the
+    /// resource; whether it takes the method is not decided here.
+    fn examine(&self, request: &http::Request<RequestBody>) -> Result<Resource, Problem> {
+        if request.uri().path_and_query().is_some_and(|uri| uri.as_str().len() > MAX_URI) {
+            return Err(Problem::uri_too_long(MAX_URI));
+        }
+        strict::check(request)?;
+        let resource = self.find(request);
+        let method = request.method();
+        let takes = match resource {
+            Resource::Server => true,
+            Resource::Route(route) => route.takes(method) || *method == Method::OPTIONS,
+            Resource::Page(_) => method.is_safe(),
+            Resource::Unknown => false,
+        };
+        if takes {
+            unsupported::check(request)?;
+        }
+        Ok(resource)
+    }
+
+    fn find(&self, request: &http::Request<RequestBody>) -> Resource {
+        let path = request.uri().path();
+        if let Some(route) = Route::find(path) {
+            return Resource::Route(route);
+        }
+        if strict::asks_about_the_server(request) {
+            return Resource::Server;
+        }
+        Page::find(path).filter(|_| self.docs).map_or(Resource::Unknown, Resource::Page)
+    }
+
+    /// Answers what needs no handler: OPTIONS, and files.
+    fn without_handler(
+        &self,
+        resource: Resource,
+        request: &http::Request<RequestBody>,
+        preflight: bool,
+    ) -> Option<Result<Response, Problem>> {
+        let allow = match resource {
+            Resource::Server => routes::METHODS,
+            Resource::Route(route) if *request.method() == Method::OPTIONS => route.allow(),
+            Resource::Page(_) if *request.method() == Method::OPTIONS => routes::READ_METHODS,
+            Resource::Page(page) => return Some(page.answer(request)),
+            Resource::Route(_) | Resource::Unknown => return None,
+        };
+        let mut response = reply::methods(allow);
+        if let Some(cors) = self.cors.as_ref().filter(|_| preflight) {
+            cors.permit(&mut response, allow);
+        }
+        Some(Ok(response))
     }
 
     /// Accepts a request or refuses it. Returns its permit; none for a request that gets it once its body is
@@ -196,31 +279,36 @@ impl Gateway {
     }
 }
 
-/// Checks the head of a request: its form, and that it asks for nothing that its route does not do. Whether there is such
-/// a route is not decided here.
-fn examine(request: &http::Request<RequestBody>) -> Result<(), Problem> {
-    if request.uri().path_and_query().is_some_and(|uri| uri.as_str().len() > MAX_URI) {
-        return Err(Problem::uri_too_long(MAX_URI));
-    }
-    strict::check(request)?;
-    match Route::find(request.uri().path()) {
-        Some(route) if route.takes(request.method()) => unsupported::check(request),
-        None if strict::asks_about_the_server(request) => unsupported::check(request),
-        _ => Ok(()),
-    }
-}
-
 /// Returns the time limit that the caller set, if it set one.
 fn requested_time_limit(headers: &HeaderMap) -> Result<Option<Duration>, Error> {
     let mut given = headers.get_all(REQUEST_TIMEOUT).iter();
     let Some(value) = given.next() else {
         return Ok(None);
     };
-    let millis = value.to_str().ok().and_then(|text| text.parse::<u64>().ok());
-    match millis {
-        Some(millis @ 1..=600_000) if given.next().is_none() => Ok(Some(Duration::from_millis(millis))),
-        _ => Err(Error::bad(REQUEST_TIMEOUT.as_str().to_owned(), "must be one integer from 1 to 600000")),
+    // `parse` alone takes a sign
+    let digits = value.to_str().ok().filter(|text| text.bytes().all(|b| b.is_ascii_digit()));
+    match digits.and_then(|text| text.parse::<u64>().ok()) {
+        Some(millis @ 1..=MAX_DEADLINE_MS) if given.next().is_none() => {
+            Ok(Some(Duration::from_millis(millis)))
+        }
+        _ => Err(Error::bad(
+            REQUEST_TIMEOUT.as_str().to_owned(),
+            format!("must be one integer from 1 to {MAX_DEADLINE_MS}"),
+        )),
     }
+}
+
+/// What a request is about.
+#[derive(Clone, Copy)]
+enum Resource {
+    /// The server itself: `OPTIONS *`.
+    Server,
+    /// A route.
+    Route(&'static Route),
+    /// A file.
+    Page(&'static Page),
+    /// Nothing that is there.
+    Unknown,
 }
 
 /// What is recorded of a request over HTTP.

@@ -7,6 +7,7 @@ use http::{HeaderValue, Method, StatusCode, header};
 use serde::Serialize;
 use warp::reply::Response;
 
+use super::kind::{self, Kind};
 use super::reply::indented;
 use crate::api::error::{Code, Error};
 use crate::context::Context;
@@ -20,9 +21,7 @@ const PROBLEM: HeaderValue = HeaderValue::from_static("application/problem+json"
 /// A failure with a body `{"type","title","status","detail","trace_id"}` and, for input errors, `"field"`.
 #[derive(Clone, Debug)]
 pub struct Problem {
-    status: StatusCode,
-    /// The last part of `type`, `urn:microservice-app:problem:<kind>`.
-    kind: &'static str,
+    kind: &'static Kind,
     detail: Cow<'static, str>,
     field: Option<Cow<'static, str>>,
     allow: Option<HeaderValue>,
@@ -46,7 +45,7 @@ struct Body<'a> {
 
 impl From<Error> for Problem {
     fn from(error: Error) -> Self {
-        let problem = Self::new(error.code.http(), error.code.name(), error.message);
+        let problem = Self::new(error.code.into(), error.message);
         Self { field: error.field, ..problem }
     }
 }
@@ -54,10 +53,10 @@ impl From<Error> for Problem {
 impl From<Malformed> for Problem {
     fn from(malformed: Malformed) -> Self {
         let kind = match malformed.status {
-            StatusCode::MISDIRECTED_REQUEST => "misdirected_request",
-            _ => Code::BadRequest.name(),
+            StatusCode::MISDIRECTED_REQUEST => &kind::MISDIRECTED_REQUEST,
+            _ => &kind::BAD_REQUEST,
         };
-        let problem = Self::new(malformed.status, kind, malformed.detail);
+        let problem = Self::new(kind, malformed.detail);
         Self { field: Some(Cow::Borrowed(malformed.field)), close: true, ..problem }
     }
 }
@@ -67,12 +66,12 @@ impl From<Refusal> for Problem {
         match refusal {
             Refusal::Overloaded(_) => {
                 let detail = "too many requests are in progress";
-                let problem = Self::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", detail);
+                let problem = Self::new(&kind::OVERLOADED, detail);
                 Self { overload: true, ..problem }
             }
             Refusal::RateLimited { retry_after } => {
                 let detail = "this client sends too many requests";
-                let problem = Self::new(StatusCode::TOO_MANY_REQUESTS, "too_many_requests", detail);
+                let problem = Self::new(&kind::TOO_MANY_REQUESTS, detail);
                 Self { retry_after: whole_seconds(retry_after), ..problem }
             }
             Refusal::DeadlinePassed => Error::new(Code::Timeout, "the deadline has passed").into(),
@@ -81,28 +80,28 @@ impl From<Refusal> for Problem {
 }
 
 impl Problem {
-    fn new(status: StatusCode, kind: &'static str, detail: impl Into<Cow<'static, str>>) -> Self {
+    fn new(kind: &'static Kind, detail: impl Into<Cow<'static, str>>) -> Self {
         let detail = detail.into();
         let (field, allow, retry_after) = (None, None, RETRY_AFTER);
-        Self { status, kind, detail, field, allow, retry_after, overload: false, close: false }
+        Self { kind, detail, field, allow, retry_after, overload: false, close: false }
     }
 
     /// 404 for a path that is in no route.
     pub fn unknown_route() -> Self {
-        Self::new(StatusCode::NOT_FOUND, "unknown_route", "there is no such route")
+        Self::new(&kind::UNKNOWN_ROUTE, "there is no such route")
     }
 
     /// 405 with `Allow`.
     pub fn method_not_allowed(allow: &'static str) -> Self {
         let detail = format!("this route takes {allow}");
-        let problem = Self::new(StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed", detail);
+        let problem = Self::new(&kind::METHOD_NOT_ALLOWED, detail);
         Self { allow: Some(HeaderValue::from_static(allow)), ..problem }
     }
 
     /// 408 for a body that did not arrive in time.
     pub fn slow_body() -> Self {
         let detail = "the request body did not arrive in time";
-        Self { close: true, ..Self::new(StatusCode::REQUEST_TIMEOUT, "slow_request", detail) }
+        Self { close: true, ..Self::new(&kind::SLOW_REQUEST, detail) }
     }
 
     /// 400 for a body where there must be none. The connection is closed: something on the way may take the body for
@@ -115,29 +114,25 @@ impl Problem {
     /// 413 for a body over `limit` bytes.
     pub fn body_too_large(limit: usize) -> Self {
         let detail = format!("the request body is over {limit} bytes");
-        Self { close: true, ..Self::new(StatusCode::PAYLOAD_TOO_LARGE, "body_too_large", detail) }
+        Self { close: true, ..Self::new(&kind::BODY_TOO_LARGE, detail) }
     }
 
     /// 414 for a path and query over `limit` bytes.
     pub fn uri_too_long(limit: usize) -> Self {
         let detail = format!("the path and query are over {limit} bytes");
-        Self::new(StatusCode::URI_TOO_LONG, "uri_too_long", detail)
+        Self::new(&kind::URI_TOO_LONG, detail)
     }
 
     /// 415 for a body in a coding that is not supported.
     pub fn unsupported_coding() -> Self {
-        let problem = Self::new(
-            StatusCode::UNSUPPORTED_MEDIA_TYPE,
-            "unsupported_media_type",
-            "a body must not be encoded",
-        );
+        let problem = Self::new(&kind::UNSUPPORTED_MEDIA_TYPE, "a body must not be encoded");
         Self { field: Some(Cow::Borrowed(header::CONTENT_ENCODING.as_str())), ..problem }
     }
 
     /// 417 for an expectation other than `100-continue`.
     pub fn expectation_failed() -> Self {
         let detail = "the only expectation that can be met is 100-continue";
-        let problem = Self::new(StatusCode::EXPECTATION_FAILED, "expectation_failed", detail);
+        let problem = Self::new(&kind::EXPECTATION_FAILED, detail);
         Self { field: Some(Cow::Borrowed(header::EXPECT.as_str())), ..problem }
     }
 
@@ -149,7 +144,7 @@ impl Problem {
     /// 503 for a write that may have waited longer than its caller does, while this process paused. It was not made.
     pub fn late() -> Self {
         let detail = "the request may be older than its time limit";
-        Self { overload: true, ..Self::new(StatusCode::SERVICE_UNAVAILABLE, "overloaded", detail) }
+        Self { overload: true, ..Self::new(&kind::OVERLOADED, detail) }
     }
 
     /// Returns true if the request was refused for overload.
@@ -161,17 +156,18 @@ impl Problem {
     /// the body, which names the trace.
     pub fn into_response(self) -> Response {
         let mut response = Response::default();
-        *response.status_mut() = self.status;
+        *response.status_mut() = self.kind.status;
         response.extensions_mut().insert(self);
         response
     }
 
     /// Writes the body and the headers of the response of this problem.
     pub fn write(self, response: &mut Response, context: &Context) {
+        let status = self.kind.status;
         let body = Body {
-            r#type: format!("urn:microservice-app:problem:{}", self.kind),
-            title: self.status.canonical_reason().unwrap_or("Error"),
-            status: self.status.as_u16(),
+            r#type: format!("{}{}", kind::PREFIX, self.kind.name),
+            title: status.canonical_reason().unwrap_or("Error"),
+            status: status.as_u16(),
             detail: &self.detail,
             field: self.field.as_deref(),
             trace_id: context.trace.id().to_string(),
@@ -182,10 +178,10 @@ impl Problem {
         if let Some(allow) = self.allow {
             headers.insert(header::ALLOW, allow);
         }
-        if matches!(self.status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
+        if matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
             headers.insert(header::RETRY_AFTER, self.retry_after.into());
         }
-        if self.status == StatusCode::UNSUPPORTED_MEDIA_TYPE {
+        if status == StatusCode::UNSUPPORTED_MEDIA_TYPE {
             headers.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         }
         if self.close {

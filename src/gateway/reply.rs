@@ -7,6 +7,7 @@ use warp::reply::Response;
 use crate::api::headers::{DEGRADED, INSTANCE, REQUEST_ID, TRACE_ID};
 use crate::context::Context;
 
+const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 /// Returns 200 with a JSON body.
@@ -23,7 +24,7 @@ pub fn empty() -> Response {
     response
 }
 
-/// Returns 200 without content: the answer to `OPTIONS *`.
+/// Returns 200 without content: the answer to OPTIONS.
 pub fn methods(allow: &'static str) -> Response {
     let mut response = Response::default();
     response.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allow));
@@ -40,9 +41,11 @@ pub fn mark(mut response: Response, metadata: &HeaderMap) -> Response {
     response
 }
 
-/// Writes the ids of the request and its trace, which every answer carries.
+/// Writes what every answer carries: the ids of the request and its trace, and that no cache may keep it, unless it says
+/// otherwise.
 pub fn identify(response: &mut Response, context: &Context) {
     let headers = response.headers_mut();
+    headers.entry(header::CACHE_CONTROL).or_insert(NO_STORE);
     headers.insert(REQUEST_ID, context.request_id.clone());
     headers.insert(TRACE_ID, context.trace.id().into());
 }

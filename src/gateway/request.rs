@@ -192,7 +192,7 @@ impl Fields {
             return Ok(None);
         };
         let parsed = match &value {
-            Value::Number(number) => number.as_i64(),
+            Value::Number(number) => number.as_i64().or_else(|| whole(number.as_f64()?)),
             Value::String(text) if self.textual && is_decimal(text) => text.parse().ok(),
             _ => None,
         };
@@ -215,6 +215,14 @@ impl Fields {
             None => Ok(()),
         }
     }
+}
+
+/// Returns the integer that a JSON number with a fraction or an exponent is: `1.0` and `1e0` are 1, for JSON Schema as well.
+/// Only below 2^53: from there on several integers are read as the same number.
+#[expect(clippy::cast_possible_truncation, reason = "it is whole and below 2^53")]
+fn whole(number: f64) -> Option<i64> {
+    const EXACT: f64 = 9_007_199_254_740_992.0;
+    (number.fract() == 0.0 && number.abs() < EXACT).then_some(number as i64)
 }
 
 fn is_decimal(text: &str) -> bool {

@@ -4,9 +4,11 @@ use futures_util::future::BoxFuture;
 use http::Method;
 use warp::reply::Response;
 
+use super::parameter::Parameter;
 use super::problem::Problem;
 use super::request::Fields;
 use super::{feed, profile, topic};
+use crate::api::validate::MIN_ID;
 use crate::client::Client;
 use crate::context::Context;
 
@@ -19,63 +21,141 @@ pub struct Route {
     pub path: &'static str,
     /// The method. GET implies HEAD.
     pub method: Method,
+    /// Its name among the operations of the API: that of the rpc that it calls.
+    pub name: &'static str,
     /// What it does, one line of Markdown.
     pub description: &'static str,
+    /// What it takes: the members of the body of a PUT, the query of any other method.
+    pub input: &'static [Parameter],
+    /// The body of its answer.
+    pub answer: Answer,
     /// Answers its requests.
     pub(super) handler: Handler,
 }
 
+/// The body of a successful answer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// An object without members: what was asked for is done.
+    Done,
+    /// A page of feeds.
+    Feeds,
+    /// A profile with feeds.
+    Profile,
+    /// A topic.
+    Topic,
+    /// A page of topics.
+    Topics,
+}
+
+/// The id of a user.
+const USER_ID: Parameter = Parameter::id("user_id", "The user.", 123);
+/// The id of a topic.
+const TOPIC_ID: Parameter = Parameter::id("topic_id", "The topic.", 1);
+
 /// The methods of all routes, and OPTIONS of the server itself, as the header `Allow` lists them.
 pub const METHODS: &str = "DELETE, GET, HEAD, OPTIONS, PUT";
+
+/// The methods of what can only be read.
+pub const READ_METHODS: &str = "GET, HEAD, OPTIONS";
 
 /// Every route.
 pub static ROUTES: [Route; 8] = [
     Route {
         path: "/api/feed/create_feed",
         method: Method::PUT,
+        name: "create_feed",
         description: "Stores a feed, in place of the one with its ids if there is one.",
+        input: &[
+            Parameter::id("id", "The feed, unique among those of its user.", 100),
+            USER_ID,
+            Parameter::content("The text of the feed.", "hello world"),
+        ],
+        answer: Answer::Done,
         handler: |client, input, context| Box::pin(feed::create(client, input, context)),
     },
     Route {
         path: feed::GET_FEEDS,
         method: Method::GET,
+        name: "get_feeds",
         description: "Returns the newest feeds of a user, in ascending order of their ids.",
+        input: &[
+            USER_ID,
+            Parameter::size("How many feeds at most."),
+            Parameter::bound(
+                "before",
+                "Only feeds with a lower id: the first id of the page before.",
+                MIN_ID,
+                101,
+            ),
+        ],
+        answer: Answer::Feeds,
         handler: |client, input, context| Box::pin(feed::get(client, input, context)),
     },
     Route {
         path: "/api/feed/delete_feed",
         method: Method::DELETE,
+        name: "delete_feed",
         description: "Deletes a feed.",
+        input: &[USER_ID, Parameter::id("id", "The feed.", 100)],
+        answer: Answer::Done,
         handler: |client, input, context| Box::pin(feed::delete(client, input, context)),
     },
     Route {
         path: "/api/profile/put_profile",
         method: Method::PUT,
+        name: "put_profile",
         description: "Stores a profile, in place of the user's earlier one.",
+        input: &[
+            USER_ID,
+            Parameter::name("name", "The name of the user.", "Ada"),
+            Parameter::name("company", "Whom the user works for.", "Acme"),
+            Parameter::name("title", "What the user does there.", "engineer"),
+        ],
+        answer: Answer::Done,
         handler: |client, input, context| Box::pin(profile::put(client, input, context)),
     },
     Route {
         path: "/api/profile/get_profile",
         method: Method::GET,
+        name: "get_profile",
         description: "Returns a profile with the user's 20 newest feeds.",
+        input: &[USER_ID],
+        answer: Answer::Profile,
         handler: |client, input, context| Box::pin(profile::get(client, input, context)),
     },
     Route {
         path: "/api/topic/put_topic",
         method: Method::PUT,
+        name: "put_topic",
         description: "Stores a topic, in place of the one with its id if there is one.",
+        input: &[
+            TOPIC_ID,
+            Parameter::name("subject", "What the topic is about.", "rust"),
+            Parameter::content("The text of the topic.", "a language"),
+        ],
+        answer: Answer::Done,
         handler: |client, input, context| Box::pin(topic::put(client, input, context)),
     },
     Route {
         path: "/api/topic/view",
         method: Method::GET,
+        name: "get_topic",
         description: "Returns a topic.",
+        input: &[TOPIC_ID],
+        answer: Answer::Topic,
         handler: |client, input, context| Box::pin(topic::view(client, input, context)),
     },
     Route {
         path: "/api/topic/list",
         method: Method::GET,
+        name: "list_topics",
         description: "Returns ids and subjects of topics, in ascending order of their ids.",
+        input: &[
+            Parameter::bound("after", "Only topics with a higher id: `next` of the page before.", 0, 1),
+            Parameter::size("How many topics at most."),
+        ],
+        answer: Answer::Topics,
         handler: |client, input, context| Box::pin(topic::list(client, input, context)),
     },
 ];
@@ -87,7 +167,7 @@ impl Route {
         ROUTES.iter().find(|route| route.path == path)
     }
 
-    /// Returns true if requests may have this method.
+    /// Returns true if a handler answers this method.
     #[must_use]
     pub fn takes(&self, method: &Method) -> bool {
         *method == self.method || self.method == Method::GET && *method == Method::HEAD
@@ -96,7 +176,13 @@ impl Route {
     /// Returns the methods that requests may have, as the header `Allow` lists them.
     #[must_use]
     pub fn allow(&'static self) -> &'static str {
-        if self.method == Method::GET { "GET, HEAD" } else { self.method.as_str() }
+        match self.method {
+            Method::GET => READ_METHODS,
+            Method::PUT => "OPTIONS, PUT",
+            Method::DELETE => "DELETE, OPTIONS",
+            // there is no such route
+            _ => METHODS,
+        }
     }
 }
 
@@ -110,7 +196,7 @@ mod tests {
             let found = Route::find(route.path).unwrap();
             assert!(std::ptr::eq(found, route), "{} is there twice", route.path);
             assert!(route.takes(&route.method), "{}", route.path);
-            for method in route.allow().split(", ") {
+            for method in route.allow().split(", ").filter(|method| *method != "OPTIONS") {
                 assert!(route.takes(&method.parse().unwrap()), "{} {method}", route.path);
                 assert!(METHODS.split(", ").any(|known| known == method), "{method}");
             }

@@ -25,6 +25,8 @@ async fn a_panic_in_a_route_is_answered_with_500_and_counted() {
         admission: Admission::http("apigateway", &settings.http, unsent.clone(), &server),
         pauses: Pauses::watch(),
         requests: server.requests(&routes),
+        cors: None,
+        docs: false,
         tracer: Tracer::off(),
         deadline: Duration::from_secs(2),
         slow: Duration::from_secs(1),

@@ -82,6 +82,22 @@ fn lacks_ipv6(error: &std::io::Error) -> bool {
     errno == Some(Errno::AFNOSUPPORT) || errno == Some(Errno::ADDRNOTAVAIL)
 }
 
+/// Returns what to do about an address that cannot be listened on.
+fn advice(error: &std::io::Error) -> &'static str {
+    match error.kind() {
+        std::io::ErrorKind::AddrInUse => {
+            "; `ss -ltnp` shows the program that has it: end it, or choose another port"
+        }
+        std::io::ErrorKind::AddrNotAvailable => {
+            "; `ip address` shows the addresses of this host: choose one of them"
+        }
+        std::io::ErrorKind::PermissionDenied => {
+            "; choose a port above 1023, or give the program CAP_NET_BIND_SERVICE"
+        }
+        _ => "",
+    }
+}
+
 /// A listening socket.
 #[derive(Debug)]
 pub struct Listener {
@@ -104,7 +120,8 @@ impl Listener {
             bound => bound,
         };
         let bound = bound.and_then(|socket| Ok(Self { shared: false, ..Self::adopt(socket)? }));
-        bound.map_err(|e| std::io::Error::new(e.kind(), format!("cannot listen on {addr}: {e}")))
+        bound
+            .map_err(|e| std::io::Error::new(e.kind(), format!("cannot listen on {addr}: {e}{}", advice(&e))))
     }
 
     /// Takes over a socket of systemd's that is already listening.

@@ -13,12 +13,12 @@ use crate::telemetry::metrics::{
 /// The metrics of the servers of a process.
 #[derive(Clone, Debug)]
 pub struct Metrics {
-    http: HistogramVec,
-    grpc: HistogramVec,
+    pub(super) http: HistogramVec,
+    pub(super) grpc: HistogramVec,
     http_in_flight: IntGauge,
     grpc_in_flight: IntGaugeVec,
-    http_refused: IntCounterVec,
-    grpc_refused: IntCounterVec,
+    pub(super) http_refused: IntCounterVec,
+    pub(super) grpc_refused: IntCounterVec,
     cut: Cuts,
 }
 
@@ -133,8 +133,9 @@ const METHODS: [&str; 8] = ["GET", "HEAD", "PUT", "POST", "DELETE", "OPTIONS", "
 /// The status of a request whose caller hung up before it was answered, as in nginx.
 const HUNG_UP: u16 = 499;
 /// The statuses that the gateway gives. Any other one is `other`.
-const CODES: [(u16, &str); 13] = [
+const CODES: [(u16, &str); 14] = [
     (200, "200"),
+    (304, "304"),
     (400, "400"),
     (404, "404"),
     (405, "405"),

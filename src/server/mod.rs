@@ -14,6 +14,7 @@ mod clock;
 mod conn;
 mod connection;
 mod conns;
+pub mod entity;
 mod flood;
 mod half_close;
 pub mod input;
@@ -24,6 +25,7 @@ mod output;
 pub mod pause;
 mod rate;
 pub mod strict;
+pub mod totals;
 mod unsent;
 
 pub use accept::serve;

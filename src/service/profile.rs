@@ -16,14 +16,12 @@ use crate::api::proto::profile::{
 };
 use crate::api::received::EncodedFeeds;
 use crate::api::rpc::Rpc;
-use crate::api::validate::Validate as _;
+use crate::api::validate::{PROFILE_FEEDS, Validate as _};
 use crate::client::{Client, Reply};
 use crate::context::Context;
 use crate::store::ProfileStore;
 use crate::telemetry::log::LogThrottle;
 
-/// Feeds in a profile.
-const FEEDS: i64 = 20;
 /// The value of `x-degraded` for a profile without its feeds.
 const FEEDS_UNAVAILABLE: HeaderValue = HeaderValue::from_static("feeds_unavailable");
 
@@ -79,7 +77,7 @@ impl Profile {
     /// Returns the newest feeds, encoded; none for a user without feeds. If they are those of an earlier answer, or
     /// missing, the headers say how the profile is degraded.
     async fn feeds(&self, user_id: i64, context: &Context) -> (Vec<Bytes>, HeaderMap) {
-        let request = GetFeedsRequest { user_id, size: FEEDS, before: 0 };
+        let request = GetFeedsRequest { user_id, size: PROFILE_FEEDS, before: 0 };
         // so little that the profile itself is still in time without them
         let context = context.with_deadline(Instant::now() + context.remaining() / 5);
         let reply: Result<Reply<EncodedFeeds>, Error> =

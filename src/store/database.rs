@@ -9,6 +9,7 @@ use prometheus::{Histogram, IntCounter, IntGauge};
 use serde_json::{Value, json};
 
 use super::metrics::Metrics;
+use crate::telemetry::events::{Events, Kind};
 
 /// What a connection to the database is for: the label `connection`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +50,10 @@ pub struct Database(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
+    store: String,
     hosts: Vec<String>,
+    /// Where connections that are lost and come back are noted.
+    events: Events,
     links: [Counters; 2],
     failovers: IntCounter,
     queued: IntGauge,
@@ -83,6 +87,8 @@ struct LinkState {
     /// Time of the last change, since 1970; `None` before the first.
     since: Option<Duration>,
     last_error: Option<String>,
+    /// True from a loss to the next connection.
+    away: bool,
 }
 
 impl Database {
@@ -101,7 +107,9 @@ impl Database {
         });
         let commit = |outcome: &str| families.commits.with_label_values(&[store, outcome]);
         Self(Arc::new(Inner {
+            store: store.to_owned(),
             hosts,
+            events: metrics.events.clone(),
             links,
             failovers: families.failovers.with_label_values(&[store]),
             queued: families.queued.with_label_values(&[store]),
@@ -126,13 +134,29 @@ impl Database {
             self.0.failovers.inc();
         }
         self.change(&mut state, purpose, Some(host));
+        if std::mem::take(&mut state.links[purpose as usize].away) {
+            self.note(purpose, "back");
+        }
     }
 
     /// Notes that a connection is lost.
     pub fn lost(&self, purpose: Purpose, error: &dyn Display) {
         let mut state = self.state();
         self.change(&mut state, purpose, None);
-        state.links[purpose as usize].last_error = Some(error.to_string());
+        let link = &mut state.links[purpose as usize];
+        link.last_error = Some(error.to_string());
+        if !std::mem::replace(&mut link.away, true) {
+            self.note(purpose, "lost");
+        }
+    }
+
+    fn note(&self, purpose: Purpose, what: &str) {
+        let text = format!(
+            "{}: the connection for {} to the shared database is {what}",
+            self.0.store,
+            purpose.name()
+        );
+        self.0.events.note(Kind::Database, text);
     }
 
     /// Counts connections, since two stores of a process may have the same database.
@@ -228,6 +252,10 @@ mod tests {
         let writes = &status["connections"][1];
         assert_eq!((&writes["name"], &writes["host"]), (&json!("writes"), &json!("b:1")));
         assert_eq!((&writes["connects"], &writes["failed_connects"]), (&json!(3), &json!(1)));
+        let events: Vec<_> =
+            metrics.events.latest().into_iter().map(|event| event.text.into_owned()).collect();
+        let writes = |what| format!("feed: the connection for writes to the shared database is {what}");
+        assert_eq!(events, ["back", "lost", "back", "lost"].map(writes));
         let page = text(&registry);
         for line in [
             "store_database_connections{connection=\"writes\",host=\"a:1\",store=\"feed\"} 0\n",

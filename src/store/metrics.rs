@@ -4,6 +4,7 @@
 use prometheus::{Histogram, HistogramVec, IntCounterVec, IntGaugeVec, Registry};
 use tokio::time::Instant;
 
+use crate::telemetry::events::Events;
 use crate::telemetry::metrics::{HOP_SECONDS, counters, gauges, histograms};
 
 /// Bucket edges for the writes of one transaction. A lone writer has 1; the last edge is above the largest transaction.
@@ -14,6 +15,8 @@ const BATCH_WRITES: [f64; 10] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 25
 pub struct Metrics {
     operations: HistogramVec,
     pub(super) database: DatabaseFamilies,
+    /// Where connections to databases that are lost and come back are noted.
+    pub events: Events,
 }
 
 impl Metrics {
@@ -29,7 +32,14 @@ impl Metrics {
             &["store", "operation", "outcome"],
             &HOP_SECONDS,
         )?;
-        Ok(Self { operations, database: DatabaseFamilies::register(registry)? })
+        let database = DatabaseFamilies::register(registry)?;
+        Ok(Self { operations, database, events: Events::default() })
+    }
+
+    /// Returns the same, with events that others share.
+    #[must_use]
+    pub fn with_events(self, events: Events) -> Self {
+        Self { events, ..self }
     }
 
     /// Returns the histograms of an operation of a service's store.

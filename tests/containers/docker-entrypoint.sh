@@ -8,7 +8,7 @@ if [ "$(id -u)" = 0 ]; then
   exec setpriv --reuid=postgres --regid=postgres --clear-groups -- "$0" "$@"
 fi
 if [ ! -s "$PGDATA/PG_VERSION" ]; then
-  initdb --username="$POSTGRES_USER" --pwfile="$POSTGRES_PASSWORD_FILE" --auth-local=trust --auth-host=scram-sha-256 > /dev/null
+  initdb --encoding=UTF8 --locale=C --username="$POSTGRES_USER" --pwfile="$POSTGRES_PASSWORD_FILE" --auth-local=trust --auth-host=scram-sha-256 > /dev/null
   printf 'host all all all scram-sha-256\n' >> "$PGDATA/pg_hba.conf"
   pg_ctl --wait --options="-c listen_addresses=" start > /dev/null
   createdb --username="$POSTGRES_USER" "$POSTGRES_DB"

@@ -12,7 +12,7 @@ use std::sync::LazyLock;
 
 use microservice_app::api::error::Code;
 use microservice_app::config::{Role, Settings};
-use microservice_app::gateway::ROUTES;
+use microservice_app::gateway::{KINDS, PAGES, ROUTES};
 
 use crate::kit::app::App;
 use crate::kit::http::{get, request, send};
@@ -133,9 +133,11 @@ fn the_readme_shows_the_curls_that_up_prints() {
     let addresses =
         microservice_app::app::process::Addresses { roles: vec![("apigateway", addr)], admin: addr };
     let mut printed = Vec::new();
-    microservice_app::app::up::greet(&addresses, &mut printed).unwrap();
+    microservice_app::app::up::greet(&addresses, true, &mut printed).unwrap();
     let mut text = String::new();
     printed.as_slice().read_to_string(&mut text).unwrap();
+    let pages: Vec<_> = text.lines().filter_map(|line| line.split_once("http://127.0.0.1:8080/")).collect();
+    assert!(pages.iter().any(|(_, rest)| rest.starts_with("docs ")), "{text}");
     let printed: Vec<_> = text.lines().map(str::trim).filter(|line| line.starts_with("curl ")).collect();
     let block = blocks::block("README.md", "$ curl -XPUT");
     let shown = block.lines.iter().filter_map(|line| line.strip_prefix("$ "));
@@ -165,7 +167,11 @@ async fn the_api_page_lists_every_route() {
     let lines = text.lines().filter(|line| line.starts_with("http_server_request_duration_seconds_count{"));
     let counted = lines.filter_map(|line| Some((label(line, "method")?, label(line, "route")?)));
     let counted: BTreeSet<_> = counted.filter(|(_, route)| route.starts_with('/')).collect();
-    assert_eq!(rows.iter().map(|row| route(row)).collect::<BTreeSet<_>>(), counted);
+    let files = table("docs/api.md", "File");
+    let described: Vec<_> = files.iter().map(|row| (code(&row[0]), row[1].as_str())).collect();
+    assert_eq!(described, PAGES.iter().map(|page| (page.path, page.description)).collect::<Vec<_>>());
+    let files = files.iter().map(|row| ("GET".to_owned(), code(&row[0]).to_owned()));
+    assert_eq!(rows.iter().map(|row| route(row)).chain(files).collect::<BTreeSet<_>>(), counted);
     // what a row says of its request is what the route takes
     for row in &rows {
         let (method, path) = route(row);
@@ -239,6 +245,11 @@ async fn the_api_page_lists_every_error() {
     }
     note(last.status.as_u16(), &last.body);
     assert_eq!(documented, there);
+    // the description of the API has the same, in the same words
+    let rows = table("docs/api.md", "Status");
+    let rows: Vec<_> = rows.iter().map(|row| (row[0].as_str(), code(&row[1]), row[2].as_str())).collect();
+    let kinds = KINDS.iter().map(|kind| (kind.status.as_str(), kind.name, kind.when));
+    assert_eq!(rows, kinds.collect::<Vec<_>>());
 }
 
 #[test]

@@ -77,7 +77,7 @@ pub struct Breakers {
     settings: BreakerSettings,
     created: Instant,
     ejection: Arc<EjectionLimit>,
-    transitions: Arc<Transitions>,
+    transitions: Transitions,
     by_rpc: PerRpc<Breaker>,
 }
 
@@ -101,6 +101,8 @@ struct History {
     /// How often it opened without staying closed for long in between.
     backoff_level: u32,
     opened_at: Option<Instant>,
+    /// When it last opened after it had been closed.
+    tripped_at: Option<Instant>,
     closed_at: Option<Instant>,
     /// When it was last refused to open.
     refused_at: Option<Instant>,
@@ -119,11 +121,7 @@ pub struct BreakerPermit {
 impl Breakers {
     /// Returns closed breakers.
     #[must_use]
-    pub fn new(
-        settings: BreakerSettings,
-        ejection: Arc<EjectionLimit>,
-        transitions: Arc<Transitions>,
-    ) -> Self {
+    pub fn new(settings: BreakerSettings, ejection: Arc<EjectionLimit>, transitions: Transitions) -> Self {
         Self { settings, created: Instant::now(), ejection, transitions, by_rpc: PerRpc::default() }
     }
 
@@ -150,6 +148,13 @@ impl Breakers {
     #[must_use]
     pub fn opened_by_consecutive_failures(&self, rpc: Rpc) -> bool {
         self.by_rpc[rpc].opened_by_consecutive_failures.load(Acquire)
+    }
+
+    /// Returns how long the breaker of an rpc has been open or half-open; `None` while it is closed.
+    #[must_use]
+    pub fn open_for(&self, rpc: Rpc, now: Instant) -> Option<Duration> {
+        let tripped = self.by_rpc[rpc].lock().tripped_at?;
+        (self.state(rpc, now) != BreakerState::Closed).then(|| now.saturating_duration_since(tripped))
     }
 
     /// Brings the probe of an open breaker forward, because its instance is the only one.
@@ -280,7 +285,7 @@ impl Breakers {
         let verdict = self.ejection.request(rpc, |verdict| {
             if verdict == Verdict::Allowed || verdict == Verdict::SoleInstance && consecutive {
                 history.backoff_level = level;
-                history.opened_at = Some(now);
+                (history.opened_at, history.tripped_at) = (Some(now), Some(now));
                 breaker.opened_by_consecutive_failures.store(consecutive, Release);
                 self.open(rpc, breaker, self.open_time(level));
             }

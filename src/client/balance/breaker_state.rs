@@ -1,8 +1,12 @@
 //! The states of a breaker, values by state, and the counters of changes.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
 use prometheus::IntCounter;
 
 use crate::api::rpc::{PerRpc, Rpc};
+use crate::telemetry::events::{Events, Kind};
 
 /// What a breaker does with the next call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,20 +71,45 @@ impl<T> PerState<T> {
 }
 
 /// Counters of a service's breakers that changed to a state. An rpc of another service has none.
-#[derive(Debug, Default)]
-pub struct Transitions(PerRpc<Option<PerState<IntCounter>>>);
+type Counters = PerRpc<Option<PerState<IntCounter>>>;
+
+/// Whoever is told of breakers that changed their state: the counters of the service, and the events of the process.
+#[derive(Clone, Debug, Default)]
+pub struct Transitions {
+    counters: Arc<Counters>,
+    events: Events,
+    /// Whose breakers these are, for events.
+    of: Arc<str>,
+    /// A bit for each rpc whose breaker is not closed.
+    open: Arc<AtomicU32>,
+}
 
 impl Transitions {
-    /// Returns these counters.
+    /// Returns them for the breakers of `of`: a service, or one of its instances.
     #[must_use]
-    pub const fn new(counters: PerRpc<Option<PerState<IntCounter>>>) -> Self {
-        Self(counters)
+    pub fn new(counters: Counters, events: Events, of: &str) -> Self {
+        Self { counters: Arc::new(counters), events, of: of.into(), open: Arc::default() }
     }
 
-    /// Counts a change to a state.
+    /// Returns the same for the breakers of an instance of this service.
+    #[must_use]
+    pub fn of_instance(&self, addr: &str) -> Self {
+        Self { of: format!("{} {addr}", self.of).into(), open: Arc::default(), ..self.clone() }
+    }
+
+    /// Counts a change to a state. That a breaker opens or closes is an event; a probe is none, whatever its outcome.
     pub fn count(&self, rpc: Rpc, to: BreakerState) {
-        if let Some(counters) = &self.0[rpc] {
+        if let Some(counters) = &self.counters[rpc] {
             counters.of(to).inc();
         }
+        let bit = 1_u32 << (rpc as u32);
+        let what = match to {
+            BreakerState::Closed if self.open.fetch_and(!bit, Relaxed) & bit != 0 => "closed",
+            BreakerState::Open | BreakerState::ProbeDue if self.open.fetch_or(bit, Relaxed) & bit == 0 => {
+                "opened"
+            }
+            _ => return,
+        };
+        self.events.note(Kind::Breaker, format!("{}: breaker {what} for {}", self.of, rpc.method()));
     }
 }

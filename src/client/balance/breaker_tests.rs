@@ -14,7 +14,7 @@ fn breakers(all: usize, open: usize) -> Breakers {
     let refused = IntCounter::new("x", "x").unwrap();
     let ejection = EjectionLimit::new(Box::new(move |_| (all, open)), refused);
     let settings = BreakerSettings::from(&config::Client::default());
-    Breakers::new(settings, Arc::new(ejection), Arc::default())
+    Breakers::new(settings, Arc::new(ejection), Transitions::default())
 }
 
 fn record(breakers: &Breakers, rpc: Rpc, failed: bool) {

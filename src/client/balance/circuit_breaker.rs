@@ -116,7 +116,7 @@ mod tests {
     use super::*;
     use crate::api::rpc::Rpc;
     use crate::client::balance::breaker::BreakerSettings;
-    use crate::client::balance::breaker_state::BreakerState;
+    use crate::client::balance::breaker_state::{BreakerState, Transitions};
     use crate::client::balance::ejection::EjectionLimit;
     use crate::client::call::testing::{ScriptedEnd, call, failure};
     use crate::config;
@@ -128,7 +128,8 @@ mod tests {
     fn layer(end: ScriptedEnd) -> CircuitBreaker<ScriptedEnd> {
         let settings = config::Client::default();
         let ejection = EjectionLimit::unbounded(IntCounter::new("x", "x").unwrap());
-        let breakers = Breakers::new(BreakerSettings::from(&settings), Arc::new(ejection), Arc::default());
+        let breakers =
+            Breakers::new(BreakerSettings::from(&settings), Arc::new(ejection), Transitions::default());
         let load = Arc::new(Load::new(&settings, Limit::new(100, None)));
         CircuitBreaker::new(end, Arc::new(breakers), load)
     }

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use http::HeaderValue;
@@ -38,7 +39,7 @@ pub struct EndpointMetrics {
     /// Attempts by rpc and code.
     pub attempts: Arc<RpcDurations>,
     /// Breakers that changed their state.
-    pub transitions: Arc<Transitions>,
+    pub transitions: Transitions,
     /// Breakers that were not allowed to open.
     pub breaker_refused: IntCounter,
     /// Attempts that were refused by an in-flight limit.
@@ -97,7 +98,8 @@ impl Endpoint {
         let (settings, metrics) = (&*context.dialer.settings, &context.metrics);
         let in_flight = Limit::new(settings.max_in_flight, None);
         let load = Arc::new(Load::new(settings, in_flight.clone()));
-        let breakers = Breakers::new(settings.into(), context.ejection.clone(), metrics.transitions.clone());
+        let transitions = metrics.transitions.of_instance(&instance.addr);
+        let breakers = Breakers::new(settings.into(), context.ejection.clone(), transitions);
         let breakers = Arc::new(breakers);
         let adopted = Arc::new(ArcSwapOption::empty());
 
@@ -199,27 +201,42 @@ impl Endpoint {
         states.filter(|(_, state)| *state != BreakerState::Closed)
     }
 
+    /// Returns how long the breaker of an rpc has been open; `None` while it is closed.
+    #[must_use]
+    pub fn open_for(&self, rpc: Rpc) -> Option<Duration> {
+        self.breakers.open_for(rpc, Instant::now())
+    }
+
     /// Returns true if so many of its recent answers to an rpc were failures that it gets hardly any calls.
     fn fails(&self) -> bool {
         Rpc::of_service(self.service).any(|rpc| self.load.failures(rpc) > NOTABLE_FAILURES)
     }
 
     /// Returns why it gets no calls, or fewer than others, in a few words for `/status`; `None` if it gets its
-    /// share. `others` is true if another instance serves.
+    /// share. `others` is true if another instance serves: one that is alone is called as long as it is connected.
     #[must_use]
     pub fn why_avoided(&self, others: bool) -> Option<String> {
+        let unless_alone = |reason: &str| {
+            if others {
+                reason.to_owned()
+            } else {
+                format!("{reason}; called only because no other one serves")
+            }
+        };
         let tripped: Vec<_> = self.tripped().map(|(rpc, _)| rpc.method()).collect();
         Some(match self.state() {
-            ConnectionState::Connecting => "the first connection is being opened".to_owned(),
+            ConnectionState::Connecting => "a connection is being opened".to_owned(),
             ConnectionState::Down => "it cannot be connected to".to_owned(),
             ConnectionState::WrongService => "another service answers at its address".to_owned(),
-            ConnectionState::Unresponsive if others => "it does not answer a health check".to_owned(),
-            ConnectionState::NotServing if others => "it says that it does not serve".to_owned(),
-            ConnectionState::Up if self.instance.draining && others => "it is draining".to_owned(),
-            _ if !tripped.is_empty() => format!("breaker open for {}", tripped.join(", ")),
-            _ if self.is_full() => "it has as many calls in flight as it may".to_owned(),
-            _ if others && self.fails() => "recent calls of it failed: others are preferred".to_owned(),
-            _ => return None,
+            ConnectionState::Unresponsive => unless_alone("it does not answer a health check"),
+            ConnectionState::NotServing => unless_alone("it says that it does not serve"),
+            ConnectionState::Up if self.instance.draining => unless_alone("it is draining"),
+            ConnectionState::Up if !tripped.is_empty() => format!("breaker open for {}", tripped.join(", ")),
+            ConnectionState::Up if self.is_full() => "it has as many calls in flight as it may".to_owned(),
+            ConnectionState::Up if others && self.fails() => {
+                "recent calls of it failed: others are preferred".to_owned()
+            }
+            ConnectionState::Up => return None,
         })
     }
 }

@@ -60,6 +60,7 @@ mod tests {
     use super::*;
     use crate::api::rpc::Rpc;
     use crate::client::balance::breaker::BreakerSettings;
+    use crate::client::balance::breaker_state::Transitions;
     use crate::client::balance::ejection::EjectionLimit;
     use crate::client::call::testing::{ScriptedEnd, call, failure};
     use crate::config;
@@ -72,7 +73,7 @@ mod tests {
         });
         let ejection = EjectionLimit::unbounded(IntCounter::new("x", "x").unwrap());
         let settings = BreakerSettings::from(&config::Client::default());
-        let breakers = Breakers::new(settings, Arc::new(ejection), Arc::default());
+        let breakers = Breakers::new(settings, Arc::new(ejection), Transitions::default());
         let layer = BestEffort::new(end.clone(), Arc::new(breakers));
         let send = async |best_effort| {
             let call = call(Rpc::GetFeeds, Duration::from_secs(2));
@@ -97,7 +98,7 @@ mod tests {
         let end = ScriptedEnd::new(|_, _| async { Err(failure(Code::Timeout)) });
         let ejection = EjectionLimit::unbounded(IntCounter::new("x", "x").unwrap());
         let settings = BreakerSettings::from(&config::Client::default());
-        let breakers = Breakers::new(settings, Arc::new(ejection), Arc::default());
+        let breakers = Breakers::new(settings, Arc::new(ejection), Transitions::default());
         let layer = BestEffort::new(end.clone(), Arc::new(breakers));
         let send = async |shortened| {
             let mut call = Call { best_effort: true, ..call(Rpc::GetFeeds, Duration::from_secs(2)) };

@@ -74,6 +74,12 @@ impl Budget {
         })
     }
 
+    /// Returns the retries of the last 10 s, and how many there may be.
+    #[must_use]
+    pub fn usage(&self) -> (u64, u64) {
+        self.with(|slots| (slots.retries, (slots.calls * self.percent + self.reserve * 100) / 100))
+    }
+
     /// Gives back a retry that was counted and is not made.
     pub fn give_back(&self) {
         self.with(|slots| {

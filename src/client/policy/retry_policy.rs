@@ -1,6 +1,7 @@
 //! Whether another attempt of a call may be made, and when: by the policy of the rpc, the budgets, the server's
 //! pushback and the deadline. [`crate::client::policy::retry`] has the rules as a table.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use prometheus::IntCounter;
@@ -152,7 +153,7 @@ impl Attempts {
 pub struct RetryPolicy {
     attempts: u32,
     backoff: Duration,
-    budget: Budget,
+    budget: Arc<Budget>,
     /// When a slow attempt is raced.
     pub hedging: Hedging,
     metrics: RetryMetrics,
@@ -180,11 +181,17 @@ impl RetryPolicy {
         Self {
             attempts: settings.attempts,
             backoff: settings.retry_backoff,
-            budget: Budget::new(settings.retry_budget_percent, settings.retry_budget_per_second),
+            budget: Arc::new(Budget::new(settings.retry_budget_percent, settings.retry_budget_per_second)),
             hedging: Hedging::new(settings),
             metrics,
             instances: Box::new(instances),
         }
+    }
+
+    /// Returns the budget of retries.
+    #[must_use]
+    pub fn budget(&self) -> Arc<Budget> {
+        self.budget.clone()
     }
 
     /// Counts a call and returns its attempts, none so far.

@@ -2,7 +2,8 @@
 
 use std::time::Duration;
 
-use super::super::types::{ListenAddr, Network};
+use super::super::origin::Origin;
+use super::super::types::{ListenAddr, Network, Switch};
 use super::{GATEWAYS, Kind, Role};
 
 section! {
@@ -50,4 +51,12 @@ section! {
     /// Proxies in front of the gateway. In a request from one of them, the client is the right-most address of
     /// `X-Forwarded-For` that is not in this list. The header of any other sender is ignored.
     "http.trusted_proxies" => trusted_proxies: Vec<Network> = Vec::new(), Kind::list(Network::FORM);
+
+    /// Whether the gateway serves the page of its API, `/docs`, and the description that it is made from,
+    /// `/openapi.json`. With `off` these paths are unknown.
+    "http.docs" => docs: Switch = Switch::On, Kind::choice(Switch::NAMES);
+
+    /// Origins of web pages whose scripts may call the gateway (CORS). A page of any other origin cannot read answers,
+    /// and cannot write. The page at `/docs` needs no entry.
+    "http.cors_origins" => cors_origins: Vec<Origin> = Vec::new(), Kind::list(Origin::FORM);
 }

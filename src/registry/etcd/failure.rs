@@ -17,6 +17,9 @@ const ELECTION_WAIT: Duration = Duration::from_millis(200);
 /// How long etcd counts as electing. A cluster that has lost its majority says the same for as long as that takes.
 const ELECTION: Duration = Duration::from_secs(10);
 
+/// What to do when no member of etcd can be reached.
+pub const UNREACHABLE: &str = "start etcd, or name the one that runs with --etcd-addr (registry.endpoints); `up` without it needs no etcd";
+
 /// Why a session with etcd ended.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use tokio::time::Instant;
 
 use super::access::Access;
-use super::failure::{Waits, has_lasted};
+use super::failure::{UNREACHABLE, Waits, has_lasted};
 use super::limbo::{self, Probe};
 use super::reader::Reader;
 use super::snapshot;
@@ -56,7 +56,8 @@ async fn follow_etcd(settings: &Registry, access: &Access, stable: &StableView) 
         if reader.listed {
             tracing::warn!(error, "lost the registry, keeping the last view");
         } else if first {
-            tracing::warn!(error, "the registry cannot be reached yet");
+            let hint = failure.is_of_connecting().then_some(UNREACHABLE);
+            tracing::warn!(error, hint, "the registry cannot be reached yet");
         } else {
             // one line for an outage, not one every second
             tracing::debug!(error, ?wait, "the registry cannot be reached");

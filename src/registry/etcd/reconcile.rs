@@ -8,7 +8,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::access::{Access, Link};
-use super::failure::{Failure, Waits, cancelled, has_lasted, limit};
+use super::failure::{Failure, UNREACHABLE, Waits, cancelled, has_lasted, limit};
 use crate::config::Registry;
 use crate::registry::instance::Instance;
 use crate::registry::registration::{Desired, Registered, Registration};
@@ -93,7 +93,8 @@ impl Reconciler {
                 // one line for an outage, not one every second
                 tracing::debug!(key = %self.key, error = %failure, ?wait, "not registered");
             } else {
-                tracing::warn!(key = %self.key, error = %failure, "not registered, trying until it is");
+                let hint = failure.is_of_connecting().then_some(UNREACHABLE);
+                tracing::warn!(key = %self.key, error = %failure, hint, "not registered, trying until it is");
             }
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}

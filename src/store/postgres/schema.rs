@@ -122,7 +122,7 @@ impl Schema {
         let version = newest.first().and_then(|[version]| *version).unwrap_or(0);
         if version > self.version() && !self.is_compatible(client, version).await? {
             return Err(Unusable::Foreign(format!(
-                "schema {name} is of version {version}, this program knows versions up to {}",
+                "schema {name} is of version {version}, this program knows versions up to {}: run the newer program",
                 self.version()
             )));
         }

@@ -16,6 +16,9 @@ pub const BUSY: Duration = Duration::from_secs(5);
 /// How often the start looks whether the lock is free.
 const LOOK: Duration = Duration::from_millis(20);
 
+/// What to do about a file that cannot be written to. SQLite makes others beside it.
+const WRITABLE: &str = "give this user the right to write to it and to its directory";
+
 /// A file that is open.
 pub struct Opened {
     pub writer: Connection,
@@ -31,22 +34,28 @@ pub fn open(path: &Path, schema: &Schema) -> Result<Opened, String> {
     // SQLite takes an absolute path as it stands; `:memory:` and `file:x?mode=memory` mean something else to it
     let path = std::path::absolute(path).map_err(|e| e.to_string())?;
     if path.metadata().is_ok_and(|found| !found.is_file()) {
-        return Err("is not a regular file".to_owned());
+        return Err("is not a regular file: name one, it is made if it is missing".to_owned());
     }
     let give_up = Instant::now() + BUSY;
-    let mut writer = connect(&path).map_err(|e| e.to_string())?;
+    let mut writer = connect(&path).map_err(|e| reason(&e, &path))?;
     // SQLite does not fail if it may not write: it opens the file for reading
-    if writer.is_readonly("main").map_err(|e| e.to_string())? {
-        return Err("can only be read".to_owned());
+    if writer.is_readonly("main").map_err(|e| reason(&e, &path))? {
+        return Err(format!("can only be read: {WRITABLE}"));
     }
-    waiting(give_up, || prepare(&mut writer, schema))??;
-    let reader = connect(&path).map_err(|e| e.to_string())?;
-    waiting(give_up, || reader.pragma_update(None, "query_only", true))?;
+    let waiting = |step: &mut dyn FnMut() -> rusqlite::Result<()>| waiting(give_up, &path, step);
+    let mut prepared = Ok(());
+    waiting(&mut || {
+        prepared = prepare(&mut writer, schema)?;
+        Ok(())
+    })?;
+    prepared?;
+    let reader = connect(&path).map_err(|e| reason(&e, &path))?;
+    waiting(&mut || reader.pragma_update(None, "query_only", true))?;
     for db in [&writer, &reader] {
-        waiting(give_up, || db.pragma_update(None, "synchronous", "FULL"))?;
+        waiting(&mut || db.pragma_update(None, "synchronous", "FULL"))?;
         // the first transaction opens the files beside the database
-        waiting(give_up, || db.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(())))?;
-        db.busy_timeout(BUSY).map_err(|e| e.to_string())?;
+        waiting(&mut || db.query_row("SELECT count(*) FROM sqlite_schema", [], |_| Ok(())))?;
+        db.busy_timeout(BUSY).map_err(|e| reason(&e, &path))?;
     }
     let files = Files::of(&path).map_err(|e| e.to_string())?;
     Ok(Opened { writer, reader, files })
@@ -92,16 +101,38 @@ fn prepare(db: &mut Connection, schema: &Schema) -> rusqlite::Result<Result<(), 
 ///
 /// # Errors
 /// Why the step failed.
-fn waiting<T>(give_up: Instant, mut step: impl FnMut() -> rusqlite::Result<T>) -> Result<T, String> {
+fn waiting(
+    give_up: Instant,
+    path: &Path,
+    step: &mut dyn FnMut() -> rusqlite::Result<()>,
+) -> Result<(), String> {
     loop {
         match step() {
             Ok(done) => return Ok(done),
             Err(error) if is_busy(&error) && Instant::now() < give_up => std::thread::sleep(LOOK),
             Err(error) if is_busy(&error) => {
-                return Err(format!("is locked by another process for {BUSY:?}"));
+                return Err(format!(
+                    "is locked by another process for {BUSY:?}: end that process, `fuser` with this path names it"
+                ));
             }
-            Err(error) => return Err(error.to_string()),
+            Err(error) => return Err(reason(&error, path)),
         }
+    }
+}
+
+/// Returns why SQLite cannot use a file, and what to do about it.
+fn reason(error: &rusqlite::Error, path: &Path) -> String {
+    match error.sqlite_error_code() {
+        Some(ErrorCode::CannotOpen) if path.parent().is_some_and(|directory| !directory.is_dir()) => {
+            "its directory does not exist: make it, or name another file".to_owned()
+        }
+        Some(ErrorCode::CannotOpen | ErrorCode::ReadOnly | ErrorCode::PermissionDenied) => {
+            format!("{error}: {WRITABLE}")
+        }
+        Some(ErrorCode::NotADatabase) => {
+            format!("{error}: move it away, a new one is made, or put back a backup")
+        }
+        _ => error.to_string(),
     }
 }
 

@@ -45,11 +45,12 @@ impl Schema {
         let tables: u32 = db.query_row("SELECT count(*) FROM sqlite_schema", [], |row| row.get(0))?;
         let new = (owner, version, tables) == (0, 0, 0);
         if owner != self.application_id && !new {
-            return Ok(Err("is not this service's file".to_owned()));
+            return Ok(Err("is not this service's file: name another one".to_owned()));
         }
         if version as usize > self.migrations.len() {
             return Ok(Err(format!(
-                "is of schema version {version}, and this program knows versions up to {}",
+                "is of schema version {version}, and this program knows versions up to {}: run the newer program, or put back \
+                 a backup from before its start",
                 self.migrations.len()
             )));
         }

@@ -133,7 +133,7 @@ fn a_path_is_a_file_whatever_it_is_called() {
     for special in ["/dev/null", dir.path().to_str().unwrap()] {
         assert_eq!(
             Sqlite::open(Path::new(special), &FEED).unwrap_err(),
-            "is not a regular file",
+            "is not a regular file: name one, it is made if it is missing",
             "{special}"
         );
     }
@@ -145,7 +145,7 @@ fn a_foreign_file_is_refused_as_it_is() {
     let path = dir.path().join("foreign.db");
     Connection::open(&path).unwrap().execute_batch("CREATE TABLE notes (text)").unwrap();
     let before = std::fs::read(&path).unwrap();
-    assert_eq!(Sqlite::open(&path, &FEED).unwrap_err(), "is not this service's file");
+    assert_eq!(Sqlite::open(&path, &FEED).unwrap_err(), "is not this service's file: name another one");
     assert_eq!(std::fs::read(&path).unwrap(), before);
     std::fs::write(&path, "no database at all").unwrap();
     assert!(Sqlite::open(&path, &FEED).unwrap_err().contains("not a database"));

@@ -298,13 +298,33 @@ mod tests {
         }
     }
 
+    /// What takes nothing until the other end of the channel is gone.
+    struct Stuck(File, std::sync::mpsc::Receiver<()>);
+
+    impl Write for Stuck {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            let _ = self.1.recv();
+            Err(ErrorKind::BrokenPipe.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    impl AsFd for Stuck {
+        fn as_fd(&self) -> std::os::fd::BorrowedFd<'_> {
+            self.0.as_fd()
+        }
+    }
+
     #[test]
     fn a_formatted_line_is_queued_whole_or_not_at_all() {
-        let (_reader, file) = pipe();
-        let (writer, _) = writer(file);
+        let (_stuck, until) = std::sync::mpsc::channel();
+        let (writer, _) = writer(Stuck(File::open("/dev/null").unwrap(), until));
         let mut writer = &writer;
         let full = vec![b'\n'; MAX_QUEUED];
-        // more than the pipe takes: it stays in the queue or in the writer's hand
+        // it stays in the queue or in the writer's hand
         writer.0.lock().lines.extend_from_slice(&full[4..]);
         let (service, records) = ("feed", 250);
         writeln!(writer, "{service}: {records} records").unwrap();

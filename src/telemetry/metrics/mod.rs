@@ -26,6 +26,16 @@ pub const REQUEST_SECONDS: [f64; 12] =
 pub const HOP_SECONDS: [f64; 14] =
     [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5];
 
+/// Returns the lower edge of the bucket of answers whose upper edge is `upper`; both in microseconds.
+#[must_use]
+pub fn lower_edge(upper: u64) -> f64 {
+    // the edges of REQUEST_SECONDS are among these, but for two below which it has no finer one
+    let edges = HOP_SECONDS.iter().map(|edge| (edge * 1e6).round());
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
+    let upper = upper as f64;
+    edges.filter(|edge| *edge < upper).fold(0.0, f64::max)
+}
+
 /// Registers a new collector and returns it.
 fn register<C: prometheus::core::Collector + Clone + 'static>(
     registry: &Registry,

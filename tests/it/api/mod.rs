@@ -2,8 +2,11 @@
 
 mod admin;
 mod bad_requests;
+mod cors;
 mod grpc;
 mod half_close;
 mod http;
+mod openapi;
+mod pages;
 mod rfc9112;
 pub mod walkthrough;

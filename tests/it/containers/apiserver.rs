@@ -110,7 +110,12 @@ async fn kubernetes_takes_every_overlay() {
     let all = objects(OVERLAYS[1]);
     let feed = find(&all, "Deployment", "feed");
     for (path, name, value, why) in [
-        ("/spec/template/spec/containers/0", "readinesProbe", json!({}), "containers[0].readinesProbe"),
+        (
+            "/spec/template/spec/containers/0",
+            "readinesProbe",
+            json!({}),
+            ".readinesProbe: field not declared",
+        ),
         (
             "/spec/template/spec",
             "terminationGracePeriodSecond",

@@ -10,7 +10,7 @@ use http::StatusCode;
 use serde_json::Value;
 
 use crate::api::walkthrough;
-use crate::kit::http::get;
+use crate::kit::http::{get, request, send};
 use crate::kit::load::Load;
 use crate::kit::podman::{command, image, off, podman, try_podman};
 use crate::kit::{free_addr, wait_long_for};
@@ -143,6 +143,13 @@ impl Drop for Compose {
     }
 }
 
+/// Asks a part that may not be there yet; returns the JSON of a good answer.
+async fn ask(addr: SocketAddr, path: &str) -> Option<Value> {
+    let asked = send(addr, request("GET", path, ""));
+    let answer = tokio::time::timeout(Duration::from_secs(2), asked).await.ok()?.ok()?;
+    (answer.status == StatusCode::OK).then(|| answer.json())
+}
+
 #[tokio::test]
 #[ignore = "wants Podman: make test-containers"]
 async fn compose_runs_the_application() {
@@ -201,14 +208,7 @@ async fn compose_watches_the_application() {
     compose.wait_for_feeds(1).await;
     let wanted = ["alertmanager", "apigateway", "etcd", "feed", "node", "profile", "prometheus", "topic"];
     wait_long_for("Prometheus reaches every part", || async {
-        let answer = tokio::time::timeout(Duration::from_secs(2), async {
-            crate::kit::http::send(
-                compose.prometheus,
-                crate::kit::http::request("GET", "/api/v1/query?query=up==1", ""),
-            )
-            .await
-        });
-        let answer = answer.await.ok()?.ok().filter(|answer| answer.status == StatusCode::OK)?.json();
+        let answer = ask(compose.prometheus, "/api/v1/query?query=up==1").await?;
         let mut jobs: Vec<_> =
             answer["data"]["result"].as_array()?.iter().map(|found| found["metric"]["job"].clone()).collect();
         jobs.sort_by_key(ToString::to_string);
@@ -273,16 +273,16 @@ async fn compose_traces_the_application() {
     compose.run(&["--profile", "tracing", "up", "--detach", "--no-deps", "zipkin"]);
     compose.run(&["up", "--detach"]);
     compose.wait_for_feeds(1).await;
+    let profile = r#"{"user_id":123,"name":"n","company":"c","title":"t"}"#;
+    wait_long_for("a profile is written", || async {
+        let put = request("PUT", "/api/profile/put_profile", profile);
+        let answer = send(compose.gateway, put).await.ok()?;
+        (answer.status == StatusCode::OK).then_some(())
+    })
+    .await;
     wait_long_for("a trace of the three roles is in Zipkin", || async {
         let _ = get(compose.gateway, "/api/profile/get_profile?user_id=123").await;
-        let asked = tokio::time::timeout(Duration::from_secs(2), async {
-            crate::kit::http::send(
-                compose.zipkin,
-                crate::kit::http::request("GET", "/api/v2/traces?serviceName=apigateway&limit=50", ""),
-            )
-            .await
-        });
-        let traces = asked.await.ok()?.ok().filter(|answer| answer.status == StatusCode::OK)?.json();
+        let traces = ask(compose.zipkin, "/api/v2/traces?serviceName=apigateway&limit=50").await?;
         let whole = |trace: &Value| {
             let spans = trace.as_array().into_iter().flatten();
             let names: BTreeSet<_> =

@@ -52,6 +52,7 @@ pub const BLOCKS: &[(&str, &str, Use)] = &[
     ("README.md", "nix build", Not(NIX)),
     ("README.md", "imports = [", Text),
     ("docs/api.md", "$ curl", Run(Up)),
+    ("docs/api.md", "[http]", Text),
     ("docs/architecture.md", "caller", Text),
     ("docs/architecture.md", "main, cli", Text),
     ("docs/architecture.md", "{\"Op\":0", Run(Roles)),
@@ -105,6 +106,11 @@ pub const BLOCKS: &[(&str, &str, Use)] = &[
     ("docs/operations.md", "$ etcdctl get --print-value-only", Run(Roles)),
     ("docs/operations.md", "microservice-app feed --addr", Run(Roles)),
     ("docs/operations.md", "$ curl http://localhost:6060/readyz", Run(Roles)),
+    (
+        "docs/operations.md",
+        "microservice-app status",
+        Not("takes the usual ports; operations::status_command runs each of them"),
+    ),
     ("docs/operations.md", "deploy/stack up", Not("operations::stack runs it, on other ports")),
     (
         "docs/operations.md",
@@ -172,10 +178,16 @@ const PROGRAMS: [&str; 19] = [
 
 /// Every command between backticks of these programs, with arguments.
 pub const INLINE: &[(&str, &str, Use)] = &[
+    (
+        "README.md",
+        "microservice-app status",
+        Not("takes the usual ports; operations::status_command runs it"),
+    ),
     ("README.md", "nixos-rebuild switch --flake .#node-0", Not(NIX)),
     ("SECURITY.md", "microservice-app --version", Run(Tools)),
     ("docs/api.md", "curl -d", Text),
     ("docs/api.md", "curl -XPUT URL -d '{...}'", Text),
+    ("docs/api.md", "microservice-app openapi", Run(Tools)),
     ("docs/architecture.md", "curl localhost:8080/api/profile/get_profile?user_id=123", Run(Up)),
     ("docs/configuration.md", "microservice-app settings", Run(Tools)),
     ("docs/configuration.md", "microservice-app settings --format json", Run(Tools)),

@@ -145,6 +145,7 @@ fn the_shown_tools_work() {
     );
     let json = session.say("docs/configuration.md", "microservice-app settings --format json");
     assert!(serde_json::from_str::<Value>(&json).unwrap().is_object());
+    assert_eq!(session.say("docs/api.md", "microservice-app openapi"), page("docs/openapi.json"));
     assert!(session.say("SECURITY.md", "microservice-app --version").starts_with("microservice-app 0."));
     for name in ["docs/nix.md", "docs/operations.md", "docs/runbook.md"] {
         session.say(name, "microservice-app check-config");

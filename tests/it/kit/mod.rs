@@ -5,6 +5,7 @@ pub mod ab;
 pub mod alertmanager;
 pub mod app;
 pub mod authority;
+pub mod browser;
 pub mod cluster;
 pub mod collector;
 pub mod cpu;

@@ -7,8 +7,9 @@ use std::process::Command;
 
 use microservice_app::cli;
 use microservice_app::config::settings::{self, SECTIONS, Setting};
-use microservice_app::config::{self, Collector, HostPort, Kind, ListenAddr, Network, Role, Settings};
+use microservice_app::config::{self, Collector, HostPort, Kind, Link, ListenAddr, Network, Role, Settings};
 use microservice_app::config::{Source, StoreUrl, Unit};
+use microservice_app::gateway::openapi;
 
 /// With these, each other key can have any value of its range or form.
 const BASE: &str = r#"
@@ -51,6 +52,7 @@ fn sample(setting: &Setting) -> String {
             ListenAddr::FORM => "127.0.0.1:1234",
             HostPort::FORM => "host.example:0",
             Collector::FORM => "http://zipkin.example:9411",
+            Link::FORM => "https://grafana.example/d/msa",
             StoreUrl::FORM => "postgresql://app@other.example:5432/msa",
             config::log_filter::FORM => "debug",
             "begins and ends with `/`, or has none and ends with `-`, `.` or `_`" => "other-",
@@ -76,18 +78,22 @@ fn numbers() -> impl Iterator<Item = (&'static Setting, u64, u64)> {
 
 #[test]
 fn the_generated_files_are_fresh() {
-    for (path, wanted) in
-        [("docs/configuration.md", cli::markdown()), ("nixos/modules/settings.json", cli::json())]
-    {
+    for (path, wanted) in [
+        ("docs/configuration.md", cli::markdown()),
+        ("nixos/modules/settings.json", cli::json()),
+        ("docs/openapi.json", openapi::text().to_owned()),
+    ] {
         assert!(read(path) == wanted, "{path} is stale; rewrite it with: make generate");
     }
 }
 
 #[test]
 fn the_program_prints_the_generated_files() {
-    for (args, wanted) in
-        [(&["settings"][..], cli::markdown()), (&["settings", "--format", "json"], cli::json())]
-    {
+    for (args, wanted) in [
+        (&["settings"][..], cli::markdown()),
+        (&["settings", "--format", "json"], cli::json()),
+        (&["openapi"], openapi::text().to_owned()),
+    ] {
         let output = Command::new(env!("CARGO_BIN_EXE_microservice-app")).args(args).output().unwrap();
         assert!(output.status.success(), "{args:?}: {output:?}");
         assert_eq!(String::from_utf8(output.stdout).unwrap(), wanted, "{args:?}");

@@ -115,7 +115,11 @@ fn a_newer_file_is_refused_as_it_is_with_both_versions() {
     let before = std::fs::read(&path).unwrap();
     assert_eq!(
         open(&path, &FEED).err().unwrap(),
-        format!("is of schema version {}, and this program knows versions up to {ours}", ours + 3)
+        format!(
+            "is of schema version {}, and this program knows versions up to {ours}: run the newer program, or put back a \
+             backup from before its start",
+            ours + 3
+        )
     );
     assert_eq!(std::fs::read(&path).unwrap(), before);
 }
