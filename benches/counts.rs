@@ -104,9 +104,10 @@ async fn start(services: bool) -> [SocketAddr; 2] {
     [addresses.of(Role::Apigateway).expect("a gateway"), addresses.admin]
 }
 
-/// A kept-alive connection to one listener, whose answers to one request all have the same length.
+/// A kept-alive connection to one listener.
 struct Caller {
     stream: TcpStream,
+    /// The last answer.
     answer: Vec<u8>,
 }
 
@@ -118,35 +119,38 @@ impl Caller {
             let mut stream = TcpStream::connect(addr).await.expect("it listens");
             stream.set_nodelay(true).expect("a socket");
             stream.write_all(request).await.expect("it reads");
-            let answer = whole(&mut stream).await;
-            if answer.starts_with(b"HTTP/1.1 200") {
-                return Self { stream, answer };
+            let mut caller = Self { stream, answer: Vec::new() };
+            caller.read().await;
+            if caller.answer.starts_with(b"HTTP/1.1 200") {
+                return caller;
             }
-            assert!(begun.elapsed() < START, "{}", String::from_utf8_lossy(&answer));
+            assert!(begun.elapsed() < START, "{}", String::from_utf8_lossy(&caller.answer));
             sleep(Duration::from_millis(10)).await;
         }
     }
 
     async fn ask(&mut self, request: &[u8]) {
         self.stream.write_all(request).await.expect("it reads");
-        self.stream.read_exact(&mut self.answer).await.expect("an answer");
+        self.read().await;
         assert!(self.answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&self.answer));
     }
-}
 
-/// Reads one answer.
-async fn whole(stream: &mut TcpStream) -> Vec<u8> {
-    let mut answer = Vec::new();
-    loop {
-        stream.read_buf(&mut answer).await.expect("an answer");
-        let text = String::from_utf8_lossy(&answer);
-        let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
-        let length = head.to_ascii_lowercase();
-        let length = length.split_once("content-length: ").map(|(_, rest)| rest.lines().next());
-        let length: usize = length.flatten().and_then(|text| text.parse().ok()).expect("a length");
-        if body.len() >= length {
-            return answer;
-        }
+    /// Reads one answer.
+    async fn read(&mut self) {
+        self.answer.clear();
+        let head = loop {
+            let read = self.stream.read_buf(&mut self.answer).await.expect("an answer");
+            assert!(read > 0, "the connection was closed: {}", String::from_utf8_lossy(&self.answer));
+            if let Some(end) = self.answer.windows(4).position(|end| end == b"\r\n\r\n") {
+                break end + 4;
+            }
+        };
+        let text = std::str::from_utf8(&self.answer[..head]).expect("a head");
+        let length = text.lines().find_map(|line| line.strip_prefix("content-length: ")).expect("a length");
+        let length = head + length.parse::<usize>().expect("a number");
+        let there = self.answer.len();
+        self.answer.resize(length, 0);
+        self.stream.read_exact(&mut self.answer[there..]).await.expect("the rest");
     }
 }
 
@@ -172,23 +176,28 @@ fn count(runtime: &Runtime, scenario: &Scenario) {
     let held = runtime.spawn_blocking(move || ended.recv());
     runtime.block_on(async {
         pause();
-        sequence(scenario, &mut caller, WARM_UP).await;
+        // of the page, each one counts, the first one too
+        if !scenario.page {
+            sequence(scenario, &mut caller, WARM_UP).await;
+        }
     });
     measured(runtime, scenario, &mut caller);
     drop(end);
     let _ = runtime.block_on(held);
 }
 
-/// valgrind counts only what happens in this function.
+/// valgrind counts only what happens in this function, and of the page only its making, which is on another thread.
 #[inline(never)]
 fn measured(runtime: &Runtime, scenario: &Scenario, caller: &mut Caller) {
-    runtime.block_on(sequence(scenario, caller, REQUESTS));
+    let requests = if scenario.page { REQUESTS - 1 } else { REQUESTS };
+    runtime.block_on(sequence(scenario, caller, requests));
 }
 
 async fn sequence(scenario: &Scenario, caller: &mut Caller, requests: usize) {
     for _ in 0..requests {
-        if scenario.write {
-            // else the program would take itself for stopped, and writes for late ones
+        if scenario.write || scenario.page {
+            // else the program would take itself for stopped, and writes for late ones; and two scrapes at the same
+            // time get the same page
             advance(BEAT).await;
             tokio::task::yield_now().await;
         }

@@ -36,9 +36,9 @@ impl Page {
             MetricType::HISTOGRAM => "histogram",
             MetricType::SUMMARY | MetricType::UNTYPED => return, // nothing here has these
         };
-        self.push(&["# HELP ", name, " "]);
+        push(&mut self.out, &["# HELP ", name, " "]);
         escape(family.help(), false, &mut self.out);
-        self.push(&["\n# TYPE ", name, " ", shown, "\n"]);
+        push(&mut self.out, &["\n# TYPE ", name, " ", shown, "\n"]);
         for metric in family.get_metric() {
             self.set_labels(metric);
             match kind {
@@ -63,15 +63,18 @@ impl Page {
     }
 
     fn sample(&mut self, name: &str, suffix: &str, value: f64) {
-        self.push(&[name, suffix]);
-        if !self.labels.is_empty() {
-            self.out.push('{');
-            self.out.push_str(&self.labels);
-            self.out.push('}');
-        }
-        self.out.push(' ');
+        self.series(name, suffix);
         number(value, &mut self.out);
         self.out.push('\n');
+    }
+
+    /// Begins a line: the name, the labels, and the space before the value.
+    fn series(&mut self, name: &str, suffix: &str) {
+        push(&mut self.out, &[name, suffix]);
+        if !self.labels.is_empty() {
+            push(&mut self.out, &["{", &self.labels, "}"]);
+        }
+        self.out.push(' ');
     }
 
     fn histogram(&mut self, name: &str, histogram: &Histogram) {
@@ -85,13 +88,7 @@ impl Page {
             self.bucket(name, histogram.get_bucket().len(), f64::INFINITY, histogram.get_sample_count());
         }
         self.sample(name, "_sum", histogram.get_sample_sum());
-        self.push(&[name, "_count"]);
-        if !self.labels.is_empty() {
-            self.out.push('{');
-            self.out.push_str(&self.labels);
-            self.out.push('}');
-        }
-        self.out.push(' ');
+        self.series(name, "_count");
         self.out.push_str(itoa::Buffer::new().format(histogram.get_sample_count()));
         self.out.push('\n');
     }
@@ -122,10 +119,10 @@ impl Page {
             }
         }
     }
+}
 
-    fn push(&mut self, parts: &[&str]) {
-        parts.iter().for_each(|part| self.out.push_str(part));
-    }
+fn push(out: &mut String, parts: &[&str]) {
+    parts.iter().for_each(|part| out.push_str(part));
 }
 
 /// Writes a number, an integer without a fraction.
