@@ -34,7 +34,7 @@ const INTERVAL: Duration = Duration::from_millis(2);
 /// Interval in which the program looks whether it was stopped for a while, see `server::pause`.
 const BEAT: Duration = Duration::from_millis(50);
 /// Longest wait for the start.
-const START: Duration = Duration::from_secs(60);
+const START: Duration = Duration::from_mins(1);
 
 fn main() {
     let arguments: Vec<_> = std::env::args().skip(1).filter(|argument| argument != "--bench").collect();

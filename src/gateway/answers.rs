@@ -79,8 +79,8 @@ mod tests {
         T::decode(Bytes::from(sent.encode_to_vec())).unwrap()
     }
 
-    fn parse(written: Vec<u8>) -> Value {
-        serde_json::from_slice(&written).unwrap()
+    fn parse(written: &[u8]) -> Value {
+        serde_json::from_slice(written).unwrap()
     }
 
     fn record(id: i64, content: &str) -> proto::feed::FeedRecord {
@@ -95,7 +95,7 @@ mod tests {
         let page = proto::feed::GetFeedsResponse { feeds: feeds.clone(), shortened: true };
         let answer: Feeds = read(&page);
         assert!(answer.shortened);
-        assert_eq!(parse(super::feeds(&answer)), json!({"feeds": shown}));
+        assert_eq!(parse(&super::feeds(&answer)), json!({"feeds": shown}));
 
         let found = proto::profile::GetProfileResponse {
             user_id: 7,
@@ -105,18 +105,18 @@ mod tests {
             feeds: feeds.iter().map(|feed| feed.encode_to_vec().into()).collect(),
         };
         let want = json!({"user_id": 7, "name": TEXT, "company": "c", "title": "", "feeds": shown});
-        assert_eq!(parse(profile(&read(&found)).unwrap()), want);
+        assert_eq!(parse(&profile(&read(&found)).unwrap()), want);
 
         let found =
             proto::topic::GetTopicResponse { topic_id: 1, subject: TEXT.to_owned(), content: "c".to_owned() };
         let want = json!({"topic_id": 1, "subject": TEXT, "content": "c"});
-        assert_eq!(parse(topic(&read(&found))), want);
+        assert_eq!(parse(&topic(&read(&found))), want);
 
         let summary = proto::topic::TopicSummary { topic_id: 2, subject: TEXT.to_owned() };
         for (next, shown) in [(0, None), (2, Some(2))] {
             let list = proto::topic::ListTopicsResponse { topics: vec![summary.clone()], next };
             let want = json!({"topics": [{"topic_id": 2, "subject": TEXT}], "next": shown});
-            assert_eq!(parse(topics(&read(&list))), want);
+            assert_eq!(parse(&topics(&read(&list))), want);
         }
     }
 

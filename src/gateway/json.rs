@@ -40,13 +40,11 @@ impl Writer {
 
     /// Writes a member that is an integer or null.
     pub fn optional_integer(&mut self, name: &str, value: Option<i64>) {
-        match value {
-            Some(value) => self.integer(name, value),
-            None => {
-                self.name(name);
-                self.out.extend_from_slice(b"null");
-            }
+        if let Some(value) = value {
+            return self.integer(name, value);
         }
+        self.name(name);
+        self.out.extend_from_slice(b"null");
     }
 
     /// Writes a member that is an array of objects; `write` writes the members of each.
@@ -123,6 +121,7 @@ fn escape(text: &[u8], out: &mut Vec<u8>) {
 
 /// Returns the length of the part before the first byte that has to be escaped.
 fn plain(text: &[u8]) -> usize {
+    #[expect(clippy::needless_bitwise_bool, reason = "no branch, see below")]
     const fn special(byte: u8) -> bool {
         (byte < 0x20) | (byte == b'"') | (byte == b'\\')
     }

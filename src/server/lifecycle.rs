@@ -146,6 +146,7 @@ impl<R: Record> Drop for Lifecycle<R> {
 ///
 /// # Errors
 /// The context of the answer that the caller gets all the same.
+#[expect(clippy::result_large_err, reason = "it is moved once, after a panic")]
 pub fn guard<R: Record, T>(
     record: R,
     failure: R::Status,
