@@ -160,7 +160,8 @@ impl Browser {
     /// the directory that `PICTURES` names, if there is one.
     pub async fn picture(&self, name: &str, css: &str, width: u32, height: u32) {
         self.viewport(width, height, 1.0).await;
-        let begin = format!("document.activeElement.blur(); document.querySelector('{css}').scrollIntoView()");
+        let begin =
+            format!("document.activeElement.blur(); document.querySelector('{css}').scrollIntoView()");
         self.script(&begin).await;
         let png = self.screenshot().await;
         assert!(png.starts_with(b"\x89PNG"));
