@@ -10,6 +10,7 @@ let
   crate = fileset.unions [
     ../Cargo.lock
     ../Cargo.toml
+    ../benches # Cargo.toml names a target in it
     ../proto
     ../src
   ];
@@ -32,7 +33,6 @@ let
     ))
     # what the fuzzers call, and what they have kept: the tests call it, too
     (fileset.maybeMissing ../fuzz)
-    (fileset.maybeMissing ../benches)
     (fileset.maybeMissing ../.clippy.toml)
     (fileset.maybeMissing ../.rustfmt.toml)
   ];
