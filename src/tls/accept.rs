@@ -32,6 +32,8 @@ const HANDSHAKE: Duration = Duration::from_secs(5);
 const MAX_HANDSHAKES: usize = 512;
 /// A handshake may be ended for another one after this time: an honest peer takes two round trips.
 const OLD: Duration = Duration::from_millis(500);
+/// Time between two looks for an old handshake while one waits.
+const RETRY: Duration = Duration::from_millis(20);
 /// Longest time in which a peer that is refused may still send. Closing at once could destroy the alert with the reason on
 /// its way.
 const LINGER: Duration = Duration::from_millis(200);
@@ -70,6 +72,14 @@ pub struct Accepted {
     pub caller: Option<Authenticated>,
     /// Counts it as open.
     pub open: Open,
+}
+
+impl Accepted {
+    /// Returns a connection without TLS, at a listener that has none.
+    #[must_use]
+    pub fn plain(tcp: TcpStream) -> Self {
+        Self { stream: Stream::Plain(tcp), caller: None, open: Open::default() }
+    }
 }
 
 /// A peer whose certificate was verified.
@@ -195,6 +205,8 @@ async fn linger(mut tcp: TcpStream) {
 /// The handshakes that are under way. At their limit the next one waits, and the oldest one ends if it is old.
 struct Handshakes {
     turns: Arc<Semaphore>,
+    /// Held by the first of those that wait.
+    first: tokio::sync::Mutex<()>,
     next: AtomicU64,
     under_way: Arc<Mutex<BTreeMap<u64, (Instant, Arc<Notify>)>>>,
 }
@@ -210,15 +222,27 @@ struct Turn {
 
 impl Handshakes {
     fn new(most: usize) -> Self {
-        Self { turns: Arc::new(Semaphore::new(most)), next: AtomicU64::new(0), under_way: Arc::default() }
+        Self {
+            turns: Arc::new(Semaphore::new(most)),
+            first: tokio::sync::Mutex::default(),
+            next: AtomicU64::new(0),
+            under_way: Arc::default(),
+        }
     }
 
     async fn turn(&self) -> Turn {
         let permit = match self.turns.clone().try_acquire_owned() {
             Ok(permit) => Some(permit),
             Err(_) => {
-                self.end_oldest();
-                self.turns.clone().acquire_owned().await.ok() // it is never closed
+                // in order, so that only the first one looks whom to end
+                let _first = self.first.lock().await;
+                loop {
+                    self.end_oldest();
+                    let freed = self.turns.clone().acquire_owned();
+                    if let Ok(permit) = tokio::time::timeout(RETRY, freed).await {
+                        break permit.ok(); // it is never closed
+                    }
+                }
             }
         };
         let (number, ended) = (self.next.fetch_add(1, Relaxed), Arc::new(Notify::new()));

@@ -59,7 +59,8 @@ pub enum Refused {
     Leaf,
     /// The peer is somebody else than it must be.
     Identity,
-    /// The peer refuses our certificate.
+    /// The peer refuses our certificate. Only a server learns so in the handshake; a client reads it later, in place of
+    /// an answer.
     Ours,
     /// The peers have no version or cipher in common, or one breaks the protocol.
     Protocol,
@@ -266,7 +267,7 @@ impl ConnectionMetrics {
 }
 
 /// A connection that is open.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Open(Option<IntGauge>);
 
 impl Drop for Open {

@@ -131,7 +131,7 @@ impl Mutual {
     /// Begins TLS with an instance of a service. Counts and returns why there is none.
     ///
     /// # Errors
-    /// [`Failed::Plaintext`] if the peer does not speak TLS, else what went wrong.
+    /// [`Failed::NoTls`] if the peer has not answered in TLS, else what went wrong.
     ///
     /// *Cancellation*: the connection is closed.
     pub async fn connect(
@@ -154,14 +154,14 @@ impl Mutual {
             }
             Err(error) => {
                 let reason = outcome::reason(&error);
+                let no_tls = matches!(reason, Some(Refused::Plaintext | Refused::Broken));
+                if no_tls && self.is_permissive() {
+                    return Err(Failed::NoTls);
+                }
                 if let Some(reason) = reason {
                     self.client.refuse(reason);
                 }
-                if reason == Some(Refused::Plaintext) {
-                    Err(Failed::Plaintext)
-                } else {
-                    Err(Failed::Other(error))
-                }
+                Err(if reason == Some(Refused::Plaintext) { Failed::NoTls } else { Failed::Other(error) })
             }
         }
     }
@@ -170,8 +170,8 @@ impl Mutual {
 /// Why there is no connection with TLS.
 #[derive(Debug)]
 pub enum Failed {
-    /// The peer does not speak TLS.
-    Plaintext,
+    /// The peer has answered in something else than TLS, or has closed the connection, as servers without TLS do.
+    NoTls,
     /// The peer is not who it should be, or anything else.
     Other(io::Error),
 }
@@ -179,7 +179,7 @@ pub enum Failed {
 impl From<Failed> for io::Error {
     fn from(failed: Failed) -> Self {
         match failed {
-            Failed::Plaintext => Self::other("the peer does not speak TLS"),
+            Failed::NoTls => Self::other("the peer does not speak TLS"),
             Failed::Other(error) => error,
         }
     }

@@ -1,0 +1,1 @@
+//! From plaintext to TLS.
