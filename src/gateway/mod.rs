@@ -4,10 +4,12 @@
 //! [`ROUTES`] is the table of routes. Connections, overload and what is recorded of a request are in
 //! [`crate::server`].
 
+mod answers;
 mod cors;
 mod dispatch;
 mod feed;
 mod headers;
+mod json;
 mod kind;
 pub mod openapi;
 mod pages;
