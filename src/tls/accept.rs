@@ -202,13 +202,16 @@ async fn linger(mut tcp: TcpStream) {
     let _ = tokio::time::timeout(LINGER, drain).await;
 }
 
+/// By number, when each began, and what ends it.
+type UnderWay = Arc<Mutex<BTreeMap<u64, (Instant, Arc<Notify>)>>>;
+
 /// The handshakes that are under way. At their limit the next one waits, and the oldest one ends if it is old.
 struct Handshakes {
     turns: Arc<Semaphore>,
     /// Held by the first of those that wait.
     first: tokio::sync::Mutex<()>,
     next: AtomicU64,
-    under_way: Arc<Mutex<BTreeMap<u64, (Instant, Arc<Notify>)>>>,
+    under_way: UnderWay,
 }
 
 /// The turn of one handshake; it ends when this is dropped.
@@ -216,7 +219,7 @@ struct Turn {
     number: u64,
     /// Notified when it has to end.
     ended: Arc<Notify>,
-    under_way: Arc<Mutex<BTreeMap<u64, (Instant, Arc<Notify>)>>>,
+    under_way: UnderWay,
     _permit: Option<OwnedSemaphorePermit>,
 }
 
@@ -233,21 +236,23 @@ impl Handshakes {
     async fn turn(&self) -> Turn {
         let permit = match self.turns.clone().try_acquire_owned() {
             Ok(permit) => Some(permit),
-            Err(_) => {
-                // in order, so that only the first one looks whom to end
-                let _first = self.first.lock().await;
-                loop {
-                    self.end_oldest();
-                    let freed = self.turns.clone().acquire_owned();
-                    if let Ok(permit) = tokio::time::timeout(RETRY, freed).await {
-                        break permit.ok(); // it is never closed
-                    }
-                }
-            }
+            Err(_) => self.wait().await,
         };
         let (number, ended) = (self.next.fetch_add(1, Relaxed), Arc::new(Notify::new()));
         lock(&self.under_way).insert(number, (Instant::now(), ended.clone()));
         Turn { number, ended, under_way: self.under_way.clone(), _permit: permit }
+    }
+
+    /// Waits for a turn, in order: only the first of those that wait looks whom to end.
+    async fn wait(&self) -> Option<OwnedSemaphorePermit> {
+        let _first = self.first.lock().await;
+        loop {
+            self.end_oldest();
+            let freed = self.turns.clone().acquire_owned();
+            if let Ok(permit) = tokio::time::timeout(RETRY, freed).await {
+                return permit.ok(); // it is never closed
+            }
+        }
     }
 
     fn end_oldest(&self) {

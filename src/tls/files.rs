@@ -7,7 +7,7 @@ use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::sign::CertifiedKey;
 
-use super::leaf::Leaf;
+use super::leaf::{Leaf, Period};
 use crate::credentials::{Source, Stamp, Unusable};
 
 /// The files that the settings name.
@@ -29,8 +29,8 @@ pub struct Material {
     pub leaf: Leaf,
     /// The authorities that are valid now.
     pub authorities: RootCertStore,
-    /// When the first of them expires.
-    pub authorities_end: Option<SystemTime>,
+    /// When the one that expires first is valid.
+    pub authority: Option<Period>,
     /// All certificates that were read, to tell a changed file from one that was written again.
     content: Vec<CertificateDer<'static>>,
 }
@@ -51,28 +51,28 @@ impl Files {
         let chain = self.certificate.chain()?;
         let first = chain.first().ok_or_else(|| self.certificate.refuse("holds no certificate"))?;
         let leaf = Leaf::read(first).map_err(|fault| self.certificate.refuse(fault))?;
-        check_validity(&leaf, now).map_err(|reason| self.certificate.refuse(reason))?;
+        check_validity(leaf.period, now).map_err(|reason| self.certificate.refuse(reason))?;
         let mut content = chain.clone();
         let own = CertifiedKey::from_der(chain, self.key.private_key()?, &ring::default_provider());
         let own =
             own.map_err(|error| self.key.refuse(format_args!("does not fit the certificate: {error}")))?;
-        let (mut authorities, mut ends) = (RootCertStore::empty(), Vec::new());
+        let (mut authorities, mut periods) = (RootCertStore::empty(), Vec::new());
         if let Some(source) = &self.authorities {
             for certificate in source.chain()? {
                 let said = Leaf::read(&certificate).map_err(|fault| source.refuse(fault))?;
                 content.push(certificate.clone());
                 // an authority that has expired is as good as one that has left
-                if check_validity(&said, now).is_ok() {
+                if check_validity(said.period, now).is_ok() {
                     authorities.add(certificate).map_err(|error| source.refuse(error))?;
-                    ends.push(said.not_after);
+                    periods.push(said.period);
                 }
             }
             if authorities.is_empty() {
                 return Err(source.refuse("has no authority that is valid now"));
             }
         }
-        let authorities_end = ends.into_iter().min();
-        Ok(Material { own: std::sync::Arc::new(own), leaf, authorities, authorities_end, content })
+        let authority = periods.into_iter().min_by_key(|period: &Period| period.to);
+        Ok(Material { own: std::sync::Arc::new(own), leaf, authorities, authority, content })
     }
 }
 
@@ -84,13 +84,13 @@ impl Material {
     }
 }
 
-fn check_validity(leaf: &Leaf, now: SystemTime) -> Result<(), String> {
+fn check_validity(period: Period, now: SystemTime) -> Result<(), String> {
     let seconds = |from: SystemTime, to: SystemTime| to.duration_since(from).map_or(0, |time| time.as_secs());
-    if now > leaf.not_after {
-        return Err(format!("expired {} s ago", seconds(leaf.not_after, now)));
+    if now > period.to {
+        return Err(format!("expired {} s ago", seconds(period.to, now)));
     }
-    if now < leaf.not_before {
-        return Err(format!("is not valid yet, but in {} s", seconds(now, leaf.not_before)));
+    if now < period.from {
+        return Err(format!("is not valid yet, but in {} s", seconds(now, period.from)));
     }
     Ok(())
 }

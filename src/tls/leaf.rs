@@ -14,6 +14,15 @@ use crate::config::Identity;
 /// Most names of one certificate. Nobody has so many; they are compared one by one.
 const MAX_NAMES: usize = 100;
 
+/// The time in which a certificate is valid.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Period {
+    /// Its begin.
+    pub from: SystemTime,
+    /// Its end.
+    pub to: SystemTime,
+}
+
 /// What a certificate says of its holder.
 #[derive(Clone, Debug)]
 pub struct Leaf {
@@ -21,10 +30,8 @@ pub struct Leaf {
     uris: Vec<String>,
     /// Its DNS names.
     dns: Vec<String>,
-    /// From when on it is valid.
-    pub not_before: SystemTime,
-    /// Until when it is valid.
-    pub not_after: SystemTime,
+    /// When it is valid.
+    pub period: Period,
     authority: bool,
     usage: Option<KeyUsage>,
 }
@@ -75,8 +82,10 @@ impl Leaf {
         Ok(Self {
             uris,
             dns,
-            not_before: time(read.validity.not_before).ok_or(Fault::Malformed)?,
-            not_after: time(read.validity.not_after).ok_or(Fault::Malformed)?,
+            period: Period {
+                from: time(read.validity.not_before).ok_or(Fault::Malformed)?,
+                to: time(read.validity.not_after).ok_or(Fault::Malformed)?,
+            },
             authority: authority.is_some_and(|(_, constraints)| constraints.ca),
             usage: usage.map(|(_, usage)| usage),
         })
@@ -139,6 +148,8 @@ mod tests {
 
     use super::*;
 
+    type Change = fn(&mut CertificateParams);
+
     fn made(change: impl FnOnce(&mut CertificateParams)) -> Leaf {
         let mut params = CertificateParams::new(vec!["Feed.Example".to_owned()]).unwrap();
         params.subject_alt_names.push(SanType::URI("spiffe://prod/feed".try_into().unwrap()));
@@ -155,7 +166,7 @@ mod tests {
         leaf.check().unwrap();
         let identities: Vec<_> = leaf.identities().map(|identity| identity.to_string()).collect();
         assert_eq!(identities, ["spiffe://prod/feed", "dns:feed.example"]);
-        assert_eq!(leaf.not_after, UNIX_EPOCH + Duration::from_secs(2_000_000_000));
+        assert_eq!(leaf.period.to, UNIX_EPOCH + Duration::from_secs(2_000_000_000));
         assert!(leaf.is(&"spiffe://prod/feed".parse().unwrap()));
         assert!(!leaf.is(&"spiffe://prod/feeds".parse().unwrap()));
         assert_eq!(leaf.to_string(), "spiffe://prod/feed, Feed.Example");
@@ -164,7 +175,7 @@ mod tests {
     #[test]
     fn each_rule_of_spiffe_is_checked() {
         let uri = || SanType::URI("spiffe://prod/topic".try_into().unwrap());
-        let cases: [(Fault, fn(&mut CertificateParams)); 5] = [
+        let cases: [(Fault, Change); 5] = [
             (Fault::Authority, |p| p.is_ca = IsCa::Ca(BasicConstraints::Unconstrained)),
             (Fault::Signs, |p| p.key_usages.push(KeyUsagePurpose::KeyCertSign)),
             (Fault::Signs, |p| p.key_usages.push(KeyUsagePurpose::CrlSign)),

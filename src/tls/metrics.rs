@@ -4,6 +4,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
 
+use super::leaf::Period;
 use crate::telemetry::metrics::{counters, gauges};
 
 /// What a set of files is for: the value of the label `purpose`.
@@ -111,6 +112,7 @@ impl Refused {
 #[derive(Clone, Debug)]
 pub struct Metrics {
     expiry: IntGaugeVec,
+    lifetime: IntGaugeVec,
     reloads: IntCounterVec,
     stale: IntGaugeVec,
     connections: IntCounterVec,
@@ -129,6 +131,12 @@ impl Metrics {
                 r,
                 "tls_certificate_expiry_timestamp_seconds",
                 "When the certificate in use expires, and when the first of the trusted authorities does, seconds since 1970.",
+                &["purpose", "certificate"],
+            )?,
+            lifetime: gauges(
+                r,
+                "tls_certificate_lifetime_seconds",
+                "Time from the begin to the end of the validity of the same certificates.",
                 &["purpose", "certificate"],
             )?,
             reloads: counters(
@@ -167,11 +175,10 @@ impl Metrics {
     /// Returns the metrics of one set of files.
     #[must_use]
     pub fn of_files(&self, purpose: Purpose) -> FileMetrics {
-        let expiry = |certificate| self.expiry.with_label_values(&[purpose.name(), certificate]);
         let reloads = |result| self.reloads.with_label_values(&[purpose.name(), result]);
         FileMetrics {
-            own: expiry("own"),
-            authority: self.expiry.clone(),
+            expiry: self.expiry.clone(),
+            lifetime: self.lifetime.clone(),
             purpose,
             used: reloads("ok"),
             failed: reloads("failed"),
@@ -200,8 +207,8 @@ impl Metrics {
 /// The metrics of one set of files.
 #[derive(Clone, Debug)]
 pub struct FileMetrics {
-    own: IntGauge,
-    authority: IntGaugeVec,
+    expiry: IntGaugeVec,
+    lifetime: IntGaugeVec,
     purpose: Purpose,
     used: IntCounter,
     failed: IntCounter,
@@ -210,15 +217,17 @@ pub struct FileMetrics {
 
 impl FileMetrics {
     /// Notes what is in use.
-    pub fn set_in_use(&self, own: SystemTime, authority: Option<SystemTime>) {
-        let seconds = |at: SystemTime| {
-            let since = at.duration_since(UNIX_EPOCH).unwrap_or_default();
-            i64::try_from(since.as_secs()).unwrap_or(i64::MAX)
-        };
-        self.own.set(seconds(own));
-        if let Some(authority) = authority {
-            // there is no series where no authority is trusted
-            self.authority.with_label_values(&[self.purpose.name(), "authority"]).set(seconds(authority));
+    pub fn set_in_use(&self, own: Period, authority: Option<Period>) {
+        // there is no series of an authority where none is trusted
+        for (certificate, period) in [("own", Some(own)), ("authority", authority)] {
+            let Some(Period { from, to }) = period else { continue };
+            let seconds = |from, to: SystemTime| {
+                let time = to.duration_since(from).unwrap_or_default();
+                i64::try_from(time.as_secs()).unwrap_or(i64::MAX)
+            };
+            let labels = [self.purpose.name(), certificate];
+            self.expiry.with_label_values(&labels).set(seconds(UNIX_EPOCH, to));
+            self.lifetime.with_label_values(&labels).set(seconds(from, to));
         }
     }
 

@@ -48,7 +48,7 @@ impl<T: Send + Sync + 'static> Reloading<T> {
         let shared =
             Shared { current: ArcSwap::from_pointee(build(&material)?), changed: watch::Sender::default() };
         let shared = Arc::new(shared);
-        metrics.set_in_use(material.leaf.not_after, material.authorities_end);
+        metrics.set_in_use(material.leaf.period, material.authority);
         metrics.set_unusable(false);
         let look = Look { files, build: Box::new(build), metrics, material, stamp, failure: None };
         let task = tokio::spawn(follow(shared.clone(), look));
@@ -111,7 +111,7 @@ impl<T> Look<T> {
     /// Returns what is to be used from now on, if the files have changed and can be used.
     fn look(&mut self, now: SystemTime) -> Option<T> {
         let stamp = self.files.stamp();
-        let ended = self.material.authorities_end.is_some_and(|end| now > end);
+        let ended = self.material.authority.is_some_and(|authority| now > authority.to);
         if stamp == self.stamp && self.failure.is_none() && !ended {
             return None;
         }
@@ -129,7 +129,7 @@ impl<T> Look<T> {
                 if built.is_some() {
                     tracing::info!(names = %material.leaf, "certificates have changed, using the new ones");
                     self.metrics.note_used();
-                    self.metrics.set_in_use(material.leaf.not_after, material.authorities_end);
+                    self.metrics.set_in_use(material.leaf.period, material.authority);
                 }
                 self.material = material;
                 built
@@ -200,7 +200,7 @@ mod tests {
         let (certificate, key) = (source("http.tls.cert_file", "cert"), source("http.tls.key_file", "key"));
         let files = Files { certificate, key, authorities: None };
         let (stamp, material) = (files.stamp(), files.read(SystemTime::now()).unwrap());
-        let build = Box::new(|material: &Material| Ok(material.leaf.not_after));
+        let build = Box::new(|material: &Material| Ok(material.leaf.period.to));
         (Look { files, build, metrics, material, stamp, failure: None }, registry)
     }
 

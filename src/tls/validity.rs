@@ -10,6 +10,8 @@ use super::leaf::Leaf;
 
 /// Longest sleep. The clock of the host may be set meanwhile, and timers do not follow it.
 const LONGEST_SLEEP: Duration = Duration::from_secs(30);
+/// Shortest sleep.
+const SHORTEST_SLEEP: Duration = Duration::from_millis(10);
 /// Time by which a connection is replaced before its peer's certificate expires: several attempts fit.
 const MARGIN: Duration = Duration::from_secs(10);
 /// Least time between two replacements for the same certificate.
@@ -38,7 +40,7 @@ impl Validity {
     ) -> Self {
         let chain: Vec<_> = chain.iter().cloned().map(CertificateDer::into_owned).collect();
         let ends =
-            chain.iter().filter_map(|certificate| Some(Leaf::read(certificate).ok()?.not_after)).collect();
+            chain.iter().filter_map(|certificate| Some(Leaf::read(certificate).ok()?.period.to)).collect();
         Self { chain, ends, changed, recheck: Box::new(recheck) }
     }
 
@@ -57,9 +59,10 @@ impl Validity {
             if let Err(error) = self.check(now) {
                 return format!("the peer's certificate is not valid any more: {error}");
             }
-            let next = self.ends.iter().filter_map(|end| end.duration_since(now).ok()).min();
             // a certificate is valid in the second of its end
-            let sleep = next.map_or(LONGEST_SLEEP, |next| (next + Duration::from_secs(1)).min(LONGEST_SLEEP));
+            let left = |end: &SystemTime| (*end + Duration::from_secs(1)).duration_since(now).ok();
+            let sleep = self.ends.iter().filter_map(left).min();
+            let sleep = sleep.map_or(LONGEST_SLEEP, |sleep| sleep.clamp(SHORTEST_SLEEP, LONGEST_SLEEP));
             tokio::select! {
                 () = tokio::time::sleep(sleep) => {}
                 Ok(()) = changed.changed() => tokio::time::sleep(spread()).await,

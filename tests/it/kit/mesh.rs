@@ -42,7 +42,9 @@ impl Mesh {
 
     /// Writes a new certificate of every role.
     pub fn issue_all(&self, authority: &Authority, life: Duration) {
-        ROLES.iter().for_each(|role| self.issue(authority, role, life));
+        for role in ROLES {
+            self.issue(authority, role, life);
+        }
     }
 
     /// Writes a new certificate of a role.
