@@ -48,7 +48,7 @@ async fn process() -> Process {
     let mut settings = Settings::for_role(Role::Up);
     let free = ListenAddr::loopback(0);
     (settings.http.addr, settings.admin.addr) = (free, free);
-    let mut process = Process::new(settings).expect("a process");
+    let mut process = Process::new(Role::Up, settings).expect("a process");
     for kind in ServiceKind::ALL {
         let store = Store { url: StoreUrl::Memory, ..Store::default() };
         process.add_service(kind, free, &store).await.expect("a service");

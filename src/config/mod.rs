@@ -8,6 +8,7 @@
 //! Loading opens no socket, no database and no secret.
 
 mod checks;
+mod identity;
 mod link;
 mod load;
 pub mod log_filter;
@@ -20,11 +21,12 @@ mod types;
 mod value;
 
 pub use checks::bare_endpoint;
+pub use identity::{Caller, Identity, NamedRole, TrustDomain};
 pub use link::Link;
 pub use load::{ConfigError, Source, load};
 pub use origin::Origin;
 pub use role::Role;
-pub use settings::{Admin, Client, Grpc, Http, Log, Registry, Settings, Shutdown, Store, Trace, Up};
+pub use settings::{Admin, Client, Grpc, Http, Log, Registry, Settings, Shutdown, Store, Tls, Trace, Up};
 pub use store_url::{PostgresUrl, StoreUrl};
-pub use types::{Balancer, Collector, HostPort, ListenAddr, LogFormat, Network, Switch};
+pub use types::{Balancer, Collector, HostPort, ListenAddr, LogFormat, Network, Switch, TlsMode};
 pub use value::{Kind, Unit};

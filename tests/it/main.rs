@@ -27,3 +27,4 @@ mod perf;
 mod registry;
 mod store;
 mod structure;
+mod trust;
