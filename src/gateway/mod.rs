@@ -17,7 +17,9 @@ mod parameter;
 mod problem;
 mod profile;
 mod reply;
-mod request;
+// public for the fuzz targets
+#[doc(hidden)]
+pub mod request;
 mod routes;
 mod topic;
 mod unsupported;
@@ -41,7 +43,8 @@ pub use self::pages::{PAGES, Page};
 pub use self::routes::{ROUTES, Route};
 
 use self::cors::Cors;
-use self::problem::Problem;
+#[doc(hidden)]
+pub use self::problem::Problem;
 use self::request::Accepted;
 use crate::api::error::Error;
 use crate::api::headers::{DEGRADED, REQUEST_TIMEOUT};

@@ -3,6 +3,7 @@
 mod admin;
 mod bad_requests;
 mod cors;
+mod fronts;
 mod grpc;
 mod half_close;
 mod http;
