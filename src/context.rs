@@ -1,14 +1,14 @@
 //! What travels with a request through every hop: its deadline and its ids.
 //!
 //! Over HTTP: `x-request-timeout-ms`, `x-request-id`. Over gRPC: `grpc-timeout`, `x-request-id`,
-//! `grpc-previous-rpc-attempts`, `x-msa-written-ms`. Over both: the headers of its trace, see [`crate::telemetry::trace`].
+//! `grpc-previous-rpc-attempts`, `x-msa-written-ms`, `x-msa-subject`. Over both: the headers of its trace, see [`crate::telemetry::trace`].
 
 use std::time::Duration;
 
 use http::{Extensions, HeaderMap, HeaderValue};
 use tokio::time::Instant;
 
-use crate::api::headers::{GRPC_TIMEOUT, PREVIOUS_ATTEMPTS, REQUEST_ID, WRITTEN};
+use crate::api::headers::{GRPC_TIMEOUT, PREVIOUS_ATTEMPTS, REQUEST_ID, SUBJECT, WRITTEN};
 use crate::telemetry::trace::{Id, Trace, Tracer};
 
 /// Longest request id that is accepted from a caller, bytes.
@@ -36,6 +36,8 @@ pub struct Context {
     /// When a caller of this read last had a write of the same records acknowledged, if it knows of one. Earlier
     /// answers are out of date.
     pub written: Option<Instant>,
+    /// Who asked the gateway, in the form of [`SUBJECT`], if it knows. Not for logs.
+    pub subject: Option<HeaderValue>,
 }
 
 impl Context {
@@ -49,6 +51,7 @@ impl Context {
             trace: Trace::default(),
             previous_attempts: 0,
             written: None,
+            subject: None,
         }
     }
 
@@ -63,11 +66,12 @@ impl Context {
             trace: tracer.join(headers),
             previous_attempts: 0,
             written: None,
+            subject: None,
         }
     }
 
-    /// Returns the context of a gRPC call: as [`Self::from_headers`], with the number of earlier attempts and the
-    /// time of the last write, which are trusted only from callers inside the system.
+    /// Returns the context of a gRPC call: as [`Self::from_headers`], with the number of earlier attempts, the time of
+    /// the last write and who asked, which are trusted only from callers inside the system.
     #[must_use]
     pub fn from_grpc(headers: &HeaderMap, deadline: Instant, tracer: &Tracer) -> Self {
         let number =
@@ -77,6 +81,7 @@ impl Context {
         Self {
             previous_attempts: attempts.unwrap_or(0),
             written: written.and_then(|ago| Instant::now().checked_sub(ago)),
+            subject: headers.get(SUBJECT).cloned(),
             ..Self::from_headers(headers, deadline, tracer)
         }
     }
@@ -118,6 +123,9 @@ impl Context {
         };
         once(GRPC_TIMEOUT, format_timeout(self.remaining()));
         once(REQUEST_ID, self.request_id.clone());
+        if let Some(subject) = &self.subject {
+            once(SUBJECT, subject.clone());
+        }
         if self.previous_attempts > 0 {
             headers.insert(PREVIOUS_ATTEMPTS, HeaderValue::from(self.previous_attempts));
         }
@@ -220,6 +228,19 @@ mod tests {
         assert_eq!(from_headers(&headers).previous_attempts, 0);
         headers.insert(PREVIOUS_ATTEMPTS, HeaderValue::from_static("-1"));
         assert_eq!(from_grpc(&headers).previous_attempts, 0);
+    }
+
+    #[test]
+    fn who_asked_is_passed_on_and_trusted_over_grpc_only() {
+        let mut headers = HeaderMap::new();
+        let mut context = Context::new(Instant::now());
+        context.write(&mut headers);
+        assert!(headers.get(SUBJECT).is_none());
+        context.subject = Some(HeaderValue::from_static("123"));
+        context.write(&mut headers);
+        assert!(headers[SUBJECT].is_sensitive());
+        assert_eq!(from_grpc(&headers).subject, context.subject);
+        assert_eq!(from_headers(&headers).subject, None);
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,6 +1,7 @@
 //! Files with passwords and certificates, as settings name them. What a file holds is never told.
 
 use std::io::Read as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -34,6 +35,10 @@ pub fn directory() -> Option<PathBuf> {
     std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from)
 }
 
+/// What changes when a file is written or replaced: device, inode, length, and time of the last change, seconds and
+/// nanoseconds.
+pub type Version = (u64, u64, u64, i64, i64);
+
 impl Source {
     /// Takes a name from the setting `key`; a relative one is below `directory` if it is given. Opens nothing.
     #[must_use]
@@ -46,6 +51,13 @@ impl Source {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// Returns the version of the file; `None` if it cannot be examined. It is one call of `stat`.
+    #[must_use]
+    pub fn version(&self) -> Option<Version> {
+        let it = std::fs::metadata(&self.path).ok()?;
+        Some((it.dev(), it.ino(), it.len(), it.ctime(), it.ctime_nsec()))
     }
 
     /// Returns the error that the file cannot be used.
@@ -66,7 +78,11 @@ impl Source {
         Ok(password.to_owned())
     }
 
-    fn read(&self) -> Result<Vec<u8>, Unusable> {
+    /// Returns the content of the file.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or is longer than 1 MiB.
+    pub fn read(&self) -> Result<Vec<u8>, Unusable> {
         let mut bytes = Vec::new();
         let file = std::fs::File::open(&self.path);
         match file.and_then(|file| file.take(LONGEST + 1).read_to_end(&mut bytes)) {

@@ -25,6 +25,9 @@ pub const REQUEST_TIMEOUT: HeaderName = HeaderName::from_static("x-request-timeo
 /// On a read between services: how long ago the caller last had a write of the same records acknowledged, ms. An answer
 /// that was read before that is out of date.
 pub const WRITTEN: HeaderName = HeaderName::from_static("x-msa-written-ms");
+/// On a call between services: who asked the gateway, the `sub` of the bearer token, with `%xx` for `%`, blanks and what is
+/// not visible ASCII. Set by the gateway alone: that of a caller over HTTP counts for nothing.
+pub const SUBJECT: HeaderName = HeaderName::from_static("x-msa-subject");
 /// On a call that is refused for overload: the time after which it may be repeated, ms; a negative number forbids
 /// that (gRPC proposal A6).
 pub const PUSHBACK: HeaderName = HeaderName::from_static("grpc-retry-pushback-ms");

@@ -215,7 +215,7 @@ fn start_members(
         roles.push(member.role);
         drains.spawn(member.drain);
     };
-    gateway::start(common, gateways, &drain).into_iter().for_each(&mut add);
+    gateway::start(common, gateways, &drain)?.into_iter().for_each(&mut add);
     for service in services {
         let turn = drain.join(Member::Service(service.kind));
         add(service.start(common, turn)?);

@@ -4,16 +4,19 @@
 //! [`ROUTES`] is the table of routes. Connections, overload and what is recorded of a request are in
 //! [`crate::server`].
 
+mod auth;
 mod cors;
 mod dispatch;
 mod feed;
 mod headers;
 mod kind;
+mod metrics;
 pub mod openapi;
 mod pages;
 mod parameter;
 mod problem;
 mod profile;
+mod record;
 mod reply;
 mod request;
 mod routes;
@@ -34,12 +37,17 @@ use tower::Service as _;
 use warp::filters::BoxedFilter;
 use warp::reply::Response;
 
+pub use self::auth::Auth;
 pub use self::kind::KINDS;
+pub use self::metrics::Metrics;
 pub use self::pages::{PAGES, Page};
 pub use self::routes::{ROUTES, Route};
 
+use self::auth::Caller;
 use self::cors::Cors;
+use self::pages::Described;
 use self::problem::Problem;
+use self::record::HttpRecord;
 use self::request::Accepted;
 use crate::api::error::Error;
 use crate::api::headers::{DEGRADED, REQUEST_TIMEOUT};
@@ -48,8 +56,8 @@ use crate::config::{Role, Settings, Switch};
 use crate::context::{Context, MAX_DEADLINE_MS};
 use crate::limit::Permit;
 use crate::server::admission::{Admission, Refusal};
-use crate::server::lifecycle::{Lifecycle, Outcome, Panicked, Record, guard};
-use crate::server::metrics::{Metrics, Requests, Target};
+use crate::server::lifecycle::{Lifecycle, Panicked, guard};
+use crate::server::metrics::{self as server_metrics, Requests, Target};
 use crate::server::pause::Pauses;
 use crate::server::strict;
 use crate::server::{RequestBody, UnsentLimit};
@@ -65,6 +73,10 @@ pub struct Gateway {
     admission: Arc<Admission>,
     pauses: Arc<Pauses>,
     requests: Requests,
+    /// Who may call what, if callers need tokens.
+    auth: Option<Arc<Auth>>,
+    /// The description of the API that says so.
+    description: Option<Arc<Described>>,
     /// The rules for pages of other origins, if there are any.
     cors: Option<Arc<Cors>>,
     /// True if the files in [`PAGES`] are served.
@@ -75,12 +87,14 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// Returns a gateway that calls services with `client`, which must follow feed, profile and topic. While
-    /// `unsent`, the limit of its listeners, is full, requests are refused. Must be called inside a tokio runtime.
+    /// Returns a gateway that calls services with `client`, which must follow feed, profile and topic; callers have the
+    /// access that `auth` gives them, or any if there is none. While `unsent`, the limit of its listeners, is full,
+    /// requests are refused. Must be called inside a tokio runtime.
     #[must_use]
     pub fn new(
         client: Client,
-        metrics: &Metrics,
+        auth: Option<Arc<Auth>>,
+        metrics: &server_metrics::Metrics,
         tracer: Tracer,
         settings: &Settings,
         unsent: Arc<UnsentLimit>,
@@ -93,7 +107,9 @@ impl Gateway {
             admission: Admission::http(Role::Apigateway.name(), &settings.http, unsent, metrics),
             pauses: Pauses::watch(),
             requests: metrics.requests(&counted),
-            cors: Cors::new(&settings.http.cors_origins).map(Arc::new),
+            cors: Cors::new(&settings.http.cors_origins, auth.is_some()).map(Arc::new),
+            description: auth.as_deref().map(|auth| Arc::new(Described::new(openapi::with_access(auth)))),
+            auth,
             docs,
             tracer,
             deadline: settings.client.deadline,
@@ -161,12 +177,11 @@ impl Gateway {
                 });
                 match examined {
                     Ok(Some(response)) => response,
-                    Ok(None) => self.dispatch(request, time_limit, permit, &lifecycle).await,
-                    Err(problem) => {
-                        drop(permit);
-                        request::discard_body(request).await;
-                        problem.into_response()
-                    }
+                    Ok(None) => match self.authenticate(&request).await {
+                        Ok(caller) => self.dispatch(request, time_limit, permit, caller, &lifecycle).await,
+                        Err(problem) => refuse(problem, permit, request).await,
+                    },
+                    Err(problem) => refuse(problem, permit, request).await,
                 }
             }
         };
@@ -227,7 +242,7 @@ impl Gateway {
             Resource::Server => routes::METHODS,
             Resource::Route(route) if *request.method() == Method::OPTIONS => route.allow(),
             Resource::Page(_) if *request.method() == Method::OPTIONS => routes::READ_METHODS,
-            Resource::Page(page) => return Some(page.answer(request)),
+            Resource::Page(page) => return Some(page.answer(request, self.description.as_deref())),
             Resource::Route(_) | Resource::Unknown => return None,
         };
         let mut response = reply::methods(allow);
@@ -250,16 +265,31 @@ impl Gateway {
         self.admission.acquire().map(Some)
     }
 
+    /// Returns who sends a request that a handler is to answer: nobody if callers need no token for it.
+    async fn authenticate(&self, request: &http::Request<RequestBody>) -> Result<Option<Caller>, Problem> {
+        let Some(auth) = &self.auth else { return Ok(None) };
+        match Route::find(request.uri().path()) {
+            Some(route) if route.takes(request.method()) => auth.check(route, request.headers()).await,
+            // it is answered with 404 or 405
+            _ => Ok(None),
+        }
+    }
+
     /// Answers an accepted request, and gives its permit back.
     async fn dispatch(
         &self,
         mut request: http::Request<RequestBody>,
         time_limit: Duration,
         permit: Option<Permit>,
+        caller: Option<Caller>,
         lifecycle: &Lifecycle<HttpRecord>,
     ) -> Response {
+        let mut context = lifecycle.context().clone();
+        let (subject, owner) = caller.map(|caller| (caller.subject, caller.owner)).unzip();
+        context.subject = subject;
         let accepted = Accepted {
-            context: lifecycle.context().clone(),
+            context,
+            owner: owner.flatten(),
             time_limit,
             length: request.body().size_hint().exact(),
             admission: self.admission.clone(),
@@ -275,6 +305,13 @@ impl Gateway {
             Err(panicked) => Problem::from(Error::from(panicked)).into_response(),
         }
     }
+}
+
+/// Answers a request that its head has made pointless.
+async fn refuse(problem: Problem, permit: Option<Permit>, request: http::Request<RequestBody>) -> Response {
+    drop(permit);
+    request::discard_body(request).await;
+    problem.into_response()
 }
 
 /// Returns the time limit that the caller set, if it set one.
@@ -307,44 +344,4 @@ enum Resource {
     Page(&'static Page),
     /// Nothing that is there.
     Unknown,
-}
-
-/// What is recorded of a request over HTTP.
-struct HttpRecord {
-    requests: Requests,
-    target: Target,
-}
-
-impl Record for HttpRecord {
-    type Status = StatusCode;
-
-    fn failure(status: StatusCode) -> Option<&'static str> {
-        status.is_server_error().then(|| status.canonical_reason().unwrap_or("error"))
-    }
-
-    fn observe(&self, status: StatusCode, took: Duration) {
-        self.requests.observe(self.target, status, took);
-    }
-
-    fn observe_hang_up(&self, took: Duration) {
-        self.requests.hung_up(self.target, took);
-    }
-
-    fn log(&self, outcome: Outcome, status: StatusCode, took: Duration, context: &Context) {
-        let Target { route, method, .. } = self.target;
-        let (status, ms, (request_id, trace_id)) = (status.as_u16(), took.as_millis(), context.ids());
-        match outcome {
-            Outcome::Failed | Outcome::Slow => {
-                tracing::info!(route, method, status, duration_ms = ms, request_id, %trace_id, "request");
-            }
-            Outcome::Usual => {
-                tracing::debug!(route, method, status, duration_ms = ms, request_id, %trace_id, "request");
-            }
-        }
-    }
-
-    fn log_panic(&self, context: &Context) {
-        let (route, (request_id, trace_id)) = (self.target.route, context.ids());
-        tracing::error!(route, request_id, %trace_id, "handler panicked");
-    }
 }

@@ -14,6 +14,7 @@ use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 use tokio::time::Instant;
 
+use super::auth::Owner;
 use super::problem::Problem;
 use crate::api::error::Error;
 use crate::context::Context;
@@ -29,6 +30,8 @@ const DISCARD: usize = 1024 * 1024;
 const DISCARD_TIME: Duration = Duration::from_millis(200);
 /// Longest part of an unknown name that an error repeats, characters.
 const MAX_ECHO: usize = 64;
+/// What is wrong with a value that is required and not there.
+const MISSING: &str = "is missing";
 /// What an id has to be.
 const INTEGER: &str = "must be an integer that fits in 64 bits";
 
@@ -47,6 +50,8 @@ pub struct Accepted {
     pub pauses: Arc<Pauses>,
     /// What its caller sends.
     pub caller: Arc<Input>,
+    /// The right that its caller has to show, for a route that is for owners.
+    pub owner: Option<Owner>,
     /// True if the request has no permit yet and needs one once its body is complete.
     pub needs_permit: bool,
 }
@@ -181,20 +186,28 @@ impl Fields {
     /// Takes out an integer that is required.
     pub fn integer(&mut self, name: &'static str) -> Result<i64, Problem> {
         let value = self.optional_integer(name)?;
-        value.ok_or_else(|| Error::bad(name, "is missing").into())
+        value.ok_or_else(|| Error::bad(name, MISSING).into())
     }
 
     /// Takes out an integer that may be missing.
     pub fn optional_integer(&mut self, name: &'static str) -> Result<Option<i64>, Problem> {
-        let Some(value) = self.take(name) else {
-            return Ok(None);
-        };
-        let parsed = match &value {
+        self.take(name).map(|value| self.read_integer(name, &value)).transpose()
+    }
+
+    /// Returns an integer that is required, and leaves it there.
+    pub fn peek_integer(&self, name: &'static str) -> Result<i64, Problem> {
+        let found = self.values.iter().find(|(known, _)| known == name);
+        let (_, value) = found.ok_or_else(|| Error::bad(name, MISSING))?;
+        self.read_integer(name, value)
+    }
+
+    fn read_integer(&self, name: &'static str, value: &Value) -> Result<i64, Problem> {
+        let parsed = match value {
             Value::Number(number) => number.as_i64().or_else(|| whole(number.as_f64()?)),
             Value::String(text) if self.textual && is_decimal(text) => text.parse().ok(),
             _ => None,
         };
-        parsed.map(Some).ok_or_else(|| Error::bad(name, INTEGER).into())
+        parsed.ok_or_else(|| Error::bad(name, INTEGER).into())
     }
 
     /// Takes out a string that is required.
@@ -202,7 +215,7 @@ impl Fields {
         match self.take(name) {
             Some(Value::String(text)) => Ok(text),
             Some(_) => Err(Error::bad(name, "must be a string").into()),
-            None => Err(Error::bad(name, "is missing").into()),
+            None => Err(Error::bad(name, MISSING).into()),
         }
     }
 
