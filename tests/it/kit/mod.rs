@@ -31,6 +31,7 @@ pub mod prometheus;
 pub mod relay;
 pub mod stderr;
 pub mod system;
+pub mod token;
 pub mod writers;
 pub mod yaml;
 pub mod zipkin;
