@@ -8,6 +8,9 @@ use crate::context::Context;
 use crate::server::lifecycle::{Outcome, Record};
 use crate::server::metrics::{Requests, Target};
 
+/// Of log lines: part of the interface.
+const TARGET: &str = "microservice_app::gateway";
+
 /// What is recorded of a request over HTTP.
 pub struct HttpRecord {
     /// The histogram.
@@ -36,16 +39,16 @@ impl Record for HttpRecord {
         let (status, ms, (request_id, trace_id)) = (status.as_u16(), took.as_millis(), context.ids());
         match outcome {
             Outcome::Failed | Outcome::Slow => {
-                tracing::info!(route, method, status, duration_ms = ms, request_id, %trace_id, "request");
+                tracing::info!(target: TARGET, route, method, status, duration_ms = ms, request_id, %trace_id, "request");
             }
             Outcome::Usual => {
-                tracing::debug!(route, method, status, duration_ms = ms, request_id, %trace_id, "request");
+                tracing::debug!(target: TARGET, route, method, status, duration_ms = ms, request_id, %trace_id, "request");
             }
         }
     }
 
     fn log_panic(&self, context: &Context) {
         let (route, (request_id, trace_id)) = (self.target.route, context.ids());
-        tracing::error!(route, request_id, %trace_id, "handler panicked");
+        tracing::error!(target: TARGET, route, request_id, %trace_id, "handler panicked");
     }
 }

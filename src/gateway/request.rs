@@ -14,7 +14,7 @@ use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 use tokio::time::Instant;
 
-use super::auth::Owner;
+use super::auth::owner::Owner;
 use super::problem::Problem;
 use crate::api::error::Error;
 use crate::context::Context;

@@ -11,7 +11,7 @@ use lru::LruCache;
 use serde_json::Value;
 
 use super::refusal::Refusal;
-use super::token::Verified;
+use super::verified::Verified;
 
 /// Most keys of a set. Issuers have two or three at a time.
 const MAX_KEYS: usize = 64;

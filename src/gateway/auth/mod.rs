@@ -6,21 +6,22 @@
 
 mod key_set;
 mod keys;
-mod owner;
+pub mod owner;
 mod provider;
 pub mod refusal;
 mod token;
+mod verified;
 
 use std::sync::Arc;
 
 use http::{HeaderMap, HeaderValue, header};
 use tokio_util::task::AbortOnDropHandle;
 
-pub use self::owner::Owner;
-
 use self::keys::Keys;
+use self::owner::Owner;
 use self::refusal::{MAX_TOKEN, Refusal};
-use self::token::{Rules, Verified};
+use self::token::Rules;
+use self::verified::Verified;
 use super::metrics::{AuthMetrics, Metrics};
 use super::problem::Problem;
 use super::routes::{ROUTES, Route};

@@ -4,14 +4,11 @@ use http::StatusCode;
 use serde_json::{Value, json};
 
 use super::super::auth::refusal::MAX_TOKEN;
-use super::responses::reference;
+use super::responses::{WITHOUT_RIGHT, reference};
 use crate::config::Access;
 
 /// The name of the security scheme.
 const SCHEME: &str = "bearer";
-
-/// The statuses of requests without the right.
-pub const STATUSES: [StatusCode; 2] = [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN];
 
 /// Returns the security schemes.
 pub fn schemes() -> Value {
@@ -33,7 +30,7 @@ pub fn add(operation: &mut Value, access: &Access) {
     let description = operation["description"].as_str().unwrap_or_default();
     operation["description"] = format!("{description} {who}").into();
     operation["security"] = json!([{SCHEME: scopes}]);
-    for status in STATUSES {
+    for status in WITHOUT_RIGHT {
         // every token that is valid is enough
         if *access != Access::Token || status != StatusCode::FORBIDDEN {
             operation["responses"][status.as_str()] = reference(status);

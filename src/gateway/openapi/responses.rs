@@ -6,10 +6,13 @@ use serde_json::{Map, Value, json};
 use super::super::headers::{ANSWER_HEADERS, AnswerHeader, On};
 use super::super::kind::{KINDS, Kind, PREFIX};
 use super::super::routes::Answer;
-use super::{access, component, schemas};
+use super::{component, schemas};
 
 /// Answered by the HTTP library, without a body.
 const HEAD_TOO_LARGE: StatusCode = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+
+/// Of requests without the right.
+pub const WITHOUT_RIGHT: [StatusCode; 2] = [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN];
 
 /// Returns the answer of an operation that succeeds, with the headers that fit.
 pub fn answered(answer: Answer, links: &Value, fits: impl Fn(On) -> bool) -> Value {
@@ -41,7 +44,7 @@ pub fn reference(status: StatusCode) -> Value {
 
 /// Returns every failing answer by its name; those about tokens only with `auth`.
 pub fn all(auth: bool) -> Map<String, Value> {
-    let there = KINDS.iter().filter(|kind| auth || !access::STATUSES.contains(&kind.status));
+    let there = KINDS.iter().filter(|kind| auth || !WITHOUT_RIGHT.contains(&kind.status));
     let mut all: Map<String, Value> = there.map(|kind| (name(kind.status), problem(kind.status))).collect();
     all.insert(
         name(HEAD_TOO_LARGE),

@@ -197,7 +197,10 @@ async fn a_token_that_is_wrong_in_one_place_opens_nothing() {
                 "{what}: {challenge}"
             );
             // nothing of the token comes back
-            assert!(!answer.body.contains("eyJ") && !answer.body.contains("issuer.example"), "{what}: {answer:?}");
+            assert!(
+                !answer.body.contains("eyJ") && !answer.body.contains("issuer.example"),
+                "{what}: {answer:?}"
+            );
         }
         let counted = secured.refused(reason).await - before;
         assert!((counted - 2.0).abs() < f64::EPSILON, "{what}: {counted} of {reason}");
