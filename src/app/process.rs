@@ -176,9 +176,11 @@ impl Process {
     /// it has ever accepted them: then the process drains and returns the reason.
     pub async fn run(self, stop: CancellationToken, ready: impl FnOnce()) -> anyhow::Result<()> {
         let Self { mut common, admin, services, gateways, log } = self;
+        let token = admin::Token::open(&common.settings.admin, common.metrics.admin.unauthorized.clone())?
+            .map(Arc::new);
         let (roles, mut drains) = start_members(&mut common, services, gateways, &stop)?;
         let level = log.map(|log| log.level);
-        let (admin, stop_admin) = serve_admin(&common, admin, roles, level);
+        let (admin, stop_admin) = serve_admin(&common, admin, roles, level, token);
         ready();
         let refused = wait_for_drains(&mut drains, common.registry.as_ref(), &stop).await?;
         common.traces.stop().await;
@@ -230,6 +232,7 @@ fn serve_admin(
     listener: Listener,
     roles: Vec<admin::Role>,
     level: Option<log::Level>,
+    token: Option<Arc<admin::Token>>,
 ) -> (JoinHandle<()>, CancellationToken) {
     let clients = common.clients.clone();
     // a process that calls no service does not follow the registry
@@ -240,6 +243,7 @@ fn serve_admin(
         clients,
         view,
         names: instance::names(&common.settings),
+        token,
         metrics: common.metrics.registry.clone(),
         registry_metrics: common.metrics.view.clone(),
         started_at: instance::seconds_since_1970(),

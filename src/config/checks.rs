@@ -26,6 +26,9 @@ pub(super) fn check(role: Role, settings: &Settings) -> Result<(), Wrong> {
     access(&settings.registry)?;
     store(role, &settings.store)?;
     auth(role, &settings.http)?;
+    if settings.admin.token_file.as_ref().is_some_and(|file| file.as_os_str().is_empty()) {
+        return Err(("admin.token_file", "is empty; leave it out to have none".to_owned()));
+    }
     role_has_a_registry(role, &settings.registry)?;
     advertise_address(role, settings)
 }

@@ -1,6 +1,7 @@
 //! The API: the answers over HTTP and gRPC, byte for byte where callers depend on it.
 
 mod admin;
+mod admin_token;
 mod auth;
 mod bad_requests;
 mod cors;

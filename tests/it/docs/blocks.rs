@@ -203,6 +203,8 @@ pub const INLINE: &[(&str, &str, Use)] = &[
         "sqlite3 /var/lib/microservice-app-feed/feed.db \"VACUUM INTO '/var/backup/feed.db'\"",
         Run(Store),
     ),
+    ("docs/operations.md", "openssl rand -hex 32", Text),
+    ("docs/operations.md", "microservice-app status ADDR --token-file FILE", Not("api::admin_token runs it")),
     ("docs/operations.md", "etcdctl user passwd USER", Run(Etcd)),
     ("docs/operations.md", "microservice-app check-config", Run(Tools)),
     ("docs/runbook.md", "psql -h HOST -c 'SELECT pg_is_in_recovery()'", Not(HOST)),
