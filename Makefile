@@ -32,6 +32,7 @@ test: deps ## every check and test; stops at the first step that fails
 	cargo test --locked --doc
 	@rm -f $(SKIPPED)
 	tests/suite
+	tests/counts
 	@$(say-skipped)
 
 test-interop: ## the tests with other people's gRPC clients in their newest versions; fetches them

@@ -10,6 +10,7 @@ let
   crate = fileset.unions [
     ../Cargo.lock
     ../Cargo.toml
+    ../benches # Cargo.toml names a target in it
     ../proto
     ../src
   ];
@@ -29,7 +30,6 @@ let
         (fileset.maybeMissing ../tests/web)
       ]
     ))
-    (fileset.maybeMissing ../benches)
     (fileset.maybeMissing ../.clippy.toml)
     (fileset.maybeMissing ../.rustfmt.toml)
   ];

@@ -17,7 +17,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         own.file.retain(|file| file.package() == package);
         std::fs::write(out.join(format!("{package}.bin")), own.encode_to_vec())?;
     }
-    tonic_prost_build::configure().build_transport(false).compile_fds(descriptors)?;
+    // the feeds of a profile are passed on as they came, not copied
+    tonic_prost_build::configure()
+        .build_transport(false)
+        .bytes(".profile.GetProfileResponse.feeds")
+        .compile_fds(descriptors)?;
 
     println!("cargo::rerun-if-env-changed=MSA_COMMIT");
     for file in [".git/HEAD", ".git/logs/HEAD"] {

@@ -39,8 +39,8 @@ pub async fn timeout_at<F: Future>(deadline: Instant, future: F) -> Result<F::Ou
 ///
 /// # Errors
 /// [`Elapsed`] if the future has not ended after `limit`.
-pub async fn timeout<F: Future>(limit: Duration, future: F) -> Result<F::Output, Elapsed> {
-    timeout_at(Instant::now() + limit, future).await
+pub fn timeout<F: Future>(limit: Duration, future: F) -> impl Future<Output = Result<F::Output, Elapsed>> {
+    timeout_at(Instant::now() + limit, future)
 }
 
 #[cfg(test)]

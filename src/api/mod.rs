@@ -3,6 +3,7 @@
 pub mod error;
 pub mod headers;
 pub mod proto;
+pub mod received;
 pub mod rpc;
 pub mod subject;
 pub mod validate;

@@ -48,7 +48,7 @@ mod tests {
             name: "n".to_owned(),
             company: "c".to_owned(),
             title: "t".to_owned(),
-            feeds: vec![vec![7]],
+            feeds: vec![vec![7].into()],
         };
         let bytes = [0x08, 1, 0x12, 1, b'n', 0x1a, 1, b'c', 0x22, 1, b't', 0x2a, 1, 7];
         assert_eq!(found.encode_to_vec(), bytes);

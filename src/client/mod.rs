@@ -37,6 +37,7 @@ use tokio::time::Instant;
 
 use crate::api::error::{Code, Error};
 use crate::api::headers::service_identity;
+use crate::api::received::Received;
 use crate::api::rpc::Rpc;
 use crate::api::subject::About;
 use crate::api::validate::Validate;
@@ -173,7 +174,7 @@ impl Client {
     pub async fn call<Q, A>(&self, rpc: Rpc, request: &Q, context: &Context) -> Result<Reply<A>, Error>
     where
         Q: prost::Message + Validate + About,
-        A: prost::Message + Default,
+        A: Received,
     {
         self.send(rpc, request, context, false).await
     }
@@ -191,7 +192,7 @@ impl Client {
     ) -> Result<Reply<A>, Error>
     where
         Q: prost::Message + Validate + About,
-        A: prost::Message + Default,
+        A: Received,
     {
         self.send(rpc, request, context, true).await
     }
@@ -205,7 +206,7 @@ impl Client {
     ) -> Result<Reply<A>, Error>
     where
         Q: prost::Message + Validate + About,
-        A: prost::Message + Default,
+        A: Received,
     {
         request.validate()?;
         let Some(service) = self.services.get(rpc.service()) else {
@@ -222,14 +223,18 @@ impl Client {
 /// Sends a call and decodes its answer. A whole answer to a read is kept for the fallback.
 async fn exchange<A>(path: &impl CallLayer, cache: &Cache, call: Call) -> Result<Reply<A>, Error>
 where
-    A: prost::Message + Default,
+    A: Received,
 {
     let rpc = call.rpc;
     let answer = path.send(call).await.map_err(|failure| failure.error)?;
-    let message = A::decode(answer.message.clone()).map_err(|error| {
+    let malformed = |error: &dyn std::fmt::Display| {
         tracing::error!(%error, rpc = rpc.path(), "answer cannot be decoded");
         Error::unavailable(format!("{} gave a malformed answer", rpc.service()))
-    })?;
+    };
+    let message = A::decode(answer.message.clone()).map_err(|error| malformed(&error))?;
+    if !message.is_sound() {
+        return Err(malformed(&"a text is not UTF-8, or a message in it is malformed"));
+    }
     if let Some(read) = &answer.read {
         cache.keep(read, &answer.message);
     }

@@ -1,16 +1,17 @@
 //! The routes below `/api/feed/`.
 
 use http::{HeaderValue, header};
-use serde::Serialize;
 use warp::reply::Response;
 
+use super::answers;
 use super::problem::Problem;
 use super::reply;
 use super::request::Fields;
 use crate::api::error::Error;
 use crate::api::proto::feed::{
-    DeleteFeedRequest, DeleteFeedResponse, FeedRecord, GetFeedsRequest, GetFeedsResponse, OkResponse,
+    DeleteFeedRequest, DeleteFeedResponse, FeedRecord, GetFeedsRequest, OkResponse,
 };
+use crate::api::received::Feeds;
 use crate::api::rpc::Rpc;
 use crate::api::validate::DEFAULT_SIZE;
 use crate::client::{Client, Reply};
@@ -18,25 +19,6 @@ use crate::context::Context;
 
 /// The path of [`get`], which a link to the next page repeats.
 pub const GET_FEEDS: &str = "/api/feed/get_feeds";
-
-/// A feed as callers see it, here and inside a profile.
-#[derive(Serialize)]
-pub struct Feed {
-    id: i64,
-    user_id: i64,
-    content: String,
-}
-
-impl From<FeedRecord> for Feed {
-    fn from(record: FeedRecord) -> Self {
-        Self { id: record.id, user_id: record.user_id, content: record.content }
-    }
-}
-
-#[derive(Serialize)]
-struct Feeds {
-    feeds: Vec<Feed>,
-}
 
 /// `{"id","user_id","content"}`: `{}`.
 pub async fn create(client: Client, mut input: Fields, context: Context) -> Result<Response, Problem> {
@@ -61,11 +43,9 @@ pub async fn get(client: Client, mut input: Fields, context: Context) -> Result<
         return Err(Error::bad("before", "must be an integer from 1 to 9223372036854775807").into());
     }
     let page = GetFeedsRequest { user_id, size, before: before.unwrap_or(0) };
-    let reply: Reply<GetFeedsResponse> = client.call(Rpc::GetFeeds, &page, &context).await?;
-    let shortened = reply.message.shortened;
-    let feeds: Vec<Feed> = reply.message.feeds.into_iter().map(Feed::from).collect();
-    let next = feeds.first().filter(|_| shortened).map(|first| first.id);
-    let mut response = reply::mark(reply::json(&Feeds { feeds }), &reply.headers);
+    let reply: Reply<Feeds> = client.call(Rpc::GetFeeds, &page, &context).await?;
+    let next = reply.message.feeds.first().filter(|_| reply.message.shortened).map(|first| first.id);
+    let mut response = reply::mark(reply::json(answers::feeds(&reply.message)), &reply.headers);
     if let Some(before) = next {
         let link = format!("<{GET_FEEDS}?user_id={user_id}&size={size}&before={before}>; rel=\"next\"");
         if let Ok(link) = HeaderValue::from_str(&link) {

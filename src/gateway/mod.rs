@@ -4,11 +4,13 @@
 //! [`ROUTES`] is the table of routes. Connections, overload and what is recorded of a request are in
 //! [`crate::server`].
 
+mod answers;
 mod auth;
 mod cors;
 mod dispatch;
 mod feed;
 mod headers;
+mod json;
 mod kind;
 mod metrics;
 pub mod openapi;

@@ -11,8 +11,8 @@ const NO_STORE: HeaderValue = HeaderValue::from_static("no-store");
 const JSON: HeaderValue = HeaderValue::from_static("application/json");
 
 /// Returns 200 with a JSON body.
-pub fn json<T: Serialize>(body: &T) -> Response {
-    let mut response = Response::new(indented(body).into());
+pub fn json(body: Vec<u8>) -> Response {
+    let mut response = Response::new(body.into());
     response.headers_mut().insert(header::CONTENT_TYPE, JSON);
     response
 }

@@ -59,14 +59,13 @@ pub struct Accepted {
 /// Returns the parameters of a query.
 pub fn query(query: &str) -> Result<Fields, Problem> {
     // an empty pair is harmless: the original's README has `?user_id=123&&size=2`
-    let pairs = query.split('&').filter(|pair| !pair.is_empty());
-    let decoded = pairs.take(MAX_FIELDS + 1).map(|pair| {
+    let mut pairs = Vec::with_capacity(4);
+    for pair in query.split('&').filter(|pair| !pair.is_empty()).take(MAX_FIELDS + 1) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         let name = decode(name).ok_or_else(|| Error::bad("query", "must be UTF-8"))?;
         let value = decode(value).ok_or_else(|| Error::bad(echo(&name), "must be UTF-8"))?;
-        Ok((name, Value::String(value)))
-    });
-    let pairs = decoded.collect::<Result<Vec<_>, Error>>()?;
+        pairs.push((name, Value::String(value)));
+    }
     Ok(Fields { textual: true, ..Fields::of("query", pairs)? })
 }
 
@@ -147,6 +146,9 @@ async fn discard<B: Buf, E>(parts: &mut (impl Stream<Item = Result<B, E>> + Unpi
 
 /// Decodes one part of a query; `None` if the result is not UTF-8.
 fn decode(text: &str) -> Option<String> {
+    if !text.bytes().any(|byte| matches!(byte, b'+' | b'%')) {
+        return Some(text.to_owned());
+    }
     let spaced = text.replace('+', " ");
     Some(percent_decode_str(&spaced).decode_utf8().ok()?.into_owned())
 }

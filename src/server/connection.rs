@@ -130,7 +130,8 @@ where
                     request.extensions_mut().insert(Peer::new(conn.clone()));
                 }
                 let draining = server.stop.begin.is_cancelled();
-                let answer = (server.service)(request, client);
+                // hyper moves it a few times, on HTTP/2 ten times: it is large
+                let answer = Box::pin((server.service)(request, client));
                 async move {
                     let mut response = answer.await;
                     if draining && http1 {

@@ -146,17 +146,21 @@ impl<R: Record> Drop for Lifecycle<R> {
 ///
 /// # Errors
 /// The context of the answer that the caller gets all the same.
-pub async fn guard<R: Record, T>(
+#[expect(clippy::result_large_err, reason = "it is moved once, after a panic")]
+pub fn guard<R: Record, T>(
     record: R,
     failure: R::Status,
     begun: Instant,
     request: impl Future<Output = T>,
-) -> Result<T, Context> {
-    AssertUnwindSafe(request).catch_unwind().await.map_err(|_| {
-        let context = Context::new(begun);
-        record.log_panic(&context);
-        record.observe(failure, begun.elapsed());
-        context
+) -> impl Future<Output = Result<T, Context>> {
+    // not an async function: it would hold the request's future twice, which is several KiB
+    AssertUnwindSafe(request).catch_unwind().map(move |ended| {
+        ended.map_err(|_| {
+            let context = Context::new(begun);
+            record.log_panic(&context);
+            record.observe(failure, begun.elapsed());
+            context
+        })
     })
 }
 

@@ -34,3 +34,9 @@ pub use connection::{Protocol, Stop};
 pub use conns::{Limits, MAX_UNSENT};
 pub use half_close::{Input, RequestBody};
 pub use unsent::UnsentLimit;
+
+/// Returns the size of the future of a handler, bytes.
+#[cfg(test)]
+pub fn measure_future<A, B, C, F: Future>(_handler: impl Fn(A, B, C) -> F) -> usize {
+    size_of::<F>()
+}

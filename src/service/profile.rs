@@ -3,16 +3,18 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, header};
 use tokio::time::Instant;
 use tonic::{Request, Response, Status, async_trait};
 
 use crate::api::error::{Code, Error};
 use crate::api::headers::DEGRADED;
-use crate::api::proto::feed::{GetFeedsRequest, GetFeedsResponse};
+use crate::api::proto::feed::GetFeedsRequest;
 use crate::api::proto::profile::{
     GetProfileRequest, GetProfileResponse, OkResponse, PutProfileRequest, profile_server,
 };
+use crate::api::received::EncodedFeeds;
 use crate::api::rpc::Rpc;
 use crate::api::validate::{PROFILE_FEEDS, Validate as _};
 use crate::client::{Client, Reply};
@@ -74,11 +76,11 @@ impl profile_server::Profile for Profile {
 impl Profile {
     /// Returns the newest feeds, encoded; none for a user without feeds. If they are those of an earlier answer, or
     /// missing, the headers say how the profile is degraded.
-    async fn feeds(&self, user_id: i64, context: &Context) -> (Vec<Vec<u8>>, HeaderMap) {
+    async fn feeds(&self, user_id: i64, context: &Context) -> (Vec<Bytes>, HeaderMap) {
         let request = GetFeedsRequest { user_id, size: PROFILE_FEEDS, before: 0 };
         // so little that the profile itself is still in time without them
         let context = context.with_deadline(Instant::now() + context.remaining() / 5);
-        let reply: Result<Reply<GetFeedsResponse>, Error> =
+        let reply: Result<Reply<EncodedFeeds>, Error> =
             self.client.call_best_effort(Rpc::GetFeeds, &request, &context).await;
         let mut marks = HeaderMap::new();
         match reply {
@@ -88,7 +90,7 @@ impl Profile {
                         marks.insert(name, value.clone());
                     }
                 }
-                (reply.message.feeds.iter().map(prost::Message::encode_to_vec).collect(), marks)
+                (reply.message.feeds, marks)
             }
             Err(error) if error.code == Code::NotFound => (Vec::new(), marks),
             Err(error) => {

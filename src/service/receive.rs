@@ -31,7 +31,8 @@ pub async fn receive(
     let peer = head.extensions.get::<Peer>();
     admission.check_memory(peer)?;
     admission.check_in_flight()?;
-    let message = crate::timeout::timeout(BODY_TIMEOUT, read(admission.body(peer), head, body)).await;
+    let read = std::pin::pin!(read(admission.body(peer), head, body));
+    let message = crate::timeout::timeout(BODY_TIMEOUT, read).await;
     let message = message.map_err(|_| late())??;
     check_single(&message)?;
     Ok((message, admission.acquire()?))

@@ -373,7 +373,7 @@ pub fn metrics() -> BTreeSet<String> {
     static NAMES: LazyLock<BTreeSet<String>> = LazyLock::new(|| {
         // one word with an underscore: a name; label names have none, and a help text has spaces
         let is_name = |text: &&str| {
-            text.contains('_')
+            text.find('_').is_some_and(|at| at > 0) // a suffix begins with it
                 && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
         };
         // values of labels

@@ -27,11 +27,12 @@ impl<S: CallLayer> CircuitBreaker<S> {
 
 impl<S: CallLayer> CallLayer for CircuitBreaker<S> {
     async fn send(&self, call: Call) -> Outcome {
-        let (rpc, full_time) = (call.rpc, call.has_full_time());
+        let rpc = call.rpc;
         let Some(admitted) = AdmittedCall::admit(&self.breakers, &call) else {
             let error = Error::unavailable(format!("the circuit breaker of {} is open", rpc.service()));
             return Err(Failure::new(Delivery::NotSent, error));
         };
+        let full_time = admitted.full_time;
         let outcome = self.inner.send(call).await;
         let closed = match &outcome {
             Ok(_) => admitted.record(false, None),

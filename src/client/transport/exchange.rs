@@ -7,6 +7,7 @@
 use std::sync::Arc;
 
 use http::HeaderValue;
+use http::uri::Authority;
 
 use crate::api::error::{Code, chain, code_name};
 use crate::api::headers::{INSTANCE, WRONG_SERVICE};
@@ -22,6 +23,8 @@ use crate::telemetry::trace::{Span, Trace};
 pub struct Exchange {
     service: &'static str,
     pool: Arc<Pool>,
+    /// The address of the instance, or why it is none.
+    authority: Result<Authority, String>,
     /// Called with the instance id in each answer.
     on_answer: Arc<dyn Fn(&HeaderValue) + Send + Sync>,
 }
@@ -34,12 +37,16 @@ impl Exchange {
         pool: Arc<Pool>,
         on_answer: impl Fn(&HeaderValue) + Send + Sync + 'static,
     ) -> Self {
-        Self { service, pool, on_answer: Arc::new(on_answer) }
+        let authority = wire::authority(pool.addr());
+        Self { service, pool, authority, on_answer: Arc::new(on_answer) }
     }
 
     async fn exchange(&self, mut sender: RequestSender, call: &Call, trace: &Trace) -> ExchangeEnd {
-        let (addr, identity) = (self.pool.addr(), self.pool.identity());
-        let mut request = match wire::request(addr, identity, call.rpc.path(), call.framed.clone()) {
+        let request = match &self.authority {
+            Ok(addr) => wire::request_to(addr, self.pool.identity(), call.rpc.path(), call.framed.clone()),
+            Err(reason) => Err(reason.clone()),
+        };
+        let mut request = match request {
             Ok(request) => request,
             Err(reason) => return ExchangeEnd::NotSent(reason),
         };
@@ -77,11 +84,13 @@ impl CallLayer for Exchange {
         call.attempt.set_check(on_connection.suspect());
         let (trace, span) = call.context.trace.attempt(call.rpc, self.pool.addr());
         let mut span = AttemptSpan { span, attempt: &call.attempt };
-        let before = call.context.previous_attempts.saturating_sub(call.inherited_attempts);
-        span.span.tag("attempt", u64::from(before) + 1);
-        span.span.tag("deadline_ms", call.context.remaining());
-        if call.hedge {
-            span.span.tag("hedge", "sent");
+        if !span.span.is_empty() {
+            let before = call.context.previous_attempts.saturating_sub(call.inherited_attempts);
+            span.span.tag("attempt", u64::from(before) + 1);
+            span.span.tag("deadline_ms", call.context.remaining());
+            if call.hedge {
+                span.span.tag("hedge", "sent");
+            }
         }
         let end = self.exchange(on_connection.sender(), &call, &trace).await;
         on_connection.set_ended(matches!(end, ExchangeEnd::Answered(_) | ExchangeEnd::Status(_)));

@@ -2,12 +2,13 @@
 //! sends.
 
 use bytes::{Buf as _, BufMut as _, Bytes, BytesMut};
-use http::{HeaderValue, Request, Response, header};
-use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
+use http::uri::{self, Authority, InvalidUri, PathAndQuery, Scheme};
+use http::{HeaderMap, HeaderValue, Method, Request, Response, Uri, header};
+use http_body_util::{BodyExt as _, Full};
 use hyper::body::Incoming;
 use tonic::Status;
 
-use crate::api::error::{Code, Error, chain};
+use crate::api::error::{Code, Error};
 use crate::api::headers::SERVICE;
 use crate::client::call::Answer;
 use crate::client::transport::outcome::ExchangeEnd;
@@ -18,6 +19,9 @@ const MAX_ANSWER: usize = 2 * crate::api::validate::MAX_ANSWER;
 const MAX_STREAMED_MESSAGE: usize = 1024;
 /// Length of the prefix of each message, bytes: a compression flag and a length of four bytes.
 const PREFIX: usize = 5;
+
+/// Headers that a request usually has: four here, the deadline, the ids, and the trace.
+const HEADERS: usize = 12;
 
 const USER_AGENT: &str = concat!("microservice-app/", env!("CARGO_PKG_VERSION"));
 
@@ -42,12 +46,40 @@ pub fn frame(message: &impl prost::Message) -> Result<Bytes, Error> {
 pub fn request(
     addr: &str,
     identity: &HeaderValue,
-    path: &str,
+    path: &'static str,
     framed: Bytes,
 ) -> Result<Request<Full<Bytes>>, String> {
-    let request = Request::post(format!("http://{addr}{path}")).body(Full::new(framed));
-    let mut request = request.map_err(|e| e.to_string())?;
+    request_to(&authority(addr)?, identity, path, framed)
+}
+
+/// Returns an address as the part of a URI.
+///
+/// # Errors
+/// When it can be none.
+pub fn authority(addr: &str) -> Result<Authority, String> {
+    addr.parse().map_err(|error: InvalidUri| error.to_string())
+}
+
+/// Returns a gRPC request, as [`request`] does, to an address that was parsed before.
+///
+/// # Errors
+/// When the address and `path` make no URI.
+pub fn request_to(
+    authority: &Authority,
+    identity: &HeaderValue,
+    path: &'static str,
+    framed: Bytes,
+) -> Result<Request<Full<Bytes>>, String> {
+    let mut parts = uri::Parts::default();
+    parts.scheme = Some(Scheme::HTTP);
+    parts.authority = Some(authority.clone());
+    let path = PathAndQuery::from_maybe_shared(Bytes::from_static(path.as_bytes()));
+    parts.path_and_query = Some(path.map_err(|error| error.to_string())?);
+    let mut request = Request::new(Full::new(framed));
+    *request.method_mut() = Method::POST;
+    *request.uri_mut() = Uri::from_parts(parts).map_err(|error| error.to_string())?;
     let headers = request.headers_mut();
+    headers.reserve(HEADERS);
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/grpc"));
     headers.insert(header::TE, HeaderValue::from_static("trailers"));
     headers.insert(header::USER_AGENT, HeaderValue::from_static(USER_AGENT));
@@ -77,28 +109,51 @@ pub async fn read_answer(response: Response<Incoming>) -> ExchangeEnd {
     if head.status != http::StatusCode::OK {
         return ExchangeEnd::Malformed(format!("HTTP status {} instead of gRPC", head.status));
     }
-    let body = match Limited::new(body, MAX_ANSWER).collect().await {
-        Ok(body) => body,
-        Err(error) if error.is::<LengthLimitError>() => return ExchangeEnd::TooLarge,
-        Err(error) => {
-            return match error.downcast::<hyper::Error>() {
-                Ok(error) => ExchangeEnd::BodyFailed(*error),
-                Err(error) => ExchangeEnd::Malformed(chain(error.as_ref())),
-            };
-        }
+    let (body, trailers) = match collect(body).await {
+        Ok(collected) => collected,
+        Err(end) => return end,
     };
-    let Some(status) = body.trailers().and_then(Status::from_header_map) else {
+    let Some(status) = trailers.as_ref().and_then(Status::from_header_map) else {
         return ExchangeEnd::Malformed("no grpc-status".to_owned());
     };
     if status.code() != tonic::Code::Ok {
         return ExchangeEnd::Status(status);
     }
-    match only_message(body.to_bytes()) {
+    match only_message(body) {
         Some(message) => {
             ExchangeEnd::Answered(Answer { message, headers: head.headers, ..Answer::default() })
         }
         None => ExchangeEnd::Malformed("a malformed message".to_owned()),
     }
+}
+
+/// Reads a body to its end. Usually it is one part, which is not copied.
+async fn collect(mut body: Incoming) -> Result<(Bytes, Option<HeaderMap>), ExchangeEnd> {
+    let (mut first, mut whole, mut trailers) = (Bytes::new(), BytesMut::new(), None);
+    while let Some(frame) = body.frame().await {
+        match frame.map_err(ExchangeEnd::BodyFailed)?.into_data() {
+            Ok(part) if first.len() + whole.len() + part.len() > MAX_ANSWER => {
+                return Err(ExchangeEnd::TooLarge);
+            }
+            Ok(part) if first.is_empty() && whole.is_empty() => first = part,
+            Ok(part) => {
+                if whole.is_empty() {
+                    whole.reserve(announced(&first).max(first.len() + part.len()));
+                    whole.extend_from_slice(&std::mem::take(&mut first));
+                }
+                whole.extend_from_slice(&part);
+            }
+            Err(frame) => trailers = frame.into_trailers().ok(),
+        }
+    }
+    Ok((if whole.is_empty() { first } else { whole.freeze() }, trailers))
+}
+
+/// Returns the length of a body by the prefix of its message, 0 if that cannot be.
+fn announced(first: &[u8]) -> usize {
+    let length = first.first_chunk::<PREFIX>().map(|[_, length @ ..]| u32::from_be_bytes(*length));
+    let length = length.and_then(|length| usize::try_from(length).ok()?.checked_add(PREFIX));
+    length.filter(|length| *length <= MAX_ANSWER).unwrap_or(0)
 }
 
 /// Returns the message of a body that consists of one; `None` if the body holds none, more than one, or a

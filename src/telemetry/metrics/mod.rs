@@ -6,10 +6,10 @@
 
 mod process;
 mod rpc_durations;
+mod text;
 
 use prometheus::{
-    Encoder as _, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
 };
 
 use crate::build_info;
@@ -109,9 +109,5 @@ pub fn register_process(registry: &Registry) -> prometheus::Result<()> {
 /// Returns all metrics of a registry in the text format of Prometheus.
 #[must_use]
 pub fn text(registry: &Registry) -> String {
-    let mut out = Vec::new();
-    if let Err(error) = TextEncoder::new().encode(&registry.gather(), &mut out) {
-        tracing::error!(%error, "metrics cannot be encoded");
-    }
-    String::from_utf8(out).unwrap_or_default()
+    text::encode(&registry.gather())
 }

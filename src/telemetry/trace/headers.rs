@@ -1,15 +1,17 @@
 //! Trace headers: read in the order `b3`, `x-b3-*`, `traceparent`, written as `x-b3-*` and `traceparent`.
 //!
-//! OpenTelemetry's propagators parse and format them. That of B3 is in `opentelemetry-zipkin`, which is deprecated: this
+//! OpenTelemetry's propagators parse them. That of B3 is in `opentelemetry-zipkin`, which is deprecated: this
 //! is the only file that uses the crate, and its propagator is all that is used of it.
 
 #![expect(deprecated, reason = "the project requires opentelemetry-zipkin; no other released crate has B3")]
 
 use std::borrow::Cow;
+use std::ops::Range;
 
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use opentelemetry::Context;
-use opentelemetry::propagation::{Extractor, Injector, TextMapPropagator as _};
+use opentelemetry::propagation::{Extractor, TextMapPropagator as _};
 use opentelemetry::trace::{SpanContext, SpanId, TraceContextExt as _, TraceFlags, TraceId, TraceState};
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_zipkin::{B3Encoding, Propagator};
@@ -20,6 +22,11 @@ const B3: &str = "b3";
 const SAMPLED: &str = "x-b3-sampled";
 const TRACEPARENT: &str = "traceparent";
 const TRACESTATE: &str = "tracestate";
+const X_B3_SPANID: HeaderName = HeaderName::from_static("x-b3-spanid");
+const X_B3_SAMPLED: HeaderName = HeaderName::from_static(SAMPLED);
+const X_B3_FLAGS: HeaderName = HeaderName::from_static("x-b3-flags");
+const X_TRACEPARENT: HeaderName = HeaderName::from_static(TRACEPARENT);
+const X_TRACESTATE: HeaderName = HeaderName::from_static(TRACESTATE);
 /// The headers that are read.
 const READ: [&str; 7] = [B3, "x-b3-traceid", "x-b3-spanid", SAMPLED, "x-b3-flags", TRACEPARENT, TRACESTATE];
 
@@ -51,7 +58,8 @@ pub fn flags(sampled: Option<bool>) -> TraceFlags {
 
 /// Reads the trace from headers. Values that cannot be parsed are ignored.
 pub fn read(headers: &HeaderMap) -> Incoming {
-    if !READ.iter().any(|name| headers.contains_key(*name)) {
+    // most requests have few headers, and none of these
+    if !headers.keys().any(|name| READ.contains(&name.as_str())) {
         return Incoming::default();
     }
     let carrier = Read(READ.map(|name| {
@@ -97,12 +105,52 @@ fn decision(carrier: &Read<'_>) -> Option<bool> {
     }
 }
 
-/// Writes a trace. Its span id must be valid.
+/// Writes a trace as B3's several headers and as W3C's. Its span id must be valid.
+///
+/// This is what the two propagators write, without their copies: it is done for every attempt of every call, and all ids
+/// are parts of one buffer here.
 pub fn write(context: &SpanContext, headers: &mut HeaderMap) {
-    let context = Context::new().with_remote_span_context(context.clone());
-    let mut carrier = Write(headers);
-    Propagator::new().inject_context(&context, &mut carrier);
-    TraceContextPropagator::new().inject_context(&context, &mut carrier);
+    const TRACE: Range<usize> = 3..35;
+    const SPAN: Range<usize> = 36..52;
+    let sampled = context.is_sampled();
+    let mut text = *b"00-00000000000000000000000000000000-0000000000000000-00";
+    for (place, bytes) in [(TRACE, &context.trace_id().to_bytes()[..]), (SPAN, &context.span_id().to_bytes())]
+    {
+        write_hex(bytes, text.get_mut(place).unwrap_or_default());
+    }
+    if let Some(flag) = text.last_mut() {
+        *flag = if sampled { b'1' } else { b'0' };
+    }
+    let text = Bytes::copy_from_slice(&text);
+    let mut set = |name, value: Bytes| {
+        if let Ok(mut value) = HeaderValue::from_maybe_shared(value) {
+            // ids never repeat, so HPACK must not put them into its table
+            value.set_sensitive(true);
+            headers.insert(name, value);
+        }
+    };
+    set(TRACE_ID, text.slice(TRACE));
+    set(X_B3_SPANID, text.slice(SPAN));
+    set(X_TRACEPARENT, text);
+    let state = context.trace_state().header();
+    if !state.is_empty() {
+        set(X_TRACESTATE, state.into());
+    }
+    let flags = context.trace_flags();
+    if flags & DEBUG == DEBUG {
+        headers.insert(X_B3_FLAGS, HeaderValue::from_static("1"));
+    } else if flags & DEFERRED != DEFERRED {
+        headers.insert(X_B3_SAMPLED, HeaderValue::from_static(if sampled { "1" } else { "0" }));
+    }
+}
+
+/// Writes bytes as lower-case hex digits.
+fn write_hex(bytes: &[u8], out: &mut [u8]) {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digit = |nibble: u8| DIGITS[usize::from(nibble & 15)];
+    for (byte, [high, low]) in bytes.iter().zip(out.as_chunks_mut::<2>().0) {
+        (*high, *low) = (digit(byte >> 4), digit(*byte));
+    }
 }
 
 /// The headers in [`READ`].
@@ -116,19 +164,6 @@ impl Extractor for Read<'_> {
 
     fn keys(&self) -> Vec<&str> {
         READ.to_vec()
-    }
-}
-
-struct Write<'a>(&'a mut HeaderMap);
-
-impl Injector for Write<'_> {
-    fn set(&mut self, key: &str, value: String) {
-        let name = HeaderName::from_bytes(key.as_bytes());
-        if let (Ok(name), Ok(mut value), false) = (name, HeaderValue::from_str(&value), value.is_empty()) {
-            // ids never repeat, so HPACK must not put them into its table
-            value.set_sensitive(value.len() > 1);
-            self.0.insert(name, value);
-        }
     }
 }
 
@@ -205,6 +240,42 @@ mod tests {
             let incoming = read(&headers(&[("traceparent", &parent), ("tracestate", &state)]));
             assert_eq!(incoming.trace_id, TraceId::from_hex(LONG).ok());
             assert_eq!(incoming.state.get("v0").is_some(), kept, "{} bytes", state.len());
+        }
+    }
+
+    /// Collects what a propagator writes.
+    #[derive(Default)]
+    struct Written(std::collections::BTreeMap<String, String>);
+
+    impl opentelemetry::propagation::Injector for Written {
+        fn set(&mut self, key: &str, value: String) {
+            if !value.is_empty() {
+                self.0.insert(key.to_owned(), value);
+            }
+        }
+    }
+
+    /// The propagators are the judges.
+    #[test]
+    fn it_writes_what_the_propagators_write() {
+        let state = TraceState::from_key_value([("a", "1"), ("b", "2")]).unwrap();
+        for flags in [flags(None), flags(Some(false)), flags(Some(true)), DEBUG, DEBUG | TraceFlags::SAMPLED]
+        {
+            for (trace, state) in [(1_u128, TraceState::NONE), (u128::MAX >> 3, state.clone())] {
+                let (trace, span) = (TraceId::from(trace), SpanId::from(0x0123_4567_89ab_cdef));
+                let context = SpanContext::new(trace, span, flags, false, state);
+                let mut headers = HeaderMap::new();
+                write(&context, &mut headers);
+                let mut judged = Written::default();
+                let context = Context::new().with_remote_span_context(context);
+                Propagator::new().inject_context(&context, &mut judged);
+                TraceContextPropagator::new().inject_context(&context, &mut judged);
+                let text = |value: &HeaderValue| value.to_str().unwrap().to_owned();
+                let written = headers.iter().map(|(name, value)| (name.to_string(), text(value)));
+                assert_eq!(written.collect::<std::collections::BTreeMap<_, _>>(), judged.0, "{flags:?}");
+                let once = headers.iter().filter(|(_, value)| value.len() > 1);
+                assert!(once.into_iter().all(|(_, value)| value.is_sensitive()));
+            }
         }
     }
 

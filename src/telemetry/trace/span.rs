@@ -97,9 +97,8 @@ impl Span {
         }
     }
 
-    /// Returns true if nothing is recorded.
-    #[cfg(test)]
-    pub(super) const fn is_empty(&self) -> bool {
+    /// Returns true if nothing is recorded: then tags need not be made.
+    pub const fn is_empty(&self) -> bool {
         self.0.is_none()
     }
 }

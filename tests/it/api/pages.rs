@@ -135,6 +135,9 @@ async fn a_call_from_the_page_shows_status_headers_body_and_time() {
     ] {
         assert!(answer.contains(shown), "{shown}: {answer}");
     }
+    browser.script("document.querySelector('#put_topic').open = false").await;
+    browser.picture("api", "#get_topic", 1000, 900).await;
+
     browser.fill("#get_topic-topic_id", "0").await;
     browser.click("#get_topic button").await;
     browser.wait_until("it is refused", &status("get_topic", "400 Bad Request, ")).await;

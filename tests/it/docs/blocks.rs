@@ -75,6 +75,8 @@ pub const BLOCKS: &[(&str, &str, Use)] = &[
     ("docs/development.md", "make test", Not(BUILD)),
     ("docs/development.md", "cargo test --lib", Not(BUILD)),
     ("docs/development.md", "tests/faults --minutes", Not(BUILD)),
+    ("docs/development.md", "tests/counts --accept", Not(BUILD)),
+    ("docs/development.md", "valgrind --tool=callgrind", Not(BUILD)),
     ("docs/development.md", "deploy/stack up", Not("operations::stack runs it, on other ports")),
     ("docs/faults.md", "tests/faults", Not(BUILD)),
     ("docs/kubernetes.md", "apiVersion:", Text),

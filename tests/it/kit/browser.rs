@@ -156,6 +156,22 @@ impl Browser {
         decode_base64(picture["data"].as_str().expect("a picture"))
     }
 
+    /// Takes the picture of a page from an element on, in a window of that size in pixels. It is kept, as `NAME.png`, in
+    /// the directory that `PICTURES` names, if there is one.
+    pub async fn picture(&self, name: &str, css: &str, width: u32, height: u32) {
+        self.viewport(width, height, 1.0).await;
+        let begin =
+            format!("document.activeElement.blur(); document.querySelector('{css}').scrollIntoView()");
+        self.script(&begin).await;
+        let png = self.screenshot().await;
+        assert!(png.starts_with(b"\x89PNG"));
+        if let Some(directory) = std::env::var_os("PICTURES") {
+            std::fs::create_dir_all(&directory).unwrap();
+            std::fs::write(Path::new(&directory).join(format!("{name}.png")), &png).unwrap();
+            assert!(png.len() <= 150_000, "{} bytes", png.len());
+        }
+    }
+
     /// Returns what the tab has done since the last call.
     pub async fn noted(&self) -> Noted {
         let mut noted = Noted::default();
