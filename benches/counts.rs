@@ -87,11 +87,12 @@ fn feed(id: usize) -> String {
 /// Starts a gateway, and the services unless it is for a page. Returns the addresses of the gateway and of its admin
 /// listener.
 async fn start(services: bool) -> [SocketAddr; 2] {
-    let mut settings = Settings::for_role(if services { Role::Up } else { Role::Apigateway });
+    let role = if services { Role::Up } else { Role::Apigateway };
+    let mut settings = Settings::for_role(role);
     let free = ListenAddr::loopback(0);
     (settings.http.addr, settings.admin.addr) = (free, free);
     settings.registry.endpoints.clear();
-    let mut process = Process::new(settings).expect("a process");
+    let mut process = Process::new(role, settings).expect("a process");
     let store = Store { url: StoreUrl::Memory, ..Store::default() };
     if services {
         for kind in ServiceKind::ALL {

@@ -29,6 +29,25 @@ pub struct Source {
     path: PathBuf,
 }
 
+/// The versions of some files, `None` for one that cannot be examined.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stamp(Vec<Option<Version>>);
+
+/// Device, inode, length, and time of the last change: seconds and nanoseconds.
+type Version = (u64, u64, u64, i64, i64);
+
+impl Stamp {
+    /// Returns the current versions. It makes a few calls of `stat`, which follow links: a link that leads to another file
+    /// is another version.
+    pub fn of<'a>(sources: impl IntoIterator<Item = &'a Source>) -> Self {
+        let version = |source: &Source| {
+            let it = std::fs::metadata(&source.path).ok()?;
+            Some((it.dev(), it.ino(), it.len(), it.ctime(), it.ctime_nsec()))
+        };
+        Self(sources.into_iter().map(version).collect())
+    }
+}
+
 /// Returns the directory of relative names, if there is one: `$CREDENTIALS_DIRECTORY`, which systemd sets.
 #[must_use]
 pub fn directory() -> Option<PathBuf> {
@@ -94,7 +113,11 @@ impl Source {
         }
     }
 
-    fn chain(&self) -> Result<Vec<CertificateDer<'static>>, Unusable> {
+    /// Returns the certificates in the file, in their order.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or holds none in PEM form.
+    pub fn chain(&self) -> Result<Vec<CertificateDer<'static>>, Unusable> {
         let read: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(&self.read()?).collect();
         match read {
             Ok(chain) if chain.is_empty() => Err(self.refuse("holds no certificate in PEM form")),
@@ -103,7 +126,11 @@ impl Source {
         }
     }
 
-    fn private_key(&self) -> Result<PrivateKeyDer<'static>, Unusable> {
+    /// Returns the private key in the file.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or holds none in PEM form.
+    pub fn private_key(&self) -> Result<PrivateKeyDer<'static>, Unusable> {
         let key = PrivateKeyDer::from_pem_slice(&self.read()?);
         key.map_err(|_| self.refuse("holds no private key in PEM form"))
     }

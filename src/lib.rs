@@ -18,6 +18,7 @@
 //! - [`registry`] knows where instances are: in etcd, or inside the process.
 //! - [`store`] keeps the records of a service.
 //! - [`server`] accepts connections and serves HTTP over them, whatever the protocol above.
+//! - [`tls`] is TLS with certificates that are replaced while the process runs.
 //! - [`context`] is what a request carries from hop to hop: deadline, ids, trace.
 //! - [`telemetry`] is what a process reports about itself: log, traces, metrics.
 //! - [`api`] is the contract: messages, rpcs, errors, limits of input, headers.
@@ -45,3 +46,4 @@ pub mod service;
 pub mod store;
 pub mod telemetry;
 pub mod timeout;
+pub mod tls;

@@ -17,6 +17,7 @@ use crate::server::listener::Listener;
 use crate::server::{Limits, MAX_UNSENT, UnsentLimit};
 use crate::service::Service;
 use crate::telemetry::trace::Traces;
+use crate::tls::Mutual;
 
 /// What the members of one process share.
 pub struct Common {
@@ -26,6 +27,8 @@ pub struct Common {
     pub registry: Arc<dyn Registry>,
     /// The bound address of the admin listener.
     pub admin: SocketAddr,
+    /// The certificate of this process, where calls are encrypted.
+    pub mutual: Option<Mutual>,
     /// Opens the connections to services.
     pub connector: Connector,
     /// Every client that was made, for the admin listener.

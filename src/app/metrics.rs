@@ -4,7 +4,7 @@ use prometheus::Registry;
 
 use crate::telemetry::events::Events;
 use crate::telemetry::{metrics, trace};
-use crate::{admin, client, gateway, registry, server, store};
+use crate::{admin, client, gateway, registry, server, store, tls};
 
 /// The metrics of a process. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -23,6 +23,8 @@ pub struct Metrics {
     pub admin: admin::metrics::Metrics,
     /// Tokens of callers.
     pub gateway: gateway::Metrics,
+    /// Certificates, and connections with TLS.
+    pub tls: tls::metrics::Metrics,
     /// Operations of stores.
     pub store: store::metrics::Metrics,
     /// Spans.
@@ -43,6 +45,7 @@ impl Metrics {
             server: server::metrics::Metrics::register(&registry)?,
             admin: admin::metrics::Metrics::register(&registry)?,
             gateway: gateway::Metrics::register(&registry)?,
+            tls: tls::metrics::Metrics::register(&registry)?,
             store: store::metrics::Metrics::register(&registry)?.with_events(events.clone()),
             trace: trace::metrics::Metrics::register(&registry)?,
             registry,

@@ -16,13 +16,14 @@ use super::metrics::Metrics;
 use super::role::{Member, ServiceKind};
 use super::service::{self, Bound};
 use crate::admin;
-use crate::client::{self, Connector};
+use crate::client::{self, Connector, Secured};
 use crate::config::{ListenAddr, Role, Settings, Store};
 use crate::registry::{Dial, Etcd, Local, Registry, dial_tcp};
 use crate::server::listener::Listener;
 use crate::server::{Protocol, Stop, serve};
 use crate::telemetry::log;
 use crate::telemetry::trace::Traces;
+use crate::tls::Mutual;
 
 /// Time for the head of a request to the admin listener.
 const ADMIN_HEADERS: Duration = Duration::from_secs(5);
@@ -58,10 +59,12 @@ pub struct Network {
 }
 
 impl Network {
-    /// Returns connections over TCP.
+    /// Returns connections over TCP, those to services with TLS if there is a certificate for it.
     #[must_use]
-    pub fn tcp(settings: &Settings) -> Self {
-        Self { services: Connector::default(), etcd: dial_tcp(settings.registry.timeout) }
+    pub fn tcp(settings: &Settings, mutual: Option<Mutual>) -> Self {
+        let secured = |mutual| Connector::new(Secured::new(mutual));
+        let services = mutual.map_or_else(Connector::default, secured);
+        Self { services, etcd: dial_tcp(settings.registry.timeout) }
     }
 }
 
@@ -79,25 +82,31 @@ impl Process {
     /// the process. Must be called inside a tokio runtime.
     ///
     /// # Errors
-    /// When the address is taken, or a file with credentials for etcd cannot be used.
-    pub fn new(settings: Settings) -> anyhow::Result<Self> {
-        let network = Network::tcp(&settings);
-        Self::with_network(settings, network)
+    /// When the address is taken, or a file with a certificate or with credentials for etcd cannot be used.
+    pub fn new(role: Role, settings: Settings) -> anyhow::Result<Self> {
+        Self::with_network(role, settings, Network::tcp)
     }
 
     /// As [`Self::new`], but its connections to services and to etcd are opened by `network`.
     ///
     /// # Errors
     /// As [`Self::new`].
-    pub fn with_network(settings: Settings, network: Network) -> anyhow::Result<Self> {
+    pub fn with_network(
+        role: Role,
+        settings: Settings,
+        network: impl FnOnce(&Settings, Option<Mutual>) -> Network,
+    ) -> anyhow::Result<Self> {
+        let metrics = Metrics::register()?;
+        let mutual = Mutual::start(role, &settings.tls, &settings.grpc, &metrics.tls)?;
+        let network = network(&settings, mutual.clone());
         let connector = network.services.clone();
         let registry = registry(&settings, network)?;
-        let metrics = Metrics::register()?;
         let admin = common::bind(settings.admin.addr, &["admin.addr"])?;
         let common = Common {
             traces: Traces::start(&settings.trace, &metrics.trace),
             admin: admin.addr(),
             clients: Vec::new(),
+            mutual,
             connector,
             metrics,
             registry,

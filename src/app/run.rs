@@ -71,19 +71,19 @@ async fn assemble(role: Role, settings: Settings) -> anyhow::Result<Process> {
     match role {
         Role::Up => up::assemble(settings).await,
         Role::Apigateway => {
-            let mut process = Process::new(settings)?;
+            let mut process = Process::new(role, settings)?;
             process.add_gateway()?;
             Ok(process)
         }
-        Role::Feed => single(ServiceKind::Feed, settings).await,
-        Role::Profile => single(ServiceKind::Profile, settings).await,
-        Role::Topic => single(ServiceKind::Topic, settings).await,
+        Role::Feed => single(role, ServiceKind::Feed, settings).await,
+        Role::Profile => single(role, ServiceKind::Profile, settings).await,
+        Role::Topic => single(role, ServiceKind::Topic, settings).await,
     }
 }
 
-async fn single(kind: ServiceKind, settings: Settings) -> anyhow::Result<Process> {
+async fn single(role: Role, kind: ServiceKind, settings: Settings) -> anyhow::Result<Process> {
     let (addr, store) = (settings.grpc.addr, settings.store.clone());
-    let mut process = Process::new(settings)?;
+    let mut process = Process::new(role, settings)?;
     process.add_service(kind, addr, &store).await?;
     Ok(process)
 }

@@ -20,6 +20,7 @@ use crate::registry::{Instance, Registration, advertise};
 use crate::server::listener::Listener;
 use crate::server::{Protocol, Stop, UnsentLimit, serve};
 use crate::service::{Handler, Service};
+use crate::tls::Acceptor;
 
 /// Interval of the checks whether the store can be used, and the longest time for one.
 const STORE_CHECK: Duration = Duration::from_secs(1);
@@ -73,7 +74,8 @@ impl Bound {
             ServiceKind::Profile => "up.profile_addr",
             ServiceKind::Topic => "up.topic_addr",
         };
-        let listener = common::bind(addr, &["grpc.addr", own])?;
+        let acceptor = common.mutual.clone().map(Acceptor::mutual);
+        let listener = common::bind(addr, &["grpc.addr", own])?.with_tls(acceptor);
         let configured = common.settings.grpc.advertise_addr.as_ref();
         let registry = &common.settings.registry;
         let advertised = advertise::service(listener.addr(), listener.families(), configured, registry)?;

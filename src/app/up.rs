@@ -18,7 +18,7 @@ pub async fn assemble(settings: Settings) -> anyhow::Result<Process> {
     std::fs::create_dir_all(dir).with_context(|| {
         format!("cannot make the data directory {}, choose another one with --data-dir", dir.display())
     })?;
-    let mut process = Process::new(settings)?;
+    let mut process = Process::new(Role::Up, settings)?;
     for kind in ServiceKind::ALL {
         let (addr, replicas) = match kind {
             ServiceKind::Feed => (up.feed_addr, up.feed_replicas),

@@ -61,8 +61,9 @@ use policy::retry_policy::RetryPolicy;
 use transport::connection::Dialer;
 use transport::wire;
 
-pub use transport::connection::{Connect, Connector, Tcp};
+pub use transport::connection::{Connect, Connector, Target, Tcp};
 pub use transport::probe::probe;
+pub use transport::secured::Secured;
 
 /// Longest time for which best-effort calls of a service are suspended. It is short because only the probe of
 /// such a call finds out that the service is back.
@@ -149,7 +150,8 @@ impl Client {
         let settings = Arc::new(settings.clone());
         let follow = |name: &&'static str| {
             let identity = service_identity(prefix, name);
-            let dialer = Dialer { connector: connector.clone(), settings: settings.clone(), identity };
+            let (connector, settings, service) = (connector.clone(), settings.clone(), Arc::from(*name));
+            let dialer = Dialer { connector, settings, identity, service };
             (*name, Service::new(name, dialer, cache.clone(), view, metrics))
         };
         let services = Arc::new(services.iter().map(follow).collect());

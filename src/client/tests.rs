@@ -22,6 +22,7 @@ use crate::api::proto::topic::{ListTopicsRequest, ListTopicsResponse};
 use crate::client::call::Answer;
 use crate::client::call::testing::{self, ScriptedEnd, failure};
 use crate::registry::{Instance, Local, Registry as _};
+use crate::tls::Validity;
 
 const ADDR: &str = "nowhere:1";
 
@@ -41,13 +42,13 @@ impl InMemory {
 impl Connect for InMemory {
     type Stream = DuplexStream;
 
-    async fn connect(&self, addr: &str) -> io::Result<DuplexStream> {
+    async fn connect(&self, target: Target<'_>) -> io::Result<(DuplexStream, Option<Validity>)> {
         let (ours, peers) = tokio::io::duplex(64 * 1024);
         let server = http2::Builder::new(TokioExecutor::new());
         let server = tokio::spawn(server.serve_connection(TokioIo::new(peers), service_fn(answer)));
-        let opened = (addr.to_owned(), server.abort_handle());
+        let opened = (target.addr.to_owned(), server.abort_handle());
         self.opened.lock().unwrap_or_else(PoisonError::into_inner).push(opened);
-        Ok(ours)
+        Ok((ours, None))
     }
 }
 

@@ -8,7 +8,7 @@ use super::role::Role;
 use super::settings::{Http, Registry, Settings, Store};
 use super::shown::shown;
 use super::store_url::StoreUrl;
-use super::types::HostPort;
+use super::types::{HostPort, TlsMode};
 use super::value::out_of_range;
 
 const ENDPOINTS: &str = "registry.endpoints";
@@ -30,6 +30,7 @@ pub(super) fn check(role: Role, settings: &Settings) -> Result<(), Wrong> {
         return Err(("admin.token_file", "is empty; leave it out to have none".to_owned()));
     }
     role_has_a_registry(role, &settings.registry)?;
+    tls(role, settings)?;
     advertise_address(role, settings)
 }
 
@@ -179,6 +180,40 @@ fn access(registry: &Registry) -> Result<(), Wrong> {
         },
         _ => Ok(()),
     }
+}
+
+/// Checks how the parts of the system speak to each other.
+fn tls(role: Role, settings: &Settings) -> Result<(), Wrong> {
+    let (grpc, tls) = (&settings.grpc, &settings.tls);
+    let files = [
+        ("tls.cert_file", &tls.cert_file, "the certificate of this process"),
+        ("tls.key_file", &tls.key_file, "the key of its certificate"),
+        (
+            "tls.ca_file",
+            &tls.ca_file,
+            "the certificate of the authority that the others' certificates come from",
+        ),
+    ];
+    for (key, path, _) in files {
+        if path.as_ref().is_some_and(|path| path.as_os_str().is_empty()) {
+            return Err((key, "is empty; leave it out to have none".to_owned()));
+        }
+    }
+    if grpc.tls == TlsMode::Off {
+        return Ok(());
+    }
+    if role == Role::Up {
+        let reason =
+            "one process with every role has no certificate for each; run each role as a process, or say off";
+        return Err(("grpc.tls", reason.to_owned()));
+    }
+    if let Some((key, _, what)) = files.into_iter().find(|(_, path, _)| path.is_none()) {
+        return Err((key, format!("is missing, and `grpc.tls` is {}: name a file with {what}", grpc.tls)));
+    }
+    if Role::SERVICES.contains(&role) && grpc.allow.is_empty() {
+        return Err(("grpc.allow", "is empty: nobody could call the service".to_owned()));
+    }
+    Ok(())
 }
 
 /// Checks how PostgreSQL is reached.

@@ -9,6 +9,7 @@
 
 pub mod access;
 mod checks;
+mod identity;
 mod link;
 mod load;
 pub mod log_filter;
@@ -22,11 +23,12 @@ mod value;
 
 pub use access::{Access, AccessRule};
 pub use checks::bare_endpoint;
+pub use identity::{Caller, Identity, NamedRole, TrustDomain};
 pub use link::Link;
 pub use load::{ConfigError, Source, load};
 pub use origin::Origin;
 pub use role::Role;
-pub use settings::{Admin, Client, Grpc, Http, Log, Registry, Settings, Shutdown, Store, Trace, Up};
+pub use settings::{Admin, Client, Grpc, Http, Log, Registry, Settings, Shutdown, Store, Tls, Trace, Up};
 pub use store_url::{PostgresUrl, StoreUrl};
-pub use types::{Balancer, Collector, HostPort, ListenAddr, LogFormat, Network, Switch};
+pub use types::{Balancer, Collector, HostPort, ListenAddr, LogFormat, Network, Switch, TlsMode};
 pub use value::{Kind, Unit};

@@ -55,6 +55,23 @@ const REFUSED: &[(&str, &str)] = &[
     ("[trace]\nsample_ratio = 1.5", "`trace.sample_ratio` in app.toml: 1.5 is out of range, want 0 to 1"),
     ("[trace]\nsample_ratio = true", "`trace.sample_ratio` in app.toml: want a number"),
     ("[client]\ndeadline_ms = 0", "`client.deadline_ms` in app.toml: 0 is out of range, want 1 to 600000"),
+    ("[grpc]\ntls = \"on\"", "`grpc.tls` in app.toml: `on` is none of off, permissive, strict"),
+    (
+        "[grpc]\ntls = \"strict\"",
+        "`tls.cert_file` in the defaults: is missing, and `grpc.tls` is strict: name a file with the certificate of this",
+    ),
+    (
+        "[grpc]\ntls = \"permissive\"\n[tls]\ncert_file = \"c\"\nkey_file = \"k\"",
+        "`tls.ca_file` in the defaults: is missing, and `grpc.tls` is permissive",
+    ),
+    ("[tls]\nkey_file = \"\"", "`tls.key_file` in app.toml: is empty"),
+    (
+        "[grpc]\ntls = \"strict\"\nallow = []\n[tls]\ncert_file = \"c\"\nkey_file = \"k\"\nca_file = \"a\"",
+        "`grpc.allow` in app.toml: is empty: nobody could call",
+    ),
+    ("[grpc]\nallow = [\"gateway\"]", "`grpc.allow` in app.toml: `gateway` is no caller, want apigateway"),
+    ("[tls]\ntrust_domain = \"Prod\"", "`tls.trust_domain` in app.toml: `Prod` is no trust domain"),
+    ("[tls]\nnames = [\"feed\"]", "`tls.names` in app.toml: `feed` names no role"),
     (
         "[client]\nbalancer = \"best\"",
         "`client.balancer` in app.toml: `best` is none of peak_ewma, round_robin",

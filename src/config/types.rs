@@ -199,7 +199,7 @@ impl fmt::Display for Collector {
     }
 }
 
-by_text!(ListenAddr, HostPort, Network, Collector, Balancer, LogFormat, Switch);
+by_text!(ListenAddr, HostPort, Network, Collector, Balancer, LogFormat, Switch, TlsMode);
 
 /// Defines an enum whose variants have a name in files, variables and flags.
 macro_rules! choice {
@@ -263,5 +263,17 @@ choice! {
         On = "on",
         /// It is not.
         Off = "off",
+    }
+}
+
+choice! {
+    /// Whether calls between the parts are encrypted.
+    TlsMode {
+        /// They are plaintext.
+        Off = "off",
+        /// Services take both, and callers prefer TLS.
+        Permissive = "permissive",
+        /// TLS only.
+        Strict = "strict",
     }
 }

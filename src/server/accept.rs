@@ -46,7 +46,8 @@ pub async fn serve<S, F, B>(
     }
     let slots = Arc::new(Semaphore::new(limits.max_connections));
     let conns = Conns::new(protocol.is_http1(), limits, metrics);
-    let server = Arc::new(Server::new(protocol, service, conns.clone(), metrics.clone(), stop.clone()));
+    let server = Server::new(protocol, service, conns.clone(), metrics.clone(), stop.clone());
+    let server = Arc::new(server.with_tls(listener.tls()));
     let tasks = TaskTracker::new();
     let cut = CancellationToken::new();
     let _watch = AbortOnDropHandle::new(tokio::spawn(conns.clone().watch()));

@@ -1,13 +1,14 @@
 //! One open connection: whether it is idle, what it holds, and how it is told to end.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 
 use tokio::sync::Notify;
 
 use super::half_close::Input;
 use super::input::Drained;
 use super::output::Output;
+use crate::config::Identity;
 
 /// The state of one connection.
 #[derive(Debug)]
@@ -34,6 +35,8 @@ pub struct Conn {
     pub cut: Notify,
     /// Bytes of the bodies that it sends.
     bodies: AtomicUsize,
+    /// Who the peer is by its certificate, which was verified; unset where it has shown none.
+    pub caller: OnceLock<Identity>,
 }
 
 impl Conn {
@@ -51,6 +54,7 @@ impl Conn {
             seen_again: AtomicU64::new(0),
             cut: Notify::new(),
             bodies: AtomicUsize::new(0),
+            caller: OnceLock::new(),
         }
     }
 
@@ -86,6 +90,12 @@ impl Peer {
     #[must_use]
     pub fn has_share_of_unsent(&self) -> bool {
         self.0.output.parts().has_share()
+    }
+
+    /// Returns who the peer is, if it has shown a certificate. It was verified, and the identity may call this service.
+    #[must_use]
+    pub fn caller(&self) -> Option<&Identity> {
+        self.0.caller.get()
     }
 
     /// Returns the bytes of the bodies that it sends.

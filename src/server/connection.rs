@@ -23,6 +23,8 @@ use super::metrics::{Cut, Metrics};
 use super::output::{Received, Stream};
 use crate::api::error::chain;
 use crate::telemetry::log::LogThrottle;
+use crate::tls::accept::{Accepted, Authenticated};
+use crate::tls::{Acceptor, Validity};
 
 /// Time that an idle kept-alive connection stays open once the drain has begun: a request may be on its way.
 const IDLE_LINGER: Duration = Duration::from_millis(50);
@@ -95,7 +97,9 @@ pub struct Server<S> {
     conns: Arc<Conns>,
     metrics: Metrics,
     floods: LogThrottle,
+    outlived: LogThrottle,
     stop: Stop,
+    tls: Option<Acceptor>,
 }
 
 impl<S, F, B> Server<S>
@@ -107,7 +111,13 @@ where
 {
     /// Returns a server of `protocol` that answers with `service`.
     pub fn new(protocol: Protocol, service: S, conns: Arc<Conns>, metrics: Metrics, stop: Stop) -> Self {
-        Self { protocol, service, conns, metrics, floods: LogThrottle::default(), stop }
+        let (floods, outlived) = (LogThrottle::default(), LogThrottle::default());
+        Self { protocol, service, conns, metrics, floods, outlived, stop, tls: None }
+    }
+
+    /// Returns the same for a listener whose connections have TLS.
+    pub fn with_tls(self, tls: Option<Acceptor>) -> Self {
+        Self { tls, ..self }
     }
 
     /// Serves one connection to its end, and then gives its slot back.
@@ -119,6 +129,15 @@ where
         slot: OwnedSemaphorePermit,
     ) {
         let (conn, _listed) = self.conns.add(id);
+        let Some(Accepted { stream, caller, open: _open }) = self.begin_tls(stream, peer, &conn).await else {
+            return;
+        };
+        let validity = caller.map(|Authenticated { identity, validity }| {
+            if let Some(identity) = identity {
+                let _ = conn.caller.set(identity); // it is the first one
+            }
+            validity
+        });
         let client = peer.ip().to_canonical();
         let service = {
             let (server, conn) = (self.clone(), conn.clone());
@@ -157,7 +176,7 @@ where
                     .max_headers(MAX_HEADERS)
                     .half_close(false)
                     .serve_connection(io, service);
-                self.drive(connection, &conn, http1::Connection::graceful_shutdown).await;
+                self.drive(connection, &conn, validity.as_ref(), http1::Connection::graceful_shutdown).await;
             }
             Protocol::Http2 { max_concurrent_streams } => {
                 let connection = http2::Builder::new(TokioExecutor::new())
@@ -172,15 +191,48 @@ where
                     .initial_connection_window_size(WINDOW)
                     .initial_stream_window_size(WINDOW)
                     .serve_connection(io, service);
-                self.drive(connection, &conn, http2::Connection::graceful_shutdown).await;
+                self.drive(connection, &conn, validity.as_ref(), http2::Connection::graceful_shutdown).await;
             }
         }
         drop(slot);
     }
 
-    /// Polls a connection to its end. Calls `finish` on it when the drain begins or its slot is wanted.
-    async fn drive<C>(&self, connection: C, conn: &Conn, finish: impl Fn(Pin<&mut C>))
-    where
+    /// Begins TLS if the listener has it; `None` if the connection ends before that.
+    async fn begin_tls(&self, stream: TcpStream, peer: SocketAddr, conn: &Conn) -> Option<Accepted> {
+        let Some(acceptor) = &self.tls else {
+            return Some(Accepted::plain(stream));
+        };
+        let drained = async {
+            self.stop.begin.cancelled().await;
+            tokio::time::sleep(IDLE_DRAIN).await;
+        };
+        tokio::select! {
+            accepted = Box::pin(acceptor.accept(stream, peer)) => accepted,
+            () = conn.close.notified() => None,
+            () = drained => None,
+        }
+    }
+
+    /// Waits until the certificate of the peer counts no more.
+    async fn outlived(&self, validity: Option<&Validity>) {
+        let Some(validity) = validity else {
+            return std::future::pending().await;
+        };
+        let reason = validity.ended().await;
+        if let Some(times) = self.outlived.note() {
+            tracing::info!(reason, times, "a connection has outlived the certificate of its peer, ending it");
+        }
+    }
+
+    /// Polls a connection to its end. Calls `finish` on it when the drain begins, its slot is wanted, or the certificate of
+    /// its peer counts no more.
+    async fn drive<C>(
+        &self,
+        connection: C,
+        conn: &Conn,
+        validity: Option<&Validity>,
+        finish: impl Fn(Pin<&mut C>),
+    ) where
         C: Future<Output = hyper::Result<()>>,
     {
         let http1 = self.protocol.is_http1();
@@ -200,6 +252,7 @@ where
             () = &mut cut => return,
             () = no_hello => return,
             () = conn.close.notified() => true,
+            () = self.outlived(validity) => true,
             () = self.stop.begin.cancelled() => false,
         };
         if !evicted && !conn.is_busy() && (http1 || !greeted()) {

@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
 
+use crate::tls::Acceptor;
+
 /// Connections that the kernel may accept before the accept loop takes them.
 const BACKLOG: i32 = 4096;
 
@@ -105,6 +107,8 @@ pub struct Listener {
     addr: SocketAddr,
     /// True if systemd holds the socket too and will pass it to the next process.
     shared: bool,
+    /// How TLS begins on its connections, if they have it.
+    tls: Option<Acceptor>,
 }
 
 impl Listener {
@@ -132,7 +136,19 @@ impl Listener {
         socket.set_nonblocking(true)?;
         let socket = TcpListener::from_std(socket)?;
         let addr = socket.local_addr()?;
-        Ok(Self { socket, addr, shared: true })
+        Ok(Self { socket, addr, shared: true, tls: None })
+    }
+
+    /// Returns the same with TLS on its connections.
+    #[must_use]
+    pub fn with_tls(self, acceptor: Option<Acceptor>) -> Self {
+        Self { tls: acceptor, ..self }
+    }
+
+    /// Returns how TLS begins on its connections, if they have it.
+    #[must_use]
+    pub fn tls(&self) -> Option<Acceptor> {
+        self.tls.clone()
     }
 
     /// Returns the bound address.

@@ -8,13 +8,13 @@ use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 
 use super::clock::Clock;
 use super::flood::Meter;
 use super::half_close::End;
 use super::input::Drained;
 use super::unsent::{Parts, UnsentLimit};
+use crate::tls;
 
 /// The output of one connection.
 #[derive(Debug)]
@@ -156,15 +156,17 @@ pub enum Received {
 
 /// A socket that reports the progress of its output and looks at what it receives.
 pub struct Stream {
-    tcp: TcpStream,
+    io: tls::Stream,
     output: Arc<Output>,
     received: Received,
+    /// True while TLS has taken bytes for which the socket has no room.
+    flushing: bool,
 }
 
 impl Stream {
     /// Wraps a socket.
-    pub fn new(tcp: TcpStream, output: Arc<Output>, received: Received) -> Self {
-        Self { tcp, output, received }
+    pub fn new(io: tls::Stream, output: Arc<Output>, received: Received) -> Self {
+        Self { io, output, received, flushing: false }
     }
 
     fn note(&mut self, written: &Poll<std::io::Result<usize>>) {
@@ -188,7 +190,7 @@ impl Drop for Stream {
     fn drop(&mut self) {
         if self.output.cut.load(Relaxed) {
             // the kernel drops what it holds for a peer that does not read
-            let _ = socket2::SockRef::from(&self.tcp).set_linger(Some(std::time::Duration::ZERO));
+            let _ = socket2::SockRef::from(self.io.tcp()).set_linger(Some(std::time::Duration::ZERO));
         }
     }
 }
@@ -205,7 +207,7 @@ impl AsyncRead for Stream {
             return end.poll(cx).map(Ok);
         }
         let (before, room) = (buf.filled().len(), buf.remaining());
-        let read = Pin::new(&mut self.tcp).poll_read(cx, buf)?;
+        let read = Pin::new(&mut self.io).poll_read(cx, buf)?;
         let came = buf.filled().get(before..).unwrap_or_default();
         match &mut self.received {
             Received::Http1(end) if read.is_ready() && came.is_empty() && room > 0 => {
@@ -233,7 +235,7 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<std::io::Result<usize>> {
-        let written = Pin::new(&mut self.tcp).poll_write(cx, bytes);
+        let written = Pin::new(&mut self.io).poll_write(cx, bytes);
         self.note(&written);
         written
     }
@@ -243,20 +245,29 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         parts: &[std::io::IoSlice<'_>],
     ) -> Poll<std::io::Result<usize>> {
-        let written = Pin::new(&mut self.tcp).poll_write_vectored(cx, parts);
+        let written = Pin::new(&mut self.io).poll_write_vectored(cx, parts);
         self.note(&written);
         written
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.tcp.is_write_vectored()
+        self.io.is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_flush(cx)
+        let flushed = Pin::new(&mut self.io).poll_flush(cx);
+        // without TLS a flush is always ready, and says nothing
+        if flushed.is_pending() {
+            self.flushing = true;
+            self.output.blocked.store(true, Relaxed);
+        } else if std::mem::take(&mut self.flushing) {
+            self.output.blocked.store(false, Relaxed);
+            self.output.advance();
+        }
+        flushed
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.tcp).poll_shutdown(cx)
+        Pin::new(&mut self.io).poll_shutdown(cx)
     }
 }

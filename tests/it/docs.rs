@@ -1,7 +1,7 @@
 //! The pages against the program: what their tables list is what there is, the commands that they show run and print
 //! what is shown, and their links and paths lead somewhere.
 
-mod blocks;
+pub mod blocks;
 mod links;
 mod session;
 mod walks;

@@ -26,3 +26,4 @@ mod perf;
 mod registry;
 mod store;
 mod structure;
+mod trust;

@@ -19,6 +19,7 @@ const LAYERS: &[&[&str]] = &[
     &["registry"],
     &["store"],
     &["server"],
+    &["tls"],
     &["context"],
     &["telemetry"],
     &["api"],

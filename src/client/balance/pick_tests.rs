@@ -30,6 +30,7 @@ fn instances(count: usize, change: impl FnOnce(&mut config::Client)) -> Vec<Arc<
             connector: Connector::default(),
             settings: Arc::new(settings),
             identity: HeaderValue::from_static("/services/topic"),
+            service: "topic".into(),
         },
         ejection: Arc::new(EjectionLimit::unbounded(metrics.breaker_refused.clone())),
         metrics,

@@ -19,6 +19,7 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::api::error::chain;
 use crate::config;
 use crate::timeout::timeout;
+use crate::tls::Validity;
 
 /// Calls that were given up and whose late answers are still recognised, per connection. By default h2
 /// remembers 50 and, after 1024 answers to calls that it has forgotten, ends the connection and with it every
@@ -30,13 +31,25 @@ const WINDOW: u32 = 4 * 1024 * 1024;
 /// Sends requests on one connection. Cheap to clone.
 pub type RequestSender = SendRequest<Full<Bytes>>;
 
-/// Opens byte streams to instances. Production uses [`Tcp`]; tests may connect without a network.
+/// Where a connection goes, and who must be there.
+#[derive(Clone, Copy, Debug)]
+pub struct Target<'a> {
+    /// The address, `10.0.0.1:9001`.
+    pub addr: &'a str,
+    /// The service; `None` for a gateway, whose port is open to everybody.
+    pub service: Option<&'a str>,
+}
+
+/// Opens byte streams to instances. Production uses [`Tcp`], or TLS over it; tests may connect without a network.
 pub trait Connect: Send + Sync + 'static {
     /// The byte stream.
     type Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static;
 
-    /// Opens a stream to an address, `10.0.0.1:9001`.
-    fn connect(&self, addr: &str) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+    /// Opens a stream. If it is one with TLS, the second value tells how long its peer's certificate counts.
+    fn connect(
+        &self,
+        target: Target<'_>,
+    ) -> impl Future<Output = io::Result<(Self::Stream, Option<Validity>)>> + Send;
 }
 
 /// Connects by TCP, with TCP_NODELAY: without it small requests wait 40 ms for an acknowledgement.
@@ -46,7 +59,14 @@ pub struct Tcp;
 impl Connect for Tcp {
     type Stream = TcpStream;
 
-    async fn connect(&self, addr: &str) -> io::Result<TcpStream> {
+    async fn connect(&self, target: Target<'_>) -> io::Result<(TcpStream, Option<Validity>)> {
+        Ok((Self::open(target.addr).await?, None))
+    }
+}
+
+impl Tcp {
+    /// Opens a stream to an address.
+    pub async fn open(addr: &str) -> io::Result<TcpStream> {
         let stream = TcpStream::connect(addr).await?;
         stream.set_nodelay(true)?;
         Ok(stream)
@@ -113,21 +133,21 @@ impl Drop for Offer {
 trait OpenHttp: Send + Sync {
     fn open<'a>(
         &'a self,
-        addr: &'a str,
+        target: Target<'a>,
         settings: &'a config::Client,
     ) -> BoxFuture<'a, Result<Http2Connection, String>>;
 
-    fn open_http1<'a>(&'a self, addr: &'a str) -> BoxFuture<'a, Result<Http1Connection, String>>;
+    fn open_http1<'a>(&'a self, target: Target<'a>) -> BoxFuture<'a, Result<Http1Connection, String>>;
 }
 
 impl<C: Connect> OpenHttp for C {
     fn open<'a>(
         &'a self,
-        addr: &'a str,
+        target: Target<'a>,
         settings: &'a config::Client,
     ) -> BoxFuture<'a, Result<Http2Connection, String>> {
         async move {
-            let stream = self.connect(addr).await.map_err(|e| chain(&e))?;
+            let (stream, validity) = self.connect(target).await.map_err(|e| chain(&e))?;
             let handshake = Builder::new(TokioExecutor::new())
                 .timer(TokioTimer::new())
                 .keep_alive_interval(settings.keepalive)
@@ -138,14 +158,15 @@ impl<C: Connect> OpenHttp for C {
                 .initial_stream_window_size(WINDOW)
                 .handshake(TokioIo::new(stream));
             let (sender, connection) = handshake.await.map_err(|e| chain(&e))?;
-            Ok(Http2Connection { sender, driver: AbortOnDropHandle::new(tokio::spawn(connection)) })
+            let driver = AbortOnDropHandle::new(tokio::spawn(connection));
+            Ok(Http2Connection { sender, driver, validity })
         }
         .boxed()
     }
 
-    fn open_http1<'a>(&'a self, addr: &'a str) -> BoxFuture<'a, Result<Http1Connection, String>> {
+    fn open_http1<'a>(&'a self, target: Target<'a>) -> BoxFuture<'a, Result<Http1Connection, String>> {
         async move {
-            let stream = self.connect(addr).await.map_err(|e| chain(&e))?;
+            let (stream, _) = self.connect(target).await.map_err(|e| chain(&e))?;
             let handshake = http1::handshake(TokioIo::new(stream)).await;
             let (sender, connection) = handshake.map_err(|e| chain(&e))?;
             Ok(Http1Connection { sender, driver: AbortOnDropHandle::new(tokio::spawn(connection)) })
@@ -160,6 +181,8 @@ pub struct Http2Connection {
     pub sender: RequestSender,
     /// The task that drives the connection, and ends with it.
     pub driver: AbortOnDropHandle<hyper::Result<()>>,
+    /// How long the certificate of the peer counts, if it has shown one.
+    pub validity: Option<Validity>,
 }
 
 /// An open HTTP/1.1 connection.
@@ -179,26 +202,29 @@ pub struct Dialer {
     pub settings: Arc<config::Client>,
     /// Which service an instance must be, `<key prefix><service>`.
     pub identity: HeaderValue,
+    /// The same without the prefix; its certificate must say so, where it shows one.
+    pub service: Arc<str>,
 }
 
 impl Dialer {
-    /// Opens one HTTP/2 connection, within `client.connect_timeout_ms`.
+    /// Opens one HTTP/2 connection to an instance of the service, within `client.connect_timeout_ms`.
     ///
     /// # Errors
     /// Why there is no connection, for operators.
     pub async fn connect(&self, addr: &str) -> Result<Http2Connection, String> {
         let limit = self.settings.connect_timeout;
-        let opened = timeout(limit, self.connector.open.open(addr, &self.settings)).await;
+        let target = Target { addr, service: Some(&self.service) };
+        let opened = timeout(limit, self.connector.open.open(target, &self.settings)).await;
         opened.unwrap_or_else(|_| Err(format!("no connection within {limit:?}")))
     }
 
-    /// Opens one HTTP/1.1 connection, within `client.connect_timeout_ms`.
+    /// Opens one HTTP/1.1 connection to a gateway, within `client.connect_timeout_ms`.
     ///
     /// # Errors
     /// Why there is no connection, for operators.
     pub async fn connect_http1(&self, addr: &str) -> Result<Http1Connection, String> {
         let limit = self.settings.connect_timeout;
-        let opened = timeout(limit, self.connector.open.open_http1(addr)).await;
+        let opened = timeout(limit, self.connector.open.open_http1(Target { addr, service: None })).await;
         opened.unwrap_or_else(|_| Err(format!("no connection within {limit:?}")))
     }
 }
@@ -210,7 +236,7 @@ mod tests {
     #[tokio::test]
     async fn tcp_connections_have_nodelay() {
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let stream = Tcp.connect(&listener.local_addr().unwrap().to_string()).await.unwrap();
+        let stream = Tcp::open(&listener.local_addr().unwrap().to_string()).await.unwrap();
         assert!(stream.nodelay().unwrap());
     }
 }

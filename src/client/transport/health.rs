@@ -22,6 +22,7 @@ use crate::backoff::Backoff;
 use crate::client::transport::connection::{Dialer, RequestSender};
 use crate::client::transport::{outcome, wire};
 use crate::timeout::timeout;
+use crate::tls::Validity;
 
 /// The part of `client.keepalive_ms` after which a peer is asked for its health. The rest is the time for its answer.
 const ASK_AFTER: f64 = 0.85;
@@ -41,6 +42,8 @@ pub struct WatchedConnection {
     pub ended: JoinHandle<hyper::Result<()>>,
     /// The peer's answer to the health watch.
     pub watch: HealthWatch,
+    /// How long the certificate of the peer counts, if it has shown one.
+    pub validity: Option<Validity>,
 }
 
 /// Opens a connection and asks for the peer's health, both within `client.connect_timeout_ms`.
@@ -52,7 +55,8 @@ pub async fn open(addr: &str, dialer: &Dialer) -> Result<WatchedConnection, Stri
     let open = async {
         let connection = dialer.connect(addr).await?;
         let watch = watch(connection.sender.clone(), addr, &dialer.identity).await?;
-        Ok(WatchedConnection { sender: connection.sender, ended: connection.driver.detach(), watch })
+        let (sender, ended, validity) = (connection.sender, connection.driver.detach(), connection.validity);
+        Ok(WatchedConnection { sender, ended, watch, validity })
     };
     let opened = timeout(limit, open).await;
     opened.unwrap_or_else(|_| Err(format!("connected, but no answer within {limit:?}")))

@@ -27,7 +27,9 @@ pub fn probe(settings: config::Client, prefix: String, connector: Connector) -> 
     let settings = Arc::new(settings);
     Arc::new(move |instance| {
         let identity = service_identity(&prefix, &instance.service);
-        let dialer = Dialer { connector: connector.clone(), settings: settings.clone(), identity };
+        let (connector, settings) = (connector.clone(), settings.clone());
+        let service = Arc::from(instance.service.as_str());
+        let dialer = Dialer { connector, settings, identity, service };
         async move {
             if instance.service == Role::Apigateway.name() {
                 ask_gateway(&dialer, &instance.addr).await
@@ -69,7 +71,7 @@ async fn ask_service(dialer: &Dialer, instance: &Instance) -> Result<(), String>
         std::future::pending().await
     };
     let another = async {
-        let Http2Connection { sender, mut driver } = dialer.connect(&instance.addr).await?;
+        let Http2Connection { sender, mut driver, .. } = dialer.connect(&instance.addr).await?;
         tokio::select! {
             result = ask_on(sender, dialer, instance) => result,
             _ = &mut driver => Err("the connection ended".to_owned()),

@@ -25,6 +25,9 @@ const CHECK_TIMEOUT: Duration = Duration::from_millis(500);
 /// Least time between two health checks of a suspect connection.
 const CHECK_INTERVAL: Duration = Duration::from_millis(500);
 
+/// Time in which a connection may still be replaced after its peer's certificate has ceased to count.
+const LAST_REPLACEMENT: Duration = Duration::from_secs(1);
+
 /// Keeps the connection of one slot open. Never returns.
 pub async fn keep_connected(connections: Arc<Connections>, index: usize) {
     static NEXT_NUMBER: AtomicU64 = AtomicU64::new(1);
@@ -99,7 +102,7 @@ async fn offer(
     number: u64,
 ) -> Result<WatchedConnection, Lost> {
     let (addr, identity) = (&connections.addr, &connections.dialer.identity);
-    let WatchedConnection { sender, mut ended, watch } = opened;
+    let WatchedConnection { sender, mut ended, watch, validity } = opened;
     if !connections.state().is_connected() {
         (connections.events.on_connect)(watch.instance().as_deref());
     }
@@ -124,6 +127,22 @@ async fn offer(
         tokio::time::sleep(age).await;
         open_successor(connections).await
     };
+    let outdated = async {
+        let Some(validity) = &validity else {
+            return std::future::pending().await;
+        };
+        validity.is_outdated().await;
+        open_successor(connections).await
+    };
+    let invalid = async {
+        let Some(validity) = &validity else {
+            return std::future::pending().await;
+        };
+        let error = validity.ended().await;
+        // its successor may be on its way
+        tokio::time::sleep(LAST_REPLACEMENT).await;
+        error
+    };
     let silent = async {
         let another = until_silent(connections, &open).await;
         tracing::info!(addr, "a connection does not respond, opening another");
@@ -141,6 +160,11 @@ async fn offer(
         never = health::keep_heard(sender, addr, identity, silence) => match never {},
         // an old one that cannot be replaced may have become silent
         successor = aged => return Ok(successor),
+        successor = outdated => return Ok(successor),
+        error = invalid => {
+            slot.open.store(None);
+            return Err(Lost { error, answered: open.answered.load(Relaxed) });
+        }
         successor = silent => return Ok(successor),
     };
     slot.open.store(None);

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use super::super::types::{HostPort, ListenAddr};
-use super::{Kind, Role, SERVICES, SERVICES_AND_UP};
+use super::super::identity::Caller;
+use super::super::types::{HostPort, ListenAddr, TlsMode};
+use super::{EVERY_ROLE, Kind, Role, SERVICES, SERVICES_AND_UP};
 
 section! {
     /// The gRPC listener of a service.
@@ -39,4 +40,18 @@ section! {
     /// Time in which a client must accept some bytes of its answers. Then the connection is closed.
     "grpc.write_timeout_ms" => write_timeout: Duration =
         Duration::from_secs(10), Kind::milliseconds(1000, 600_000);
+
+    /// Whether the calls between the gateway and the services are encrypted, with certificates on both ends. `off` is
+    /// plaintext. `strict` is TLS and nothing else. `permissive` is for the change from one to the other: a
+    /// service takes both, and a caller speaks TLS with each service that does. `up`, one process on loopback, knows `off`
+    /// only.
+    "grpc.tls" read by EVERY_ROLE => tls: TlsMode = TlsMode::Off, Kind::choice(TlsMode::NAMES);
+
+    /// Who may call the service where it speaks TLS: roles, and any other identities. Health checks and reflection are
+    /// under the same rule. The default is the roles that call the service.
+    "grpc.allow" read by SERVICES => allow: Vec<Caller> = match role {
+        Role::Feed => vec![Caller::Role(Role::Apigateway), Caller::Role(Role::Profile)],
+        Role::Profile | Role::Topic => vec![Caller::Role(Role::Apigateway)],
+        Role::Apigateway | Role::Up => Vec::new(),
+    }, Kind::list(Caller::FORM);
 }

@@ -98,6 +98,8 @@ const EVERY_ROLE: &[Role] = &Role::ALL;
 const GATEWAYS: &[Role] = &[Role::Apigateway, Role::Up];
 const SERVICES: &[Role] = &Role::SERVICES;
 const SERVICES_AND_UP: &[Role] = &[Role::Feed, Role::Profile, Role::Topic, Role::Up];
+/// Every role that is a process of its own.
+const PARTS: &[Role] = &[Role::Apigateway, Role::Feed, Role::Profile, Role::Topic];
 const UP: &[Role] = &[Role::Up];
 
 /// Defines a section: its struct, the defaults of each role, and the table of its settings.
@@ -166,6 +168,7 @@ mod log;
 mod registry;
 mod shutdown;
 mod store;
+mod tls;
 mod trace;
 mod up;
 
@@ -177,6 +180,7 @@ pub use log::Log;
 pub use registry::Registry;
 pub use shutdown::Shutdown;
 pub use store::Store;
+pub use tls::Tls;
 pub use trace::Trace;
 pub use up::Up;
 
@@ -208,6 +212,7 @@ macro_rules! sections {
 sections! {
     http: Http,
     grpc: Grpc,
+    tls: Tls,
     admin: Admin,
     registry: Registry,
     client: Client,

@@ -26,13 +26,13 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior};
 
-use super::credentials::{Files, Stamp};
+use super::credentials::Files;
 use super::dial::Dial;
 use super::failure::{Failure, election_wait, limit};
 use super::member;
 use crate::backoff::Backoff;
 use crate::config;
-use crate::credentials::Unusable;
+use crate::credentials::{Stamp, Unusable};
 
 /// How long one member may take before the next one is tried as well.
 const STAGGER: Duration = Duration::from_millis(250);

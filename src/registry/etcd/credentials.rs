@@ -1,12 +1,11 @@
 //! The credentials for etcd: certificate, key and password of this process, and the authorities that it trusts. All of
 //! them come from files, which are read again for each connection, so a replaced file needs no restart.
 
-use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use super::tls::Tls;
 use crate::config::Registry;
-use crate::credentials::{self, Source, Unusable};
+use crate::credentials::{self, Source, Stamp, Unusable};
 
 /// The files that the settings name.
 pub struct Files {
@@ -25,13 +24,6 @@ pub struct Credentials {
     /// User and password.
     pub user: Option<(String, String)>,
 }
-
-/// The version of each file, `None` for one that cannot be examined.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stamp(Vec<Option<Version>>);
-
-/// Device, inode, length, and time of the last change: seconds and nanoseconds.
-type Version = (u64, u64, u64, i64, i64);
 
 impl Files {
     /// Takes the names from the settings; relative ones are below `directory` if it is given. Opens nothing.
@@ -59,11 +51,7 @@ impl Files {
 
     /// Returns the current versions. It makes a few calls of `stat`, which are not worth a thread.
     pub fn stamp(&self) -> Stamp {
-        let stamp = |source: &Source| {
-            let it = std::fs::metadata(source.path()).ok()?;
-            Some((it.dev(), it.ino(), it.len(), it.ctime(), it.ctime_nsec()))
-        };
-        Stamp(self.all().map(stamp).collect())
+        Stamp::of(self.all())
     }
 
     /// Reads the files.

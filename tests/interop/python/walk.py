@@ -3,6 +3,8 @@
     walk.py walk ADDR      health, reflection, calls by what reflection tells, a deadline
     walk.py retry ADDR     calls with a retry policy until standard input ends
 
+    --tls DIR              with the certificates ca.pem, client.pem and client.key of a directory, to a server named feed
+
 The Debian packages grpcio and protobuf are enough: the messages of health and reflection are described here. With
 --packages the walk uses those of the packages grpcio-health-checking and grpcio-reflection instead.
 """
@@ -187,15 +189,22 @@ def say(value):
 
 
 def main(command, addr, *options):
-    channel = grpc.insecure_channel(
-        addr,
-        options=[
-            ("grpc.service_config", json.dumps(RETRIES)),
-            ("grpc.enable_retries", 1),
-            ("grpc.initial_reconnect_backoff_ms", 100),
-            ("grpc.min_reconnect_backoff_ms", 100),
-        ],
-    )
+    settings = [
+        ("grpc.service_config", json.dumps(RETRIES)),
+        ("grpc.enable_retries", 1),
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.min_reconnect_backoff_ms", 100),
+    ]
+    if "--tls" in options:
+        directory = options[options.index("--tls") + 1]
+        ca, key, certificate = (
+            open(f"{directory}/{name}", "rb").read() for name in ("ca.pem", "client.key", "client.pem")
+        )
+        credentials = grpc.ssl_channel_credentials(ca, key, certificate)
+        settings.append(("grpc.ssl_target_name_override", "feed"))
+        channel = grpc.secure_channel(addr, credentials, settings)
+    else:
+        channel = grpc.insecure_channel(addr, settings)
     say(retry(channel) if command == "retry" else walk(channel, "--packages" in options))
 
 

@@ -21,6 +21,7 @@ mod sqlite;
 mod store;
 mod store_speed;
 mod telemetry;
+mod trust;
 mod unread;
 mod versions;
 
@@ -48,6 +49,7 @@ fn all() -> Vec<Row> {
         connections::ROWS,
         pauses::ROWS,
         edge::ROWS,
+        trust::ROWS,
         store::ROWS,
         sqlite::ROWS,
         store_speed::ROWS,

@@ -9,6 +9,7 @@ use serde_json::json;
 use super::{Program, built, last_line, services_of_feed};
 use crate::kit::app::App;
 use crate::kit::etcd::Etcd;
+use crate::kit::mesh::{HOUR, Mesh, uri};
 use crate::kit::skip;
 use crate::kit::system::Role;
 
@@ -48,10 +49,33 @@ async fn the_newest_python_client_walks_too() {
     python_client_walks(&built("python/bin/python3"), &["--packages"]).await;
 }
 
+/// A client of others compares DNS names, and shows the certificate of a caller.
+#[tokio::test]
+async fn a_python_client_with_a_certificate_walks_too() {
+    let Some(python) = python("a Python client with a certificate") else { return };
+    let mesh = Mesh::start().await;
+    mesh.authority.issue_identity(mesh.path(), "feed", &uri("feed"), HOUR, |params| {
+        params.subject_alt_names.push(rcgen::SanType::DnsName("feed".try_into().expect("a name")));
+    });
+    mesh.authority.issue_identity(mesh.path(), "client", &uri("apigateway"), HOUR, |_| {});
+    let feed = mesh.role("feed", "strict", &[]);
+    let dir = mesh.path().display().to_string();
+    python_client_walks_at(&python, &feed.addr.to_string(), &["--tls", &dir]).await;
+    // it is refused as ours are
+    mesh.authority.issue_identity(mesh.path(), "client", &uri("topic"), HOUR, |_| {});
+    let refused = walk(&python, &["walk", &feed.addr.to_string(), "--tls", &dir]).output().expect("it runs");
+    assert!(!refused.status.success());
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("UNAVAILABLE"), "{refused:?}");
+}
+
 async fn python_client_walks(python: &Path, options: &[&str]) {
     let app = App::start().await;
     let addr = app.addresses.of(config::Role::Feed).expect("feed").to_string();
-    let told = last_line(walk(python, &[&["walk", &addr], options].concat())).await;
+    python_client_walks_at(python, &addr, options).await;
+}
+
+async fn python_client_walks_at(python: &Path, addr: &str, options: &[&str]) {
+    let told = last_line(walk(python, &[&["walk", addr], options].concat())).await;
     let open = |status: &str| json!([status, "DEADLINE_EXCEEDED"]); // the caller's, not the server's
     let health = json!({
         "": ["SERVING", open("SERVING")],

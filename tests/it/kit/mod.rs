@@ -20,6 +20,7 @@ pub mod http;
 pub mod lane;
 pub mod ledger;
 pub mod load;
+pub mod mesh;
 pub mod metrics;
 pub mod parts;
 pub mod patroni;
