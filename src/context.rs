@@ -70,8 +70,8 @@ impl Context {
         }
     }
 
-    /// Returns the context of a gRPC call: as [`Self::from_headers`], with the number of earlier attempts, the time of
-    /// the last write and who asked, which are trusted only from callers inside the system.
+    /// Returns the context of a gRPC call: as [`Self::from_headers`], with the number of earlier attempts and the
+    /// time of the last write, which are trusted only from callers inside the system.
     #[must_use]
     pub fn from_grpc(headers: &HeaderMap, deadline: Instant, tracer: &Tracer) -> Self {
         let number =
@@ -81,9 +81,18 @@ impl Context {
         Self {
             previous_attempts: attempts.unwrap_or(0),
             written: written.and_then(|ago| Instant::now().checked_sub(ago)),
-            subject: headers.get(SUBJECT).cloned(),
             ..Self::from_headers(headers, deadline, tracer)
         }
+    }
+
+    /// Returns the same context with who asked the gateway, as its caller says; for a caller that has shown who it is.
+    #[must_use]
+    pub fn with_subject(self, headers: &HeaderMap) -> Self {
+        let mut given = headers.get_all(SUBJECT).iter();
+        let (Some(subject), None) = (given.next(), given.next()) else { return self };
+        let mut subject = subject.clone();
+        subject.set_sensitive(true);
+        Self { subject: Some(subject), ..self }
     }
 
     /// Returns the context that the server put into the extensions of a request; a new one if there is none.
@@ -231,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn who_asked_is_passed_on_and_trusted_over_grpc_only() {
+    fn who_asked_is_passed_on_and_trusted_from_known_callers_only() {
         let mut headers = HeaderMap::new();
         let mut context = Context::new(Instant::now());
         context.write(&mut headers);
@@ -239,8 +248,14 @@ mod tests {
         context.subject = Some(HeaderValue::from_static("123"));
         context.write(&mut headers);
         assert!(headers[SUBJECT].is_sensitive());
-        assert_eq!(from_grpc(&headers).subject, context.subject);
-        assert_eq!(from_headers(&headers).subject, None);
+        let received = from_grpc(&headers);
+        assert_eq!(received.subject, None);
+        let received = received.with_subject(&headers);
+        assert_eq!(received.subject, context.subject);
+        // what profile passes on
+        assert_eq!(received.with_deadline(Instant::now()).subject, context.subject);
+        headers.append(SUBJECT, HeaderValue::from_static("124"));
+        assert_eq!(from_grpc(&headers).with_subject(&headers).subject, None);
     }
 
     #[tokio::test(start_paused = true)]

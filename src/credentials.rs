@@ -54,10 +54,6 @@ pub fn directory() -> Option<PathBuf> {
     std::env::var_os("CREDENTIALS_DIRECTORY").map(PathBuf::from)
 }
 
-/// What changes when a file is written or replaced: device, inode, length, and time of the last change, seconds and
-/// nanoseconds.
-pub type Version = (u64, u64, u64, i64, i64);
-
 impl Source {
     /// Takes a name from the setting `key`; a relative one is below `directory` if it is given. Opens nothing.
     #[must_use]
@@ -70,13 +66,6 @@ impl Source {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
-    }
-
-    /// Returns the version of the file; `None` if it cannot be examined. It is one call of `stat`.
-    #[must_use]
-    pub fn version(&self) -> Option<Version> {
-        let it = std::fs::metadata(&self.path).ok()?;
-        Some((it.dev(), it.ino(), it.len(), it.ctime(), it.ctime_nsec()))
     }
 
     /// Returns the error that the file cannot be used.

@@ -5,6 +5,7 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use futures_util::FutureExt as _;
+use http::uri::Scheme;
 use http::{HeaderName, HeaderValue, Request, StatusCode, header};
 use tower::Service as _;
 use warp::Filter;
@@ -115,7 +116,7 @@ impl Handler {
     }
 
     async fn answer(self, mut request: Request<RequestBody>, peer: IpAddr) -> Response {
-        if let Err(malformed) = strict::check(&request) {
+        if let Err(malformed) = strict::check(&request, &Scheme::HTTP) {
             let reason = format!("{}: {}\n", malformed.field, malformed.detail);
             let mut response = text(malformed.status, reason);
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));

@@ -16,7 +16,7 @@ use warp::reply::Response;
 use super::origin::{FOR_ANY_HOST, PROFILES};
 use super::reply::text;
 use crate::config::Admin;
-use crate::credentials::{self, Source, Unusable, Version};
+use crate::credentials::{self, Source, Stamp, Unusable};
 use crate::telemetry::log::LogThrottle;
 
 /// Lengths of a token, bytes. Whoever can guess a shorter one needs no other way in.
@@ -37,7 +37,7 @@ pub struct Token {
 
 struct Held {
     /// Of the file, before it was read.
-    version: Option<Version>,
+    stamp: Stamp,
     hash: Hash,
 }
 
@@ -55,8 +55,8 @@ impl Token {
     pub fn open(settings: &Admin, refused: IntCounter) -> Result<Option<Self>, Unusable> {
         let Some(path) = &settings.token_file else { return Ok(None) };
         let file = Source::new("admin.token_file", path, credentials::directory().as_deref());
-        let version = file.version();
-        let held = Mutex::new(Held { version, hash: Hash::read(&file)? });
+        let stamp = Stamp::of([&file]);
+        let held = Mutex::new(Held { stamp, hash: Hash::read(&file)? });
         Ok(Some(Self { file, held, refused, failures: LogThrottle::default() }))
     }
 
@@ -87,9 +87,9 @@ impl Token {
 
     fn is(&self, secret: &[u8]) -> bool {
         let mut held = self.lock();
-        let version = self.file.version();
-        if version != held.version {
-            held.version = version;
+        let stamp = Stamp::of([&self.file]);
+        if stamp != held.stamp {
+            held.stamp = stamp;
             match Hash::read(&self.file) {
                 Ok(hash) => {
                     held.hash = hash;

@@ -18,6 +18,7 @@ use crate::gateway::{Auth, Gateway};
 use crate::registry::{Registration, advertise};
 use crate::server::listener::{Families, Listener};
 use crate::server::{Protocol, Stop, serve};
+use crate::tls::edge;
 
 /// Time for a gateway's drain beyond its longest deadline.
 const DRAIN_MARGIN: Duration = Duration::from_millis(500);
@@ -49,6 +50,7 @@ pub fn start(common: &mut Common, listeners: Vec<Listener>, drain: &Drain) -> Re
     let settings = &common.settings;
     let limits = common::limits(settings.http.max_connections, settings.http.write_timeout);
     let tracer = common.traces.tracer(name, addr);
+    let acceptor = edge::acceptor(&settings.http, &common.metrics.tls)?;
     let auth = Auth::start(&settings.http, &common.metrics.gateway)?;
     let gateway = Gateway::new(client, auth, &common.metrics.server, tracer, settings, limits.unsent.clone());
     let grace = settings.shutdown.grace.min(settings.client.deadline + DRAIN_MARGIN);
@@ -59,6 +61,7 @@ pub fn start(common: &mut Common, listeners: Vec<Listener>, drain: &Drain) -> Re
         here.map(|(_, families)| *families).reduce(Families::and)
     };
     let serve_on = |listener: Listener| {
+        let listener = listener.with_tls(acceptor.clone());
         let bound = listener.addr();
         // one socket for IPv4 and one for IPv6 are as good as one for both
         let families = families_at(bound.port()).unwrap_or_else(|| listener.families());

@@ -25,6 +25,7 @@ pub(super) fn check(role: Role, settings: &Settings) -> Result<(), Wrong> {
     prefix(&settings.registry)?;
     access(&settings.registry)?;
     store(role, &settings.store)?;
+    https(role, &settings.http)?;
     auth(role, &settings.http)?;
     if settings.admin.token_file.as_ref().is_some_and(|file| file.as_os_str().is_empty()) {
         return Err(("admin.token_file", "is empty; leave it out to have none".to_owned()));
@@ -82,6 +83,30 @@ fn advertise_address(role: Role, settings: &Settings) -> Result<(), Wrong> {
         return Err((KEY, format!("{addr} cannot be called from another host, and etcd is remote")));
     }
     Ok(())
+}
+
+/// Checks the certificate of the gateway.
+fn https(role: Role, http: &Http) -> Result<(), Wrong> {
+    const CERT: &str = "http.tls.cert_file";
+    const KEY: &str = "http.tls.key_file";
+    if !matches!(role, Role::Apigateway | Role::Up) {
+        return Ok(());
+    }
+    for (key, path) in [(CERT, &http.tls_cert_file), (KEY, &http.tls_key_file)] {
+        if path.as_ref().is_some_and(|path| path.as_os_str().is_empty()) {
+            return Err((key, "is empty; leave it out to have none".to_owned()));
+        }
+    }
+    match (&http.tls_cert_file, &http.tls_key_file) {
+        (Some(_), None) => Err((KEY, format!("is missing, and {CERT} is set: both or none"))),
+        (None, Some(_)) => Err((CERT, format!("is missing, and {KEY} is set: both or none"))),
+        (None, None) if !http.hsts.is_zero() => {
+            let reason =
+                format!("is set, but {CERT} is not: browsers ignore it without TLS, and a proxy has its own");
+            Err(("http.hsts_s", reason))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Checks what callers of the gateway need.

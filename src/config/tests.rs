@@ -241,6 +241,29 @@ fn the_way_to_etcd_is_whole_or_refused() {
     assert!(with_file(&whole).unwrap().registry.is_remote());
 }
 
+#[test]
+fn the_certificate_of_the_gateway_is_whole_or_refused() {
+    let load = |text: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("app.toml");
+        std::fs::write(&path, format!("[http]\n{text}")).unwrap();
+        let source = Source { file: Some(path), env: Some(Map::new()), ..Source::default() };
+        load(Role::Up, &source).map(|_| ()).map_err(|error| error.to_string())
+    };
+    let (cert, key, hsts) = ("tls.cert_file = \"c\"\n", "tls.key_file = \"k\"\n", "hsts_s = 60\n");
+    load(&format!("{cert}{key}{hsts}")).unwrap();
+    for (text, wrong, why) in [
+        (cert, "http.tls.key_file", "both or none"),
+        (key, "http.tls.cert_file", "both or none"),
+        (hsts, "http.hsts_s", "http.tls.cert_file is not"),
+        ("tls.cert_file = \"\"\n", "http.tls.cert_file", "is empty"),
+        ("tls = \"on\"\n", "http.tls", "unknown key"),
+    ] {
+        let error = load(text).unwrap_err();
+        assert!(error.contains(&format!("`{wrong}`")) && error.contains(why), "{text}: {error}");
+    }
+}
+
 /// A policy that nobody enforces, and tokens of anybody for anything, are refused.
 #[test]
 fn the_access_of_callers_is_whole_or_refused() {

@@ -32,7 +32,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, Method, StatusCode, header};
+use http::uri::Scheme;
+use http::{HeaderValue, Method, StatusCode, header};
 use http_body::Body as _;
 use tokio::time::Instant;
 use tower::Service as _;
@@ -52,17 +53,17 @@ use self::problem::Problem;
 use self::record::HttpRecord;
 use self::request::Accepted;
 use crate::api::error::Error;
-use crate::api::headers::{DEGRADED, REQUEST_TIMEOUT};
+use crate::api::headers::DEGRADED;
 use crate::client::Client;
 use crate::config::{Role, Settings, Switch};
-use crate::context::{Context, MAX_DEADLINE_MS};
+use crate::context::Context;
 use crate::limit::Permit;
 use crate::server::admission::{Admission, Refusal};
 use crate::server::lifecycle::{Lifecycle, Panicked, guard};
 use crate::server::metrics::{self as server_metrics, Requests, Target};
 use crate::server::pause::Pauses;
 use crate::server::strict;
-use crate::server::{RequestBody, UnsentLimit};
+use crate::server::{Peer, RequestBody, UnsentLimit};
 use crate::telemetry::trace::Tracer;
 
 /// Longest path and query, bytes. Longer ones are answered with 414.
@@ -81,6 +82,10 @@ pub struct Gateway {
     description: Option<Arc<Described>>,
     /// The rules for pages of other origins, if there are any.
     cors: Option<Arc<Cors>>,
+    /// What callers speak.
+    scheme: Scheme,
+    /// What browsers are told about HTTPS, if anything.
+    hsts: Option<HeaderValue>,
     /// True if the files in [`PAGES`] are served.
     docs: bool,
     tracer: Tracer,
@@ -112,6 +117,8 @@ impl Gateway {
             cors: Cors::new(&settings.http.cors_origins, auth.is_some()).map(Arc::new),
             description: auth.as_deref().map(|auth| Arc::new(Described::new(openapi::with_access(auth)))),
             auth,
+            scheme: if settings.http.tls_cert_file.is_some() { Scheme::HTTPS } else { Scheme::HTTP },
+            hsts: reply::hsts(settings.http.hsts),
             docs,
             tracer,
             deadline: settings.client.deadline,
@@ -144,6 +151,9 @@ impl Gateway {
         if let Some(cors) = &self.cors {
             cors.mark(&mut response, origin);
         }
+        if let Some(hsts) = &self.hsts {
+            response.headers_mut().insert(header::STRICT_TRANSPORT_SECURITY, hsts.clone());
+        }
         response
     }
 
@@ -156,7 +166,7 @@ impl Gateway {
         preflight: bool,
     ) -> Response {
         let Target { route, method, .. } = target;
-        let requested = requested_time_limit(request.headers());
+        let requested = request::time_limit(request.headers());
         let time_limit = requested.clone().ok().flatten().unwrap_or(self.deadline).min(self.deadline);
         let context = Context::from_headers(request.headers(), begun + time_limit, &self.tracer)
             .with_limit(time_limit, self.deadline);
@@ -207,7 +217,7 @@ impl Gateway {
         if request.uri().path_and_query().is_some_and(|uri| uri.as_str().len() > MAX_URI) {
             return Err(Problem::uri_too_long(MAX_URI));
         }
-        strict::check(request)?;
+        strict::check(request, &self.scheme)?;
         let resource = self.find(request);
         let method = request.method();
         let takes = match resource {
@@ -258,7 +268,7 @@ impl Gateway {
     /// complete.
     fn admit(&self, request: &http::Request<RequestBody>, peer: IpAddr) -> Result<Option<Permit>, Refusal> {
         self.admission.check_rate(peer, request.headers())?;
-        self.admission.check_memory(None)?;
+        self.admission.check_memory(request.extensions().get::<Peer>())?;
         // only the body of a PUT is read
         if request.method() == Method::PUT && !request.body().is_end_stream() {
             self.admission.check_in_flight()?;
@@ -314,25 +324,6 @@ async fn refuse(problem: Problem, permit: Option<Permit>, request: http::Request
     drop(permit);
     request::discard_body(request).await;
     problem.into_response()
-}
-
-/// Returns the time limit that the caller set, if it set one.
-fn requested_time_limit(headers: &HeaderMap) -> Result<Option<Duration>, Error> {
-    let mut given = headers.get_all(REQUEST_TIMEOUT).iter();
-    let Some(value) = given.next() else {
-        return Ok(None);
-    };
-    // `parse` alone takes a sign
-    let digits = value.to_str().ok().filter(|text| text.bytes().all(|b| b.is_ascii_digit()));
-    match digits.and_then(|text| text.parse::<u64>().ok()) {
-        Some(millis @ 1..=MAX_DEADLINE_MS) if given.next().is_none() => {
-            Ok(Some(Duration::from_millis(millis)))
-        }
-        _ => Err(Error::bad(
-            REQUEST_TIMEOUT.as_str().to_owned(),
-            format!("must be one integer from 1 to {MAX_DEADLINE_MS}"),
-        )),
-    }
 }
 
 /// What a request is about.

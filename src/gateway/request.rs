@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use futures_util::stream::{Stream, StreamExt as _};
-use http::header;
+use http::{HeaderMap, header};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use percent_encoding::percent_decode_str;
@@ -17,7 +17,8 @@ use tokio::time::Instant;
 use super::auth::owner::Owner;
 use super::problem::Problem;
 use crate::api::error::Error;
-use crate::context::Context;
+use crate::api::headers::REQUEST_TIMEOUT;
+use crate::context::{Context, MAX_DEADLINE_MS};
 use crate::limit::Permit;
 use crate::server::admission::{Admission, MAX_BODY};
 use crate::server::pause::Pauses;
@@ -54,6 +55,25 @@ pub struct Accepted {
     pub owner: Option<Owner>,
     /// True if the request has no permit yet and needs one once its body is complete.
     pub needs_permit: bool,
+}
+
+/// Returns the time limit that the caller set, if it set one.
+pub fn time_limit(headers: &HeaderMap) -> Result<Option<Duration>, Error> {
+    let mut given = headers.get_all(REQUEST_TIMEOUT).iter();
+    let Some(value) = given.next() else {
+        return Ok(None);
+    };
+    // `parse` alone takes a sign
+    let digits = value.to_str().ok().filter(|text| text.bytes().all(|b| b.is_ascii_digit()));
+    match digits.and_then(|text| text.parse::<u64>().ok()) {
+        Some(millis @ 1..=MAX_DEADLINE_MS) if given.next().is_none() => {
+            Ok(Some(Duration::from_millis(millis)))
+        }
+        _ => Err(Error::bad(
+            REQUEST_TIMEOUT.as_str().to_owned(),
+            format!("must be one integer from 1 to {MAX_DEADLINE_MS}"),
+        )),
+    }
 }
 
 /// Returns the parameters of a query.

@@ -29,6 +29,8 @@ async fn a_panic_in_a_route_is_answered_with_500_and_counted() {
         auth: None,
         description: None,
         cors: None,
+        scheme: Scheme::HTTP,
+        hsts: None,
         docs: false,
         tracer: Tracer::off(),
         deadline: Duration::from_secs(2),

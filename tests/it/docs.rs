@@ -134,7 +134,7 @@ fn the_readme_shows_the_curls_that_up_prints() {
     let addresses =
         microservice_app::app::process::Addresses { roles: vec![("apigateway", addr)], admin: addr };
     let mut printed = Vec::new();
-    microservice_app::app::up::greet(&addresses, true, &mut printed).unwrap();
+    microservice_app::app::up::greet(&addresses, true, "http", &mut printed).unwrap();
     let mut text = String::new();
     printed.as_slice().read_to_string(&mut text).unwrap();
     let pages: Vec<_> = text.lines().filter_map(|line| line.split_once("http://127.0.0.1:8080/")).collect();

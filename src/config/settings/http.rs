@@ -62,6 +62,18 @@ section! {
     /// and cannot write. The page at `/docs` needs no entry.
     "http.cors_origins" => cors_origins: Vec<Origin> = Vec::new(), Kind::list(Origin::FORM);
 
+    /// File with the certificate chain (PEM) that the gateway shows to callers. With it the gateway speaks HTTPS and nothing
+    /// else: HTTP/1.1, or HTTP/2 where the caller can. Goes with `http.tls.key_file`. The files are read again when they
+    /// change.
+    "http.tls.cert_file" => tls_cert_file: Option<PathBuf> = None, Kind::text("a path");
+
+    /// File with the private key (PEM) of `http.tls.cert_file`.
+    "http.tls.key_file" => tls_key_file: Option<PathBuf> = None, Kind::text("a path");
+
+    /// Time for which browsers are told to use nothing but HTTPS for this host (HSTS). 0 tells them nothing. Needs
+    /// `http.tls.cert_file`.
+    "http.hsts_s" => hsts: Duration = Duration::ZERO, Kind::seconds(0, 63_072_000);
+
     /// File with the public keys (a JSON Web Key Set) of the issuer of tokens. With it callers need a bearer token
     /// (JWT); without it the gateway asks nobody who they are. The file is read again when it changes.
     "http.auth.jwks_file" => auth_jwks_file: Option<PathBuf> = None, Kind::text("a path");

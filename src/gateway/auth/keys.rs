@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::super::metrics::AuthMetrics;
 use super::key_set::KeySet;
-use crate::credentials::{Source, Unusable, Version};
+use crate::credentials::{Source, Stamp, Unusable};
 use crate::telemetry::log::LogThrottle;
 
 /// Time between two looks at the file. It is read as a whole: two versions may look alike from the outside.
@@ -31,7 +31,7 @@ pub struct Keys {
 struct LastRead {
     at: Instant,
     /// Before it was read.
-    version: Option<Version>,
+    stamp: Stamp,
     /// What it held, whether that could be used or not; `None` if it could not be read.
     content: Option<Vec<u8>>,
 }
@@ -42,11 +42,11 @@ impl Keys {
     /// # Errors
     /// When the file cannot be used: a gateway must not start without keys.
     pub fn new(file: Source, metrics: Arc<AuthMetrics>) -> Result<Self, Unusable> {
-        let (at, version) = (Instant::now(), file.version());
+        let (at, stamp) = (Instant::now(), Stamp::of([&file]));
         let content = file.read()?;
         let set = KeySet::read(&content).map_err(|reason| file.refuse(reason))?;
         tell(&set, &metrics);
-        let last = Mutex::new(LastRead { at, version, content: Some(content) });
+        let last = Mutex::new(LastRead { at, stamp, content: Some(content) });
         let current = ArcSwap::from_pointee(set);
         Ok(Self { file, current, last, metrics, failures: LogThrottle::default() })
     }
@@ -68,7 +68,7 @@ impl Keys {
     /// changed, and else at most once in [`INTERVAL`]: whoever makes up names of keys makes the gateway call `stat`.
     pub async fn refreshed(&self) -> Arc<KeySet> {
         if let Ok(mut last) = tokio::time::timeout(WAIT, self.last.lock()).await
-            && (self.file.version() != last.version || last.at.elapsed() >= INTERVAL)
+            && (Stamp::of([&self.file]) != last.stamp || last.at.elapsed() >= INTERVAL)
         {
             self.read(&mut last).await;
         }
@@ -78,7 +78,7 @@ impl Keys {
     /// Reads the file, and takes its keys if it has changed and can be used. Else the keys stay as they are.
     async fn read(&self, last: &mut LastRead) {
         last.at = Instant::now();
-        last.version = self.file.version();
+        last.stamp = Stamp::of([&self.file]);
         let file = self.file.clone();
         let read = tokio::task::spawn_blocking(move || file.read()).await;
         let taken = match read {

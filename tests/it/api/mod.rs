@@ -8,6 +8,7 @@ mod cors;
 mod grpc;
 mod half_close;
 mod http;
+mod https;
 mod openapi;
 mod pages;
 mod rfc9112;

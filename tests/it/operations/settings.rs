@@ -31,6 +31,10 @@ ca_file = "ca"
 cert_file = "cert"
 key_file = "key"
 
+[http.tls]
+cert_file = "cert"
+key_file = "key"
+
 [http.auth]
 jwks_file = "keys"
 issuer = "issuer"
