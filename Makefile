@@ -1,6 +1,6 @@
 # `make` alone lists what there is. ARGS passes flags to the program: make up ARGS='--replicas feed=2'
 .DEFAULT_GOAL := help
-.PHONY: help up build test test-interop test-stack test-containers advisories deps fmt generate check-nix clean
+.PHONY: help up build test test-interop test-stack test-containers fuzz advisories sbom deps fmt generate check-nix clean
 
 # tests/deps puts cargo-deny, deadnix and nixfmt there
 export PATH := $(CURDIR)/target/tools/bin:$(PATH)
@@ -53,8 +53,16 @@ test-containers: ## the image, compose and Kubernetes, under podman and before a
 	cargo test --locked --test it containers:: -- --ignored --test-threads=1 --nocapture
 	@$(say-skipped)
 
+fuzz: ## the fuzzers, a minute each; ARGS='--seconds 3600 json_body' runs one for an hour. Fetches cargo-fuzz
+	tests/fuzz $(ARGS)
+
+sbom: ## target/sbom.json: the bill of materials of the program, CycloneDX
+	@tests/deps sbom
+	deploy/sbom target/sbom.json
+
 advisories: deps ## compare the dependencies with the known vulnerabilities; fetches RustSec's database
 	cargo deny --locked check advisories
+	cargo deny --locked --config deny.toml --manifest-path fuzz/Cargo.toml check advisories
 
 deps: ## install what building and testing need, or say what is missing
 	@tests/deps test

@@ -52,6 +52,7 @@
           });
           oci-image = call system ./nixos/image.nix;
           options = (call system ./nixos/options.nix).page;
+          inherit (buildOf.${system}) sbom;
         }
       );
 

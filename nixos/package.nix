@@ -22,6 +22,7 @@ let
         (fileset.maybeMissing ../tests/check-dashboards)
         (fileset.maybeMissing ../tests/check-nix)
         (fileset.maybeMissing ../tests/deps)
+        (fileset.maybeMissing ../tests/fuzz)
         (fileset.maybeMissing ../tests/interop/build)
         (fileset.maybeMissing ../tests/interop/go)
         (fileset.maybeMissing ../tests/interop/node)
@@ -30,6 +31,8 @@ let
         (fileset.maybeMissing ../tests/web)
       ]
     ))
+    # what the fuzzers call, and what they have kept: the tests call it, too
+    (fileset.maybeMissing ../fuzz)
     (fileset.maybeMissing ../.clippy.toml)
     (fileset.maybeMissing ../.rustfmt.toml)
   ];
@@ -81,6 +84,25 @@ let
     }
   );
 
+  # The bill of materials of the program. cargo-cyclonedx reads what cargo resolves, and builds nothing.
+  sbom = craneLib.mkCargoDerivation {
+    src = sourceOf (
+      fileset.unions [
+        crate
+        ../deploy/sbom
+      ]
+    );
+    pnameSuffix = "-sbom";
+    cargoArtifacts = null;
+    doInstallCargoArtifacts = false;
+    nativeBuildInputs = [
+      pkgs.cargo-cyclonedx
+      pkgs.python3
+    ];
+    buildPhaseCargoCommand = "TARGET=${stdenv.hostPlatform.rust.rustcTarget} bash deploy/sbom sbom.json";
+    installPhaseCommand = "install -D sbom.json $out/sbom.json";
+  };
+
   # Programs that the tests start. The tests call two of them by the names that Debian gives them.
   debianNames = pkgs.runCommand "debian-names" { } ''
     mkdir -p $out/bin
@@ -91,8 +113,10 @@ let
     debianNames
     pkgs.curl
     pkgs.etcd
+    pkgs.haproxy
     pkgs.jre_headless
     pkgs.libfaketime
+    pkgs.nginx
     pkgs.openssl
     pkgs.patroni
     pkgs.postgresql
@@ -141,7 +165,7 @@ let
   };
 in
 {
-  inherit package checks;
+  inherit package checks sbom;
   shell = craneLib.devShell {
     inherit checks;
     ZIPKIN_JAR = zipkinJar;

@@ -74,8 +74,11 @@ impl Context {
     /// time of the last write, which are trusted only from callers inside the system.
     #[must_use]
     pub fn from_grpc(headers: &HeaderMap, deadline: Instant, tracer: &Tracer) -> Self {
-        let number =
-            |name| headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok()?.parse::<u64>().ok());
+        let number = |name| {
+            let text = headers.get(name).and_then(|value: &HeaderValue| value.to_str().ok());
+            // `parse` alone takes a sign
+            text.filter(|text| text.bytes().all(|b| b.is_ascii_digit()))?.parse::<u64>().ok()
+        };
         let attempts = number(PREVIOUS_ATTEMPTS).and_then(|attempts| u32::try_from(attempts).ok());
         let written = number(WRITTEN).map(Duration::from_millis);
         Self {
@@ -271,7 +274,7 @@ mod tests {
         assert_eq!(headers[WRITTEN], "1500");
         assert_eq!(from_grpc(&headers).written, context.written);
         assert_eq!(from_headers(&headers).written, None);
-        for wrong in ["-1", "x", "99999999999999999999"] {
+        for wrong in ["-1", "+1", "x", "99999999999999999999"] {
             headers.insert(WRITTEN, HeaderValue::from_static(wrong));
             assert_eq!(from_grpc(&headers).written, None, "{wrong}");
         }

@@ -12,7 +12,10 @@ let
   name = "microservice-app-apigateway";
 in
 {
-  imports = [ ./common.nix ];
+  imports = [
+    ./common.nix
+    ./tls.nix
+  ];
 
   options.services.microservice-app.apigateway = lib.mkOption {
     default = { };

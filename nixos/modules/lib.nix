@@ -250,6 +250,17 @@ rec {
           registry.snapshot_file = derived "/var/lib/${stateOf role}/${name}.view";
         }
         { registry = lib.mapAttrs (_: derived) etcd.settings; }
+        (lib.mkIf (cfg.tls.mode != "off") {
+          grpc.tls = derived cfg.tls.mode;
+          tls = {
+            cert_file = derived "${cfg.tls.directory}/${role}.crt";
+            key_file = derived "${cfg.tls.directory}/${role}.key";
+            ca_file = derived "${cfg.tls.directory}/ca.crt";
+          }
+          // lib.optionalAttrs (cfg.tls.trustDomain != null) {
+            trust_domain = derived cfg.tls.trustDomain;
+          };
+        })
       ];
     };
 

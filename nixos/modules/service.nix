@@ -158,6 +158,7 @@ in
     ./backup.nix
     ./common.nix
     ./store.nix
+    ./tls.nix
   ];
 
   options.services.microservice-app = lib.mapAttrs optionsOf services;

@@ -85,6 +85,8 @@ in
           User = stateOf role;
           StateDirectory = stateOf role;
           StateDirectoryMode = "0700";
+          # to read the certificates where they are
+          SupplementaryGroups = lib.optional (cfg.tls.mode != "off") cfg.tls.group;
           LoadCredential = lib.mapAttrsToList (id: path: "${id}:${path}") (
             etcdCredentials // stored.credentials
           );

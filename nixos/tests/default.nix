@@ -5,6 +5,7 @@ import ./golden.nix arguments
   app = import ./app.nix arguments;
   ha = import ./ha.nix arguments;
   monitoring = import ./monitoring.nix arguments;
+  trust = import ./trust.nix arguments;
   upgrade = import ./upgrade.nix arguments;
 }
 # nixpkgs has OpenSearch for no other platform

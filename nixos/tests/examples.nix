@@ -88,6 +88,21 @@ let
   };
   inherit (several.services.microservice-app) feed;
 
+  # certificates between the roles, one of them elsewhere
+  trusting = host {
+    registry.endpoints = [ "192.168.50.10:2379" ];
+    tls = {
+      mode = "permissive";
+      trustDomain = "prod.example";
+    };
+    apigateway.enable = true;
+    feed = {
+      enable = true;
+      settings.tls.cert_file = "/run/certificates/feed.pem";
+      instances.second.port = 8182;
+    };
+  };
+
   # two services in one PostgreSQL, one of them with a user of its own, and one with a file
   shared = host {
     registry.endpoints = [ "192.168.50.10:2379" ];
@@ -292,6 +307,41 @@ import ./refused.nix { inherit self lib pkgs; }
         grep -qx 'Persistent=true' $text
         cp $text $out
       '';
+
+  # The same of certificates.
+  certificates =
+    let
+      units = [
+        "microservice-app-feed"
+        "microservice-app-feed-second"
+        "microservice-app-apigateway"
+      ];
+      serviceOf = name: trusting.systemd.services.${name}.serviceConfig;
+      files = map (name: (serviceOf name).ExecStart) units;
+      text = check "certificates" trusting "microservice-app-apigateway.service" {
+        theRolesMayReadThem = lib.all (
+          name: (serviceOf name).SupplementaryGroups == [ "microservice-app-tls" ]
+        ) units;
+        theirDirectoryIsThere = lib.elem "d /var/lib/microservice-app-tls 0750 root microservice-app-tls -" trusting.systemd.tmpfiles.rules;
+        withoutThemNobodyIsInTheGroup =
+          gateway.systemd.services.microservice-app-apigateway.serviceConfig.SupplementaryGroups == [ ]
+          && !gateway.users.groups ? microservice-app-tls;
+      };
+    in
+    pkgs.runCommand "certificates" { inherit files text; } ''
+      set -- $(grep -o '/nix/store/[^ ]*[.]toml' <<< "$files")
+      for file in "$@"; do
+        for line in 'tls = "permissive"' 'trust_domain = "prod.example"' 'ca_file = "/var/lib/microservice-app-tls/ca.crt"'; do
+          grep -qxF "$line" "$file" || { echo "$file has no $line"; exit 1; }
+        done
+      done
+      for file in "$1" "$2"; do
+        grep -qxF 'cert_file = "/run/certificates/feed.pem"' "$file"
+        grep -qxF 'key_file = "/var/lib/microservice-app-tls/feed.key"' "$file"
+      done
+      grep -qxF 'key_file = "/var/lib/microservice-app-tls/apigateway.key"' "$3"
+      cp $text $out
+    '';
 
   # The build of the settings files checks that the program takes them.
   shared-store =

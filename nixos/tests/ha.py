@@ -164,7 +164,8 @@ with subtest("the host of the primary is cut off, and another one takes over"):
 with subtest("no acknowledged write is lost"):
     client.succeed("touch /tmp/enough")
     client.wait_until_fails("systemctl is-active --quiet write-feeds", timeout=SETTLE)
-    wanted = [int(line) for line in client.succeed("cat /tmp/acknowledged").split()]
+    answers = client.succeed("cat /tmp/acknowledged").splitlines()
+    wanted = [int(line.split()[0]) for line in answers]
     stored: set[int] = set()
     before = max(wanted) + 1000
     while True:
@@ -181,6 +182,11 @@ with subtest("no acknowledged write is lost"):
     lost = sorted(set(wanted) - stored)
     log.info(f"{len(wanted)} acknowledged, {len(stored)} stored, {len(lost)} lost")
     assert len(wanted) >= 20, wanted
+    if lost:
+        log.info("acknowledged and lost: " + ", ".join(line for line in answers if int(line.split()[0]) in lost))
+        for machine in [*(NODES[name] for name in MEMBERS), client]:
+            units = "--unit=patroni --unit=microservice-app-feed"
+            log.info(machine.succeed(f"journalctl --quiet --no-pager --output=short-monotonic {units} | tail -n 600"))
     assert not lost, lost
 
 with subtest("the units are sandboxed"):

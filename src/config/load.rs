@@ -8,7 +8,7 @@ use config::{Config, Environment, File, FileFormat, Map, Value, ValueKind};
 use super::checks::check;
 use super::role::Role;
 use super::settings::{self, Setting, Settings};
-use super::shown::shown;
+use super::shown::{printable, shown};
 use super::value::{Kind, reason_of};
 
 /// Why settings were refused. The text names the key and the file, variable or flag that set it.
@@ -129,7 +129,8 @@ impl<'a> Layers<'a> {
             .filter(|(score, _)| *score > 0.8)
             .max_by(|a, b| a.0.total_cmp(&b.0))
             .map(|(_, name)| name);
-        Err(ConfigError::UnknownKey { key: key.clone(), origin: self.origin(key), nearest })
+        let (key, origin) = (printable(key).into_owned(), printable(&self.origin(key)).into_owned());
+        Err(ConfigError::UnknownKey { key, origin, nearest })
     }
 }
 

@@ -7,9 +7,23 @@ const SECRET: [&str; 4] = ["pass", "pwd", "secret", "token"];
 /// What stands for a text that is not shown.
 pub(super) const HIDDEN: &str = "(not shown: it may hold a password)";
 
-/// Returns a text as an error may show it: as it is, or words for one that may hold a password.
+/// Returns a text as an error may show it: [`printable`], or words for one that may hold a password.
 pub(super) fn shown(text: &str) -> Cow<'_, str> {
-    if may_hold_password(text) { Cow::Borrowed(HIDDEN) } else { Cow::Borrowed(text) }
+    if may_hold_password(text) { Cow::Borrowed(HIDDEN) } else { printable(text) }
+}
+
+/// Returns a text with escapes in the place of control characters, which would change the terminal that shows them. A tab
+/// stays: it moves what stands below it alike.
+pub(super) fn printable(text: &str) -> Cow<'_, str> {
+    let changes = |c: char| c.is_control() && c != '\t';
+    if !text.contains(changes) {
+        return Cow::Borrowed(text);
+    }
+    let mut out = String::with_capacity(text.len() + 8);
+    for c in text.chars() {
+        if changes(c) { out.extend(c.escape_default()) } else { out.push(c) }
+    }
+    Cow::Owned(out)
 }
 
 /// Returns true for `USER:PASSWORD@HOST` and what is nearly that, and for texts that name a secret.
@@ -37,5 +51,10 @@ mod tests {
         {
             assert_eq!(shown(text), text);
         }
+    }
+
+    #[test]
+    fn what_would_change_a_terminal_is_escaped() {
+        assert_eq!(shown("a\u{1b}[31m\r\0\u{9b}\tb\u{e9}"), "a\\u{1b}[31m\\r\\u{0}\\u{9b}\tb\u{e9}");
     }
 }

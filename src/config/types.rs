@@ -80,7 +80,9 @@ impl FromStr for HostPort {
     fn from_str(text: &str) -> Result<Self, String> {
         let wrong = || format!("`{}` is not an address to call: want {}", shown(text), Self::FORM);
         let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
-        let port = port.parse().map_err(|_| wrong())?;
+        // `parse` alone takes a sign
+        let digits = Some(port).filter(|port| port.bytes().all(|b| b.is_ascii_digit()));
+        let port = digits.and_then(|port| port.parse().ok()).ok_or_else(wrong)?;
         let named =
             !host.is_empty() && host.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._".contains(&b));
         if !named && SocketAddr::from_str(text).is_err() {

@@ -191,7 +191,7 @@ impl SettingType for f64 {
             }
             _ => value.into_float().map_err(|error| reason_of(&error))?,
         };
-        if (0.0..=1.0).contains(&number) { Ok(number) } else { Err(out_of_range(number, 0, 1)) }
+        if (0.0..=1.0).contains(&number) { Ok(number.abs()) } else { Err(out_of_range(number, 0, 1)) }
     }
     fn print(&self, _: Kind) -> String {
         self.to_string()

@@ -20,7 +20,9 @@ mod problem;
 mod profile;
 mod record;
 mod reply;
-mod request;
+// public for the fuzz targets
+#[doc(hidden)]
+pub mod request;
 mod routes;
 mod topic;
 mod unsupported;
@@ -44,12 +46,13 @@ pub use self::auth::Auth;
 pub use self::kind::KINDS;
 pub use self::metrics::Metrics;
 pub use self::pages::{PAGES, Page};
+#[doc(hidden)]
+pub use self::problem::Problem;
 pub use self::routes::{ROUTES, Route};
 
 use self::auth::Caller;
 use self::cors::Cors;
 use self::pages::Described;
-use self::problem::Problem;
 use self::record::HttpRecord;
 use self::request::Accepted;
 use crate::api::error::Error;

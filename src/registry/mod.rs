@@ -10,13 +10,17 @@ mod instance;
 mod local;
 pub mod metrics;
 mod registration;
-mod value;
+// public for the fuzz targets
+#[doc(hidden)]
+pub mod value;
 mod vanished;
 mod view;
 
 use futures_util::future::BoxFuture;
 
 pub use etcd::{Dial, Etcd, Probe, Socket, dial_tcp};
+#[doc(hidden)]
+pub use etcd::{keeper, snapshot};
 pub use instance::{Instance, Instances};
 pub use local::Local;
 pub use registration::{Registered, Registration};

@@ -12,6 +12,10 @@ use serde::{Deserialize, Serialize};
 use super::instance::Instance;
 use crate::config::HostPort;
 
+/// Longest text of an instance, bytes: its service, its addresses, and each of its attributes. Others may have written it,
+/// and it goes into logs, pages and labels of metrics.
+pub const MAX_TEXT: usize = 255;
+
 #[derive(Serialize, Deserialize)]
 struct Entry {
     #[serde(rename = "Op", default)]
@@ -96,6 +100,9 @@ pub fn decode_key<'a>(prefix: &str, key: &'a [u8]) -> Result<(&'a str, &'a str),
     if service.is_empty() {
         return Err("the key names no service");
     }
+    if service.len() > MAX_TEXT || addr.len() > MAX_TEXT {
+        return Err("the key is too long");
+    }
     match addr.parse::<HostPort>() {
         Ok(parsed) if parsed.port != 0 => Ok((service, addr)),
         _ => Err("the key does not end in host:port"),
@@ -117,15 +124,22 @@ pub fn decode(service: &str, addr: &str, value: &[u8]) -> Result<Instance, &'sta
     }
     let a = entry.instance.unwrap_or_default();
     Ok(Instance {
-        id: a.id,
-        version: a.version,
-        zone: a.zone,
+        id: shortened(a.id),
+        version: shortened(a.version),
+        zone: a.zone.map(shortened),
         weight: a.weight.clamp(1, 1000),
         draining: a.state == State::Draining,
-        admin: a.admin,
+        // a part of an address is another address
+        admin: a.admin.filter(|admin| admin.len() <= MAX_TEXT),
         started_at: a.started_at,
         ..Instance::bare(service, addr)
     })
+}
+
+/// Returns the first [`MAX_TEXT`] bytes of a text, or a little less.
+fn shortened(mut text: String) -> String {
+    text.truncate(text.floor_char_boundary(MAX_TEXT));
+    text
 }
 
 #[cfg(test)]
@@ -177,6 +191,17 @@ mod tests {
     }
 
     #[test]
+    fn a_long_attribute_is_cut_and_a_long_address_is_none() {
+        let long = format!("{}x", "\u{e9}".repeat(MAX_TEXT));
+        let instance = format!(r#"{{"id":"{long}","version":"{long}","zone":"{long}","admin":"{long}:1"}}"#);
+        let value = format!(r#"{{"Addr":"a:1","instance":{instance}}}"#);
+        let read = decode("feed", "a:1", value.as_bytes()).unwrap();
+        let cut = "\u{e9}".repeat(MAX_TEXT / 2);
+        assert_eq!((&read.id, &read.version, read.zone.as_ref()), (&cut, &cut, Some(&cut)));
+        assert_eq!(read.admin, None);
+    }
+
+    #[test]
     fn keys_of_others_are_refused() {
         assert_eq!(decode_key("/s/", b"/s/feed/a:1"), Ok(("feed", "a:1")));
         assert_eq!(decode_key("s-", b"s-feed/a:1"), Ok(("feed", "a:1")));
@@ -189,6 +214,10 @@ mod tests {
             b"/s/feed/a:b",
             b"/s/\xff/a:1",
             b"/s/feed/x/a:1",
+            b"/s/feed/a:+1",
+            b"/s/feed/a: 1",
+            format!("/s/feed/{}:1", "a".repeat(MAX_TEXT - 1)).as_bytes(),
+            format!("/s/{}/a:1", "f".repeat(MAX_TEXT + 1)).as_bytes(),
         ] {
             assert!(decode_key("/s/", junk).is_err(), "{junk:?}");
         }

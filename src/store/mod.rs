@@ -29,6 +29,8 @@ use crate::config::{PostgresUrl, Store, StoreUrl};
 use metrics::Metrics;
 
 pub use error::StoreError;
+#[doc(hidden)]
+pub use postgres::rows as postgres_rows;
 pub use records::{FeedPage, Profile, Topic, TopicPage};
 pub use traits::{FeedStore, Health, ProfileStore, TopicStore};
 

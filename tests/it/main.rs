@@ -18,6 +18,7 @@ mod callpath;
 mod containers;
 mod docs;
 mod faults;
+mod inputs;
 mod interop;
 mod kit;
 mod limits;

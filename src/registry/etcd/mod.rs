@@ -9,12 +9,15 @@ mod credentials;
 mod dial;
 mod failure;
 mod follow;
-mod keeper;
+// these two are public for the fuzz targets
+#[doc(hidden)]
+pub mod keeper;
 mod limbo;
 mod member;
 mod reader;
 mod reconcile;
-mod snapshot;
+#[doc(hidden)]
+pub mod snapshot;
 mod stable_view;
 mod tls;
 

@@ -16,6 +16,9 @@ use crate::registry::value;
 
 /// How long events may lag behind a list before a difference between the two counts.
 const SETTLE: Duration = Duration::from_secs(1);
+/// Longest answer that is read, bytes: 100,000 instances. gRPC's usual 4 MiB are three values of the largest size that etcd
+/// takes, and whoever may write one key may write those.
+const MAX_ANSWER: usize = 32 * 1024 * 1024;
 
 /// The keys below the prefix, as etcd reports them.
 #[derive(Default)]
@@ -58,14 +61,15 @@ impl Reader {
         link: &Link,
         stable: &StableView,
     ) -> Result<Link, Failure> {
-        let mut client = link.client.clone();
+        let client = &link.client;
         let renewed = access.renewed(link);
         tokio::pin!(renewed);
-        let list = self.get(settings, &mut client).await?;
+        let list = self.get(settings, client).await?;
         self.take(settings, &list, stable);
 
         let options = WatchOptions::new().with_prefix().with_start_revision(self.revision + 1);
-        let watch = client.watch(settings.prefix.as_str(), Some(options));
+        let mut watcher = client.watch_client().max_decoding_message_size(MAX_ANSWER);
+        let watch = watcher.watch(settings.prefix.as_str(), Some(options));
         let mut stream = limit(settings, "a watch", watch).await?;
         let mut progress = tokio::time::interval(settings.watch_silence / 3);
         let mut relist = tokio::time::interval_at(Instant::now() + settings.relist, settings.relist);
@@ -86,7 +90,7 @@ impl Reader {
                 _ = progress.tick() => limit(settings, "a progress request", stream.request_progress()).await?,
                 _ = relist.tick() => {
                     self.gone.clear();
-                    check = Some((Instant::now() + SETTLE, self.get(settings, &mut client).await?));
+                    check = Some((Instant::now() + SETTLE, self.get(settings, client).await?));
                 }
                 () = until(due) => {
                     let differences = check.take().map_or(0, |(_, list)| self.differences(&list));
@@ -99,8 +103,9 @@ impl Reader {
         }
     }
 
-    async fn get(&self, settings: &Registry, client: &mut Client) -> Result<GetResponse, Failure> {
-        let list = client.get(settings.prefix.as_str(), Some(GetOptions::new().with_prefix()));
+    async fn get(&self, settings: &Registry, client: &Client) -> Result<GetResponse, Failure> {
+        let mut reader = client.kv_client().max_decoding_message_size(MAX_ANSWER);
+        let list = reader.get(settings.prefix.as_str(), Some(GetOptions::new().with_prefix()));
         limit(settings, "a list", list).await
     }
 

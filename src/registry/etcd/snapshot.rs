@@ -117,7 +117,10 @@ pub fn load(path: &Path) -> Result<(View, Duration), String> {
     };
     for (service, entries) in saved.services {
         for (addr, entry) in entries {
-            view.insert(value::decode(&service, &addr, entry.as_bytes())?);
+            // as a reader of the registry sees it: nothing else can be called
+            let key = value::key("", &service, &addr);
+            let (service, addr) = value::decode_key("", key.as_bytes())?;
+            view.insert(value::decode(service, addr, entry.as_bytes())?);
         }
     }
     Ok((view, age))
@@ -224,6 +227,19 @@ mod tests {
         write(&gone, 2 * SCRATCH_AGE);
         remove_scratch(&path);
         assert_eq!(found(), kept);
+    }
+
+    #[test]
+    fn an_entry_that_cannot_be_called_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("view");
+        for (service, addr) in [("feed", ""), ("feed", "a"), ("feed", "a:0"), ("", "a:1"), ("feed", "x/a:1")]
+        {
+            let mut view = view();
+            view.insert(Instance::bare(service, addr));
+            save(&path, &view, Duration::ZERO).unwrap();
+            load(&path).unwrap_err();
+        }
     }
 
     #[test]

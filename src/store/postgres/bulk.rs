@@ -98,7 +98,9 @@ pub async fn services(url: &PostgresUrl, settings: &Store) -> Result<Vec<records
     let question = "SELECT n.nspname::text, c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
                     WHERE c.relkind IN ('r', 'p') AND has_schema_privilege(n.oid, 'USAGE')";
     let tables = answered(settings, link.client().query(question, &[])).await?;
-    let tables: Vec<(String, String)> = tables.iter().map(|row| (row.get(0), row.get(1))).collect();
+    let names = |row: &Row| Ok((row.try_get(0)?, row.try_get(1)?));
+    let tables: Vec<(String, String)> =
+        tables.iter().map(names).collect::<Result<_, _>>().map_err(|error: Error| reason(&error))?;
     let there = |service: &records::Service| {
         tables.iter().any(|(schema, table)| {
             (schema.as_str(), table.as_str()) == (service.name(), service.table().name)
@@ -186,7 +188,8 @@ impl Session {
 
     async fn count(&self) -> Result<u64, StoreError> {
         let row = self.within(self.link.client().query_one(&self.count, &[])).await?;
-        Ok(u64::try_from(row.get::<_, i64>(0)).unwrap_or_default())
+        let count: i64 = row.try_get(0).map_err(|error| StoreError::from(Failure::of(&error)))?;
+        Ok(u64::try_from(count).unwrap_or_default())
     }
 
     fn record(&self, row: &Row) -> Result<Record, Error> {

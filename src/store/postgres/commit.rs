@@ -18,6 +18,7 @@ use super::batch::{Command, Key, Write, commands};
 use super::clock::Clock;
 use super::failure::Failure;
 use super::keeper::Ready;
+use super::rows;
 use super::service::{DELETE, PROBE};
 
 /// Longest time from the sending of a write to its beginning.
@@ -202,9 +203,7 @@ async fn execute<'a>(
 async fn run<'a>(ready: &Ready, command: &'a Command<'a>) -> Result<Answer<'a>, Error> {
     let parameters: Vec<&(dyn ToSql + Sync)> = command.parameters.iter().map(|p| p as _).collect();
     let rows = ready.link.client().query(&ready.statements[command.statement], &parameters).await?;
-    let mut keys: Vec<Key> = rows.iter().map(|row| (row.get(0), row.get(1))).collect();
-    keys.sort_unstable();
-    Ok(Answer { command, keys, at: Instant::now() })
+    Ok(Answer { command, keys: rows::keys(&rows)?, at: Instant::now() })
 }
 
 /// Returns a failure with the reason of the connection, if its outcome is unknown and the connection was given up.

@@ -141,13 +141,14 @@ impl Link {
             _ => None,
         });
         let row = row.ok_or("the server answers nothing")?;
-        if row.get(0) == Some("t") {
+        let column = |at| row.try_get(at).ok().flatten();
+        if column(0) == Some("t") {
             return Ok(Role::Standby("it is a standby"));
         }
-        if row.get(1) != Some("off") {
+        if column(1) != Some("off") {
             return Ok(Role::Standby("it can only be read"));
         }
-        let micros = row.get(2).and_then(|text| text.parse().ok()).ok_or("the server has no clock")?;
+        let micros = column(2).and_then(|text| text.parse().ok()).ok_or("the server has no clock")?;
         let server = SystemTime::UNIX_EPOCH + Duration::from_micros(micros);
         self.told(Clock::new(asked, read, server));
         *self.timeline.lock().unwrap_or_else(PoisonError::into_inner) = Timeline::read(&row, 3);

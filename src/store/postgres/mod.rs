@@ -20,6 +20,9 @@ mod handle;
 mod keeper;
 mod link;
 mod records;
+// public for the fuzz targets
+#[doc(hidden)]
+pub mod rows;
 mod schema;
 mod service;
 mod session;

@@ -9,9 +9,9 @@ use super::super::records::{FeedPage, Profile, Topic, TopicPage};
 use super::super::traits::{FeedStore, ProfileStore, TopicStore};
 use super::batch::Write;
 use super::handle::Postgres;
+use super::rows;
 use super::service::{ANY, GET, LIST};
 use crate::api::proto::feed::FeedRecord;
-use crate::api::proto::topic::TopicSummary;
 use crate::api::validate::MAX_ANSWER;
 
 /// [`MAX_ANSWER`] as the server takes it.
@@ -30,15 +30,7 @@ impl FeedStore for Postgres {
             let (client, statements) = (ready.link.client(), &ready.statements);
             let rows =
                 client.query(&statements[GET], &[&user_id, &highest, &i64::from(size), &MAX_BYTES]).await?;
-            let mut page = FeedPage::default();
-            for row in &rows {
-                let Some(content) = row.get(1) else {
-                    page.shortened = true;
-                    break;
-                };
-                page.feeds.push(FeedRecord { id: row.get(0), user_id, content });
-            }
-            page.feeds.reverse();
+            let page = rows::feeds(user_id, &rows)?;
             if page.feeds.is_empty() && client.query(&statements[ANY], &[&user_id]).await?.is_empty() {
                 return Ok(None);
             }
@@ -61,13 +53,7 @@ impl ProfileStore for Postgres {
     async fn get(&self, user_id: i64) -> Result<Option<Profile>, StoreError> {
         self.read(move |ready| async move {
             let row = ready.link.client().query_opt(&ready.statements[GET], &[&user_id]).await?;
-            let profile = |row: tokio_postgres::Row| Profile {
-                user_id,
-                name: row.get(0),
-                company: row.get(1),
-                title: row.get(2),
-            };
-            Ok(row.map(profile))
+            row.map(|row| rows::profile(user_id, &row)).transpose()
         })
         .await
     }
@@ -82,9 +68,7 @@ impl TopicStore for Postgres {
     async fn get(&self, topic_id: i64) -> Result<Option<Topic>, StoreError> {
         self.read(move |ready| async move {
             let row = ready.link.client().query_opt(&ready.statements[GET], &[&topic_id]).await?;
-            let topic =
-                |row: tokio_postgres::Row| Topic { topic_id, subject: row.get(0), content: row.get(1) };
-            Ok(row.map(topic))
+            row.map(|row| rows::topic(topic_id, &row)).transpose()
         })
         .await
     }
@@ -93,9 +77,7 @@ impl TopicStore for Postgres {
         self.read(move |ready| async move {
             let limit = i64::from(size) + 1;
             let rows = ready.link.client().query(&ready.statements[LIST], &[&after, &limit]).await?;
-            let summary =
-                |row: &tokio_postgres::Row| TopicSummary { topic_id: row.get(0), subject: row.get(1) };
-            Ok(TopicPage::of(rows.iter().map(summary).collect(), size))
+            rows::topics(size, &rows)
         })
         .await
     }

@@ -100,7 +100,7 @@ impl Schema {
     pub async fn find(&self, client: &Client) -> Result<Found, Unusable> {
         let name = self.name;
         let encoding = client.query_one("SELECT current_setting('server_encoding')", &[]).await?;
-        let encoding: String = encoding.get(0);
+        let encoding: String = encoding.try_get(0)?;
         if encoding != "UTF8" {
             return Err(Unusable::Foreign(format!(
                 "the database has the encoding {encoding}, which cannot hold every text: make it with UTF8"
@@ -109,7 +109,7 @@ impl Schema {
         let question = "SELECT c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
                         WHERE n.nspname = $1 AND c.relkind IN ('r', 'p', 'v', 'm', 'f')";
         let tables = client.query(question, &[&name]).await?;
-        let tables: Vec<String> = tables.iter().map(|row| row.get(0)).collect();
+        let tables = tables.iter().map(|row| row.try_get(0)).collect::<Result<Vec<String>, Error>>()?;
         if tables.is_empty() {
             return Ok(Found::Nothing);
         }

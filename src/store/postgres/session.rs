@@ -33,7 +33,7 @@ impl Session {
             }
             let own = "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()";
             let row = link.client().query_one(own, &[]).await?;
-            Ok(Some(Self { process: row.get(0), begun: row.get(1) }))
+            Ok(Some(Self { process: row.try_get(0)?, begun: row.try_get(1)? }))
         };
         let begun = tokio::time::timeout(limit, begun).await;
         let session = begun.map_err(|_| format!("no answer within {limit:?}"))?;

@@ -22,8 +22,9 @@ pub struct Timeline {
 impl Timeline {
     /// Reads it from an answer, from the column `first` on; `None` if the server does not say.
     pub fn read(row: &SimpleQueryRow, first: usize) -> Option<Self> {
-        let number = u32::from_str_radix(row.get(first + 1)?, 16).ok()?;
-        Some(Self { system: row.get(first)?.to_owned(), number })
+        let column = |at| row.try_get(at).ok().flatten();
+        let number = u32::from_str_radix(column(first + 1)?, 16).ok()?;
+        Some(Self { system: column(first)?.to_owned(), number })
     }
 
     /// Returns true if a server with this timeline has taken the place of one with `other`.

@@ -6,7 +6,9 @@
 //! which a task sends them to Zipkin in batches; no request ever waits for that.
 
 mod export;
-mod headers;
+// public for the fuzz targets
+#[doc(hidden)]
+pub mod headers;
 mod id;
 pub mod metrics;
 mod queue;

@@ -5,6 +5,7 @@ mod admin_token;
 mod auth;
 mod bad_requests;
 mod cors;
+mod fronts;
 mod grpc;
 mod half_close;
 mod http;

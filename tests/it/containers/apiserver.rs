@@ -92,6 +92,13 @@ async fn kubernetes_takes_every_overlay() {
     let namespace = crate::kit::yaml::text("deploy/kubernetes/base/namespace.yaml");
     let made = server.kubectl(&["apply", "-f", "-"], &namespace);
     assert!(made.status.success(), "{made:?}");
+    // the kinds of cert-manager, as it would bring them
+    let kinds = std::fs::read_to_string(program("../cert-manager.yaml")).unwrap();
+    let made = server.kubectl(&["apply", "--server-side", "-f", "-"], &kinds);
+    assert!(made.status.success(), "{made:?}");
+    let known = ["wait", "--for=condition=Established", "crd", "--all", "--timeout=60s"];
+    let waited = server.kubectl(&known, "");
+    assert!(waited.status.success(), "{waited:?}");
 
     for overlay in OVERLAYS {
         let said = server.would_take(&text(overlay)).unwrap_or_else(|why| panic!("{overlay}: {why}"));
@@ -138,6 +145,11 @@ async fn kubernetes_takes_every_overlay() {
         let refused = server.would_take(&wrong.to_string()).expect_err(name);
         assert!(refused.contains(why), "{name}: {refused}");
     }
+    let trusted = objects(OVERLAYS[3]);
+    let mut certificate = find(&trusted, "Certificate", "feed").clone();
+    certificate["spec"]["usages"] = json!(["digital signatures"]);
+    let refused = server.would_take(&certificate.to_string()).expect_err("a certificate");
+    assert!(refused.contains("spec.usages"), "{refused}");
     let mut rooted = pod_of(feed);
     rooted["spec"]["securityContext"]["runAsNonRoot"] = false.into();
     let refused = server.would_take(&rooted.to_string()).expect_err("a pod as root");

@@ -10,6 +10,7 @@ use http::StatusCode;
 use serde_json::Value;
 
 use crate::api::walkthrough;
+use crate::kit::authority::{Authority, replace};
 use crate::kit::http::{get, request, send};
 use crate::kit::load::Load;
 use crate::kit::podman::{command, image, off, podman, try_podman};
@@ -90,13 +91,17 @@ impl Compose {
 
     /// Returns what the gateway says of itself on its admin port.
     fn status(&self) -> Option<Value> {
-        let gateway = self.containers("apigateway").pop()?;
-        let networks = crate::kit::podman::inspect(&gateway)["NetworkSettings"]["Networks"].clone();
-        let ip = networks.as_object()?.values().next()?["IPAddress"].as_str()?.to_owned();
+        let ip = Self::address(&self.containers("apigateway").pop()?)?;
         let url = format!("http://{ip}:6060/status");
         let output =
             std::process::Command::new("curl").args(["-sS", "--max-time", "2", &url]).output().ok()?;
         serde_json::from_slice(&output.stdout).ok()
+    }
+
+    /// Returns the address of a container.
+    fn address(container: &str) -> Option<String> {
+        let networks = crate::kit::podman::inspect(container)["NetworkSettings"]["Networks"].clone();
+        Some(networks.as_object()?.values().next()?["IPAddress"].as_str()?.to_owned())
     }
 
     /// Waits until the gateway calls so many instances of feed, and one of each other service.
@@ -260,6 +265,41 @@ async fn compose_shares_a_database() {
     compose.run(&["up", "--detach"]);
     compose.wait_for_feeds(1).await;
     walkthrough::read(compose.gateway);
+}
+
+/// The calls between the roles are encrypted, and feed refuses whoever has no certificate.
+#[tokio::test]
+#[ignore = "wants Podman: make test-containers"]
+async fn compose_encrypts_the_calls() {
+    let certificates = tempfile::tempdir().unwrap();
+    let path = certificates.path();
+    let authority = Authority::new("test");
+    for role in ["apigateway", "feed", "profile", "topic"] {
+        authority.issue_identity(
+            path,
+            role,
+            &format!("spiffe://test.example/{role}"),
+            Duration::from_hours(1),
+            |_| {},
+        );
+    }
+    replace(&path.join("ca.pem"), &authority.pem());
+    for file in std::fs::read_dir(path).unwrap().map(|file| file.unwrap().path()).chain([path.to_owned()]) {
+        std::os::unix::fs::chown(file, Some(65532), Some(65532)).unwrap();
+    }
+    let mut compose = Compose::of(&["compose.yml", "compose.tls.yml"]);
+    compose.env.insert("CERTIFICATES", path.display().to_string());
+    compose.run(&["up", "--detach"]);
+    compose.wait_for_feeds(1).await;
+    walkthrough::walk(compose.gateway);
+    let feed = compose.containers("feed").pop().unwrap();
+    let ip = Compose::address(&feed).unwrap();
+    for (scheme, flags) in [("http", &["--http2-prior-knowledge"][..]), ("https", &["--insecure"])] {
+        let mut curl = std::process::Command::new("curl");
+        curl.args(["-sS", "--max-time", "5", "-o", "/dev/null", "-w", "%{http_code}"]).args(flags);
+        let output = curl.arg(format!("{scheme}://{ip}:8082/grpc.health.v1.Health/Check")).output().unwrap();
+        assert!(!output.status.success() && output.stdout == b"000", "{scheme}: {output:?}");
+    }
 }
 
 /// A call is a trace in Zipkin. OpenSearch is an image that only a registry has, so Zipkin keeps it in memory.

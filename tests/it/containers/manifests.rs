@@ -9,8 +9,12 @@ use serde_json::Value;
 use crate::kit::yaml::documents;
 
 /// Every directory that `kubectl apply -k` takes.
-pub const OVERLAYS: [&str; 3] =
-    ["deploy/kubernetes/overlays/small", "deploy/kubernetes/overlays/ha", "deploy/kubernetes/monitoring"];
+pub const OVERLAYS: [&str; 4] = [
+    "deploy/kubernetes/overlays/small",
+    "deploy/kubernetes/overlays/ha",
+    "deploy/kubernetes/monitoring",
+    "deploy/kubernetes/overlays/trust",
+];
 
 /// Returns a program that tests/containers/build has built.
 pub fn program(name: &str) -> PathBuf {

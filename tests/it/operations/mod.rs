@@ -11,6 +11,7 @@ mod newcomer;
 mod numbers;
 mod parts;
 mod pprof;
+mod sbom;
 mod settings;
 mod shutdown;
 mod stack;

@@ -209,3 +209,26 @@ async fn foreign_keys_are_ignored_and_a_bare_address_is_read() {
     .await;
     drop(topic);
 }
+
+/// etcd lets everybody who may write write 1.5 MiB a key, and clients of gRPC read 4 MiB by default: three such keys would
+/// blind every reader of the registry.
+#[tokio::test]
+async fn a_registry_full_of_large_values_is_still_read() {
+    let etcd = Etcd::start().await;
+    let mut client = etcd.client().await;
+    let large = vec![b'x'; 1_400_000];
+    for number in 0..4 {
+        client.put(format!("/services/feed/large-{number}"), large.clone(), None).await.unwrap();
+    }
+    let gateway = gateway(&etcd);
+    let (_topic, addr) = service(&etcd, "topic", &[]);
+    wait_for_instances(&gateway, "topic", &[addr]).await;
+    // and they may be written while somebody watches
+    for number in 4..8 {
+        client.put(format!("/services/feed/large-{number}"), large.clone(), None).await.unwrap();
+    }
+    let (_second, other) = service(&etcd, "topic", &[]);
+    wait_for_instances(&gateway, "topic", &[addr, other]).await;
+    let status = get(gateway.admin, "/status").await.json();
+    assert_eq!(status["registry"]["ignored_keys"], 8, "{status:#}");
+}

@@ -5,6 +5,7 @@ mod order;
 mod outages;
 mod plans;
 mod process;
+mod rights;
 mod schema;
 mod writes;
 

@@ -1,0 +1,58 @@
+//! What the targets run in: a runtime for short work, and the whole application on loopback for what comes over a socket.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::sync::OnceLock;
+
+use microservice_app::app::process::Process;
+use microservice_app::app::role::ServiceKind;
+use microservice_app::config::{ListenAddr, Role, Settings, Store, StoreUrl};
+use tokio::runtime::{Builder, Runtime};
+use tokio_util::sync::CancellationToken;
+
+/// Runs a future on the runtime of this thread.
+pub fn block_on<F: Future>(future: F) -> F::Output {
+    thread_local! {
+        static RUNTIME: Runtime =
+            Builder::new_current_thread().enable_all().build().expect("a runtime");
+    }
+    RUNTIME.with(|runtime| runtime.block_on(future))
+}
+
+/// Where the parts of the application listen.
+pub struct App {
+    pub gateway: SocketAddr,
+    pub topic: SocketAddr,
+}
+
+/// Returns the application, with records in memory. It starts at the first call and ends with the process.
+pub fn app() -> &'static App {
+    static APP: OnceLock<App> = OnceLock::new();
+    APP.get_or_init(|| {
+        let (told, addresses) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let runtime = Builder::new_current_thread().enable_all().build();
+            runtime.expect("a runtime").block_on(async move {
+                let process = process().await;
+                told.send(process.addresses()).expect("the target waits");
+                let _ = process.run(CancellationToken::new(), || {}).await;
+            });
+        });
+        let addresses = addresses.recv().expect("the application starts");
+        let of = |role| addresses.of(role).expect("it listens");
+        App { gateway: of(Role::Apigateway), topic: of(Role::Topic) }
+    })
+}
+
+async fn process() -> Process {
+    let mut settings = Settings::for_role(Role::Up);
+    let free = ListenAddr::loopback(0);
+    (settings.http.addr, settings.admin.addr) = (free, free);
+    let mut process = Process::new(Role::Up, settings).expect("a process");
+    for kind in ServiceKind::ALL {
+        let store = Store { url: StoreUrl::Memory, ..Store::default() };
+        process.add_service(kind, free, &store).await.expect("a service");
+    }
+    process.add_gateway().expect("a gateway");
+    process
+}

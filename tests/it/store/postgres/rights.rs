@@ -1,0 +1,116 @@
+//! The roles of docs/storage.md with the least rights: what a service that was taken over can do in the database, tried.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use microservice_app::store;
+use tokio_postgres::Client;
+use tokio_postgres::error::SqlState;
+
+use super::super::contract::{at, metrics, record, soon};
+use super::{feed, found, open, wait_until_well};
+use crate::kit::postgres::{Postgres, connect, program};
+use crate::kit::wait_for;
+
+/// Returns the commands of a block of the page that begin so.
+fn block(begins: &str) -> String {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/docs/storage.md");
+    let page = std::fs::read_to_string(path).unwrap();
+    let from = page.find(&format!("\n    {begins}")).unwrap_or_else(|| panic!("no block {begins}"));
+    let lines = page[from + 1..].lines().map_while(|line| line.strip_prefix("    "));
+    lines.map(|line| format!("{line}\n")).collect()
+}
+
+/// Runs a block as the superuser does.
+fn run(server: &Postgres, script: &str) {
+    let psql = program("psql", Path::new("/"));
+    let programs = Path::new(psql.get_program()).parent().unwrap().display().to_string();
+    let mut command = Command::new("bash");
+    command.args(["-ec", script]).stdin(Stdio::null());
+    command.env("PATH", format!("{programs}:{}", std::env::var("PATH").unwrap()));
+    command.env("PGHOST", server.addr.ip().to_string()).env("PGPORT", server.addr.port().to_string());
+    let output = command.env("PGUSER", "postgres").output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+/// Tries a statement that has to be refused for want of a right.
+async fn refused(client: &Client, statement: &str) -> Option<String> {
+    match client.batch_execute(statement).await {
+        Err(error) if error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE) => None,
+        Err(error) => Some(format!("{statement}: {error:?}")),
+        Ok(()) => Some(format!("{statement}: it may")),
+    }
+}
+
+#[tokio::test]
+async fn a_service_can_do_in_the_database_what_it_needs_and_nothing_more() {
+    let server = Postgres::start().await;
+    run(&server, &block("for s in feed profile topic; do # roles"));
+    // the owner migrates
+    let url = |role: &str| server.url().replace("app@", &format!("{role}@"));
+    drop(feed(&url("feed_owner")).await);
+    store::profile(&at(&url("profile_owner")), &metrics()).await.unwrap();
+    store::topic(&at(&url("topic_owner")), &metrics()).await.unwrap();
+    let admin = server.admin().await;
+    wait_for("all have migrated", || async {
+        let tables = "SELECT count(*) FROM pg_tables WHERE tablename IN ('feeds', 'profiles', 'topics')";
+        (admin.query_one(tables, &[]).await.unwrap().get::<_, i64>(0) == 3).then_some(())
+    })
+    .await;
+    run(&server, &block("for s in feed profile topic; do # rights"));
+
+    let store = open(&at(&url("feed"))).await.unwrap();
+    wait_until_well(store.as_ref()).await;
+    assert_eq!(store.warnings(), [""; 0]);
+    store.create(record(7, 1, "x"), soon()).await.unwrap();
+    store.create(record(7, 1, "y"), soon()).await.unwrap();
+    store.create(record(7, 2, "x"), soon()).await.unwrap();
+    assert!(store.delete(7, 1, soon()).await.unwrap());
+    assert_eq!(found(store.as_ref(), 7).await, [2]);
+
+    let taken_over = connect(server.addr, "feed", "msa").await.unwrap();
+    let mut failed = Vec::new();
+    for statement in [
+        // the records of others
+        "SELECT * FROM topic.topics",
+        "INSERT INTO topic.topics VALUES (1, '', '')",
+        "DELETE FROM profile.profiles",
+        "DO $$ BEGIN LOCK TABLE topic.topics; END $$",
+        "TRUNCATE topic.topics",
+        // its own tables, beyond the records
+        "TRUNCATE feed.feeds",
+        "DROP TABLE feed.feeds",
+        "ALTER TABLE feed.feeds ADD COLUMN x int",
+        "CREATE INDEX ON feed.feeds (content)",
+        "CREATE TABLE feed.other (id int)",
+        "DROP SCHEMA feed CASCADE",
+        "INSERT INTO feed.migrations VALUES (9, 'later', '2030-01-01T00:00:00Z', '1')",
+        "UPDATE feed.compatibility SET version = 9",
+        "GRANT SELECT ON feed.feeds TO topic WITH GRANT OPTION",
+        // the database and the server
+        "CREATE SCHEMA other",
+        "CREATE TABLE public.other (id int)",
+        "CREATE TEMPORARY TABLE other (id int)",
+        "CREATE ROLE other",
+        "CREATE DATABASE other",
+        "SET ROLE feed_owner",
+        "SET ROLE topic",
+        "SET ROLE postgres",
+        "SELECT * FROM pg_authid",
+        "COPY (SELECT 1) TO PROGRAM 'true'",
+        "SELECT pg_read_file('/etc/passwd')",
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'postgres'",
+        "ALTER SYSTEM SET fsync = off",
+        "CHECKPOINT",
+    ] {
+        // PostgreSQL takes a grant without a right as one of nothing, with a warning
+        if statement.starts_with("GRANT") {
+            let _ = taken_over.batch_execute(statement).await;
+            continue;
+        }
+        failed.extend(refused(&taken_over, statement).await);
+    }
+    assert!(failed.is_empty(), "{failed:#?}");
+    let granted = "SELECT has_table_privilege('topic', 'feed.feeds', 'SELECT')";
+    assert!(!admin.query_one(granted, &[]).await.unwrap().get::<_, bool>(0));
+}
