@@ -1,14 +1,14 @@
 //! What travels with a request through every hop: its deadline and its ids.
 //!
 //! Over HTTP: `x-request-timeout-ms`, `x-request-id`. Over gRPC: `grpc-timeout`, `x-request-id`,
-//! `grpc-previous-rpc-attempts`, `x-msa-written-ms`. Over both: the headers of its trace, see [`crate::telemetry::trace`].
+//! `grpc-previous-rpc-attempts`, `x-msa-written-ms`, `x-msa-subject`. Over both: the headers of its trace, see [`crate::telemetry::trace`].
 
 use std::time::Duration;
 
 use http::{Extensions, HeaderMap, HeaderValue};
 use tokio::time::Instant;
 
-use crate::api::headers::{GRPC_TIMEOUT, PREVIOUS_ATTEMPTS, REQUEST_ID, WRITTEN};
+use crate::api::headers::{GRPC_TIMEOUT, PREVIOUS_ATTEMPTS, REQUEST_ID, SUBJECT, WRITTEN};
 use crate::telemetry::trace::{Id, Trace, Tracer};
 
 /// Longest request id that is accepted from a caller, bytes.
@@ -36,6 +36,8 @@ pub struct Context {
     /// When a caller of this read last had a write of the same records acknowledged, if it knows of one. Earlier
     /// answers are out of date.
     pub written: Option<Instant>,
+    /// Who asked the gateway, in the form of [`SUBJECT`], if it knows. Not for logs.
+    pub subject: Option<HeaderValue>,
 }
 
 impl Context {
@@ -49,6 +51,7 @@ impl Context {
             trace: Trace::default(),
             previous_attempts: 0,
             written: None,
+            subject: None,
         }
     }
 
@@ -63,6 +66,7 @@ impl Context {
             trace: tracer.join(headers),
             previous_attempts: 0,
             written: None,
+            subject: None,
         }
     }
 
@@ -82,6 +86,16 @@ impl Context {
             written: written.and_then(|ago| Instant::now().checked_sub(ago)),
             ..Self::from_headers(headers, deadline, tracer)
         }
+    }
+
+    /// Returns the same context with who asked the gateway, as its caller says; for a caller that has shown who it is.
+    #[must_use]
+    pub fn with_subject(self, headers: &HeaderMap) -> Self {
+        let mut given = headers.get_all(SUBJECT).iter();
+        let (Some(subject), None) = (given.next(), given.next()) else { return self };
+        let mut subject = subject.clone();
+        subject.set_sensitive(true);
+        Self { subject: Some(subject), ..self }
     }
 
     /// Returns the context that the server put into the extensions of a request; a new one if there is none.
@@ -121,6 +135,9 @@ impl Context {
         };
         once(GRPC_TIMEOUT, format_timeout(self.remaining()));
         once(REQUEST_ID, self.request_id.clone());
+        if let Some(subject) = &self.subject {
+            once(SUBJECT, subject.clone());
+        }
         if self.previous_attempts > 0 {
             headers.insert(PREVIOUS_ATTEMPTS, HeaderValue::from(self.previous_attempts));
         }
@@ -223,6 +240,25 @@ mod tests {
         assert_eq!(from_headers(&headers).previous_attempts, 0);
         headers.insert(PREVIOUS_ATTEMPTS, HeaderValue::from_static("-1"));
         assert_eq!(from_grpc(&headers).previous_attempts, 0);
+    }
+
+    #[test]
+    fn who_asked_is_passed_on_and_trusted_from_known_callers_only() {
+        let mut headers = HeaderMap::new();
+        let mut context = Context::new(Instant::now());
+        context.write(&mut headers);
+        assert!(headers.get(SUBJECT).is_none());
+        context.subject = Some(HeaderValue::from_static("123"));
+        context.write(&mut headers);
+        assert!(headers[SUBJECT].is_sensitive());
+        let received = from_grpc(&headers);
+        assert_eq!(received.subject, None);
+        let received = received.with_subject(&headers);
+        assert_eq!(received.subject, context.subject);
+        // what profile passes on
+        assert_eq!(received.with_deadline(Instant::now()).subject, context.subject);
+        headers.append(SUBJECT, HeaderValue::from_static("124"));
+        assert_eq!(from_grpc(&headers).with_subject(&headers).subject, None);
     }
 
     #[tokio::test(start_paused = true)]

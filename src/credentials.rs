@@ -86,7 +86,11 @@ impl Source {
         Ok(password.to_owned())
     }
 
-    fn read(&self) -> Result<Vec<u8>, Unusable> {
+    /// Returns the content of the file.
+    ///
+    /// # Errors
+    /// When the file cannot be read, or is longer than 1 MiB.
+    pub fn read(&self) -> Result<Vec<u8>, Unusable> {
         let mut bytes = Vec::new();
         let file = std::fs::File::open(&self.path);
         match file.and_then(|file| file.take(LONGEST + 1).read_to_end(&mut bytes)) {

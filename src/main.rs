@@ -107,8 +107,9 @@ fn check_health(flags: &CheckHealth, writer: &log::Writer) -> ExitCode {
     let addr = flags.addr.unwrap_or(settings.admin.addr).0;
     let path = if flags.live { "/livez" } else { "/readyz" };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let asked =
-        runtime.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(health::ask(addr, path)));
+    let asked = runtime
+        .map_err(anyhow::Error::from)
+        .and_then(|runtime| runtime.block_on(health::ask(addr, path, None)));
     match asked.context("check-health") {
         Ok(answer) if answer.status.is_success() => print(answer.text.as_bytes(), writer),
         Ok(answer) => {

@@ -6,6 +6,7 @@
 pub mod health;
 mod history;
 mod loglevel;
+pub mod metrics;
 mod observe;
 mod origin;
 pub mod overview;
@@ -23,8 +24,10 @@ mod state;
 pub mod status;
 pub mod system;
 mod targets;
+mod token;
 
 pub use history::{Calls, History, Route, Traffic};
 pub use observe::observe;
 pub use routes::Handler;
 pub use state::{Links, Phase, Role, State};
+pub use token::Token;

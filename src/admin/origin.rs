@@ -13,9 +13,9 @@ use super::reply::Refusal;
 use crate::server::strict::host_name;
 
 /// Targets that have no effect and that monitoring asks for; `*` is the server itself.
-const FOR_ANY_HOST: [&str; 5] = ["/metrics", "/livez", "/readyz", "/sd/targets", "*"];
+pub const FOR_ANY_HOST: [&str; 5] = ["/metrics", "/livez", "/readyz", "/sd/targets", "*"];
 /// Where GET has an effect, which a page could have by an image or a link.
-const PROFILES: &str = "/debug/pprof/";
+pub const PROFILES: &str = "/debug/pprof/";
 /// What a browser says of the page that makes it ask: `same-origin`, `none` (the user typed the address), or another site.
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 

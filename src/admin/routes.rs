@@ -5,7 +5,8 @@ use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 use futures_util::FutureExt as _;
-use http::{HeaderValue, Request, StatusCode, header};
+use http::uri::Scheme;
+use http::{HeaderName, HeaderValue, Request, StatusCode, header};
 use tower::Service as _;
 use warp::Filter;
 use warp::filters::BoxedFilter;
@@ -16,11 +17,18 @@ use super::peer::Peer;
 use super::reply::{failed, text};
 use super::state::State;
 use super::system::{self, Part, SystemPage};
+use super::token::Token;
 use super::{loglevel, origin, pprof, readyz, status, targets};
 use crate::server::{RequestBody, strict};
 
 /// The methods of all paths, and OPTIONS of the server itself.
 const METHODS: HeaderValue = HeaderValue::from_static("GET, HEAD, OPTIONS, PUT");
+
+/// What keeps pages of other sites from loading an answer as a part of theirs.
+const PRIVATE: [(HeaderName, HeaderValue); 2] = [
+    (header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff")),
+    (HeaderName::from_static("cross-origin-resource-policy"), HeaderValue::from_static("same-origin")),
+];
 
 /// Paths that the page of the system loads; an answer 404 does not list them.
 const PARTS: [&str; 3] = ["/page.css", "/page.js", "/icon.svg"];
@@ -76,13 +84,14 @@ fn exactly(path: &'static str) -> BoxedFilter<()> {
 pub struct Handler {
     routes: BoxedFilter<(Response,)>,
     names: Arc<[String]>,
+    token: Option<Arc<Token>>,
 }
 
 impl Handler {
     /// Returns a handler for a process.
     #[must_use]
     pub fn new(state: &Arc<State>) -> Self {
-        let names = state.names.clone().into();
+        let (names, token) = (state.names.clone().into(), state.token.clone());
         let table = table(state);
         let paths = table.iter().map(|(path, _)| *path).filter(|path| !PARTS.contains(path));
         let paths = paths.collect::<Vec<_>>().join(", ");
@@ -93,7 +102,7 @@ impl Handler {
             .into_iter()
             .rev()
             .fold(profiles, |others, (path, answer)| exactly(path).and(answer).or(others).unify().boxed());
-        Self { routes: routes.or(unknown).unify().boxed(), names }
+        Self { routes: routes.or(unknown).unify().boxed(), names, token }
     }
 
     /// Answers one request of the caller at `peer`. A panic is logged, and answered.
@@ -107,7 +116,7 @@ impl Handler {
     }
 
     async fn answer(self, mut request: Request<RequestBody>, peer: IpAddr) -> Response {
-        if let Err(malformed) = strict::check(&request) {
+        if let Err(malformed) = strict::check(&request, &Scheme::HTTP) {
             let reason = format!("{}: {}\n", malformed.field, malformed.detail);
             let mut response = text(malformed.status, reason);
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
@@ -116,6 +125,10 @@ impl Handler {
         if let Err(refusal) = origin::check(&request, &self.names) {
             return refusal.into();
         }
+        if let Some(Err(unauthorized)) = self.token.as_ref().map(|token| token.check(&request)) {
+            return secured(unauthorized);
+        }
+        let reveals = !origin::FOR_ANY_HOST.contains(&request.uri().path());
         if strict::asks_about_the_server(&request) {
             let mut response = Response::default();
             response.headers_mut().insert(header::ALLOW, METHODS);
@@ -123,9 +136,18 @@ impl Handler {
         }
         request.extensions_mut().insert(Peer(peer));
         match warp::service(self.routes).call(request).await {
+            Ok(response) if reveals => secured(response),
             Ok(response) => response,
         }
     }
+}
+
+/// Keeps an answer out of caches, and out of pages of other sites.
+fn secured(mut response: Response) -> Response {
+    let headers = response.headers_mut();
+    headers.entry(header::CACHE_CONTROL).or_insert(HeaderValue::from_static("no-store"));
+    headers.extend(PRIVATE.map(|(name, value)| (Some(name), value)));
+    response
 }
 
 #[cfg(test)]
@@ -143,7 +165,7 @@ mod tests {
     #[tokio::test]
     async fn a_panic_in_a_route_is_answered_with_500() {
         let routes = warp::any().map(|| -> Response { panic!("a defect") }).boxed();
-        let handler = Handler { routes, names: Arc::default() };
+        let handler = Handler { routes, names: Arc::default(), token: None };
         let listener = Listener::bind(([127, 0, 0, 1], 0).into()).unwrap();
         let addr = listener.addr();
         let write_timeout = Duration::from_secs(10);

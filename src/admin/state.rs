@@ -1,10 +1,12 @@
 //! What the admin listener of a process reports on.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 
 use tokio::sync::watch;
 
 use super::history::History;
+use super::token::Token;
 use crate::client::Client;
 use crate::config::Link;
 use crate::registry::metrics::Metrics as RegistryMetrics;
@@ -73,6 +75,8 @@ pub struct State {
     pub view: Option<ViewHandle>,
     /// Names of this process that a caller may use for its host, besides addresses and `localhost`.
     pub names: Vec<String>,
+    /// What callers have to show; `None` if nothing.
+    pub token: Option<Arc<Token>>,
     /// All metrics of the process.
     pub metrics: prometheus::Registry,
     /// Those of them that are set when they are read.

@@ -13,10 +13,12 @@ use super::instance;
 use super::role::Member;
 use crate::admin::Phase;
 use crate::config::{ListenAddr, Role};
-use crate::gateway::Gateway;
+use crate::credentials::Unusable;
+use crate::gateway::{Auth, Gateway};
 use crate::registry::{Registration, advertise};
 use crate::server::listener::{Families, Listener};
 use crate::server::{Protocol, Stop, serve};
+use crate::tls::edge;
 
 /// Time for a gateway's drain beyond its longest deadline.
 const DRAIN_MARGIN: Duration = Duration::from_millis(500);
@@ -37,15 +39,20 @@ pub fn bind(addr: ListenAddr) -> anyhow::Result<Vec<Listener>> {
 }
 
 /// Builds the gateway, serves it on each of its listeners, and registers it once for each address that they advertise.
-pub fn start(common: &mut Common, listeners: Vec<Listener>, drain: &Drain) -> Vec<Serving> {
-    let Some(addr) = listeners.first().map(Listener::addr) else { return Vec::new() };
+///
+/// # Errors
+/// When a file that it needs cannot be used.
+pub fn start(common: &mut Common, listeners: Vec<Listener>, drain: &Drain) -> Result<Vec<Serving>, Unusable> {
+    let Some(addr) = listeners.first().map(Listener::addr) else { return Ok(Vec::new()) };
     let name = Role::Apigateway.name();
     let client = common.client(Member::Gateway);
     let common = &*common;
     let settings = &common.settings;
     let limits = common::limits(settings.http.max_connections, settings.http.write_timeout);
     let tracer = common.traces.tracer(name, addr);
-    let gateway = Gateway::new(client, &common.metrics.server, tracer, settings, limits.unsent.clone());
+    let acceptor = edge::acceptor(&settings.http, &common.metrics.tls)?;
+    let auth = Auth::start(&settings.http, &common.metrics.gateway)?;
+    let gateway = Gateway::new(client, auth, &common.metrics.server, tracer, settings, limits.unsent.clone());
     let grace = settings.shutdown.grace.min(settings.client.deadline + DRAIN_MARGIN);
     let mut entries = Entries::default();
     let bound: Vec<_> = listeners.iter().map(|listener| (listener.addr(), listener.families())).collect();
@@ -54,6 +61,7 @@ pub fn start(common: &mut Common, listeners: Vec<Listener>, drain: &Drain) -> Ve
         here.map(|(_, families)| *families).reduce(Families::and)
     };
     let serve_on = |listener: Listener| {
+        let listener = listener.with_tls(acceptor.clone());
         let bound = listener.addr();
         // one socket for IPv4 and one for IPv6 are as good as one for both
         let families = families_at(bound.port()).unwrap_or_else(|| listener.families());
@@ -90,7 +98,7 @@ pub fn start(common: &mut Common, listeners: Vec<Listener>, drain: &Drain) -> Ve
         });
         Serving { role, drain }
     };
-    listeners.into_iter().map(serve_on).collect()
+    Ok(listeners.into_iter().map(serve_on).collect())
 }
 
 /// The entries of a gateway in the registry, by advertised address. Sockets may share one: systemd passes several that

@@ -27,19 +27,19 @@ pub struct Answer {
     pub text: String,
 }
 
-/// Asks the admin listener that is bound to `addr` for a path, such as `/readyz`.
+/// Asks the admin listener that is bound to `addr` for a path, such as `/readyz`; shows `token` if it is given.
 ///
 /// *Cancellation*: the connection is closed.
 ///
 /// # Errors
 /// Why there is no answer within 2 s.
-pub async fn ask(addr: SocketAddr, path: &str) -> anyhow::Result<Answer> {
+pub async fn ask(addr: SocketAddr, path: &str, token: Option<&str>) -> anyhow::Result<Answer> {
     let addr = reachable(addr);
     anyhow::ensure!(
         addr.port() != 0,
         "admin.addr has port 0: nobody knows the port that the process has taken"
     );
-    let asked = tokio::time::timeout(LIMIT, exchange(addr, path)).await;
+    let asked = tokio::time::timeout(LIMIT, exchange(addr, path, token)).await;
     let answer = asked.unwrap_or_else(|_| Err(anyhow::anyhow!("no answer within {LIMIT:?}")));
     answer.with_context(|| format!("http://{addr}{path}"))
 }
@@ -53,13 +53,16 @@ fn reachable(addr: SocketAddr) -> SocketAddr {
     addr
 }
 
-async fn exchange(addr: SocketAddr, path: &str) -> anyhow::Result<Answer> {
+async fn exchange(addr: SocketAddr, path: &str, token: Option<&str>) -> anyhow::Result<Answer> {
     let stream = TcpStream::connect(addr).await?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
     // the sender is dropped at its end, and with it the connection ends
     let asking = async move {
-        let request =
-            Request::get(path).header(http::header::HOST, addr.to_string()).body(Empty::<Bytes>::new())?;
+        let mut request = Request::get(path).header(http::header::HOST, addr.to_string());
+        if let Some(token) = token {
+            request = request.header(http::header::AUTHORIZATION, format!("Bearer {token}"));
+        }
+        let request = request.body(Empty::<Bytes>::new())?;
         let (head, body) = sender.send_request(request).await?.into_parts();
         let body = Limited::new(body, MOST).collect().await.map_err(anyhow::Error::from_boxed)?.to_bytes();
         Ok(Answer { status: head.status, text: String::from_utf8_lossy(&body).into_owned() })

@@ -4,7 +4,7 @@ use prometheus::Registry;
 
 use crate::telemetry::events::Events;
 use crate::telemetry::{metrics, trace};
-use crate::{client, registry, server, store, tls};
+use crate::{admin, client, gateway, registry, server, store, tls};
 
 /// The metrics of a process. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -19,6 +19,10 @@ pub struct Metrics {
     pub view: registry::metrics::Metrics,
     /// Requests and connections of servers.
     pub server: server::metrics::Metrics,
+    /// The admin listener.
+    pub admin: admin::metrics::Metrics,
+    /// Tokens of callers.
+    pub gateway: gateway::Metrics,
     /// Certificates, and connections with TLS.
     pub tls: tls::metrics::Metrics,
     /// Operations of stores.
@@ -39,6 +43,8 @@ impl Metrics {
             client: client::metrics::Metrics::register(&registry)?.with_events(events.clone()),
             view: registry::metrics::Metrics::register(&registry)?,
             server: server::metrics::Metrics::register(&registry)?,
+            admin: admin::metrics::Metrics::register(&registry)?,
+            gateway: gateway::Metrics::register(&registry)?,
             tls: tls::metrics::Metrics::register(&registry)?,
             store: store::metrics::Metrics::register(&registry)?.with_events(events.clone()),
             trace: trace::metrics::Metrics::register(&registry)?,

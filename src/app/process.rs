@@ -185,9 +185,11 @@ impl Process {
     /// it has ever accepted them: then the process drains and returns the reason.
     pub async fn run(self, stop: CancellationToken, ready: impl FnOnce()) -> anyhow::Result<()> {
         let Self { mut common, admin, services, gateways, log } = self;
+        let token = admin::Token::open(&common.settings.admin, common.metrics.admin.unauthorized.clone())?
+            .map(Arc::new);
         let (roles, mut drains) = start_members(&mut common, services, gateways, &stop)?;
         let level = log.map(|log| log.level);
-        let (admin, stop_admin) = serve_admin(&common, admin, roles, level);
+        let (admin, stop_admin) = serve_admin(&common, admin, roles, level, token);
         ready();
         let refused = wait_for_drains(&mut drains, common.registry.as_ref(), &stop).await?;
         common.traces.stop().await;
@@ -224,7 +226,7 @@ fn start_members(
         roles.push(member.role);
         drains.spawn(member.drain);
     };
-    gateway::start(common, gateways, &drain).into_iter().for_each(&mut add);
+    gateway::start(common, gateways, &drain)?.into_iter().for_each(&mut add);
     for service in services {
         let turn = drain.join(Member::Service(service.kind));
         add(service.start(common, turn)?);
@@ -239,6 +241,7 @@ fn serve_admin(
     listener: Listener,
     roles: Vec<admin::Role>,
     level: Option<log::Level>,
+    token: Option<Arc<admin::Token>>,
 ) -> (JoinHandle<()>, CancellationToken) {
     let clients = common.clients.clone();
     // a process that calls no service does not follow the registry
@@ -249,6 +252,7 @@ fn serve_admin(
         clients,
         view,
         names: instance::names(&common.settings),
+        token,
         metrics: common.metrics.registry.clone(),
         registry_metrics: common.metrics.view.clone(),
         started_at: instance::seconds_since_1970(),

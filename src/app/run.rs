@@ -28,6 +28,7 @@ pub async fn run(role: Role, settings: Settings, log: log::Log) -> anyhow::Resul
         }
     }
     let docs = settings.http.docs == Switch::On;
+    let scheme = if settings.http.tls_cert_file.is_some() { "https" } else { "http" };
     // a store may wait for the lock of another process
     let Some(process) = stop.run_until_cancelled(Box::pin(assemble(role, settings))).await else {
         return Ok(());
@@ -38,7 +39,7 @@ pub async fn run(role: Role, settings: Settings, log: log::Log) -> anyhow::Resul
     process
         .run(stop, || {
             if role == Role::Up {
-                greet(addresses, docs);
+                greet(addresses, docs, scheme);
             }
             notify::ready();
         })
@@ -46,9 +47,9 @@ pub async fn run(role: Role, settings: Settings, log: log::Log) -> anyhow::Resul
 }
 
 /// Prints the addresses, on a thread of its own: standard output may block for ever.
-fn greet(addresses: Addresses, docs: bool) {
+fn greet(addresses: Addresses, docs: bool, scheme: &'static str) {
     let print = move || {
-        if up::greet(&addresses, docs, std::io::stdout()).is_err() {
+        if up::greet(&addresses, docs, scheme, std::io::stdout()).is_err() {
             tracing::debug!("nobody reads standard output");
         }
     };

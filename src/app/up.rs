@@ -39,13 +39,14 @@ pub async fn assemble(settings: Settings) -> anyhow::Result<Process> {
     Ok(process)
 }
 
-/// Writes the addresses, with `docs` that of the page of the API as well, and three commands to try.
+/// Writes the addresses, with `docs` that of the page of the API as well, and three commands to try; `scheme` is that of the
+/// gateway.
 ///
 /// # Errors
 /// When the output is closed.
-pub fn greet(addresses: &Addresses, docs: bool, mut out: impl Write) -> std::io::Result<()> {
+pub fn greet(addresses: &Addresses, docs: bool, scheme: &str, mut out: impl Write) -> std::io::Result<()> {
     for (name, addr) in &addresses.roles {
-        let scheme = if *name == Role::Apigateway.name() { "http" } else { "grpc" };
+        let scheme = if *name == Role::Apigateway.name() { scheme } else { "grpc" };
         writeln!(out, "{name:<10} {scheme}://{addr}")?;
     }
     writeln!(
@@ -57,14 +58,14 @@ pub fn greet(addresses: &Addresses, docs: bool, mut out: impl Write) -> std::io:
         return Ok(());
     };
     if docs {
-        writeln!(out, "{:<10} http://{gateway}/docs (the page of the API)", "docs")?;
+        writeln!(out, "{:<10} {scheme}://{gateway}/docs (the page of the API)", "docs")?;
     }
     writeln!(
         out,
         "\nTry:\n  \
-         curl -XPUT \"http://{gateway}/api/feed/create_feed\" -d '{{\"id\":100,\"user_id\":123,\"content\":\"hello world\"}}'\n  \
-         curl -XPUT \"http://{gateway}/api/feed/create_feed\" -d '{{\"id\":101,\"user_id\":123,\"content\":\"goodbye!\"}}'\n  \
-         curl -XGET \"http://{gateway}/api/feed/get_feeds?user_id=123&&size=2\"\n"
+         curl -XPUT \"{scheme}://{gateway}/api/feed/create_feed\" -d '{{\"id\":100,\"user_id\":123,\"content\":\"hello world\"}}'\n  \
+         curl -XPUT \"{scheme}://{gateway}/api/feed/create_feed\" -d '{{\"id\":101,\"user_id\":123,\"content\":\"goodbye!\"}}'\n  \
+         curl -XGET \"{scheme}://{gateway}/api/feed/get_feeds?user_id=123&&size=2\"\n"
     )?;
     out.flush()
 }

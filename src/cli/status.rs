@@ -4,16 +4,19 @@
 
 use std::io::IsTerminal as _;
 use std::net::{SocketAddr, ToSocketAddrs as _};
+use std::path::PathBuf;
 use std::str::FromStr as _;
 
 use anyhow::Context as _;
 use clap::Args;
+use http::StatusCode;
 
 use crate::admin::health::Health;
 use crate::admin::overview::{Service, problems, services};
 use crate::admin::status::Status;
 use crate::app::health;
 use crate::config::{HostPort, ListenAddr, Role, Settings};
+use crate::credentials::Source;
 
 pub(super) const LONG_ABOUT: &str = "\
 Show the state of a running process and of what it calls, as the page at / of its admin port does: its roles, the \
@@ -28,6 +31,7 @@ Examples:
   microservice-app status localhost:6062      the feed service on this host
   microservice-app status --watch
   microservice-app status --json | jq .health
+  microservice-app status node-0:6060 --token-file admin-token
 
 Colours are used on a terminal only, and not if NO_COLOR is set.";
 
@@ -45,6 +49,9 @@ pub struct AskStatus {
     /// Show it again every second, until Ctrl-C.
     #[arg(long)]
     pub watch: bool,
+    /// The file with the token of the process, if it has admin.token_file.
+    #[arg(long, value_name = "PATH")]
+    token_file: Option<PathBuf>,
     /// Print the JSON of /status.
     #[arg(long)]
     json: bool,
@@ -84,11 +91,22 @@ impl AskStatus {
     /// Why it cannot be asked.
     pub async fn ask(&self) -> anyhow::Result<Shown> {
         let addr = self.addr()?;
-        let answer = health::ask(addr, "/status").await.with_context(|| {
+        let token = self.token_file.as_ref().map(|path| Source::new("--token-file", path, None).password());
+        let token = token.transpose()?;
+        let answer = health::ask(addr, "/status", token.as_deref()).await.with_context(|| {
             format!(
                 "cannot ask {addr}; is it running, and is this its admin address (admin.addr, --debug-addr)?"
             )
         })?;
+        anyhow::ensure!(
+            answer.status != StatusCode::UNAUTHORIZED,
+            "{addr} asks for its token (admin.token_file): {}",
+            if token.is_some() {
+                "that of --token-file is another one"
+            } else {
+                "name its file by --token-file"
+            }
+        );
         let said = || answer.text.lines().next().unwrap_or_default().to_owned();
         anyhow::ensure!(answer.status.is_success(), "{addr} answers {}: {}", answer.status, clean(&said()));
         let status: Status = serde_json::from_str(&answer.text)

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::log_filter;
 use super::role::Role;
-use super::settings::{Registry, Settings, Store};
+use super::settings::{Http, Registry, Settings, Store};
 use super::shown::shown;
 use super::store_url::StoreUrl;
 use super::types::{HostPort, TlsMode};
@@ -25,6 +25,11 @@ pub(super) fn check(role: Role, settings: &Settings) -> Result<(), Wrong> {
     prefix(&settings.registry)?;
     access(&settings.registry)?;
     store(role, &settings.store)?;
+    https(role, &settings.http)?;
+    auth(role, &settings.http)?;
+    if settings.admin.token_file.as_ref().is_some_and(|file| file.as_os_str().is_empty()) {
+        return Err(("admin.token_file", "is empty; leave it out to have none".to_owned()));
+    }
     role_has_a_registry(role, &settings.registry)?;
     tls(role, settings)?;
     advertise_address(role, settings)
@@ -76,6 +81,76 @@ fn advertise_address(role: Role, settings: &Settings) -> Result<(), Wrong> {
     }
     if !callable_from(&addr.host, settings.registry.is_remote()) {
         return Err((KEY, format!("{addr} cannot be called from another host, and etcd is remote")));
+    }
+    Ok(())
+}
+
+/// Checks the certificate of the gateway.
+fn https(role: Role, http: &Http) -> Result<(), Wrong> {
+    const CERT: &str = "http.tls.cert_file";
+    const KEY: &str = "http.tls.key_file";
+    if !matches!(role, Role::Apigateway | Role::Up) {
+        return Ok(());
+    }
+    for (key, path) in [(CERT, &http.tls_cert_file), (KEY, &http.tls_key_file)] {
+        if path.as_ref().is_some_and(|path| path.as_os_str().is_empty()) {
+            return Err((key, "is empty; leave it out to have none".to_owned()));
+        }
+    }
+    match (&http.tls_cert_file, &http.tls_key_file) {
+        (Some(_), None) => Err((KEY, format!("is missing, and {CERT} is set: both or none"))),
+        (None, Some(_)) => Err((CERT, format!("is missing, and {KEY} is set: both or none"))),
+        (None, None) if !http.hsts.is_zero() => {
+            let reason =
+                format!("is set, but {CERT} is not: browsers ignore it without TLS, and a proxy has its own");
+            Err(("http.hsts_s", reason))
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Checks what callers of the gateway need.
+fn auth(role: Role, http: &Http) -> Result<(), Wrong> {
+    const FILE: &str = "http.auth.jwks_file";
+    const ISSUER: &str = "http.auth.issuer";
+    const AUDIENCE: &str = "http.auth.audience";
+    const POLICY: &str = "http.auth.policy";
+    if !matches!(role, Role::Apigateway | Role::Up) {
+        return Ok(());
+    }
+    let issuer = http.auth_issuer.as_deref();
+    let empty = "is empty; leave it out to have none";
+    let Some(file) = &http.auth_jwks_file else {
+        let set = [
+            (ISSUER, issuer.is_some()),
+            (AUDIENCE, !http.auth_audience.is_empty()),
+            (POLICY, !http.auth_policy.is_empty()),
+        ];
+        let set = set.into_iter().find(|(_, is_set)| *is_set);
+        // a policy that nobody enforces would be taken for one that holds
+        return set.map_or(Ok(()), |(key, _)| {
+            Err((key, format!("is set, but {FILE} is not: no token is examined")))
+        });
+    };
+    if file.as_os_str().is_empty() {
+        return Err((FILE, empty.to_owned()));
+    }
+    let missing = |what: &str| format!("is missing, and {FILE} is set: tokens for {what} would be accepted");
+    match issuer {
+        None => return Err((ISSUER, missing("this key set of any issuer"))),
+        Some("") => return Err((ISSUER, empty.to_owned())),
+        Some(_) => {}
+    }
+    if http.auth_audience.is_empty() {
+        return Err((AUDIENCE, missing("other programs")));
+    }
+    if http.auth_audience.iter().any(String::is_empty) {
+        return Err((AUDIENCE, "has an empty value".to_owned()));
+    }
+    for (at, rule) in http.auth_policy.iter().enumerate() {
+        if http.auth_policy.iter().take(at).any(|earlier| earlier.operation == rule.operation) {
+            return Err((POLICY, format!("has two rules for {}", rule.operation)));
+        }
     }
     Ok(())
 }

@@ -7,6 +7,7 @@
 //! Layers, the later wins: defaults, the TOML file (`--config`), the environment (`MSA__SECTION__KEY`), flags.
 //! Loading opens no socket, no database and no secret.
 
+pub mod access;
 mod checks;
 mod identity;
 mod link;
@@ -20,6 +21,7 @@ mod store_url;
 mod types;
 mod value;
 
+pub use access::{Access, AccessRule};
 pub use checks::bare_endpoint;
 pub use identity::{Caller, Identity, NamedRole, TrustDomain};
 pub use link::Link;

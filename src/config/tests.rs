@@ -242,6 +242,67 @@ fn the_way_to_etcd_is_whole_or_refused() {
 }
 
 #[test]
+fn the_certificate_of_the_gateway_is_whole_or_refused() {
+    let load = |text: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("app.toml");
+        std::fs::write(&path, format!("[http]\n{text}")).unwrap();
+        let source = Source { file: Some(path), env: Some(Map::new()), ..Source::default() };
+        load(Role::Up, &source).map(|_| ()).map_err(|error| error.to_string())
+    };
+    let (cert, key, hsts) = ("tls.cert_file = \"c\"\n", "tls.key_file = \"k\"\n", "hsts_s = 60\n");
+    load(&format!("{cert}{key}{hsts}")).unwrap();
+    for (text, wrong, why) in [
+        (cert, "http.tls.key_file", "both or none"),
+        (key, "http.tls.cert_file", "both or none"),
+        (hsts, "http.hsts_s", "http.tls.cert_file is not"),
+        ("tls.cert_file = \"\"\n", "http.tls.cert_file", "is empty"),
+        ("tls = \"on\"\n", "http.tls", "unknown key"),
+    ] {
+        let error = load(text).unwrap_err();
+        assert!(error.contains(&format!("`{wrong}`")) && error.contains(why), "{text}: {error}");
+    }
+}
+
+/// A policy that nobody enforces, and tokens of anybody for anything, are refused.
+#[test]
+fn the_access_of_callers_is_whole_or_refused() {
+    let load = |text: &str| {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("app.toml");
+        std::fs::write(&path, text).unwrap();
+        let source = Source { file: Some(path), env: Some(Map::new()), ..Source::default() };
+        load(Role::Up, &source).map_err(|error| error.to_string())
+    };
+    let (file, issuer, audience) = ("jwks_file = \"j\"\n", "issuer = \"i\"\n", "audience = [\"a\"]\n");
+    let policy = "policy = [\"get_feeds=public\", \"put_topic=scope:t\"]\n";
+    let whole = load(&format!("[http.auth]\n{file}{issuer}{audience}{policy}")).unwrap().http;
+    assert_eq!((whole.auth_audience.len(), whole.auth_policy.len()), (1, 2));
+    for (text, key, why) in [
+        (issuer.to_owned(), "issuer", "jwks_file is not"),
+        (audience.to_owned(), "audience", "jwks_file is not"),
+        (policy.to_owned(), "policy", "jwks_file is not"),
+        (format!("jwks_file = \"\"\n{issuer}{audience}"), "jwks_file", "is empty"),
+        (format!("{file}{audience}"), "issuer", "is missing"),
+        (format!("{file}issuer = \"\"\n{audience}"), "issuer", "is empty"),
+        (format!("{file}{issuer}"), "audience", "is missing"),
+        (format!("{file}{issuer}audience = []"), "audience", "is missing"),
+        (format!("{file}{issuer}audience = [\"a\", \"\"]"), "audience", "empty value"),
+        (
+            format!("{file}{issuer}{audience}policy = [\"get_feeds=public\", \"get_feeds=token\"]"),
+            "policy",
+            "two rules for get_feeds",
+        ),
+        (format!("{file}{issuer}{audience}policy = [\"get_feds=public\"]"), "policy", "the operations are"),
+        (format!("{file}{issuer}{audience}leeway_s = 301"), "leeway_s", "want 0 to 300"),
+        (format!("{file}{issuer}{audience}jwks = 1"), "jwks", "did you mean `http.auth.jwks_file`"),
+    ] {
+        let error = load(&format!("[http.auth]\n{text}")).unwrap_err();
+        assert!(error.contains(&format!("`http.auth.{key}`")) && error.contains(why), "{text}: {error}");
+    }
+}
+
+#[test]
 fn an_error_names_variable_and_flag() {
     let env = [("MSA__CLIENT__DEADLINE_MS".to_owned(), "x".to_owned())];
     let source = Source { env: Some(env.into()), ..Source::default() };

@@ -22,14 +22,16 @@ pub struct Cors {
 }
 
 impl Cors {
-    /// Returns the rules for these origins; none if there are none.
-    pub fn new(origins: &[Origin]) -> Option<Self> {
+    /// Returns the rules for these origins; none if there are none. With `auth`, scripts may send a token.
+    pub fn new(origins: &[Origin], auth: bool) -> Option<Self> {
         let origins: Box<[_]> =
             origins.iter().filter_map(|origin| HeaderValue::from_str(origin.as_str()).ok()).collect();
         let trace =
             ["tracestate", "x-b3-traceid", "x-b3-spanid", "x-b3-parentspanid", "x-b3-sampled", "x-b3-flags"];
         let accepted = REQUEST_HEADERS.iter().map(|header| header.name.as_str());
         let accepted = accepted.chain(trace).chain([header::CONTENT_TYPE.as_str()]);
+        // `*` would not name it (the Fetch standard)
+        let accepted = accepted.chain(auth.then_some(header::AUTHORIZATION.as_str()));
         let exposed = ANSWER_HEADERS.iter().map(|header| header.name.as_str());
         let cors = Self { origins, accepted: list(accepted), exposed: list(exposed) };
         (!cors.origins.is_empty()).then_some(cors)

@@ -12,7 +12,7 @@ use warp::path::FullPath;
 use warp::reply::Response;
 
 use super::problem::Problem;
-use super::request::{self, Accepted};
+use super::request::{self, Accepted, Fields};
 use super::routes::Route;
 use crate::client::Client;
 use crate::server::input;
@@ -54,14 +54,22 @@ where
     }
     if route.method != Method::PUT {
         let input = request::query(&query)?;
+        check_owner(&accepted, &input)?;
         if route.method != Method::GET {
             begin_write(&mut accepted).await?;
         }
         return (route.handler)(client, input, accepted.context).await;
     }
     let (input, _permit) = request::body(body, body_timeout, &mut accepted).await?;
+    check_owner(&accepted, &input)?;
     begin_write(&mut accepted).await?;
     (route.handler)(client, input, accepted.context).await
+}
+
+/// Checks that a request for a route that is for owners is about the user that asks.
+fn check_owner(accepted: &Accepted, input: &Fields) -> Result<(), Problem> {
+    let Some(owner) = &accepted.owner else { return Ok(()) };
+    owner.check(input.peek_integer("user_id")?)
 }
 
 /// Lets a write begin, unless its caller may have given it up while this process paused: it must not come after what the

@@ -80,7 +80,7 @@ pub enum On {
 }
 
 /// The headers of answers, beside those that every HTTP server sends.
-pub static ANSWER_HEADERS: [AnswerHeader; 11] = [
+pub static ANSWER_HEADERS: [AnswerHeader; 12] = [
     AnswerHeader {
         name: REQUEST_ID,
         on: On::Every,
@@ -144,6 +144,13 @@ pub static ANSWER_HEADERS: [AnswerHeader; 11] = [
         about: "The methods of the route.",
         pattern: "^[A-Z]+(, [A-Z]+)*$",
         example: "GET, HEAD, OPTIONS",
+    },
+    AnswerHeader {
+        name: header::WWW_AUTHENTICATE,
+        on: On::Status(&[401, 403]),
+        about: "What is wrong with the bearer token (RFC 6750): `error`, `error_description`, and the `scope` that is needed.",
+        pattern: "^Bearer realm=\"microservice-app\"",
+        example: "Bearer realm=\"microservice-app\", error=\"invalid_token\", error_description=\"the token has expired\"",
     },
     AnswerHeader {
         name: header::ACCEPT_ENCODING,

@@ -32,6 +32,10 @@ macro_rules! kinds {
 
 kinds! {
     BAD_REQUEST = Code::BadRequest.http(), Code::BadRequest.name(), "The input is wrong; `field` names it";
+    UNAUTHORIZED = StatusCode::UNAUTHORIZED, "unauthorized",
+        "The bearer token is missing or not valid; `www-authenticate` says why";
+    FORBIDDEN = StatusCode::FORBIDDEN, "forbidden",
+        "The bearer token does not give the right to this operation, or to the records of this user";
     NOT_FOUND = Code::NotFound.http(), Code::NotFound.name(), "There is no such user, feed, profile or topic";
     UNKNOWN_ROUTE = StatusCode::NOT_FOUND, "unknown_route", "There is no such path";
     METHOD_NOT_ALLOWED = StatusCode::METHOD_NOT_ALLOWED, "method_not_allowed",

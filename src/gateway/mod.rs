@@ -5,17 +5,20 @@
 //! [`crate::server`].
 
 mod answers;
+mod auth;
 mod cors;
 mod dispatch;
 mod feed;
 mod headers;
 mod json;
 mod kind;
+mod metrics;
 pub mod openapi;
 mod pages;
 mod parameter;
 mod problem;
 mod profile;
+mod record;
 mod reply;
 // public for the fuzz targets
 #[doc(hidden)]
@@ -31,33 +34,39 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderMap, Method, StatusCode, header};
+use http::uri::Scheme;
+use http::{HeaderValue, Method, StatusCode, header};
 use http_body::Body as _;
 use tokio::time::Instant;
 use tower::Service as _;
 use warp::filters::BoxedFilter;
 use warp::reply::Response;
 
+pub use self::auth::Auth;
 pub use self::kind::KINDS;
+pub use self::metrics::Metrics;
 pub use self::pages::{PAGES, Page};
-pub use self::routes::{ROUTES, Route};
-
-use self::cors::Cors;
 #[doc(hidden)]
 pub use self::problem::Problem;
+pub use self::routes::{ROUTES, Route};
+
+use self::auth::Caller;
+use self::cors::Cors;
+use self::pages::Described;
+use self::record::HttpRecord;
 use self::request::Accepted;
 use crate::api::error::Error;
-use crate::api::headers::{DEGRADED, REQUEST_TIMEOUT};
+use crate::api::headers::DEGRADED;
 use crate::client::Client;
 use crate::config::{Role, Settings, Switch};
-use crate::context::{Context, MAX_DEADLINE_MS};
+use crate::context::Context;
 use crate::limit::Permit;
 use crate::server::admission::{Admission, Refusal};
-use crate::server::lifecycle::{Lifecycle, Outcome, Panicked, Record, guard};
-use crate::server::metrics::{Metrics, Requests, Target};
+use crate::server::lifecycle::{Lifecycle, Panicked, guard};
+use crate::server::metrics::{self as server_metrics, Requests, Target};
 use crate::server::pause::Pauses;
 use crate::server::strict;
-use crate::server::{RequestBody, UnsentLimit};
+use crate::server::{Peer, RequestBody, UnsentLimit};
 use crate::telemetry::trace::Tracer;
 
 /// Longest path and query, bytes. Longer ones are answered with 414.
@@ -70,8 +79,16 @@ pub struct Gateway {
     admission: Arc<Admission>,
     pauses: Arc<Pauses>,
     requests: Requests,
+    /// Who may call what, if callers need tokens.
+    auth: Option<Arc<Auth>>,
+    /// The description of the API that says so.
+    description: Option<Arc<Described>>,
     /// The rules for pages of other origins, if there are any.
     cors: Option<Arc<Cors>>,
+    /// What callers speak.
+    scheme: Scheme,
+    /// What browsers are told about HTTPS, if anything.
+    hsts: Option<HeaderValue>,
     /// True if the files in [`PAGES`] are served.
     docs: bool,
     tracer: Tracer,
@@ -80,12 +97,14 @@ pub struct Gateway {
 }
 
 impl Gateway {
-    /// Returns a gateway that calls services with `client`, which must follow feed, profile and topic. While
-    /// `unsent`, the limit of its listeners, is full, requests are refused. Must be called inside a tokio runtime.
+    /// Returns a gateway that calls services with `client`, which must follow feed, profile and topic; callers have the
+    /// access that `auth` gives them, or any if there is none. While `unsent`, the limit of its listeners, is full,
+    /// requests are refused. Must be called inside a tokio runtime.
     #[must_use]
     pub fn new(
         client: Client,
-        metrics: &Metrics,
+        auth: Option<Arc<Auth>>,
+        metrics: &server_metrics::Metrics,
         tracer: Tracer,
         settings: &Settings,
         unsent: Arc<UnsentLimit>,
@@ -98,7 +117,11 @@ impl Gateway {
             admission: Admission::http(Role::Apigateway.name(), &settings.http, unsent, metrics),
             pauses: Pauses::watch(),
             requests: metrics.requests(&counted),
-            cors: Cors::new(&settings.http.cors_origins).map(Arc::new),
+            cors: Cors::new(&settings.http.cors_origins, auth.is_some()).map(Arc::new),
+            description: auth.as_deref().map(|auth| Arc::new(Described::new(openapi::with_access(auth)))),
+            auth,
+            scheme: if settings.http.tls_cert_file.is_some() { Scheme::HTTPS } else { Scheme::HTTP },
+            hsts: reply::hsts(settings.http.hsts),
             docs,
             tracer,
             deadline: settings.client.deadline,
@@ -131,6 +154,9 @@ impl Gateway {
         if let Some(cors) = &self.cors {
             cors.mark(&mut response, origin);
         }
+        if let Some(hsts) = &self.hsts {
+            response.headers_mut().insert(header::STRICT_TRANSPORT_SECURITY, hsts.clone());
+        }
         response
     }
 
@@ -143,7 +169,7 @@ impl Gateway {
         preflight: bool,
     ) -> Response {
         let Target { route, method, .. } = target;
-        let requested = requested_time_limit(request.headers());
+        let requested = request::time_limit(request.headers());
         let time_limit = requested.clone().ok().flatten().unwrap_or(self.deadline).min(self.deadline);
         let context = Context::from_headers(request.headers(), begun + time_limit, &self.tracer)
             .with_limit(time_limit, self.deadline);
@@ -166,12 +192,11 @@ impl Gateway {
                 });
                 match examined {
                     Ok(Some(response)) => response,
-                    Ok(None) => self.dispatch(request, time_limit, permit, &lifecycle).await,
-                    Err(problem) => {
-                        drop(permit);
-                        request::discard_body(request).await;
-                        problem.into_response()
-                    }
+                    Ok(None) => match self.authenticate(&request).await {
+                        Ok(caller) => self.dispatch(request, time_limit, permit, caller, &lifecycle).await,
+                        Err(problem) => refuse(problem, permit, request).await,
+                    },
+                    Err(problem) => refuse(problem, permit, request).await,
                 }
             }
         };
@@ -195,7 +220,7 @@ impl Gateway {
         if request.uri().path_and_query().is_some_and(|uri| uri.as_str().len() > MAX_URI) {
             return Err(Problem::uri_too_long(MAX_URI));
         }
-        strict::check(request)?;
+        strict::check(request, &self.scheme)?;
         let resource = self.find(request);
         let method = request.method();
         let takes = match resource {
@@ -232,7 +257,7 @@ impl Gateway {
             Resource::Server => routes::METHODS,
             Resource::Route(route) if *request.method() == Method::OPTIONS => route.allow(),
             Resource::Page(_) if *request.method() == Method::OPTIONS => routes::READ_METHODS,
-            Resource::Page(page) => return Some(page.answer(request)),
+            Resource::Page(page) => return Some(page.answer(request, self.description.as_deref())),
             Resource::Route(_) | Resource::Unknown => return None,
         };
         let mut response = reply::methods(allow);
@@ -246,7 +271,7 @@ impl Gateway {
     /// complete.
     fn admit(&self, request: &http::Request<RequestBody>, peer: IpAddr) -> Result<Option<Permit>, Refusal> {
         self.admission.check_rate(peer, request.headers())?;
-        self.admission.check_memory(None)?;
+        self.admission.check_memory(request.extensions().get::<Peer>())?;
         // only the body of a PUT is read
         if request.method() == Method::PUT && !request.body().is_end_stream() {
             self.admission.check_in_flight()?;
@@ -255,16 +280,31 @@ impl Gateway {
         self.admission.acquire().map(Some)
     }
 
+    /// Returns who sends a request that a handler is to answer: nobody if callers need no token for it.
+    async fn authenticate(&self, request: &http::Request<RequestBody>) -> Result<Option<Caller>, Problem> {
+        let Some(auth) = &self.auth else { return Ok(None) };
+        match Route::find(request.uri().path()) {
+            Some(route) if route.takes(request.method()) => auth.check(route, request.headers()).await,
+            // it is answered with 404 or 405
+            _ => Ok(None),
+        }
+    }
+
     /// Answers an accepted request, and gives its permit back.
     async fn dispatch(
         &self,
         mut request: http::Request<RequestBody>,
         time_limit: Duration,
         permit: Option<Permit>,
+        caller: Option<Caller>,
         lifecycle: &Lifecycle<HttpRecord>,
     ) -> Response {
+        let mut context = lifecycle.context().clone();
+        let (subject, owner) = caller.map(|caller| (caller.subject, caller.owner)).unzip();
+        context.subject = subject;
         let accepted = Accepted {
-            context: lifecycle.context().clone(),
+            context,
+            owner: owner.flatten(),
             time_limit,
             length: request.body().size_hint().exact(),
             admission: self.admission.clone(),
@@ -282,23 +322,11 @@ impl Gateway {
     }
 }
 
-/// Returns the time limit that the caller set, if it set one.
-fn requested_time_limit(headers: &HeaderMap) -> Result<Option<Duration>, Error> {
-    let mut given = headers.get_all(REQUEST_TIMEOUT).iter();
-    let Some(value) = given.next() else {
-        return Ok(None);
-    };
-    // `parse` alone takes a sign
-    let digits = value.to_str().ok().filter(|text| text.bytes().all(|b| b.is_ascii_digit()));
-    match digits.and_then(|text| text.parse::<u64>().ok()) {
-        Some(millis @ 1..=MAX_DEADLINE_MS) if given.next().is_none() => {
-            Ok(Some(Duration::from_millis(millis)))
-        }
-        _ => Err(Error::bad(
-            REQUEST_TIMEOUT.as_str().to_owned(),
-            format!("must be one integer from 1 to {MAX_DEADLINE_MS}"),
-        )),
-    }
+/// Answers a request that its head has made pointless.
+async fn refuse(problem: Problem, permit: Option<Permit>, request: http::Request<RequestBody>) -> Response {
+    drop(permit);
+    request::discard_body(request).await;
+    problem.into_response()
 }
 
 /// What a request is about.
@@ -312,44 +340,4 @@ enum Resource {
     Page(&'static Page),
     /// Nothing that is there.
     Unknown,
-}
-
-/// What is recorded of a request over HTTP.
-struct HttpRecord {
-    requests: Requests,
-    target: Target,
-}
-
-impl Record for HttpRecord {
-    type Status = StatusCode;
-
-    fn failure(status: StatusCode) -> Option<&'static str> {
-        status.is_server_error().then(|| status.canonical_reason().unwrap_or("error"))
-    }
-
-    fn observe(&self, status: StatusCode, took: Duration) {
-        self.requests.observe(self.target, status, took);
-    }
-
-    fn observe_hang_up(&self, took: Duration) {
-        self.requests.hung_up(self.target, took);
-    }
-
-    fn log(&self, outcome: Outcome, status: StatusCode, took: Duration, context: &Context) {
-        let Target { route, method, .. } = self.target;
-        let (status, ms, (request_id, trace_id)) = (status.as_u16(), took.as_millis(), context.ids());
-        match outcome {
-            Outcome::Failed | Outcome::Slow => {
-                tracing::info!(route, method, status, duration_ms = ms, request_id, %trace_id, "request");
-            }
-            Outcome::Usual => {
-                tracing::debug!(route, method, status, duration_ms = ms, request_id, %trace_id, "request");
-            }
-        }
-    }
-
-    fn log_panic(&self, context: &Context) {
-        let (route, (request_id, trace_id)) = (self.target.route, context.ids());
-        tracing::error!(route, request_id, %trace_id, "handler panicked");
-    }
 }

@@ -7,6 +7,7 @@ use http::{HeaderValue, Method, StatusCode, header};
 use serde::Serialize;
 use warp::reply::Response;
 
+use super::auth::refusal::Refusal as NoAccess;
 use super::kind::{self, Kind};
 use super::reply::indented;
 use crate::api::error::{Code, Error};
@@ -25,6 +26,8 @@ pub struct Problem {
     detail: Cow<'static, str>,
     field: Option<Cow<'static, str>>,
     allow: Option<HeaderValue>,
+    /// What a token must be, for 401 and 403.
+    challenge: Option<HeaderValue>,
     /// Seconds, for 429 and 503.
     retry_after: u32,
     overload: bool,
@@ -82,8 +85,8 @@ impl From<Refusal> for Problem {
 impl Problem {
     fn new(kind: &'static Kind, detail: impl Into<Cow<'static, str>>) -> Self {
         let detail = detail.into();
-        let (field, allow, retry_after) = (None, None, RETRY_AFTER);
-        Self { kind, detail, field, allow, retry_after, overload: false, close: false }
+        let (field, allow, challenge, retry_after) = (None, None, None, RETRY_AFTER);
+        Self { kind, detail, field, allow, challenge, retry_after, overload: false, close: false }
     }
 
     /// 404 for a path that is in no route.
@@ -96,6 +99,17 @@ impl Problem {
         let detail = format!("this route takes {allow}");
         let problem = Self::new(&kind::METHOD_NOT_ALLOWED, detail);
         Self { allow: Some(HeaderValue::from_static(allow)), ..problem }
+    }
+
+    /// 401 or 403 with a challenge, which names `scope` if that is needed; 400 for two tokens.
+    pub fn no_access(refusal: NoAccess, scope: Option<&str>) -> Self {
+        let kind = match refusal {
+            NoAccess::Repeated => &kind::BAD_REQUEST,
+            NoAccess::Scope | NoAccess::Owner => &kind::FORBIDDEN,
+            _ => &kind::UNAUTHORIZED,
+        };
+        let field = (refusal == NoAccess::Repeated).then_some(Cow::Borrowed(header::AUTHORIZATION.as_str()));
+        Self { challenge: Some(refusal.challenge(scope)), field, ..Self::new(kind, refusal.detail()) }
     }
 
     /// 408 for a body that did not arrive in time.
@@ -177,6 +191,9 @@ impl Problem {
         headers.insert(header::CONTENT_TYPE, PROBLEM);
         if let Some(allow) = self.allow {
             headers.insert(header::ALLOW, allow);
+        }
+        if let Some(challenge) = self.challenge {
+            headers.insert(header::WWW_AUTHENTICATE, challenge);
         }
         if matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
             headers.insert(header::RETRY_AFTER, self.retry_after.into());

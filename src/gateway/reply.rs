@@ -1,5 +1,7 @@
 //! Builds the answers to requests that succeed; failures are in [`super::problem`].
 
+use std::time::Duration;
+
 use http::{HeaderMap, HeaderValue, header};
 use serde::Serialize;
 use warp::reply::Response;
@@ -15,6 +17,11 @@ pub fn json(body: Vec<u8>) -> Response {
     let mut response = Response::new(body.into());
     response.headers_mut().insert(header::CONTENT_TYPE, JSON);
     response
+}
+
+/// Returns what browsers are told about HTTPS (RFC 6797); nothing for a time of zero.
+pub fn hsts(time: Duration) -> Option<HeaderValue> {
+    (!time.is_zero()).then(|| HeaderValue::try_from(format!("max-age={}", time.as_secs())).ok()).flatten()
 }
 
 /// Returns 200 with `{}`.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use futures_util::stream::{Stream, StreamExt as _};
-use http::header;
+use http::{HeaderMap, header};
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use percent_encoding::percent_decode_str;
@@ -14,9 +14,11 @@ use serde::de::{Deserialize, Deserializer, MapAccess, Visitor};
 use serde_json::Value;
 use tokio::time::Instant;
 
+use super::auth::owner::Owner;
 use super::problem::Problem;
 use crate::api::error::Error;
-use crate::context::Context;
+use crate::api::headers::REQUEST_TIMEOUT;
+use crate::context::{Context, MAX_DEADLINE_MS};
 use crate::limit::Permit;
 use crate::server::admission::{Admission, MAX_BODY};
 use crate::server::pause::Pauses;
@@ -29,6 +31,8 @@ const DISCARD: usize = 1024 * 1024;
 const DISCARD_TIME: Duration = Duration::from_millis(200);
 /// Longest part of an unknown name that an error repeats, characters.
 const MAX_ECHO: usize = 64;
+/// What is wrong with a value that is required and not there.
+const MISSING: &str = "is missing";
 /// What an id has to be.
 const INTEGER: &str = "must be an integer that fits in 64 bits";
 
@@ -47,8 +51,29 @@ pub struct Accepted {
     pub pauses: Arc<Pauses>,
     /// What its caller sends.
     pub caller: Arc<Input>,
+    /// The right that its caller has to show, for a route that is for owners.
+    pub owner: Option<Owner>,
     /// True if the request has no permit yet and needs one once its body is complete.
     pub needs_permit: bool,
+}
+
+/// Returns the time limit that the caller set, if it set one.
+pub fn time_limit(headers: &HeaderMap) -> Result<Option<Duration>, Error> {
+    let mut given = headers.get_all(REQUEST_TIMEOUT).iter();
+    let Some(value) = given.next() else {
+        return Ok(None);
+    };
+    // `parse` alone takes a sign
+    let digits = value.to_str().ok().filter(|text| text.bytes().all(|b| b.is_ascii_digit()));
+    match digits.and_then(|text| text.parse::<u64>().ok()) {
+        Some(millis @ 1..=MAX_DEADLINE_MS) if given.next().is_none() => {
+            Ok(Some(Duration::from_millis(millis)))
+        }
+        _ => Err(Error::bad(
+            REQUEST_TIMEOUT.as_str().to_owned(),
+            format!("must be one integer from 1 to {MAX_DEADLINE_MS}"),
+        )),
+    }
 }
 
 /// Returns the parameters of a query.
@@ -183,20 +208,28 @@ impl Fields {
     /// Takes out an integer that is required.
     pub fn integer(&mut self, name: &'static str) -> Result<i64, Problem> {
         let value = self.optional_integer(name)?;
-        value.ok_or_else(|| Error::bad(name, "is missing").into())
+        value.ok_or_else(|| Error::bad(name, MISSING).into())
     }
 
     /// Takes out an integer that may be missing.
     pub fn optional_integer(&mut self, name: &'static str) -> Result<Option<i64>, Problem> {
-        let Some(value) = self.take(name) else {
-            return Ok(None);
-        };
-        let parsed = match &value {
+        self.take(name).map(|value| self.read_integer(name, &value)).transpose()
+    }
+
+    /// Returns an integer that is required, and leaves it there.
+    pub fn peek_integer(&self, name: &'static str) -> Result<i64, Problem> {
+        let found = self.values.iter().find(|(known, _)| known == name);
+        let (_, value) = found.ok_or_else(|| Error::bad(name, MISSING))?;
+        self.read_integer(name, value)
+    }
+
+    fn read_integer(&self, name: &'static str, value: &Value) -> Result<i64, Problem> {
+        let parsed = match value {
             Value::Number(number) => number.as_i64().or_else(|| whole(number.as_f64()?)),
             Value::String(text) if self.textual && is_decimal(text) => text.parse().ok(),
             _ => None,
         };
-        parsed.map(Some).ok_or_else(|| Error::bad(name, INTEGER).into())
+        parsed.ok_or_else(|| Error::bad(name, INTEGER).into())
     }
 
     /// Takes out a string that is required.
@@ -204,7 +237,7 @@ impl Fields {
         match self.take(name) {
             Some(Value::String(text)) => Ok(text),
             Some(_) => Err(Error::bad(name, "must be a string").into()),
-            None => Err(Error::bad(name, "is missing").into()),
+            None => Err(Error::bad(name, MISSING).into()),
         }
     }
 

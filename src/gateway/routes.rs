@@ -10,6 +10,7 @@ use super::request::Fields;
 use super::{feed, profile, topic};
 use crate::api::validate::MIN_ID;
 use crate::client::Client;
+use crate::config::Access;
 use crate::context::Context;
 
 /// Answers a request: its input is the members of the JSON body of a PUT, the query of any other method.
@@ -29,6 +30,8 @@ pub struct Route {
     pub input: &'static [Parameter],
     /// The body of its answer.
     pub answer: Answer,
+    /// Who may use it if callers need tokens and `http.auth.policy` has no rule for it.
+    pub access: Access,
     /// Answers its requests.
     pub(super) handler: Handler,
 }
@@ -72,6 +75,7 @@ pub static ROUTES: [Route; 8] = [
             Parameter::content("The text of the feed.", "hello world"),
         ],
         answer: Answer::Done,
+        access: Access::Owner,
         handler: |client, input, context| Box::pin(feed::create(client, input, context)),
     },
     Route {
@@ -90,6 +94,7 @@ pub static ROUTES: [Route; 8] = [
             ),
         ],
         answer: Answer::Feeds,
+        access: Access::Token,
         handler: |client, input, context| Box::pin(feed::get(client, input, context)),
     },
     Route {
@@ -99,6 +104,7 @@ pub static ROUTES: [Route; 8] = [
         description: "Deletes a feed.",
         input: &[USER_ID, Parameter::id("id", "The feed.", 100)],
         answer: Answer::Done,
+        access: Access::Owner,
         handler: |client, input, context| Box::pin(feed::delete(client, input, context)),
     },
     Route {
@@ -113,6 +119,7 @@ pub static ROUTES: [Route; 8] = [
             Parameter::name("title", "What the user does there.", "engineer"),
         ],
         answer: Answer::Done,
+        access: Access::Owner,
         handler: |client, input, context| Box::pin(profile::put(client, input, context)),
     },
     Route {
@@ -122,6 +129,7 @@ pub static ROUTES: [Route; 8] = [
         description: "Returns a profile with the user's 20 newest feeds.",
         input: &[USER_ID],
         answer: Answer::Profile,
+        access: Access::Token,
         handler: |client, input, context| Box::pin(profile::get(client, input, context)),
     },
     Route {
@@ -135,6 +143,7 @@ pub static ROUTES: [Route; 8] = [
             Parameter::content("The text of the topic.", "a language"),
         ],
         answer: Answer::Done,
+        access: Access::Token,
         handler: |client, input, context| Box::pin(topic::put(client, input, context)),
     },
     Route {
@@ -144,6 +153,7 @@ pub static ROUTES: [Route; 8] = [
         description: "Returns a topic.",
         input: &[TOPIC_ID],
         answer: Answer::Topic,
+        access: Access::Token,
         handler: |client, input, context| Box::pin(topic::view(client, input, context)),
     },
     Route {
@@ -156,6 +166,7 @@ pub static ROUTES: [Route; 8] = [
             Parameter::size("How many topics at most."),
         ],
         answer: Answer::Topics,
+        access: Access::Token,
         handler: |client, input, context| Box::pin(topic::list(client, input, context)),
     },
 ];
@@ -189,6 +200,7 @@ impl Route {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::access::OPERATIONS;
 
     #[test]
     fn each_path_is_one_route() {
@@ -202,5 +214,17 @@ mod tests {
             }
         }
         assert!(Route::find("/api/feed/get_feeds/").is_none());
+    }
+
+    #[test]
+    fn the_policy_knows_every_operation() {
+        let user = |route: &Route| {
+            route.input.iter().any(|parameter| parameter.name == "user_id" && parameter.required)
+        };
+        let there: Vec<_> = ROUTES.iter().map(|route| (route.name, user(route))).collect();
+        assert_eq!(there, OPERATIONS);
+        for route in ROUTES.iter().filter(|route| route.method != Method::GET) {
+            assert_eq!(route.access == Access::Owner, user(route), "{}", route.name);
+        }
     }
 }

@@ -17,7 +17,8 @@ fn broken() -> BoxedFilter<(Response,)> {
 #[tokio::test]
 async fn a_panic_in_a_route_is_answered_with_500_and_counted() {
     let registry = prometheus::Registry::new();
-    let (server, settings) = (Metrics::register(&registry).unwrap(), Settings::for_role(Role::Apigateway));
+    let (server, settings) =
+        (server_metrics::Metrics::register(&registry).unwrap(), Settings::for_role(Role::Apigateway));
     let unsent = crate::server::UnsentLimit::new(1024);
     let routes = ROUTES.each_ref().map(|route| (route.path, route.method.clone()));
     let gateway = Gateway {
@@ -25,7 +26,11 @@ async fn a_panic_in_a_route_is_answered_with_500_and_counted() {
         admission: Admission::http("apigateway", &settings.http, unsent.clone(), &server),
         pauses: Pauses::watch(),
         requests: server.requests(&routes),
+        auth: None,
+        description: None,
         cors: None,
+        scheme: Scheme::HTTP,
+        hsts: None,
         docs: false,
         tracer: Tracer::off(),
         deadline: Duration::from_secs(2),

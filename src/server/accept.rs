@@ -45,7 +45,7 @@ pub async fn serve<S, F, B>(
         tracing::warn!(%error, addr = %listener.addr(), "cannot bound the kernel's send buffers");
     }
     let slots = Arc::new(Semaphore::new(limits.max_connections));
-    let conns = Conns::new(protocol.is_http1(), limits, metrics);
+    let conns = Conns::new(protocol.is_http1() && listener.tls().is_none(), limits, metrics);
     let server = Server::new(protocol, service, conns.clone(), metrics.clone(), stop.clone());
     let server = Arc::new(server.with_tls(listener.tls()));
     let tasks = TaskTracker::new();

@@ -24,6 +24,7 @@ use super::output::{Received, Stream};
 use crate::api::error::chain;
 use crate::telemetry::log::LogThrottle;
 use crate::tls::accept::{Accepted, Authenticated};
+use crate::tls::edge::HTTP2;
 use crate::tls::{Acceptor, Validity};
 
 /// Time that an idle kept-alive connection stays open once the drain has begun: a request may be on its way.
@@ -53,6 +54,10 @@ const MAX_ERROR_RESETS: usize = 1024;
 /// Largest head of an HTTP/2 request, bytes as RFC 9113 (6.5.2) counts them. It bounds the number of
 /// CONTINUATION frames too. h2 refuses larger heads with 431 and ends the connection for much larger ones.
 const MAX_HEADER_LIST: u32 = 16 * 1024;
+/// The same of a caller of the gateway, whose path and token may have 8 KiB each.
+const EDGE_HEADER_LIST: u32 = 32 * 1024;
+/// Requests at the same time on one HTTP/2 connection of a caller of the gateway (RFC 9113, 6.5.2: at least 100).
+const EDGE_STREAMS: u32 = 128;
 /// Most bytes of one stream in h2's buffer, beyond the part that is being sent.
 const MAX_SEND_BUFFER: usize = 256 * 1024;
 /// HTTP/2 windows for request bodies, bytes: the largest message fits without a round trip.
@@ -61,7 +66,7 @@ const WINDOW: u32 = 1024 * 1024;
 /// The protocol of a listener.
 #[derive(Clone, Copy, Debug)]
 pub enum Protocol {
-    /// HTTP/1.1.
+    /// HTTP/1.1. With TLS also HTTP/2, for those who ask for it.
     Http1 {
         /// Time for a request's head, and for a kept-alive connection to stay idle.
         header_timeout: Duration,
@@ -74,6 +79,14 @@ pub enum Protocol {
 }
 
 impl Protocol {
+    /// Returns the protocol of a connection on which `alpn` was agreed on.
+    fn agreed(self, alpn: Option<&[u8]>) -> Self {
+        match self {
+            Self::Http1 { .. } if alpn == Some(HTTP2) => Self::Http2 { max_concurrent_streams: EDGE_STREAMS },
+            listened => listened,
+        }
+    }
+
     /// Returns true for HTTP/1.1.
     #[must_use]
     pub const fn is_http1(self) -> bool {
@@ -138,13 +151,15 @@ where
             }
             validity
         });
+        let edge = self.protocol.is_http1();
+        let protocol = self.protocol.agreed(stream.alpn());
+        let http1 = protocol.is_http1();
         let client = peer.ip().to_canonical();
         let service = {
             let (server, conn) = (self.clone(), conn.clone());
             hyper::service::service_fn(move |request: Request<Incoming>| {
                 let active = ActiveRequest::new(&conn, &server.conns, !request.method().is_safe());
                 let mut request = request.map(|body| RequestBody::new(body, conn.input.clone()));
-                let http1 = server.protocol.is_http1();
                 if !http1 {
                     request.extensions_mut().insert(Peer::new(conn.clone()));
                 }
@@ -158,16 +173,16 @@ where
                             .headers_mut()
                             .insert(http::header::CONNECTION, HeaderValue::from_static("close"));
                     }
-                    Ok::<_, Infallible>(response.map(|body| active.track(body)))
+                    Ok::<_, Infallible>(response.map(|body| active.track(body, http1)))
                 }
             })
         };
-        let received = match self.protocol {
+        let received = match protocol {
             Protocol::Http1 { .. } => Received::Http1(End::new(conn.input.clone())),
             Protocol::Http2 { .. } => Received::Http2(flood::Meter::default(), conn.drained.clone()),
         };
         let io = TokioIo::new(Stream::new(stream, conn.output.clone(), received));
-        match self.protocol {
+        match protocol {
             Protocol::Http1 { header_timeout } => {
                 let connection = http1::Builder::new()
                     .timer(TokioTimer::new())
@@ -176,7 +191,14 @@ where
                     .max_headers(MAX_HEADERS)
                     .half_close(false)
                     .serve_connection(io, service);
-                self.drive(connection, &conn, validity.as_ref(), http1::Connection::graceful_shutdown).await;
+                self.drive(
+                    connection,
+                    &conn,
+                    protocol,
+                    validity.as_ref(),
+                    http1::Connection::graceful_shutdown,
+                )
+                .await;
             }
             Protocol::Http2 { max_concurrent_streams } => {
                 let connection = http2::Builder::new(TokioExecutor::new())
@@ -186,12 +208,19 @@ where
                     .max_concurrent_streams(max_concurrent_streams)
                     .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
                     .max_local_error_reset_streams(MAX_ERROR_RESETS)
-                    .max_header_list_size(MAX_HEADER_LIST)
+                    .max_header_list_size(if edge { EDGE_HEADER_LIST } else { MAX_HEADER_LIST })
                     .max_send_buf_size(MAX_SEND_BUFFER)
                     .initial_connection_window_size(WINDOW)
                     .initial_stream_window_size(WINDOW)
                     .serve_connection(io, service);
-                self.drive(connection, &conn, validity.as_ref(), http2::Connection::graceful_shutdown).await;
+                self.drive(
+                    connection,
+                    &conn,
+                    protocol,
+                    validity.as_ref(),
+                    http2::Connection::graceful_shutdown,
+                )
+                .await;
             }
         }
         drop(slot);
@@ -213,6 +242,17 @@ where
         }
     }
 
+    /// Waits until a caller of the gateway has not used its HTTP/2 connection for as long as one on HTTP/1 may be idle.
+    /// Connections between the parts may be idle: they are opened ahead.
+    async fn unused(&self, conn: &Conn, protocol: Protocol) {
+        match (self.protocol, protocol) {
+            (Protocol::Http1 { header_timeout }, Protocol::Http2 { .. }) => {
+                self.conns.idle(conn, header_timeout).await;
+            }
+            _ => std::future::pending().await,
+        }
+    }
+
     /// Waits until the certificate of the peer counts no more.
     async fn outlived(&self, validity: Option<&Validity>) {
         let Some(validity) = validity else {
@@ -230,12 +270,13 @@ where
         &self,
         connection: C,
         conn: &Conn,
+        protocol: Protocol,
         validity: Option<&Validity>,
         finish: impl Fn(Pin<&mut C>),
     ) where
         C: Future<Output = hyper::Result<()>>,
     {
-        let http1 = self.protocol.is_http1();
+        let http1 = protocol.is_http1();
         let greeted = || http1 || conn.output.is_greeted();
         let mut connection = std::pin::pin!(connection);
         let mut cut = std::pin::pin!(conn.cut.notified());
@@ -253,6 +294,7 @@ where
             () = no_hello => return,
             () = conn.close.notified() => true,
             () = self.outlived(validity) => true,
+            () = self.unused(conn, protocol) => true,
             () = self.stop.begin.cancelled() => false,
         };
         if !evicted && !conn.is_busy() && (http1 || !greeted()) {

@@ -52,10 +52,10 @@ impl ActiveRequest {
         Self { conn: conn.clone(), conns: conns.clone() }
     }
 
-    /// Returns the body of its answer, counted while it is sent.
-    pub fn track<B>(self, body: B) -> TrackedBody<B> {
+    /// Returns the body of its answer, counted while it is sent; `http1` is the protocol of the connection.
+    pub fn track<B>(self, body: B, http1: bool) -> TrackedBody<B> {
         let (conn, conns) = (self.conn.clone(), self.conns.clone());
-        let active = conns.http1.then_some(self);
+        let active = http1.then_some(self);
         TrackedBody { body: Box::pin(body), conn, conns, _active: active }
     }
 }
@@ -114,7 +114,7 @@ impl Drop for Listed {
 
 /// The open connections.
 pub struct Conns {
-    /// True if each connection has one answer at a time.
+    /// True if every connection has one answer at a time.
     http1: bool,
     limits: Limits,
     metrics: Metrics,

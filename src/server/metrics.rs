@@ -133,10 +133,12 @@ const METHODS: [&str; 8] = ["GET", "HEAD", "PUT", "POST", "DELETE", "OPTIONS", "
 /// The status of a request whose caller hung up before it was answered, as in nginx.
 const HUNG_UP: u16 = 499;
 /// The statuses that the gateway gives. Any other one is `other`.
-const CODES: [(u16, &str); 14] = [
+const CODES: [(u16, &str); 16] = [
     (200, "200"),
     (304, "304"),
     (400, "400"),
+    (401, "401"),
+    (403, "403"),
     (404, "404"),
     (405, "405"),
     (408, "408"),

@@ -25,14 +25,14 @@ impl Malformed {
     }
 }
 
-/// Checks the head of a request over HTTP/1.
+/// Checks the head of a request at a listener of `scheme`.
 ///
 /// # Errors
 /// The first rule that it breaks.
-pub fn check<B>(request: &Request<B>) -> Result<(), Malformed> {
+pub fn check<B>(request: &Request<B>, scheme: &Scheme) -> Result<(), Malformed> {
     check_transfer_encoding(request)?;
     check_host(request)?;
-    check_target(request)
+    check_target(request, scheme)
 }
 
 /// Section 6.1. The only coding is `chunked`, once. RFC 9112 would have 501 for a coding that is not supported, but a
@@ -47,10 +47,19 @@ fn check_transfer_encoding<B>(request: &Request<B>) -> Result<(), Malformed> {
     }
 }
 
-/// Section 3.2. HTTP/1.1 needs a Host, HTTP/1.0 may have one.
+/// Section 3.2. HTTP/1.1 needs a Host, HTTP/1.0 may have one. On HTTP/2 `:authority` takes its place, and one beside it must be
+/// the same (RFC 9113, 8.3.1).
 fn check_host<B>(request: &Request<B>) -> Result<(), Malformed> {
     let mut hosts = request.headers().get_all(header::HOST).iter();
+    let authority = request.uri().authority().filter(|_| request.version() == Version::HTTP_2);
     match (hosts.next(), hosts.next()) {
+        (None, _) if authority.is_some() => Ok(()),
+        (Some(host), None)
+            if authority
+                .is_some_and(|known| !host.as_bytes().eq_ignore_ascii_case(known.as_str().as_bytes())) =>
+        {
+            Err(Malformed::new("host", "is another one than the authority of the request"))
+        }
         (None, _) if request.version() == Version::HTTP_10 => Ok(()),
         (None, _) => Err(Malformed::new("host", "is missing")),
         (Some(_), Some(_)) => Err(Malformed::new("host", "is given twice")),
@@ -60,16 +69,18 @@ fn check_host<B>(request: &Request<B>) -> Result<(), Malformed> {
 }
 
 /// Sections 3.2.1 to 3.2.4, and RFC 9110, 4.2.4 and 7.4.
-fn check_target<B>(request: &Request<B>) -> Result<(), Malformed> {
+fn check_target<B>(request: &Request<B>, served: &Scheme) -> Result<(), Malformed> {
     let uri = request.uri();
     let path = uri.path();
     // `CONNECT host:port` and `GET host:port`, on which warp's path filter panics (warp#1166)
     if path.is_empty() || path == "*" && request.method() != Method::OPTIONS {
         return Err(Malformed::new("target", "must be a path"));
     }
-    if uri.scheme().is_some_and(|scheme| *scheme != Scheme::HTTP) {
+    if uri.scheme().is_some_and(|scheme| scheme != served) {
         let status = StatusCode::MISDIRECTED_REQUEST;
-        return Err(Malformed { status, field: "target", detail: "only http is served here" });
+        let https = *served == Scheme::HTTPS;
+        let detail = if https { "only https is served here" } else { "only http is served here" };
+        return Err(Malformed { status, field: "target", detail });
     }
     match uri.authority().map(Authority::as_str) {
         Some(authority) if !is_host(authority.as_bytes()) => {

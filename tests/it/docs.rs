@@ -18,6 +18,7 @@ use crate::kit::app::App;
 use crate::kit::http::{get, request, send};
 use crate::kit::process::{Process, curl, run};
 use crate::kit::skip;
+use crate::kit::token::{AUDIENCE, ISSUER, KeyFile, Signer};
 
 const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 /// The README fits on a few screens, and on the first one stands how to run and try the program.
@@ -133,7 +134,7 @@ fn the_readme_shows_the_curls_that_up_prints() {
     let addresses =
         microservice_app::app::process::Addresses { roles: vec![("apigateway", addr)], admin: addr };
     let mut printed = Vec::new();
-    microservice_app::app::up::greet(&addresses, true, &mut printed).unwrap();
+    microservice_app::app::up::greet(&addresses, true, "http", &mut printed).unwrap();
     let mut text = String::new();
     printed.as_slice().read_to_string(&mut text).unwrap();
     let pages: Vec<_> = text.lines().filter_map(|line| line.split_once("http://127.0.0.1:8080/")).collect();
@@ -239,6 +240,21 @@ async fn the_api_page_lists_every_error() {
     let (status, _, body) =
         crate::kit::http::parse(&crate::kit::http::raw(app.gateway(), slow.as_bytes()).await);
     note(status, &body);
+    let key = Signer::es256("a");
+    let keys = KeyFile::new(&[&key]);
+    let asking = App::start_with(|settings| {
+        settings.http.auth_jwks_file = Some(keys.path.clone());
+        settings.http.auth_issuer = Some(ISSUER.to_owned());
+        settings.http.auth_audience = vec![AUDIENCE.to_owned()];
+    })
+    .await;
+    for token in [String::new(), key.token("124")] {
+        let body = r#"{"id":1,"user_id":123,"content":"x"}"#;
+        let mut refused = request("PUT", "/api/feed/create_feed", body);
+        refused.headers_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+        let answer = send(asking.gateway(), refused).await.unwrap();
+        note(answer.status.as_u16(), &answer.body);
+    }
     let mut last = get(limited.gateway(), "/api/topic/list").await;
     for _ in 0..3 {
         last = get(limited.gateway(), "/api/topic/list").await;

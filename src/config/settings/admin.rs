@@ -1,5 +1,7 @@
 //! The admin listener of every role.
 
+use std::path::PathBuf;
+
 use super::super::link::Link;
 use super::super::types::{HostPort, ListenAddr};
 use super::{EVERY_ROLE, Kind, Role};
@@ -30,6 +32,11 @@ section! {
     /// Zipkin that has this system's traces, as a browser reaches it. The page of the system links to it, and finds a
     /// trace there by its id.
     "admin.zipkin_url" => zipkin_url: Option<Link> = None, Kind::text(Link::FORM);
+
+    /// File with the token that everything needs which changes the process or reveals more than monitoring reads: the page of
+    /// the system, `/status`, `/trace`, `/loglevel` and profiles. Without it, they are for everybody who reaches the listener,
+    /// and PUT and CPU profiles for callers on this host. The file is read again when it changes.
+    "admin.token_file" => token_file: Option<PathBuf> = None, Kind::text("a path");
 
     /// Most open connections.
     "admin.max_connections" => max_connections: usize = 256, Kind::number(1, 100_000);

@@ -1,7 +1,9 @@
 //! The HTTP listener of the gateway: address, limits, timeouts, proxies.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
+use super::super::access::AccessRule;
 use super::super::origin::Origin;
 use super::super::types::{ListenAddr, Network, Switch};
 use super::{GATEWAYS, Kind, Role};
@@ -59,4 +61,35 @@ section! {
     /// Origins of web pages whose scripts may call the gateway (CORS). A page of any other origin cannot read answers,
     /// and cannot write. The page at `/docs` needs no entry.
     "http.cors_origins" => cors_origins: Vec<Origin> = Vec::new(), Kind::list(Origin::FORM);
+
+    /// File with the certificate chain (PEM) that the gateway shows to callers. With it the gateway speaks HTTPS and nothing
+    /// else: HTTP/1.1, or HTTP/2 where the caller can. Goes with `http.tls.key_file`. The files are read again when they
+    /// change.
+    "http.tls.cert_file" => tls_cert_file: Option<PathBuf> = None, Kind::text("a path");
+
+    /// File with the private key (PEM) of `http.tls.cert_file`.
+    "http.tls.key_file" => tls_key_file: Option<PathBuf> = None, Kind::text("a path");
+
+    /// Time for which browsers are told to use nothing but HTTPS for this host (HSTS). 0 tells them nothing. Needs
+    /// `http.tls.cert_file`.
+    "http.hsts_s" => hsts: Duration = Duration::ZERO, Kind::seconds(0, 63_072_000);
+
+    /// File with the public keys (a JSON Web Key Set) of the issuer of tokens. With it callers need a bearer token
+    /// (JWT); without it the gateway asks nobody who they are. The file is read again when it changes.
+    "http.auth.jwks_file" => auth_jwks_file: Option<PathBuf> = None, Kind::text("a path");
+
+    /// What a token must have as its `iss`. Needed with `http.auth.jwks_file`.
+    "http.auth.issuer" => auth_issuer: Option<String> = None, Kind::text("the `iss` of a token");
+
+    /// What a token must have as its `aud`, or among its `aud`: one of these. Needed with `http.auth.jwks_file`.
+    "http.auth.audience" => auth_audience: Vec<String> = Vec::new(), Kind::list("an `aud` of a token");
+
+    /// How far the clocks of issuer and gateway may differ: a token counts this long after its `exp` and before its
+    /// `nbf`.
+    "http.auth.leeway_s" => auth_leeway: Duration = Duration::from_secs(30), Kind::seconds(0, 300);
+
+    /// Who may use an operation: `public` is everybody, `token` who has a valid token, `owner` whose token has the
+    /// `user_id` of the request as its `sub`, `scope:NAME` whose token has that scope. Without a rule, what writes
+    /// records of a user is for the owner, and everything else for valid tokens.
+    "http.auth.policy" => auth_policy: Vec<AccessRule> = Vec::new(), Kind::list(AccessRule::FORM);
 }

@@ -2,6 +2,7 @@
 //!
 //! docs/openapi.json is the same text; a test compares them.
 
+mod access;
 mod responses;
 mod schemas;
 
@@ -11,6 +12,7 @@ use http::Method;
 use serde_json::{Map, Value, json};
 
 use self::responses::{answered, headers_of, of_kinds};
+use super::auth::Auth;
 use super::headers::{On, REQUEST_HEADERS};
 use super::kind::{self, KINDS, Kind};
 use super::parameter::{Parameter, Range};
@@ -34,17 +36,27 @@ body.
 /// Returns the description, JSON with a newline at its end.
 #[must_use]
 pub fn text() -> &'static str {
-    static TEXT: LazyLock<String> = LazyLock::new(|| format!("{:#}\n", document()));
+    static TEXT: LazyLock<String> = LazyLock::new(|| format!("{:#}\n", document(None)));
     &TEXT
 }
 
-fn document() -> Value {
-    let mut paths: Map<String, Value> = ROUTES
-        .iter()
-        .map(|route| (route.path.to_owned(), path_item(&route.method, operation(route))))
-        .collect();
+/// Returns the description of a gateway whose callers need tokens.
+#[must_use]
+pub fn with_access(auth: &Auth) -> String {
+    format!("{:#}\n", document(Some(auth)))
+}
+
+fn document(auth: Option<&Auth>) -> Value {
+    let described = |route: &'static Route| {
+        let mut operation = operation(route);
+        if let Some(auth) = auth {
+            access::add(&mut operation, auth.access(route));
+        }
+        (route.path.to_owned(), path_item(&route.method, operation))
+    };
+    let mut paths: Map<String, Value> = ROUTES.iter().map(described).collect();
     paths.insert(PATH.to_owned(), path_item(&Method::GET, itself()));
-    json!({
+    let mut document = json!({
         "openapi": "3.1.0",
         "info": {
             "title": "microservice-app",
@@ -65,10 +77,14 @@ fn document() -> Value {
         "components": {
             "schemas": schemas::all(),
             "parameters": REQUEST_HEADERS.iter().map(|header| (component(header.name.as_str()), request_header(header.name.as_str()))).collect::<Map<_, _>>(),
-            "headers": responses::headers(),
-            "responses": responses::all(),
+            "headers": responses::headers(auth.is_some()),
+            "responses": responses::all(auth.is_some()),
         },
-    })
+    });
+    if auth.is_some() {
+        document["components"]["securitySchemes"] = access::schemes();
+    }
+    document
 }
 
 fn path_item(method: &Method, operation: Value) -> Value {

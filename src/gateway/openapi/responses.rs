@@ -1,6 +1,6 @@
 //! The answers of the API: those that succeed, by what they carry, and the problems, by status.
 
-use http::StatusCode;
+use http::{StatusCode, header};
 use serde_json::{Map, Value, json};
 
 use super::super::headers::{ANSWER_HEADERS, AnswerHeader, On};
@@ -10,6 +10,9 @@ use super::{component, schemas};
 
 /// Answered by the HTTP library, without a body.
 const HEAD_TOO_LARGE: StatusCode = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+
+/// Of requests without the right.
+pub const WITHOUT_RIGHT: [StatusCode; 2] = [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN];
 
 /// Returns the answer of an operation that succeeds, with the headers that fit.
 pub fn answered(answer: Answer, links: &Value, fits: impl Fn(On) -> bool) -> Value {
@@ -31,14 +34,18 @@ pub fn answered(answer: Answer, links: &Value, fits: impl Fn(On) -> bool) -> Val
 /// Returns the answers of an operation that fails: these kinds, and what the HTTP library refuses.
 pub fn of_kinds(kinds: &[&'static Kind]) -> Map<String, Value> {
     let statuses = kinds.iter().map(|kind| kind.status).chain([HEAD_TOO_LARGE]);
-    let reference = |status| json!({"$ref": format!("#/components/responses/{}", name(status))});
     statuses.map(|status| (status.as_str().to_owned(), reference(status))).collect()
 }
 
-/// Returns every failing answer by its name.
-pub fn all() -> Map<String, Value> {
-    let mut all: Map<String, Value> =
-        KINDS.iter().map(|kind| (name(kind.status), problem(kind.status))).collect();
+/// Returns a reference to the answer with a status.
+pub fn reference(status: StatusCode) -> Value {
+    json!({"$ref": format!("#/components/responses/{}", name(status))})
+}
+
+/// Returns every failing answer by its name; those about tokens only with `auth`.
+pub fn all(auth: bool) -> Map<String, Value> {
+    let there = KINDS.iter().filter(|kind| auth || !WITHOUT_RIGHT.contains(&kind.status));
+    let mut all: Map<String, Value> = there.map(|kind| (name(kind.status), problem(kind.status))).collect();
     all.insert(
         name(HEAD_TOO_LARGE),
         json!({"description": "The head is over 128 KiB or 100 lines. Such an answer has no body."}),
@@ -96,9 +103,10 @@ pub fn headers_of(fits: impl Fn(On) -> bool) -> Map<String, Value> {
     fitting.map(|header| (header.name.to_string(), reference(header.name.as_str()))).collect()
 }
 
-/// Returns every header by its component's name.
-pub fn headers() -> Map<String, Value> {
-    let all = ANSWER_HEADERS.iter().map(|header| {
+/// Returns every header by its component's name; the challenge only with `auth`.
+pub fn headers(auth: bool) -> Map<String, Value> {
+    let there = ANSWER_HEADERS.iter().filter(|header| auth || header.name != header::WWW_AUTHENTICATE);
+    let all = there.map(|header| {
         let required = matches!(header.on, On::Every | On::File | On::Status(_));
         (component(header.name.as_str()), described(header, required))
     });

@@ -3,6 +3,7 @@
 
 use std::sync::LazyLock;
 
+use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode, header};
 use warp::reply::Response;
 
@@ -52,31 +53,54 @@ pages! {
     "/docs/icon.svg", "The icon of the page.", "image/svg+xml", || include_str!("icon.svg");
 }
 
+/// A description of the API that is made at the start.
+pub struct Described {
+    text: Bytes,
+    tag: HeaderValue,
+}
+
+impl Described {
+    /// Takes its text.
+    pub fn new(text: String) -> Self {
+        Self { tag: entity::tag(&text), text: text.into() }
+    }
+}
+
 impl Page {
     /// Returns the file of a path.
     pub fn find(path: &str) -> Option<&'static Self> {
         PAGES.iter().find(|page| page.path == path)
     }
 
-    /// Answers a request for this file whose method is not OPTIONS.
+    /// Answers a request for this file whose method is not OPTIONS. `described` is the description of the API if it is not
+    /// that of the defaults.
     ///
     /// # Errors
     /// 405 for what does not read, 400 for a query.
-    pub fn answer<B>(&self, request: &http::Request<B>) -> Result<Response, Problem> {
+    pub fn answer<B>(
+        &self,
+        request: &http::Request<B>,
+        described: Option<&Described>,
+    ) -> Result<Response, Problem> {
         if !matches!(*request.method(), Method::GET | Method::HEAD) {
             return Err(Problem::method_not_allowed(READ_METHODS));
         }
         request::query(request.uri().query().unwrap_or_default())?.finish()?;
+        let described = described.filter(|_| self.path == openapi::PATH);
+        let tag = described.map_or_else(|| &*self.tag, |described| &described.tag);
         let mut response = Response::default();
         let headers = response.headers_mut();
         headers.extend(entity::HEADERS.map(|(name, value)| (Some(name), value)));
         headers.insert(header::CONTENT_SECURITY_POLICY, POLICY);
-        headers.insert(header::ETAG, self.tag.clone());
-        if entity::is_known(request.headers(), &self.tag) {
+        headers.insert(header::ETAG, tag.clone());
+        if entity::is_known(request.headers(), tag) {
             *response.status_mut() = StatusCode::NOT_MODIFIED;
         } else {
             headers.insert(header::CONTENT_TYPE, self.content_type.clone());
-            *response.body_mut() = (self.text)().into();
+            *response.body_mut() = match described {
+                Some(described) => described.text.clone().into(),
+                None => (self.text)().into(),
+            };
         }
         Ok(response)
     }

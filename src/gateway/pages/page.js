@@ -75,10 +75,23 @@ function fields(spec, operation) {
   return made;
 }
 
+// The field for a token, if the gateway asks for tokens. What is in it is kept nowhere else.
+let token = null;
+
+// Returns the field for a token.
+function tokenField(scheme) {
+  token = element('input', { type: 'password' });
+  const about = `${scheme.description} Kept in this page only, until it is closed or loaded again.`;
+  return field('token', 'Bearer token', about, false, token);
+}
+
 // Returns the URL and the options of fetch that a form says.
-function request(form, method, path) {
+function request(form, method, path, operation) {
   const url = new URL(path.slice(1), base);
   const options = { method: method.toUpperCase(), headers: {}, cache: 'no-store', credentials: 'omit' };
+  if (token && token.value.trim() && (operation.security || []).length) {
+    options.headers.authorization = `Bearer ${token.value.trim()}`;
+  }
   for (const control of form.querySelectorAll('[data-in]')) {
     const where = control.dataset.in;
     if (where === 'body') {
@@ -96,14 +109,17 @@ function request(form, method, path) {
 function command({ url, options }) {
   const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
   const parts = ['curl', '-i', '-X', options.method];
-  for (const [name, value] of Object.entries(options.headers)) parts.push('-H', quoted(`${name}: ${value}`));
+  for (const [name, value] of Object.entries(options.headers)) {
+    // a token does not belong on the screen or into the history of a shell
+    parts.push('-H', name === 'authorization' ? '"authorization: Bearer $TOKEN"' : quoted(`${name}: ${value}`));
+  }
   if (options.body !== undefined) parts.push('--data-binary', quoted(options.body));
   return [...parts, quoted(url.href)].join(' ');
 }
 
 // Sends what a form says and shows what came back.
-async function send(form, method, path, output) {
-  const asked = request(form, method, path);
+async function send(form, method, path, operation, output) {
+  const asked = request(form, method, path, operation);
   const { status, headers, body, line } = output;
   line.textContent = command(asked);
   output.whole.hidden = false;
@@ -151,6 +167,12 @@ function answers(spec, operation) {
   return element('table', {}, head, element('tbody', {}, ...rows));
 }
 
+// Says who may use an operation, if the gateway asks for tokens.
+function needs(operation) {
+  if (!operation.security) return [];
+  return [element('p', {}, ...prose(operation.description.slice(operation.summary.length + 2)))];
+}
+
 function show(spec, path, method, operation) {
   const id = operation.operationId;
   const output = results(id);
@@ -158,12 +180,12 @@ function show(spec, path, method, operation) {
     element('button', { type: 'submit' }, 'Send'));
   form.addEventListener('submit', (event) => {
     event.preventDefault();
-    send(form, method, path, output);
+    send(form, method, path, operation, output);
   });
   const title = element('h3', {}, element('span', { class: 'method' }, method.toUpperCase()), ` ${path}`);
   return element('details', { class: 'operation', id },
     element('summary', {}, title, element('span', { class: 'soft' }, ...prose(operation.summary))),
-    element('div', { class: 'inside' }, form, output.status, output.whole, element('h4', {}, 'Answers'),
+    element('div', { class: 'inside' }, ...needs(operation), form, output.status, output.whole, element('h4', {}, 'Answers'),
       answers(spec, operation)));
 }
 
@@ -200,6 +222,8 @@ async function start() {
   const spec = await answer.json();
   byId('version').textContent = `${spec.info.title} ${spec.info.version}, OpenAPI ${spec.openapi}`;
   byId('about').append(...paragraphs(spec.info.description));
+  const { bearer } = spec.components.securitySchemes || {};
+  if (bearer) byId('about').append(tokenField(bearer));
   for (const tag of spec.tags) {
     const section = element('section', {}, element('h2', {}, tag.name), element('p', {}, ...prose(tag.description)));
     for (const [path, item] of Object.entries(spec.paths)) {

@@ -6,6 +6,7 @@ use microservice_app::gateway::{PAGES, openapi};
 use crate::kit::app::App;
 use crate::kit::browser::Browser;
 use crate::kit::http::{Answer, get, request, send};
+use crate::kit::token::{AUDIENCE, ISSUER, KeyFile, Signer};
 
 async fn conditional(app: &App, method: &str, path: &str, tag: &str) -> Answer {
     let mut asked = request(method, path, "");
@@ -141,6 +142,46 @@ async fn a_call_from_the_page_shows_status_headers_body_and_time() {
     browser.click("#get_topic button").await;
     browser.wait_until("it is refused", &status("get_topic", "400 Bad Request, ")).await;
     assert!(text("#get_topic-answer pre".to_owned()).await.contains("problem:bad_request"));
+}
+
+/// The token of a gateway that asks for one: typed, sent where it is needed, and kept nowhere.
+#[tokio::test]
+async fn a_token_is_sent_from_the_page_and_kept_in_memory_only() {
+    let Some(browser) = Browser::start(CHECK).await else { return };
+    let (key, rule) = (Signer::es256("a"), "list_topics=public");
+    let file = KeyFile::new(&[&key]);
+    let app = App::start_with(|settings| {
+        settings.http.auth_jwks_file = Some(file.path.clone());
+        settings.http.auth_issuer = Some(ISSUER.to_owned());
+        settings.http.auth_audience = vec![AUDIENCE.to_owned()];
+        settings.http.auth_policy = vec![rule.parse().unwrap()];
+    })
+    .await;
+    open(&browser, &app).await;
+    let status = |begins: &str| {
+        format!(
+            "return document.querySelector('#create_feed [role=status]').textContent.startsWith('{begins}')"
+        )
+    };
+    browser.click("#create_feed > summary").await;
+    browser.click("#create_feed button").await;
+    browser.wait_until("it is refused", &status("401 Unauthorized, ")).await;
+    let token = key.token("123");
+    browser.fill("#token", &token).await;
+    browser.click("#create_feed button").await;
+    browser.wait_until("it is stored", &status("200 OK, ")).await;
+    let shown = browser.script("return document.body.innerText").await;
+    let shown = shown.as_str().unwrap();
+    assert!(shown.contains("authorization: Bearer $TOKEN") && !shown.contains(&token), "{shown}");
+    assert!(shown.contains("Needs a token whose sub is the user_id."), "{shown}");
+    let kept = "return localStorage.length + sessionStorage.length + document.cookie.length + location.href.length \
+                - document.baseURI.length";
+    assert_eq!(browser.script(kept).await, 0);
+    assert_eq!(browser.script("return document.querySelector('#token').type").await, "password");
+    let findings = browser.serious_findings(CHECK).await;
+    assert!(findings.is_empty(), "{findings:?}");
+    open(&browser, &app).await;
+    assert_eq!(browser.script("return document.querySelector('#token').value").await, "");
 }
 
 #[tokio::test]

@@ -50,6 +50,8 @@ pub struct Seen {
     pub method: &'static str,
     /// `grpc-previous-rpc-attempts`.
     pub previous_attempts: u32,
+    /// `x-msa-subject`.
+    pub subject: Option<String>,
     pub began: Instant,
     /// When the handler ended, by an answer or because its caller gave up.
     pub ended: Option<Instant>,
@@ -176,6 +178,8 @@ impl Drop for Noted {
 impl Handler {
     async fn behave<T>(&self, method: &'static str, request: &tonic::Request<T>) -> Result<(), Status> {
         let previous = request.metadata().get("grpc-previous-rpc-attempts");
+        let subject = request.metadata().get("x-msa-subject");
+        let subject = subject.and_then(|subject| Some(subject.to_str().ok()?.to_owned()));
         let mut noted = {
             let mut all = self.0.seen();
             let place = all.len();
@@ -183,6 +187,7 @@ impl Handler {
                 all.push(Seen {
                     method,
                     previous_attempts: previous.and_then(|n| n.to_str().ok()?.parse().ok()).unwrap_or(0),
+                    subject,
                     began: Instant::now(),
                     ended: None,
                     answered: false,

@@ -32,6 +32,7 @@ pub mod prometheus;
 pub mod relay;
 pub mod stderr;
 pub mod system;
+pub mod token;
 pub mod writers;
 pub mod yaml;
 pub mod zipkin;

@@ -8,7 +8,7 @@ use std::process::Command;
 use microservice_app::cli;
 use microservice_app::config::settings::{self, SECTIONS, Setting};
 use microservice_app::config::{
-    self, Caller, Collector, HostPort, Kind, Link, ListenAddr, Network, Role, Settings,
+    self, AccessRule, Caller, Collector, HostPort, Kind, Link, ListenAddr, Network, Role, Settings,
 };
 use microservice_app::config::{NamedRole, Source, StoreUrl, Unit};
 use microservice_app::gateway::openapi;
@@ -35,6 +35,15 @@ url = "postgres://app@db.example/msa"
 ca_file = "ca"
 cert_file = "cert"
 key_file = "key"
+
+[http.tls]
+cert_file = "cert"
+key_file = "key"
+
+[http.auth]
+jwks_file = "keys"
+issuer = "issuer"
+audience = ["audience"]
 "#;
 
 /// Loads the settings of a role that reads `setting`, with [`BASE`] in the file and `value` in the environment.
@@ -56,6 +65,7 @@ fn sample(setting: &Setting) -> String {
         Kind::List { form: Network::FORM } => "10.1.0.0/16",
         Kind::List { form: Caller::FORM } => "topic",
         Kind::List { form: NamedRole::FORM } => "feed=dns:feed.example",
+        Kind::List { form: AccessRule::FORM } => "put_topic=public",
         Kind::List { .. } => "https://other.example:2379",
         Kind::Text { form } => match form {
             ListenAddr::FORM => "127.0.0.1:1234",

@@ -253,7 +253,7 @@ fn each_problem_is_described_once() {
 }
 
 /// Returns a file that `tests/web/build` makes; none, and says so, if it is not there.
-fn part(name: &str, check: &str) -> Option<PathBuf> {
+pub fn part(name: &str, check: &str) -> Option<PathBuf> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/web").join(name);
     if !path.exists() {
         skip(check, &format!("{name} is not installed: see what tests/web/build says"));
@@ -262,13 +262,13 @@ fn part(name: &str, check: &str) -> Option<PathBuf> {
 }
 
 /// Returns a file of the repository.
-fn file(name: &str) -> PathBuf {
+pub fn file(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(name)
 }
 
 /// Runs a command to its end, at most five minutes (on a quiet machine none takes half a minute), off the runtime's thread; returns what it said. Panics unless it
 /// succeeds.
-async fn succeed(mut command: Command) -> String {
+pub async fn succeed(mut command: Command) -> String {
     let run = move || {
         let dir = tempfile::tempdir().unwrap();
         let said = dir.path().join("said");
