@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::{HeaderValue, Request, Response};
+use http::{HeaderMap, HeaderValue, Request, Response};
 use http_body_util::{BodyExt as _, Full};
 use tokio::time::Instant;
 use tonic::Status;
@@ -24,7 +24,7 @@ use super::receive::{receive, receive_health_request};
 use super::reflection;
 use super::topic::Topic;
 use crate::api::error::{Code, Error, code_name};
-use crate::api::headers::{GRPC_TIMEOUT, INSTANCE, SERVICE, WRONG_SERVICE};
+use crate::api::headers::{GRPC_TIMEOUT, INSTANCE, SERVICE, SUBJECT, WRONG_SERVICE};
 use crate::api::rpc::Rpc;
 use crate::config::Settings;
 use crate::context::{Context, MAX_DEADLINE, grpc_timeout};
@@ -121,7 +121,7 @@ impl Handler {
     async fn serve(
         &self,
         rpc: Rpc,
-        request: Request<RequestBody>,
+        mut request: Request<RequestBody>,
         peer: IpAddr,
         begun: Instant,
     ) -> Response<Body> {
@@ -134,6 +134,8 @@ impl Handler {
             response.headers_mut().insert(WRONG_SERVICE, self.identity.clone());
             return response;
         }
+        let proven = request.extensions().get::<Peer>().is_some_and(|peer| peer.caller().is_some());
+        keep_proven_subject(request.headers_mut(), proven);
         let time_limit = grpc_timeout(request.headers());
         let time_limit = time_limit.map_or(self.default_deadline, |limit| limit.min(MAX_DEADLINE));
         // a write that its caller has given up must not come after what the caller has written since
@@ -245,6 +247,14 @@ impl Handler {
     }
 }
 
+/// Removes who asked, unless it is the word of a caller that may call this service and has proved who it is: without
+/// certificates anybody can write the header.
+fn keep_proven_subject(headers: &mut HeaderMap, proven: bool) {
+    if !proven {
+        headers.remove(SUBJECT);
+    }
+}
+
 /// Returns the status of a response. Our handlers put a failure into the head; a status in the trailers is OK.
 fn status_of(response: &Response<Body>) -> tonic::Code {
     Status::from_header_map(response.headers()).map_or(tonic::Code::Ok, |status| status.code())
@@ -304,5 +314,14 @@ mod tests {
     fn the_future_of_a_call_is_small() {
         let size = measure_future(Handler::call);
         assert!(size <= 5 * 1024, "{size} bytes");
+    }
+
+    #[test]
+    fn who_asked_counts_only_from_a_caller_with_a_certificate() {
+        for (proven, left) in [(true, 1), (false, 0)] {
+            let mut headers = HeaderMap::from_iter([(SUBJECT, HeaderValue::from_static("ada"))]);
+            keep_proven_subject(&mut headers, proven);
+            assert_eq!(headers.len(), left);
+        }
     }
 }

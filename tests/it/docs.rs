@@ -377,7 +377,7 @@ pub fn metrics() -> BTreeSet<String> {
                 && text.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'_')
         };
         // values of labels
-        let values = ["in_flight", "write_timeout"];
+        let values = ["in_flight", "write_timeout", "no_certificate"];
         let mut there = BTreeSet::new();
         // the names as the code has them: a family without a child yet is not on the page of metrics
         for path in files(&Path::new(ROOT).join("src")) {

@@ -214,6 +214,7 @@ pub const INLINE: &[(&str, &str, Use)] = &[
     ("docs/operations.md", "microservice-app status ADDR --token-file FILE", Not("api::admin_token runs it")),
     ("docs/operations.md", "etcdctl user passwd USER", Run(Etcd)),
     ("docs/operations.md", "microservice-app check-config", Run(Tools)),
+    ("docs/runbook.md", "openssl x509 -enddate -noout -in FILE", Not("it is for a file of the reader")),
     ("docs/runbook.md", "psql -h HOST -c 'SELECT pg_is_in_recovery()'", Not(HOST)),
     ("docs/runbook.md", "systemctl status", Not(SYSTEMD)),
     ("docs/runbook.md", "systemctl status etcd", Not(SYSTEMD)),

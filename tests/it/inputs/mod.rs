@@ -12,7 +12,7 @@ use proptest::prelude::{Just, Strategy, any, prop_oneof};
 use proptest::sample::{Index, select};
 use proptest::test_runner::{Config, TestCaseError, TestRunner};
 
-/// Time for the random inputs of one kind.
+/// Time for the random inputs of one kind, unless the variable `INPUTS_SECONDS` has another one.
 const TIME: Duration = Duration::from_secs(2);
 /// The corpus as a whole, bytes: it is read in every clone.
 const CORPUS: u64 = 200 * 1024;
@@ -98,8 +98,10 @@ fn check(name: &str) {
     // nothing is written into the sources: what fails goes to the corpus by hand
     let config = Config { cases: 64, failure_persistence: None, max_shrink_time: 5000, ..Config::default() };
     let mut runner = TestRunner::new(config);
+    let more = std::env::var("INPUTS_SECONDS").ok().and_then(|seconds| seconds.parse().ok());
+    let time = more.map_or(TIME, Duration::from_secs);
     let begun = Instant::now();
-    while begun.elapsed() < TIME {
+    while begun.elapsed() < time {
         let run = runner.run(&inputs, |data| {
             let shown = String::from_utf8_lossy(&data).into_owned();
             std::panic::catch_unwind(|| bodies::run(name, &data))

@@ -14,7 +14,7 @@ import json, pathlib, sys
 import importlib.util, jsonschema_rs
 schemas = pathlib.Path(importlib.util.find_spec("cyclonedx").origin).parent / "schema" / "_res"
 read = lambda name: json.loads((schemas / f"{name}.SNAPSHOT.schema.json").read_text())
-parts = [(f"http://cyclonedx.org/schema/{name}.SNAPSHOT.schema.json", jsonschema_rs.Resource.from_contents(read(name))) for name in ("spdx", "jsf-0.82")]
+parts = [(f"http://cyclonedx.org/schema/{name}.SNAPSHOT.schema.json", read(name)) for name in ("spdx", "jsf-0.82")]
 registry = jsonschema_rs.Registry(parts)
 validator = jsonschema_rs.validator_for(read("bom-1.5"), registry=registry, validate_formats=True)
 print("\n".join(str(error) for error in validator.iter_errors(json.load(open(sys.argv[1])))))

@@ -8,13 +8,18 @@ use std::process::Command;
 use microservice_app::cli;
 use microservice_app::config::settings::{self, SECTIONS, Setting};
 use microservice_app::config::{
-    self, AccessRule, Collector, HostPort, Kind, Link, ListenAddr, Network, Role, Settings,
+    self, AccessRule, Caller, Collector, HostPort, Kind, Link, ListenAddr, Network, Role, Settings,
 };
-use microservice_app::config::{Source, StoreUrl, Unit};
+use microservice_app::config::{NamedRole, Source, StoreUrl, Unit};
 use microservice_app::gateway::openapi;
 
 /// With these, each other key can have any value of its range or form.
 const BASE: &str = r#"
+[tls]
+cert_file = "cert"
+key_file = "key"
+ca_file = "ca"
+
 [registry]
 ttl_s = 3600
 keepalive_ms = 100
@@ -59,6 +64,8 @@ fn sample(setting: &Setting) -> String {
         Kind::Choice { names } => names.last().unwrap(),
         Kind::List { form: Network::FORM } => "10.1.0.0/16",
         Kind::List { form: AccessRule::FORM } => "put_topic=public",
+        Kind::List { form: Caller::FORM } => "topic",
+        Kind::List { form: NamedRole::FORM } => "feed=dns:feed.example",
         Kind::List { .. } => "https://other.example:2379",
         Kind::Text { form } => match form {
             ListenAddr::FORM => "127.0.0.1:1234",
