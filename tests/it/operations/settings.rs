@@ -63,9 +63,9 @@ fn sample(setting: &Setting) -> String {
         Kind::Ratio => "0.25",
         Kind::Choice { names } => names.last().unwrap(),
         Kind::List { form: Network::FORM } => "10.1.0.0/16",
+        Kind::List { form: AccessRule::FORM } => "put_topic=public",
         Kind::List { form: Caller::FORM } => "topic",
         Kind::List { form: NamedRole::FORM } => "feed=dns:feed.example",
-        Kind::List { form: AccessRule::FORM } => "put_topic=public",
         Kind::List { .. } => "https://other.example:2379",
         Kind::Text { form } => match form {
             ListenAddr::FORM => "127.0.0.1:1234",
