@@ -93,7 +93,7 @@ async fn serve(mut stream: DuplexStream, script: [Vec<u8>; 3]) {
     }
     // what is still to be read is left to the other end
     let _ = stream.shutdown().await;
-    std::future::pending().await
+    std::future::pending::<()>().await;
 }
 
 fn message(kind: u8, body: &[u8]) -> Vec<u8> {

@@ -63,7 +63,9 @@ pub fn list(data: &[u8]) {
             },
             b'-' => named.into_iter().for_each(|(service, addr)| keeper.delete(service, addr)),
             b'!' => {
-                named.into_iter().for_each(|(service, addr)| keeper.give_up(service, addr, Instant::now()))
+                if let Ok((service, addr)) = named {
+                    keeper.give_up(service, addr, Instant::now());
+                }
             }
             b'=' => {
                 let mut listed = Vec::new();

@@ -125,7 +125,7 @@ impl Handler {
         if let Err(refusal) = origin::check(&request, &self.names) {
             return refusal.into();
         }
-        if let Some(Err(unauthorized)) = self.token.as_ref().map(|token| token.check(&request)) {
+        if let Some(unauthorized) = self.token.as_ref().and_then(|token| token.refuse(&request)) {
             return secured(unauthorized);
         }
         let reveals = !origin::FOR_ANY_HOST.contains(&request.uri().path());

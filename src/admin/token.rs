@@ -60,19 +60,16 @@ impl Token {
         Ok(Some(Self { file, held, refused, failures: LogThrottle::default() }))
     }
 
-    /// Refuses a request that has to show the token and does not.
-    ///
-    /// # Errors
-    /// The answer.
-    pub fn check<B>(&self, request: &Request<B>) -> Result<(), Response> {
+    /// Returns the answer to a request that has to show the token and does not; `None` for every other one.
+    pub fn refuse<B>(&self, request: &Request<B>) -> Option<Response> {
         let path = request.uri().path();
         if FOR_ANY_HOST.contains(&path) {
-            return Ok(());
+            return None;
         }
         // a browser adds a password by itself, also to what a page of another site makes it ask for
         let has_effect = !request.method().is_safe() || path.starts_with(PROFILES);
         if given(request).is_some_and(|given| (given.on_purpose || !has_effect) && self.is(&given.secret)) {
-            return Ok(());
+            return None;
         }
         self.refused.inc();
         let detail = "the token of admin.token_file is missing or wrong\n".to_owned();
@@ -82,7 +79,7 @@ impl Token {
         if !has_effect && request.method() != Method::OPTIONS {
             headers.append(header::WWW_AUTHENTICATE, BASIC);
         }
-        Err(response)
+        Some(response)
     }
 
     fn is(&self, secret: &[u8]) -> bool {

@@ -27,7 +27,7 @@ pub struct Problem {
     field: Option<Cow<'static, str>>,
     allow: Option<HeaderValue>,
     /// What a token must be, for 401 and 403.
-    challenge: Option<HeaderValue>,
+    challenge: Option<Box<HeaderValue>>,
     /// Seconds, for 429 and 503.
     retry_after: u32,
     overload: bool,
@@ -109,7 +109,11 @@ impl Problem {
             _ => &kind::UNAUTHORIZED,
         };
         let field = (refusal == NoAccess::Repeated).then_some(Cow::Borrowed(header::AUTHORIZATION.as_str()));
-        Self { challenge: Some(refusal.challenge(scope)), field, ..Self::new(kind, refusal.detail()) }
+        Self {
+            challenge: Some(Box::new(refusal.challenge(scope))),
+            field,
+            ..Self::new(kind, refusal.detail())
+        }
     }
 
     /// 408 for a body that did not arrive in time.
@@ -193,7 +197,7 @@ impl Problem {
             headers.insert(header::ALLOW, allow);
         }
         if let Some(challenge) = self.challenge {
-            headers.insert(header::WWW_AUTHENTICATE, challenge);
+            headers.insert(header::WWW_AUTHENTICATE, *challenge);
         }
         if matches!(status, StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS) {
             headers.insert(header::RETRY_AFTER, self.retry_after.into());

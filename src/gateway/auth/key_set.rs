@@ -30,7 +30,7 @@ pub type Digest = [u8; 32];
 pub struct Key {
     id: Option<String>,
     /// What it verifies with.
-    pub key: DecodingKey,
+    pub decoding: DecodingKey,
     /// The only algorithm that its tokens may have.
     pub algorithm: Algorithm,
 }
@@ -132,7 +132,7 @@ impl Key {
             return None;
         }
         let key = sound(DecodingKey::from_jwk(&jwk).ok()?)?;
-        Some(Self { id: common.key_id.clone(), key, algorithm })
+        Some(Self { id: common.key_id.clone(), decoding: key, algorithm })
     }
 }
 

@@ -74,7 +74,11 @@ fn keys_that_cannot_verify_are_ignored() {
         json!(7),
     ];
     for key in &bad {
-        assert_eq!(read(&[key.clone()]).unwrap_err(), "has no key for ES256, EdDSA or RS256", "{key}");
+        assert_eq!(
+            read(std::slice::from_ref(key)).unwrap_err(),
+            "has no key for ES256, EdDSA or RS256",
+            "{key}"
+        );
     }
     let mut mixed = bad.to_vec();
     mixed.push(p256());
@@ -86,7 +90,9 @@ fn keys_that_cannot_verify_are_ignored() {
 fn zeros_before_the_modulus_are_left_out() {
     let Value::String(plain) = rsa(258)["n"].clone() else { panic!("a text") };
     let key = read(&[with(rsa(258), &json!({"n": format!("AAAA{plain}"), "e": "AAEAAQ"}))]).unwrap();
-    let DecodingKeyKind::RsaModulusExponent { n, e } = key.keys[0].key.kind() else { panic!("an RSA key") };
+    let DecodingKeyKind::RsaModulusExponent { n, e } = key.keys[0].decoding.kind() else {
+        panic!("an RSA key")
+    };
     assert_eq!((n.len(), e.as_slice()), (258, &[1, 0, 1][..]));
 }
 
@@ -117,8 +123,7 @@ fn a_file_that_cannot_be_used_says_why_and_shows_nothing() {
 #[test]
 fn a_kid_is_that_key_alone_and_none_is_clear_only_with_one_key() {
     let named = |kid: &str| with(p256(), &json!({"kid": kid}));
-    let find =
-        |set: &KeySet, kid: Option<&str>| set.find(kid).map(|key| key.id.clone()).unwrap_or(Some("?".into()));
+    let find = |set: &KeySet, kid: Option<&str>| set.find(kid).map_or(Some("?".into()), |key| key.id.clone());
     let one = read(&[named("a")]).unwrap();
     assert_eq!(find(&one, Some("a")).as_deref(), Some("a"));
     assert_eq!(find(&one, None).as_deref(), Some("a"));

@@ -59,7 +59,7 @@ impl Rules {
             return Err(Refusal::Algorithm);
         }
         let validation = Validation { algorithms: vec![key.algorithm], ..self.validation.clone() };
-        let claims: Claims = match decode(token, &key.key, &validation) {
+        let claims: Claims = match decode(token, &key.decoding, &validation) {
             Ok(decoded) => decoded.claims,
             Err(error) => {
                 return Err(match error.kind() {

@@ -94,7 +94,7 @@ fn text(output: &Output) -> String {
 
 #[tokio::test]
 async fn curl_speaks_both_versions_of_http_over_tls() {
-    let secure = Secure::start(|settings| settings.http.hsts = Duration::from_secs(31_536_000)).await;
+    let secure = Secure::start(|settings| settings.http.hsts = Duration::from_hours(365 * 24)).await;
     let feed = r#"{"id":1,"user_id":5,"content":"hello"}"#;
     for (flag, version) in [("--http1.1", "HTTP/1.1"), ("--http2", "HTTP/2")] {
         let (url, read) = (secure.url("/api/feed/create_feed"), secure.url("/api/feed/get_feeds?user_id=5"));
@@ -124,7 +124,7 @@ async fn curl_speaks_both_versions_of_http_over_tls() {
             &code,
             &[&read],
         ];
-        let many = text(&secure.curl(&many.concat().iter().map(|part| *part).collect::<Vec<_>>()).await);
+        let many = text(&secure.curl(&many.concat()).await);
         assert!(many.ends_with("200 ") && many.contains("413"), "{many}");
     }
     // what the page and the description say is the same as without TLS
@@ -291,7 +291,7 @@ async fn a_scanner_finds_nothing_weak() {
     if !Path::new("/usr/bin/testssl").exists() {
         return skip(CHECK, "testssl.sh is not installed");
     }
-    let secure = Secure::start(|settings| settings.http.hsts = Duration::from_secs(31_536_000)).await;
+    let secure = Secure::start(|settings| settings.http.hsts = Duration::from_hours(365 * 24)).await;
     let report = secure.dir.path().join("report.json");
     let mut command = Command::new("testssl");
     command.args([

@@ -91,7 +91,9 @@ fn check(name: &str) {
     }
     let seeds: Vec<_> = kept.into_iter().map(|(_, data)| data).chain([Vec::new()]).collect();
     let edited = (select(seeds), vec(edit(), 0..6)).prop_map(|(mut data, edits)| {
-        edits.iter().for_each(|edit| edit.apply(&mut data));
+        for edit in &edits {
+            edit.apply(&mut data);
+        }
         data
     });
     let inputs = prop_oneof![8 => edited, 1 => vec(any::<u8>(), 0..512), 1 => Just(Vec::new())];

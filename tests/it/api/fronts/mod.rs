@@ -85,15 +85,15 @@ fn faults(passed: &Passed) -> Vec<String> {
                 Some(id) if answered.insert(id.to_owned()) => {}
                 Some(id) => faults.push(format!("two answers to {id}")),
                 None => {
-                    faults.push(format!("an answer to a request that the proxy has not sent: {answer:?}"))
+                    faults.push(format!("an answer to a request that the proxy has not sent: {answer:?}"));
                 }
             },
             // hyper refuses it itself, and the connection ends
             None if matches!(answer.status, 400..=499) && answer.closes && number + 1 == answers.len() => {
-                unread += 1
+                unread += 1;
             }
             None => {
-                faults.push(format!("an answer without an id that does not end the connection: {answer:?}"))
+                faults.push(format!("an answer without an id that does not end the connection: {answer:?}"));
             }
         }
     }

@@ -23,7 +23,7 @@ pub enum Kind {
 pub struct Proxy {
     pub addr: SocketAddr,
     child: Child,
-    _dir: tempfile::TempDir,
+    dir: tempfile::TempDir,
 }
 
 impl Drop for Proxy {
@@ -65,10 +65,10 @@ impl Kind {
         };
         let log = std::fs::File::create(dir.path().join("log")).unwrap();
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
-        let mut proxy = Proxy { addr, child: command.spawn().unwrap(), _dir: dir };
+        let mut proxy = Proxy { addr, child: command.spawn().unwrap(), dir };
         wait_for("the proxy listens", || {
             if let Some(status) = proxy.child.try_wait().unwrap() {
-                let log = std::fs::read_to_string(proxy._dir.path().join("log")).unwrap_or_default();
+                let log = std::fs::read_to_string(proxy.dir.path().join("log")).unwrap_or_default();
                 panic!("{self:?} ended with {status}: {log}");
             }
             async move { tokio::net::TcpStream::connect(addr).await.ok() }

@@ -18,7 +18,7 @@ fn block(begins: &str) -> String {
     let page = std::fs::read_to_string(path).unwrap();
     let from = page.find(&format!("\n    {begins}")).unwrap_or_else(|| panic!("no block {begins}"));
     let lines = page[from + 1..].lines().map_while(|line| line.strip_prefix("    "));
-    lines.map(|line| format!("{line}\n")).collect()
+    lines.flat_map(|line| [line, "\n"]).collect()
 }
 
 /// Runs a block as the superuser does.
