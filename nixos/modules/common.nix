@@ -108,6 +108,8 @@ in
       '';
     };
 
+    adminTokenFile = ours.secretFileOption "admin-token" "admin.token_file";
+
     listeners = mkOption {
       type = types.listOf (
         types.submodule {

@@ -10,6 +10,7 @@ let
   gateway = cfg.apigateway;
   ours = import ./lib.nix { inherit config lib pkgs; };
   name = "microservice-app-apigateway";
+  certificate = config.security.acme.certs.${gateway.acmeHost};
 in
 {
   imports = [
@@ -34,7 +35,19 @@ in
           listen = "http";
         })
       ];
-      options.enable = lib.mkEnableOption "the HTTP gateway";
+      options = {
+        enable = lib.mkEnableOption "the HTTP gateway";
+        acmeHost = lib.mkOption {
+          type = lib.types.nullOr lib.types.str;
+          default = null;
+          example = "api.example.org";
+          description = ''
+            Name in `security.acme.certs` whose certificate the gateway shows to its callers: it speaks HTTPS on `port`
+            then. A renewed certificate is taken without a restart. For a certificate from elsewhere set
+            `settings.http.tls`. ${ours.describe "http.tls.cert_file"}
+          '';
+        };
+      };
     };
   };
 
@@ -79,17 +92,28 @@ in
           };
         };
 
-        systemd.services.${name} =
-          ours.unit {
+        systemd.services.${name} = lib.mkMerge [
+          (ours.unit {
             inherit name;
             inherit (gateway) settings credentials;
             role = "apigateway";
             description = "microservice-app: HTTP gateway";
-          }
-          // {
-            requires = [ "${name}.socket" ];
-          };
+          })
+          { requires = [ "${name}.socket" ]; }
+        ];
       }
+      (lib.mkIf (gateway.acmeHost != null) {
+        services.microservice-app.apigateway.settings.http.tls = {
+          cert_file = lib.mkDefault "${certificate.directory}/fullchain.pem";
+          key_file = lib.mkDefault "${certificate.directory}/key.pem";
+        };
+        systemd.services.${name} = {
+          # there is a certificate of its own until the first real one has come
+          wants = [ "acme-${gateway.acmeHost}.service" ];
+          after = [ "acme-${gateway.acmeHost}.service" ];
+          serviceConfig.SupplementaryGroups = [ certificate.group ];
+        };
+      })
     ]
   );
 }

@@ -250,6 +250,7 @@ rec {
           registry.snapshot_file = derived "/var/lib/${stateOf role}/${name}.view";
         }
         { registry = lib.mapAttrs (_: derived) etcd.settings; }
+        (lib.mkIf (cfg.adminTokenFile != null) { admin.token_file = derived "admin-token"; })
         (lib.mkIf (cfg.tls.mode != "off") {
           grpc.tls = derived cfg.tls.mode;
           tls = {

@@ -88,7 +88,9 @@ in
           # to read the certificates where they are
           SupplementaryGroups = lib.optional (cfg.tls.mode != "off") cfg.tls.group;
           LoadCredential = lib.mapAttrsToList (id: path: "${id}:${path}") (
-            etcdCredentials // stored.credentials
+            lib.optionalAttrs (cfg.adminTokenFile != null) { admin-token = cfg.adminTokenFile; }
+            // etcdCredentials
+            // stored.credentials
           );
         }
       );

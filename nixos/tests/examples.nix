@@ -88,19 +88,29 @@ let
   };
   inherit (several.services.microservice-app) feed;
 
-  # certificates between the roles, one of them elsewhere
-  trusting = host {
+  # certificates between the roles, one of them elsewhere; one for callers, and a token for operators
+  trusting = hostWith [ acme ] {
     registry.endpoints = [ "192.168.50.10:2379" ];
+    adminTokenFile = "/var/lib/secrets/admin-token";
     tls = {
       mode = "permissive";
       trustDomain = "prod.example";
     };
-    apigateway.enable = true;
+    apigateway = {
+      enable = true;
+      acmeHost = "api.example.org";
+    };
     feed = {
       enable = true;
       settings.tls.cert_file = "/run/certificates/feed.pem";
       instances.second.port = 8182;
     };
+  };
+
+  acme.security.acme = {
+    acceptTerms = true;
+    defaults.email = "administrator@example.org";
+    certs."api.example.org".webroot = "/var/lib/acme/acme-challenge";
   };
 
   # two services in one PostgreSQL, one of them with a user of its own, and one with a file
@@ -320,7 +330,13 @@ import ./refused.nix { inherit self lib pkgs; }
       files = map (name: (serviceOf name).ExecStart) units;
       text = check "certificates" trusting "microservice-app-apigateway.service" {
         theRolesMayReadThem = lib.all (
-          name: (serviceOf name).SupplementaryGroups == [ "microservice-app-tls" ]
+          name: lib.elem "microservice-app-tls" (serviceOf name).SupplementaryGroups
+        ) units;
+        theGatewayMayReadTheOneForCallers =
+          lib.elem "acme" (serviceOf "microservice-app-apigateway").SupplementaryGroups
+          && !lib.elem "acme" (serviceOf "microservice-app-feed").SupplementaryGroups;
+        everyRoleHasTheToken = lib.all (
+          name: lib.elem "admin-token:/var/lib/secrets/admin-token" (serviceOf name).LoadCredential
         ) units;
         theirDirectoryIsThere = lib.elem "d /var/lib/microservice-app-tls 0750 root microservice-app-tls -" trusting.systemd.tmpfiles.rules;
         withoutThemNobodyIsInTheGroup =
@@ -335,6 +351,10 @@ import ./refused.nix { inherit self lib pkgs; }
           grep -qxF "$line" "$file" || { echo "$file has no $line"; exit 1; }
         done
       done
+      for file in "$@"; do
+        grep -qxF 'token_file = "admin-token"' "$file"
+      done
+      grep -qxF 'cert_file = "/var/lib/acme/api.example.org/fullchain.pem"' "$3"
       for file in "$1" "$2"; do
         grep -qxF 'cert_file = "/run/certificates/feed.pem"' "$file"
         grep -qxF 'key_file = "/var/lib/microservice-app-tls/feed.key"' "$file"
