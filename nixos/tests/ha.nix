@@ -1,5 +1,5 @@
 # VM test of high availability: three members of etcd with TLS and users, three of a Patroni cluster with strict synchronous
-# mode, and a client with feed and a gateway, whose acknowledged writes must survive the loss of a host.
+# mode, and a client with feed and a gateway, whose acknowledged writes must survive the loss of a host. Patroni before 3.0.3 loses some, see docs/storage.md.
 {
   self,
   lib,
