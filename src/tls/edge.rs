@@ -51,6 +51,8 @@ fn config(material: &Material) -> Result<ServerConfig, tokio_rustls::rustls::Err
         .with_protocol_versions(&[&TLS13, &TLS12])?
         .with_no_client_auth()
         .with_cert_resolver(Arc::new(SingleCertAndKey::from(material.own.clone())));
+    // every suite is good, but scanners want to see who chooses
+    config.ignore_client_order = true;
     config.alpn_protocols = vec![HTTP2.to_vec(), HTTP1.to_vec()];
     Ok(config)
 }

@@ -115,11 +115,12 @@ async fn curl_speaks_both_versions_of_http_over_tls() {
         let large = secure.dir.path().join("large");
         std::fs::write(&large, "x".repeat(400 * 1024)).unwrap();
         let data = format!("@{}", large.display());
+        let authority = secure.ca();
         let code = ["-o", "/dev/null", "-w", "%{http_code} "];
         let many = [
             &[flag][..],
             &code,
-            &["-XPUT", &url, "--data-binary", &data, "--next"],
+            &["-XPUT", &url, "--data-binary", &data, "--next", "--cacert", &authority],
             &[flag],
             &code,
             &[&read],
@@ -321,6 +322,8 @@ async fn a_scanner_finds_nothing_weak() {
     assert!(found("TLS1_3")["finding"].as_str().unwrap().starts_with("offered"));
     assert!(found("TLS1_1")["finding"].as_str().unwrap().starts_with("not offered"));
     let bad = |severity: &str| ["LOW", "MEDIUM", "HIGH", "CRITICAL", "WARN"].contains(&severity);
-    let bad: Vec<_> = findings.iter().filter(|finding| bad(finding["severity"].as_str().unwrap())).collect();
+    // it tells that the OpenSSL of this machine lacks GOST
+    let judged = findings.iter().filter(|finding| finding["id"] != "engine_problem");
+    let bad: Vec<_> = judged.filter(|finding| bad(finding["severity"].as_str().unwrap())).collect();
     assert!(bad.is_empty(), "{bad:#?}");
 }

@@ -131,7 +131,9 @@ fn nixos_sets_the_same_settings() {
         return;
     }
     let lib = text("nixos/modules/lib.nix");
-    let set: BTreeSet<_> = lib
+    // what stands under a condition is off by default
+    let (always, _) = lib.split_once("(lib.mkIf (cfg.").unwrap();
+    let set: BTreeSet<_> = always
         .lines()
         .filter_map(|line| line.trim().split_once(" = derived "))
         .map(|(key, _)| key.replace("${listen}", "listen"))
