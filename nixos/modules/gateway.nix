@@ -10,7 +10,7 @@ let
   gateway = cfg.apigateway;
   ours = import ./lib.nix { inherit config lib pkgs; };
   name = "microservice-app-apigateway";
-  certificate = config.security.acme.certs.${gateway.acmeHost};
+  certificateOf = host: config.security.acme.certs.${host}.directory;
 in
 {
   imports = [
@@ -25,30 +25,38 @@ in
       The HTTP gateway. After a change of `port` or `address`, run `systemctl restart ${name}.socket`:
       a switch to a new generation does not restart a socket that is in use.
     '';
-    type = lib.types.submodule {
-      imports = [
-        (ours.process {
-          role = "apigateway";
-          what = "the gateway";
-          port = 8080;
-          adminPort = 6060;
-          listen = "http";
-        })
-      ];
-      options = {
-        enable = lib.mkEnableOption "the HTTP gateway";
-        acmeHost = lib.mkOption {
-          type = lib.types.nullOr lib.types.str;
-          default = null;
-          example = "api.example.org";
-          description = ''
-            Name in `security.acme.certs` whose certificate the gateway shows to its callers: it speaks HTTPS on `port`
-            then. A renewed certificate is taken without a restart. For a certificate from elsewhere set
-            `settings.http.tls`. ${ours.describe "http.tls.cert_file"}
-          '';
+    type = lib.types.submodule (
+      { config, ... }: {
+        imports = [
+          (ours.process {
+            role = "apigateway";
+            what = "the gateway";
+            port = 8080;
+            adminPort = 6060;
+            listen = "http";
+          })
+        ];
+        options = {
+          enable = lib.mkEnableOption "the HTTP gateway";
+          acmeHost = lib.mkOption {
+            type = lib.types.nullOr lib.types.str;
+            default = null;
+            example = "api.example.org";
+            description = ''
+              Name in `security.acme.certs` whose certificate the gateway shows to its callers: it speaks HTTPS on `port`
+              then. A renewed certificate is taken without a restart. For a certificate from elsewhere set
+              `settings.http.tls`. ${ours.describe "http.tls.cert_file"}
+            '';
+          };
         };
-      };
-    };
+        config.settings = lib.mkIf (config.acmeHost != null) {
+          http.tls = {
+            cert_file = lib.mkDefault "${certificateOf config.acmeHost}/fullchain.pem";
+            key_file = lib.mkDefault "${certificateOf config.acmeHost}/key.pem";
+          };
+        };
+      }
+    );
   };
 
   config = lib.mkIf gateway.enable (
@@ -103,15 +111,11 @@ in
         ];
       }
       (lib.mkIf (gateway.acmeHost != null) {
-        services.microservice-app.apigateway.settings.http.tls = {
-          cert_file = lib.mkDefault "${certificate.directory}/fullchain.pem";
-          key_file = lib.mkDefault "${certificate.directory}/key.pem";
-        };
         systemd.services.${name} = {
           # there is a certificate of its own until the first real one has come
           wants = [ "acme-${gateway.acmeHost}.service" ];
           after = [ "acme-${gateway.acmeHost}.service" ];
-          serviceConfig.SupplementaryGroups = [ certificate.group ];
+          serviceConfig.SupplementaryGroups = [ config.security.acme.certs.${gateway.acmeHost}.group ];
         };
       })
     ]
