@@ -86,10 +86,9 @@ impl Token {
         let mut held = self.lock();
         let stamp = Stamp::of([&self.file]);
         if stamp != held.stamp {
-            held.stamp = stamp;
             match Hash::read(&self.file) {
                 Ok(hash) => {
-                    held.hash = hash;
+                    *held = Held { stamp, hash };
                     tracing::info!("the token of the admin listener was read again");
                 }
                 Err(error) => {

@@ -34,6 +34,8 @@ const IDLE_LINGER: Duration = Duration::from_millis(50);
 const IDLE_DRAIN: Duration = Duration::from_millis(250);
 /// Time that an idle connection may take to end after it was asked to make room; then it is cut.
 const EVICTION: Duration = Duration::from_secs(1);
+/// Time in which a connection ends whose peer is trusted no more, whatever is still called on it.
+const OUTLIVED: Duration = Duration::from_secs(30);
 /// Time from the opening of an HTTP/2 connection to its first frame. After that it may be idle for as long as its
 /// peer answers pings: clients connect ahead.
 const HELLO: Duration = Duration::from_secs(10);
@@ -287,13 +289,17 @@ where
                 std::future::pending::<()>().await;
             }
         };
+        let mut outlived = false;
         let evicted = tokio::select! {
             biased; // requests that have arrived are read before the order to stop is followed
             result = &mut connection => return self.log_end(result),
             () = &mut cut => return,
             () = no_hello => return,
             () = conn.close.notified() => true,
-            () = self.outlived(validity) => true,
+            () = self.outlived(validity) => {
+                outlived = true;
+                true
+            }
             () = self.unused(conn, protocol) => true,
             () = self.stop.begin.cancelled() => false,
         };
@@ -308,11 +314,20 @@ where
             return; // hyper would wait for a preface that may never come
         }
         finish(connection.as_mut());
+        // a peer that goes on calling would keep it from being idle
+        let bound = async {
+            if outlived {
+                tokio::time::sleep(OUTLIVED).await;
+            } else {
+                std::future::pending::<()>().await;
+            }
+        };
         tokio::select! {
             biased;
             result = connection => self.log_end(result),
             () = cut => {}
             () = self.conns.idle(conn, if evicted { EVICTION } else { IDLE_DRAIN }) => {}
+            () = bound => {}
         }
     }
 

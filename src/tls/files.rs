@@ -31,8 +31,12 @@ pub struct Material {
     pub authorities: RootCertStore,
     /// When the one that expires first is valid.
     pub authority: Option<Period>,
+    /// When the next of the authorities becomes valid, or the first of them expires.
+    pub changes_at: Option<SystemTime>,
     /// All certificates that were read, to tell a changed file from one that was written again.
     content: Vec<CertificateDer<'static>>,
+    /// Those of them that are authorities and valid now.
+    trusted: Vec<CertificateDer<'static>>,
 }
 
 impl Files {
@@ -57,14 +61,21 @@ impl Files {
         let own =
             own.map_err(|error| self.key.refuse(format_args!("does not fit the certificate: {error}")))?;
         let (mut authorities, mut periods) = (RootCertStore::empty(), Vec::new());
+        let (mut trusted, mut changes_at) = (Vec::new(), None::<SystemTime>);
         if let Some(source) = &self.authorities {
             for certificate in source.chain()? {
                 let said = Leaf::read(&certificate).map_err(|fault| source.refuse(fault))?;
                 content.push(certificate.clone());
                 // an authority that has expired is as good as one that has left
-                if check_validity(said.period, now).is_ok() {
+                let valid = check_validity(said.period, now).is_ok();
+                if valid {
+                    trusted.push(certificate.clone());
                     authorities.add(certificate).map_err(|error| source.refuse(error))?;
                     periods.push(said.period);
+                }
+                let change = if valid { said.period.to } else { said.period.from };
+                if change >= now {
+                    changes_at = Some(changes_at.map_or(change, |first| first.min(change)));
                 }
             }
             if authorities.is_empty() {
@@ -72,7 +83,8 @@ impl Files {
             }
         }
         let authority = periods.into_iter().min_by_key(|period: &Period| period.to);
-        Ok(Material { own: std::sync::Arc::new(own), leaf, authorities, authority, content })
+        let own = std::sync::Arc::new(own);
+        Ok(Material { own, leaf, authorities, authority, changes_at, content, trusted })
     }
 }
 
@@ -80,7 +92,7 @@ impl Material {
     /// Returns true if the files held the same certificates and authorities, those that are valid included.
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
-        self.content == other.content && self.authorities.len() == other.authorities.len()
+        self.content == other.content && self.trusted == other.trusted
     }
 }
 

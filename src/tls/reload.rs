@@ -111,8 +111,8 @@ impl<T> Look<T> {
     /// Returns what is to be used from now on, if the files have changed and can be used.
     fn look(&mut self, now: SystemTime) -> Option<T> {
         let stamp = self.files.stamp();
-        let ended = self.material.authority.is_some_and(|authority| now > authority.to);
-        if stamp == self.stamp && self.failure.is_none() && !ended {
+        let changed = self.material.changes_at.is_some_and(|at| now > at);
+        if stamp == self.stamp && self.failure.is_none() && !changed {
             return None;
         }
         let read = self.files.read(now).and_then(|material| {
@@ -194,11 +194,16 @@ mod tests {
     }
 
     fn looking(dir: &Path) -> (Look<SystemTime>, prometheus::Registry) {
+        looking_at(dir, None)
+    }
+
+    fn looking_at(dir: &Path, authorities: Option<&str>) -> (Look<SystemTime>, prometheus::Registry) {
         let registry = prometheus::Registry::new();
         let metrics = Metrics::register(&registry).unwrap().of_files(Purpose::Http);
         let source = |key, name: &str| Source::new(key, Path::new(name), Some(dir));
         let (certificate, key) = (source("http.tls.cert_file", "cert"), source("http.tls.key_file", "key"));
-        let files = Files { certificate, key, authorities: None };
+        let authorities = authorities.map(|name| source("tls.ca_file", name));
+        let files = Files { certificate, key, authorities };
         let (stamp, material) = (files.stamp(), files.read(SystemTime::now()).unwrap());
         let build = Box::new(|material: &Material| Ok(material.leaf.period.to));
         (Look { files, build, metrics, material, stamp, failure: None }, registry)
@@ -224,6 +229,34 @@ mod tests {
         std::fs::write(two.join("next"), text).unwrap();
         std::fs::rename(two.join("next"), two.join("cert")).unwrap();
         assert!(!look_twice(&mut look));
+    }
+
+    #[test]
+    fn an_authority_is_taken_when_its_time_comes_and_the_expired_one_leaves() {
+        let (dir, now, minute) = (tempfile::tempdir().unwrap(), SystemTime::now(), Duration::from_mins(1));
+        make(dir.path(), 4 * 3600);
+        let authority = |from: SystemTime, to: SystemTime| {
+            let mut params = CertificateParams::new(Vec::new()).unwrap();
+            params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+            (params.not_before, params.not_after) = (from.into(), to.into());
+            params.self_signed(&KeyPair::generate().unwrap()).unwrap()
+        };
+        let old = authority(now - 60 * minute, now + 60 * minute);
+        let new = authority(now + 60 * minute, now + 600 * minute);
+        std::fs::write(dir.path().join("ca"), old.pem() + &new.pem()).unwrap();
+        let (mut look, _) = looking_at(dir.path(), Some("ca"));
+        let trusted = |look: &Look<SystemTime>| look.material.authorities.roots.clone();
+        let of = |certificate: &rcgen::Certificate| {
+            let mut store = tokio_rustls::rustls::RootCertStore::empty();
+            store.add(certificate.der().clone()).unwrap();
+            store.roots
+        };
+        assert!(look.look(now).is_none());
+        assert_eq!(trusted(&look), of(&old));
+        // one for the other: their number stays
+        assert!(look.look(now + 120 * minute).is_some());
+        assert_eq!(trusted(&look), of(&new));
+        assert!(look.look(now + 121 * minute).is_none());
     }
 
     #[test]
