@@ -289,19 +289,16 @@ where
                 std::future::pending::<()>().await;
             }
         };
-        let mut outlived = false;
-        let evicted = tokio::select! {
+        // a peer that is trusted no more would keep the connection from being idle by calling on
+        let (evicted, within) = tokio::select! {
             biased; // requests that have arrived are read before the order to stop is followed
             result = &mut connection => return self.log_end(result),
             () = &mut cut => return,
             () = no_hello => return,
-            () = conn.close.notified() => true,
-            () = self.outlived(validity) => {
-                outlived = true;
-                true
-            }
-            () = self.unused(conn, protocol) => true,
-            () = self.stop.begin.cancelled() => false,
+            () = conn.close.notified() => (true, Duration::MAX),
+            () = self.outlived(validity) => (true, OUTLIVED),
+            () = self.unused(conn, protocol) => (true, Duration::MAX),
+            () = self.stop.begin.cancelled() => (false, Duration::MAX),
         };
         if !evicted && !conn.is_busy() && (http1 || !greeted()) {
             tokio::select! {
@@ -314,20 +311,12 @@ where
             return; // hyper would wait for a preface that may never come
         }
         finish(connection.as_mut());
-        // a peer that goes on calling would keep it from being idle
-        let bound = async {
-            if outlived {
-                tokio::time::sleep(OUTLIVED).await;
-            } else {
-                std::future::pending::<()>().await;
-            }
-        };
         tokio::select! {
             biased;
             result = connection => self.log_end(result),
             () = cut => {}
             () = self.conns.idle(conn, if evicted { EVICTION } else { IDLE_DRAIN }) => {}
-            () = bound => {}
+            () = tokio::time::sleep(within) => {}
         }
     }
 

@@ -154,6 +154,15 @@ impl ServiceVerifier {
     /// What is wrong with it.
     pub fn recheck(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<(), Error> {
         let (leaf, rest) = chain.split_first().ok_or(Error::NoCertificatesPresented)?;
+        self.check_chain(leaf, rest, now)
+    }
+
+    fn check_chain(
+        &self,
+        leaf: &CertificateDer<'_>,
+        rest: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<(), Error> {
         let leaf = ParsedCertificate::try_from(leaf)?;
         verify_server_cert_signed_by_trust_anchor(&leaf, &self.authorities, rest, now, self.algorithms.all)
     }
@@ -168,9 +177,7 @@ impl ServerCertVerifier for ServiceVerifier {
         _ocsp_response: &[u8],
         now: UnixTime,
     ) -> Result<ServerCertVerified, Error> {
-        let parsed = ParsedCertificate::try_from(end_entity)?;
-        let (authorities, algorithms) = (&self.authorities, self.algorithms.all);
-        verify_server_cert_signed_by_trust_anchor(&parsed, authorities, intermediates, now, algorithms)?;
+        self.check_chain(end_entity, intermediates, now)?;
         let leaf = self.refusals.read(end_entity)?;
         let wanted = self.names.of_service(&server_name.to_str());
         if wanted.is_some_and(|wanted| leaf.is(wanted)) {

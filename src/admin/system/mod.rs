@@ -13,7 +13,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode, header};
+use http::{HeaderMap, HeaderValue, StatusCode, header};
 use tokio::time::Instant;
 use warp::reply::Response;
 
@@ -91,9 +91,7 @@ fn policy(state: &State) -> HeaderValue {
 }
 
 fn secure(headers: &mut HeaderMap) {
-    const SAME_ORIGIN: HeaderValue = HeaderValue::from_static("same-origin");
     headers.extend(entity::HEADERS.map(|(name, value)| (Some(name), value)));
-    headers.insert(HeaderName::from_static("cross-origin-resource-policy"), SAME_ORIGIN);
 }
 
 /// A part of the page.

@@ -131,8 +131,8 @@ impl Key {
         if common.key_algorithm.is_some_and(|given| given != stated) {
             return None;
         }
-        let key = sound(DecodingKey::from_jwk(&jwk).ok()?)?;
-        Some(Self { id: common.key_id.clone(), decoding: key, algorithm })
+        let decoding = sound(DecodingKey::from_jwk(&jwk).ok()?)?;
+        Some(Self { id: common.key_id.clone(), decoding, algorithm })
     }
 }
 

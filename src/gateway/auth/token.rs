@@ -79,7 +79,7 @@ impl Rules {
         Verified::new(claims)
     }
 
-    /// Returns the time from which on a token is not valid any more, and that before which it is not valid yet.
+    /// Returns by how much the clocks of the issuer and of this host may differ.
     pub const fn leeway(&self) -> Duration {
         self.leeway
     }
