@@ -1,8 +1,8 @@
 //! TLS with certificates that are replaced while the process runs.
 //!
 //! [`files`] reads a certificate, its key and the authorities, [`reload`] does so again when the files change. [`mutual`]
-//! makes of them both sides of the connections between the parts of the system, where [`verify`] checks who the peer is by
-//! what [`leaf`] and [`names`] know. [`accept`] is the handshake of a server, and [`validity`] ends connections that have
+//! makes of them both sides of the connections between the parts of the system, where `verify` checks who the peer is by
+//! what [`leaf`] and `names` know. [`accept`] is the handshake of a server, and [`validity`] ends connections that have
 //! outlived a certificate. [`edge`] is for callers of the gateway, who show no certificate.
 
 pub mod accept;

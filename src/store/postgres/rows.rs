@@ -1,5 +1,5 @@
 //! What the rows of an answer say. The statements are prepared with the types of their columns, see
-//! [`Schema::prepare`](super::schema::Schema::prepare), but a column may still hold no value, or text that is not UTF-8: then
+//! `Schema::prepare`, but a column may still hold no value, or text that is not UTF-8: then
 //! the answer is an error, and no task of the store ends by it.
 
 use tokio_postgres::{Error, Row};
