@@ -106,6 +106,8 @@ fn accepted() -> Accepted {
         context: Context::new(Instant::now()),
         time_limit: Duration::from_secs(1),
         length: None,
+        head: 0,
+        peer: None,
         admission: admission.clone(),
         pauses: PAUSES.get_or_init(Pauses::watch).clone(),
         caller: Arc::default(),

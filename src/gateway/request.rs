@@ -22,7 +22,7 @@ use crate::context::{Context, MAX_DEADLINE_MS};
 use crate::limit::Permit;
 use crate::server::admission::{Admission, MAX_BODY};
 use crate::server::pause::Pauses;
-use crate::server::{Input, RequestBody};
+use crate::server::{Input, Peer, RequestBody};
 
 /// Most members of a body or a query; no route has more than four.
 const MAX_FIELDS: usize = 16;
@@ -45,6 +45,10 @@ pub struct Accepted {
     pub time_limit: Duration,
     /// Length of the body, bytes, if the caller announced it.
     pub length: Option<u64>,
+    /// Bytes that the head holds.
+    pub head: usize,
+    /// Its connection on HTTP/2, where it carries many requests.
+    pub peer: Option<Peer>,
     /// The limits of the gateway, for the body and for the permit.
     pub admission: Arc<Admission>,
     /// Pauses of this process, which may have held it back.
@@ -105,7 +109,7 @@ where
         return Err(Problem::body_too_large(MAX_BODY)); // before a 100 (Continue) asks for it
     }
     let mut parts = std::pin::pin!(body);
-    let read = read(&mut parts, accepted.length, &accepted.admission);
+    let read = read(&mut parts, accepted);
     let body = match crate::timeout::timeout(timeout, read).await {
         Ok(Ok(body)) => body,
         Ok(Err(problem)) => {
@@ -122,15 +126,17 @@ where
     Ok((Fields::of("body", members)?, permit))
 }
 
-async fn read<S, B>(parts: &mut S, length: Option<u64>, admission: &Admission) -> Result<BytesMut, Problem>
+async fn read<S, B>(parts: &mut S, accepted: &Accepted) -> Result<BytesMut, Problem>
 where
     S: Stream<Item = Result<B, warp::Error>> + Unpin,
     B: Buf,
 {
+    let mut account = accepted.admission.body(accepted.peer.as_ref());
+    // the head waits as well, and on HTTP/2 there are as many as requests that have begun
+    account.grow(accepted.head)?;
     // room for the whole body; memory that is not written to costs nothing
-    let length = length.and_then(|length| usize::try_from(length).ok()).unwrap_or_default();
+    let length = accepted.length.and_then(|length| usize::try_from(length).ok()).unwrap_or_default();
     let mut body = BytesMut::with_capacity(length.min(MAX_BODY));
-    let mut account = admission.body(None);
     while let Some(part) = parts.next().await {
         let part = part.map_err(|_| Error::bad("body", "could not be read to its end"))?;
         let size = part.remaining();
