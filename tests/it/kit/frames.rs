@@ -88,11 +88,11 @@ fn head(path: &str) -> Vec<u8> {
 }
 
 /// Returns header fields as HPACK, as they are: new names, no compression.
-pub fn fields(fields: &[(&str, &[u8])]) -> Vec<u8> {
+pub fn fields<N: AsRef<[u8]>>(fields: &[(N, &[u8])]) -> Vec<u8> {
     let mut out = Vec::new();
     for (name, value) in fields {
         out.push(0);
-        for text in [name.as_bytes(), value] {
+        for text in [name.as_ref(), value] {
             length(&mut out, text.len());
             out.extend_from_slice(text);
         }
