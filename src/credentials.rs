@@ -263,7 +263,7 @@ mod tests {
         let (key, sign) = (KeyPair::generate().unwrap(), KeyUsagePurpose::KeyCertSign);
         let authority = params("authority", ca(), std::slice::from_ref(&sign));
         let (root, issuer) = (authority.self_signed(&key).unwrap().pem(), Issuer::new(authority, &key));
-        let issued = |name: &str, is_ca: IsCa, usages: &[KeyUsagePurpose]| {
+        let signed = |name: &str, is_ca: IsCa, usages: &[KeyUsagePurpose]| {
             params(name, is_ca, usages).signed_by(&KeyPair::generate().unwrap(), &issuer).unwrap().pem()
         };
         let own = |name: &str, is_ca: IsCa| {
@@ -273,11 +273,11 @@ mod tests {
         // and whether it is taken for a server that has signed its own certificate
         for (name, pem, taken, pinned) in [
             ("root", root.clone(), true, true),
-            ("intermediate", issued("intermediate", ca(), &[sign]), true, true),
+            ("intermediate", signed("intermediate", ca(), &[sign]), true, true),
             ("usages unsaid", own("usages unsaid", ca()), true, true),
-            ("leaf", issued("leaf", IsCa::NoCa, &[]), false, false),
-            ("explicit", issued("explicit", IsCa::ExplicitNoCa, &[]), false, false),
-            ("signs nothing", issued("signs nothing", ca(), &[signature]), false, false),
+            ("leaf", signed("leaf", IsCa::NoCa, &[]), false, false),
+            ("explicit", signed("explicit", IsCa::ExplicitNoCa, &[]), false, false),
+            ("signs nothing", signed("signs nothing", ca(), &[signature]), false, false),
             ("own", own("own", IsCa::NoCa), false, true),
         ] {
             std::fs::write(file.path(), format!("{root}{pem}")).unwrap();

@@ -51,6 +51,7 @@ pub enum Protocol {
 
 impl Protocol {
     /// Returns the protocol of a connection on which `alpn` was agreed on.
+    #[must_use]
     pub fn agreed(self, alpn: Option<&[u8]>) -> Self {
         match self {
             Self::Http1 { .. } if alpn == Some(HTTP2) => Self::Http2 { max_concurrent_streams: EDGE_STREAMS },

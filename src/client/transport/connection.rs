@@ -176,7 +176,7 @@ impl<C: Connect> OpenHttp for C {
             if !https {
                 return Http1Connection::over(stream).await;
             }
-            let host = addr.parse::<HostPort>().map_err(|e| e.to_string())?.host;
+            let host = addr.parse::<HostPort>()?.host;
             let host = host.trim_matches(['[', ']']).to_owned(); // of an IPv6 address
             let name = ServerName::try_from(host).map_err(|e| e.to_string())?;
             let connector = unverified::connector().map_err(|e| e.to_string())?;

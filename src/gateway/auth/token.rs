@@ -84,7 +84,7 @@ impl Rules {
         if self.validation.iss.as_ref().is_none_or(|known| !known.contains(&claims.iss)) {
             return Err(Refusal::Issuer);
         }
-        Verified::new(claims, &self.scopes)
+        Verified::new(&claims, &self.scopes)
     }
 
     /// Returns by how much the clocks of the issuer and of this host may differ.

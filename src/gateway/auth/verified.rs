@@ -53,7 +53,7 @@ impl Verified {
     ///
     /// # Errors
     /// When its `sub` is empty or too long.
-    pub fn new(claims: Claims, known: &[Arc<str>]) -> Result<Self, Refusal> {
+    pub fn new(claims: &Claims, known: &[Arc<str>]) -> Result<Self, Refusal> {
         if !(1..=MAX_SUBJECT).contains(&claims.sub.len()) {
             return Err(Refusal::Claims);
         }
@@ -111,7 +111,7 @@ mod tests {
     fn verified(claims: &Value) -> Result<Verified, Refusal> {
         let mut whole = json!({"iss": "i", "sub": "123", "exp": 1000});
         whole.as_object_mut().unwrap().extend(claims.as_object().unwrap().clone());
-        Verified::new(serde_json::from_value(whole).unwrap(), &known())
+        Verified::new(&serde_json::from_value(whole).unwrap(), &known())
     }
 
     #[test]

@@ -83,9 +83,10 @@ async fn who_asked_is_the_word_of_a_caller_with_a_certificate() {
             [(false, "ada", None), (true, "ada", Some("ada")), (true, "7", Some("7"))]
         {
             heard.lock().unwrap().clear();
-            let status = match proven {
-                true => call(secured().await, "GetProfile", &get, subject).await,
-                false => call(plain().await, "GetProfile", &get, subject).await,
+            let status = if proven {
+                call(secured().await, "GetProfile", &get, subject).await
+            } else {
+                call(plain().await, "GetProfile", &get, subject).await
             };
             assert_eq!(status, "0", "proven: {proven}");
             // feed may have been asked twice

@@ -217,6 +217,8 @@ fn targets() -> Vec<Form> {
 
 /// `:authority` and `host`, of which a proxy makes one.
 fn hosts() -> Vec<Form> {
+    const AUTHORITY: &[u8] = b":authority";
+    const HOST: &[u8] = b"host";
     let [method, scheme, _, path] = pseudo(b"GET", b"/api/topic/list");
     let authority = |name: &str, malformed: bool, given: &[Field<'_>]| {
         let mut head = vec![method, scheme, path];
@@ -225,8 +227,6 @@ fn hosts() -> Vec<Form> {
         head.extend(behind);
         raw(&format!("host, {name}"), malformed, &head)
     };
-    const AUTHORITY: &[u8] = b":authority";
-    const HOST: &[u8] = b"host";
     vec![
         authority("the same", false, &[(AUTHORITY, b"x"), (HOST, b"x")]),
         authority("another", true, &[(AUTHORITY, b"x"), (HOST, b"y")]),
