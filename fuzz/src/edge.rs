@@ -106,6 +106,7 @@ fn accepted() -> Accepted {
         context: Context::new(Instant::now()),
         time_limit: Duration::from_secs(1),
         length: None,
+        expects: false,
         head: 0,
         peer: None,
         admission: admission.clone(),

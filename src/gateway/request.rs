@@ -45,7 +45,9 @@ pub struct Accepted {
     pub time_limit: Duration,
     /// Length of the body, bytes, if the caller announced it.
     pub length: Option<u64>,
-    /// Bytes that the head holds.
+    /// True if the caller sends its body only when it is asked to (100, Continue).
+    pub expects: bool,
+    /// Bytes that the head holds while the body comes.
     pub head: usize,
     /// Its connection on HTTP/2, where it carries many requests.
     pub peer: Option<Peer>,
@@ -105,10 +107,14 @@ where
     S: Stream<Item = Result<B, warp::Error>>,
     B: Buf,
 {
-    if accepted.length.is_some_and(|length| length > MAX_BODY as u64) {
-        return Err(Problem::body_too_large(MAX_BODY)); // before a 100 (Continue) asks for it
-    }
     let mut parts = std::pin::pin!(body);
+    if accepted.length.is_some_and(|length| length > MAX_BODY as u64) {
+        // the end of the connection or a reset of the stream follows the answer, and a caller that still sends may see only that
+        if !accepted.expects {
+            let _ = tokio::time::timeout(DISCARD_TIME, discard(&mut parts)).await;
+        }
+        return Err(Problem::body_too_large(MAX_BODY));
+    }
     let read = read(&mut parts, accepted);
     let body = match crate::timeout::timeout(timeout, read).await {
         Ok(Ok(body)) => body,
