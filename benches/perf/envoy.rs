@@ -70,7 +70,9 @@ fn descriptors(dir: &Path) -> PathBuf {
     std::fs::create_dir_all(&api).expect("a directory");
     std::fs::write(api.join("annotations.proto"), ANNOTATIONS).expect("a file");
     let proto = std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("proto/feed.proto"));
-    let proto = proto.expect("feed.proto").replace("package feed;", "package feed;\nimport \"google/api/annotations.proto\";");
+    let proto = proto
+        .expect("feed.proto")
+        .replace("package feed;", "package feed;\nimport \"google/api/annotations.proto\";");
     let rule = |proto: String, rpc: &str, rule: &str| {
         let plain = format!("{rpc};");
         assert!(proto.contains(&plain), "no {plain} in feed.proto");
@@ -86,7 +88,9 @@ fn descriptors(dir: &Path) -> PathBuf {
     let output = Command::new(protoc)
         .arg("-I")
         .arg(dir)
-        .args(std::env::var("PROTOC_INCLUDE").map(|include| vec!["-I".to_owned(), include]).unwrap_or_default())
+        .args(
+            std::env::var("PROTOC_INCLUDE").map(|include| vec!["-I".to_owned(), include]).unwrap_or_default(),
+        )
         .args(["--include_imports", "--descriptor_set_out"])
         .arg(&out)
         .arg(dir.join("feed.proto"))

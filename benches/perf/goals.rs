@@ -45,7 +45,12 @@ use Measure::{AllCpu, GatewayCpu, Median, Memory, Peak, Tail};
 pub const GOALS: &[Goal] = &[
     Goal::ratio("CPU a request, bare / go", &[("bare", AllCpu)], &[("go", AllCpu)], AtMost(0.30)),
     Goal::ratio("CPU a request, everything / go", &[("everything", AllCpu)], &[("go", AllCpu)], AtMost(0.40)),
-    Goal::ratio("p99 at 70 % of go's peak, everything / go", &[("everything", Tail)], &[("go", Tail)], AtMost(0.33)),
+    Goal::ratio(
+        "p99 at 70 % of go's peak, everything / go",
+        &[("everything", Tail)],
+        &[("go", Tail)],
+        AtMost(0.33),
+    ),
     Goal::ratio("requests/s, bare / go", &[("bare", Peak)], &[("go", Peak)], AtLeast(2.5)),
     Goal::ratio("gateway CPU, bare / envoy", &[("bare", GatewayCpu)], &[("envoy", GatewayCpu)], AtMost(0.33)),
     Goal::ratio(

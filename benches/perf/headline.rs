@@ -147,7 +147,11 @@ fn choose(options: &Options) -> Result<Vec<Side>, String> {
         return Err(format!("there is no side {name}; there are {}", names.join(", ")));
     }
     let wanted = |side: &Side| {
-        if options.names.is_empty() { !(options.short && side.layer) } else { options.names.contains(&side.name) }
+        if options.names.is_empty() {
+            !(options.short && side.layer)
+        } else {
+            options.names.contains(&side.name)
+        }
     };
     Ok(all.into_iter().filter(wanted).collect())
 }
@@ -158,8 +162,8 @@ fn measure(side: &Side, running: &Running, options: &Options, results: &mut Resu
     let warm_up = f64::from(WARM_UP);
     if !side.layer {
         let (rate, p50, p99, failed) = if running.kind == Kind::Http {
-            wrk::run(&running.url(), WARM_UP);
-            let peak = wrk::run(&running.url(), options.seconds);
+            wrk::run(&running.url(), wrk::CONNECTIONS, WARM_UP);
+            let peak = wrk::run(&running.url(), wrk::CONNECTIONS, options.seconds);
             (peak.rate, peak.p50, peak.p99, peak.failed)
         } else {
             let amount = Amount::Calls(wrk::CONNECTIONS);
@@ -197,7 +201,8 @@ fn measure(side: &Side, running: &Running, options: &Options, results: &mut Resu
 }
 
 fn load(running: &Running, amount: Amount, warm_up: f64, seconds: f64, processes: &[u32]) -> Measured {
-    let load = Load { kind: running.kind, addr: running.addr, path: PATH.to_owned(), amount, warm_up, seconds };
+    let load =
+        Load { kind: running.kind, addr: running.addr, path: PATH.to_owned(), amount, warm_up, seconds };
     load::measure(&load, processes)
 }
 
@@ -222,7 +227,8 @@ fn counts(measured: &Measured, side: &str, rate: f64, results: &mut Results) -> 
 fn tails(chosen: &[Side], options: &Options, etcd: &Etcd, results: &mut Results) {
     let Some(peak) = results.median("go", Measure::Peak) else { return };
     let (program, rate) = (program(), (peak * TAIL).round());
-    let sides: Vec<_> = chosen.iter().filter(|side| ["bare", "everything", "go"].contains(&side.name.as_str())).collect();
+    let sides: Vec<_> =
+        chosen.iter().filter(|side| ["bare", "everything", "go"].contains(&side.name.as_str())).collect();
     for round in 0..options.rounds {
         for step in 0..sides.len() {
             let side = sides[(round + step) % sides.len()];
@@ -236,7 +242,10 @@ fn tails(chosen: &[Side], options: &Options, etcd: &Etcd, results: &mut Results)
 
 /// Reads the memory of gateways under a little load.
 fn memories(chosen: &[Side], etcd: &Etcd, results: &mut Results) {
-    for side in chosen.iter().filter(|side| matches!(side.made, Made::Chain(..) | Made::Envoy | Made::Peer(_)) && !side.layer) {
+    for side in chosen
+        .iter()
+        .filter(|side| matches!(side.made, Made::Chain(..) | Made::Envoy | Made::Peer(_)) && !side.layer)
+    {
         let running = side.start(&program(), etcd);
         load(&running, Amount::Rate(MEMORY_RATE), 0.0, MEMORY_SECONDS, &[]);
         results.note(&side.name, Measure::Memory, running.gateway.map(memory));

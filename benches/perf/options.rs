@@ -84,7 +84,10 @@ impl Options {
 }
 
 fn number(name: &str, text: &str) -> Result<u32, String> {
-    text.parse().ok().filter(|number| *number > 0).ok_or_else(|| format!("{name} wants a whole number above 0"))
+    text.parse()
+        .ok()
+        .filter(|number| *number > 0)
+        .ok_or_else(|| format!("{name} wants a whole number above 0"))
 }
 
 fn program(path: &str) -> Result<PathBuf, String> {

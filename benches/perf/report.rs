@@ -34,7 +34,8 @@ pub fn write(options: &Options, sides: &[Side], results: &Results, goals: &[Verd
         "command": options.command, "machine": machine(), "version": version(), "rate": options.rate,
         "seconds": options.seconds, "results": results, "goals": goals.iter().map(verdict).collect::<Vec<_>>(),
     });
-    std::fs::write(dir.join("perf.json"), serde_json::to_string_pretty(&json).expect("JSON")).expect("a file");
+    std::fs::write(dir.join("perf.json"), serde_json::to_string_pretty(&json).expect("JSON"))
+        .expect("a file");
     println!("\n{table}");
     if options.accept {
         accept(&root.join("docs/performance.md"), &table);
@@ -49,8 +50,11 @@ fn summary(options: &Options, results: &Results, goals: &[Verdict]) -> String {
         return if void { "void: the machine was not quiet".to_owned() } else { "compared".to_owned() };
     }
     let count = |met| goals.iter().filter(|verdict| verdict.met() == met).count();
-    let missed: Vec<_> =
-        goals.iter().filter(|verdict| verdict.met() == Some(false)).map(|verdict| verdict.goal.about).collect();
+    let missed: Vec<_> = goals
+        .iter()
+        .filter(|verdict| verdict.met() == Some(false))
+        .map(|verdict| verdict.goal.about)
+        .collect();
     let missed = if missed.is_empty() { String::new() } else { format!(" ({})", missed.join("; ")) };
     format!(
         "{}{} goals met, {} missed{missed}, {} not measured",
@@ -85,11 +89,16 @@ fn table(options: &Options, sides: &[Side], results: &Results, goals: &[Verdict]
             ("mean latency", Measure::Mean),
         ] {
             let value = |side, round| results.value(side, measure, round);
-            let ratios = (0..results.rounds).filter_map(|round| Some(value("after", round)? / value("before", round)?));
+            let ratios = (0..results.rounds)
+                .filter_map(|round| Some(value("after", round)? / value("before", round)?));
             let ratios: Vec<_> = ratios.collect();
             if !ratios.is_empty() {
                 let found = Comparison::of(ratios, results.others);
-                let _ = writeln!(text, "| {name} | {:.3} | {:.3} to {:.3} |", found.median, found.low, found.high);
+                let _ = writeln!(
+                    text,
+                    "| {name} | {:.3} | {:.3} to {:.3} |",
+                    found.median, found.low, found.high
+                );
             }
         }
     } else {
@@ -145,11 +154,15 @@ fn layers(sides: &[Side], results: &Results) -> String {
             continue;
         }
         if text.is_empty() {
-            text += "\n| CPU us a request that `everything` needs more than | | 95 % interval |\n|---|---|---|\n";
+            text +=
+                "\n| CPU us a request that `everything` needs more than | | 95 % interval |\n|---|---|---|\n";
         }
         let found = Comparison::of(differences, results.others);
-        let _ =
-            writeln!(text, "| `{}`: {} | {:.1} | {:.1} to {:.1} |", side.name, side.about, found.median, found.low, found.high);
+        let _ = writeln!(
+            text,
+            "| `{}`: {} | {:.1} | {:.1} to {:.1} |",
+            side.name, side.about, found.median, found.low, found.high
+        );
     }
     text
 }

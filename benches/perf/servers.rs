@@ -101,7 +101,9 @@ impl Feed for Fixed {
         if let Some(places) = &self.places {
             let Ok(_waiting) = self.waiting.try_acquire() else {
                 let mut status = Status::unavailable("overloaded");
-                status.metadata_mut().insert("grpc-retry-pushback-ms", PUSHBACK_MS.parse().expect("a number"));
+                status
+                    .metadata_mut()
+                    .insert("grpc-retry-pushback-ms", PUSHBACK_MS.parse().expect("a number"));
                 return Err(status);
             };
             let _place = places.acquire().await.expect("open");

@@ -63,9 +63,17 @@ pub fn all(peers: &[Peer]) -> Vec<Side> {
         side("warp", "a filter of warp, `hello`", Made::Server("warp")),
         side("tonic", "tonic's channel, one connection, and server", Made::Calls(Kind::Tonic)),
         side("client", "our client, all layers, and tonic's server", Made::Calls(Kind::Client)),
-        side("layers-off", "our chain, the layers that settings can turn off are off", Made::Chain(None, without)),
+        side(
+            "layers-off",
+            "our chain, the layers that settings can turn off are off",
+            Made::Chain(None, without),
+        ),
         side("bare", "our chain as it comes, no traces", Made::Chain(None, vec![])),
-        side("everything", "our chain, 1 % of requests traced, slow ones logged", Made::Chain(traced, vec![])),
+        side(
+            "everything",
+            "our chain, 1 % of requests traced, slow ones logged",
+            Made::Chain(traced, vec![]),
+        ),
         side("traces-all", "our chain, every request traced", Made::Chain(Some(1.0), vec![])),
     ];
     if envoy::program().is_some() {

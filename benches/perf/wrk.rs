@@ -17,11 +17,11 @@ pub struct Peak {
     pub failed: u64,
 }
 
-/// Asks for so many whole seconds; panics if `wrk` is not there or says nothing.
-pub fn run(url: &str, seconds: u32) -> Peak {
+/// Asks over so many connections for so many whole seconds; panics if `wrk` is not there or says nothing.
+pub fn run(url: &str, connections: u32, seconds: u32) -> Peak {
     let mut command = Command::new("timeout");
     command.arg((seconds + 20).to_string()).args(["wrk", "-t1", "--latency"]);
-    command.arg(format!("-c{CONNECTIONS}")).arg(format!("-d{seconds}s")).arg(url);
+    command.arg(format!("-c{connections}")).arg(format!("-d{seconds}s")).arg(url);
     let output = command.output().expect("timeout is installed");
     let text = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success(), "wrk failed: {text}{}", String::from_utf8_lossy(&output.stderr));

@@ -60,7 +60,8 @@ impl Http {
     async fn connect(&self) -> Result<SendRequest<Empty<Bytes>>, String> {
         let stream = TcpStream::connect(self.addr).await.map_err(|error| error.to_string())?;
         stream.set_nodelay(true).map_err(|error| error.to_string())?;
-        let (sender, connection) = handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
+        let (sender, connection) =
+            handshake(TokioIo::new(stream)).await.map_err(|error| error.to_string())?;
         tokio::spawn(connection);
         Ok(sender)
     }

@@ -101,9 +101,8 @@ pub async fn drive(load: &Load, caller: Rc<dyn Caller>) -> Outcome {
     match load.amount {
         Amount::Rate(rate) => open(rate, &caller, &notes).await,
         Amount::Calls(calls) => {
-            let tasks: Vec<_> = (0..calls)
-                .map(|_| tokio::task::spawn_local(closed(caller.clone(), notes.clone())))
-                .collect();
+            let tasks: Vec<_> =
+                (0..calls).map(|_| tokio::task::spawn_local(closed(caller.clone(), notes.clone()))).collect();
             for task in tasks {
                 task.await.expect("no panic");
             }

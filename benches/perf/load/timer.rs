@@ -14,7 +14,10 @@ impl Timer {
     pub fn new() -> Self {
         let flags = TimerfdFlags::NONBLOCK | TimerfdFlags::CLOEXEC;
         let timer = timerfd_create(TimerfdClockId::Monotonic, flags).expect("a timer");
-        #[expect(deprecated, reason = "an OwnedFd is what the new, unsafe function asks for; unsafe code is forbidden")]
+        #[expect(
+            deprecated,
+            reason = "an OwnedFd is what the new, unsafe function asks for; unsafe code is forbidden"
+        )]
         Self(AsyncFd::new(timer).expect("a runtime"))
     }
 
