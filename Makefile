@@ -32,6 +32,7 @@ test: deps ## every check and test; stops at the first step that fails
 	cargo test --locked --doc
 	@rm -f $(SKIPPED)
 	tests/suite
+	cargo bench --locked --quiet --profile dev --bench units -- --test --quiet
 	tests/counts
 	@$(say-skipped)
 

@@ -218,9 +218,9 @@ async fn read(body: Bytes, mut accepted: Accepted) -> FeedRecord {
     let parts = stream::iter([Ok(body)]);
     let read = request::body(parts, Duration::from_secs(1), &mut accepted).await;
     let Ok((mut fields, _permit)) = read else { unreachable!("the body is JSON") };
-    let mut integer = |name| fields.integer(name).ok().expect("a number");
+    let mut integer = |name| fields.integer(name).expect("a number");
     let (id, user_id) = (integer("id"), integer("user_id"));
-    FeedRecord { id, user_id, content: fields.text("content").ok().expect("a text") }
+    FeedRecord { id, user_id, content: fields.text("content").expect("a text") }
 }
 
 async fn open(url: &str) -> Arc<dyn FeedStore> {

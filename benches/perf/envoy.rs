@@ -21,7 +21,7 @@ message HttpRule {
 
 /// Envoy and a feed service.
 pub struct Envoy {
-    pub envoy: Process,
+    pub proxy: Process,
     pub feed: Process,
     pub addr: SocketAddr,
     _dir: tempfile::TempDir,
@@ -43,7 +43,7 @@ impl Envoy {
         let prefix = prefix();
         let feed = Role {
             program: ours,
-            role: "feed",
+            name: "feed",
             addr: service,
             admin: free_addr(),
             etcd: etcd.addr,
@@ -58,9 +58,9 @@ impl Envoy {
         let mut command = Command::new(program);
         command.arg("-c").arg(&file).args(["--concurrency", "1", "-l", "error"]);
         command.args(["--use-dynamic-base-id", "--disable-hot-restart"]);
-        let envoy = Process::start(&mut command);
+        let proxy = Process::start(&mut command);
         fill(addr);
-        Self { envoy, feed, addr, _dir: dir }
+        Self { proxy, feed, addr, _dir: dir }
     }
 }
 

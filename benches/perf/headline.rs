@@ -133,13 +133,13 @@ pub fn run(options: &Options) -> ExitCode {
 }
 
 fn choose(options: &Options) -> Result<Vec<Side>, String> {
-    if let Some(builds) = &options.builds {
+    if let Some([before, after]) = &options.builds {
         let url = if options.sqlite { "sqlite:DIR/feed.db" } else { "memory:" };
         let side = |name: &str, program: &PathBuf| {
             let made = Made::Build(program.clone(), url);
             Side { name: name.to_owned(), about: "", made, layer: false }
         };
-        return Ok(vec![side("before", &builds[0]), side("after", &builds[1])]);
+        return Ok(vec![side("before", before), side("after", after)]);
     }
     let all = sides::all(&options.peers);
     if let Some(name) = options.names.iter().find(|name| all.iter().all(|side| side.name != **name)) {

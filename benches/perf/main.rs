@@ -9,13 +9,13 @@
 
 #![expect(
     clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
     clippy::cast_precision_loss,
     clippy::cast_sign_loss,
     clippy::expect_used,
     clippy::panic,
     clippy::print_stderr,
     clippy::print_stdout,
-    clippy::unwrap_used,
     reason = "a measurement fails by panicking, and prints what it finds"
 )]
 

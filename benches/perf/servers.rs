@@ -67,7 +67,7 @@ async fn serve_warp(listener: TcpListener) {
     let service = TowerToHyperService::new(warp::service(filter));
     loop {
         let stream = accept(&listener).await;
-        tokio::spawn(http1::Builder::new().serve_connection(stream, service.clone()));
+        tokio::spawn(http1::Builder::new().serve_connection(stream, service));
     }
 }
 

@@ -140,7 +140,7 @@ impl Side {
             }
             Made::Envoy => {
                 let envoy = Envoy::start(&envoy::program().expect("Envoy"), program, etcd);
-                let (gateway, services) = (Some(envoy.envoy.id()), vec![envoy.feed.id()]);
+                let (gateway, services) = (Some(envoy.proxy.id()), vec![envoy.feed.id()]);
                 Running { gateway, services, kind, addr: envoy.addr, guards: vec![Box::new(envoy)] }
             }
             Made::Peer(peer) => {

@@ -48,7 +48,7 @@ pub type Setting = (&'static str, String);
 /// A role of the program.
 pub struct Role<'a> {
     pub program: &'a Path,
-    pub role: &'a str,
+    pub name: &'a str,
     pub addr: SocketAddr,
     pub admin: SocketAddr,
     pub etcd: SocketAddr,
@@ -59,8 +59,8 @@ pub struct Role<'a> {
 impl Role<'_> {
     pub fn start(&self) -> Process {
         let mut command = Command::new(self.program);
-        let flag = if self.role == "apigateway" { "--http-addr" } else { "--addr" };
-        command.arg(self.role).args([flag, &self.addr.to_string()]);
+        let flag = if self.name == "apigateway" { "--http-addr" } else { "--addr" };
+        command.arg(self.name).args([flag, &self.addr.to_string()]);
         command.args(["--debug-addr", &self.admin.to_string(), "--etcd-addr", &self.etcd.to_string()]);
         for (name, _) in std::env::vars().filter(|(name, _)| name.starts_with("MSA__")) {
             command.env_remove(name);
@@ -69,7 +69,7 @@ impl Role<'_> {
         // a role knows its own settings only
         let other = |key: &str| {
             let section = key.split('.').next().unwrap_or_default();
-            match self.role {
+            match self.name {
                 "apigateway" => ["grpc", "store"].contains(&section),
                 _ => ["http", "client"].contains(&section),
             }
@@ -107,10 +107,10 @@ impl Chain {
             settings.push(("trace.sample_ratio", ratio.to_string()));
             serve("sink", addr)
         });
-        let role = |role, addr| {
+        let role = |name, addr| {
             let admin = free_addr();
             let etcd = etcd.addr;
-            Role { program, role, addr, admin, etcd, prefix: &prefix, settings: &settings }.start()
+            Role { program, name, addr, admin, etcd, prefix: &prefix, settings: &settings }.start()
         };
         let (feed, gateway) = (role("feed", free_addr()), role("apigateway", addr));
         fill(addr);

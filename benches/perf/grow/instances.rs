@@ -22,11 +22,11 @@ pub fn run() -> Vec<Panel> {
     for count in COUNTS {
         let (etcd, prefix, service) = (Etcd::start(), prefix(), free_addr());
         let port = service.port();
-        let settings = [setting("grpc.advertise_addr", service), setting("grpc.max_connections", 20_000)];
+        let settings = [setting("grpc.advertise_addr", &service), setting("grpc.max_connections", &20_000)];
         let program = program();
         let feed = Role {
             program: &program,
-            role: "feed",
+            name: "feed",
             addr: ([0, 0, 0, 0], port).into(),
             admin: free_addr(),
             etcd: etcd.addr,
@@ -49,9 +49,10 @@ pub fn run() -> Vec<Panel> {
         let clock = Clock::start(id);
         std::thread::sleep(std::time::Duration::from_secs(IDLE));
         let resting = clock.seconds() / IDLE as f64 * 1e3;
+        // before the load, whose bursts leave memory behind
+        let held = memory(id);
         let measured = ask(gateway.addr, RATE, &[id]);
         let each = measured.cpu[0] / measured.outcome.answered as f64 * 1e6;
-        let held = memory(id);
         println!(
             "  {count} instances: {each:.1} us a request, {held:.1} MB, idle {resting:.2} ms a second, registered and connected in {took:.1} s, {} failed",
             measured.outcome.failed

@@ -80,11 +80,11 @@ impl Gateway {
     fn start(etcd: &Etcd, prefix: &str, settings: &[Setting]) -> Self {
         let (addr, admin, program) = (free_addr(), free_addr(), super::headline::program());
         let role =
-            Role { program: &program, role: "apigateway", addr, admin, etcd: etcd.addr, prefix, settings };
+            Role { program: &program, name: "apigateway", addr, admin, etcd: etcd.addr, prefix, settings };
         Self { process: role.start(), addr, admin }
     }
 }
 
-fn setting(key: &'static str, value: impl ToString) -> Setting {
+fn setting(key: &'static str, value: &dyn ToString) -> Setting {
     (key, value.to_string())
 }

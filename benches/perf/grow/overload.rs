@@ -16,7 +16,7 @@ pub fn run() -> Vec<Panel> {
     let _slow = serve("slow", service);
     register(&etcd, &prefix, &service.to_string());
     // an earlier answer would not tell whether the service had answered
-    let gateway = Gateway::start(&etcd, &prefix, &[setting("client.fallback_kib", 0)]);
+    let gateway = Gateway::start(&etcd, &prefix, &[setting("client.fallback_kib", &0)]);
     let (mut good, mut p99, mut share) = (Vec::new(), Vec::new(), Vec::new());
     for load in LOADS {
         let measured = ask(gateway.addr, load * KNEE, &[gateway.process.id()]);

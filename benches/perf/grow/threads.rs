@@ -22,7 +22,7 @@ pub fn run() -> Vec<Panel> {
     let etcd = Etcd::start();
     let (mut rates, mut costs) = (Vec::new(), Vec::new());
     for threads in [1, cores] {
-        let chain = Chain::start(&program(), &etcd, None, &[setting("runtime.threads", threads)]);
+        let chain = Chain::start(&program(), &etcd, None, &[setting("runtime.threads", &threads)]);
         let url = format!("http://{}{PATH}", chain.addr);
         let (mut rate, mut cost) = (Vec::new(), Vec::new());
         for connections in CONNECTIONS {
