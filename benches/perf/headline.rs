@@ -124,7 +124,7 @@ pub fn run(options: &Options) -> ExitCode {
     }
     if options.builds.is_none() {
         tails(&chosen, options, &etcd, &mut results);
-        memories(&chosen, &etcd, &mut results);
+        memories(&chosen, options.short, &etcd, &mut results);
     }
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as f64;
     let of_peers: f64 = peer_clocks.iter().map(Clock::seconds).sum();
@@ -137,7 +137,7 @@ fn choose(options: &Options) -> Result<Vec<Side>, String> {
         let url = if options.sqlite { "sqlite:DIR/feed.db" } else { "memory:" };
         let side = |name: &str, program: &PathBuf| {
             let made = Made::Build(program.clone(), url);
-            Side { name: name.to_owned(), about: "", made, layer: false }
+            Side { name: name.to_owned(), about: report::version(program), made, layer: false }
         };
         return Ok(vec![side("before", before), side("after", after)]);
     }
@@ -240,12 +240,13 @@ fn tails(chosen: &[Side], options: &Options, etcd: &Etcd, results: &mut Results)
     }
 }
 
-/// Reads the memory of gateways under a little load.
-fn memories(chosen: &[Side], etcd: &Etcd, results: &mut Results) {
-    for side in chosen
-        .iter()
-        .filter(|side| matches!(side.made, Made::Chain(..) | Made::Envoy | Made::Peer(_)) && !side.layer)
-    {
+/// Reads the memory of gateways under a little load; in a short run only of the one that has a goal.
+fn memories(chosen: &[Side], short: bool, etcd: &Etcd, results: &mut Results) {
+    let wanted = |side: &&Side| {
+        let gateway = matches!(side.made, Made::Chain(..) | Made::Envoy | Made::Peer(_));
+        gateway && !side.layer && (!short || side.name == "everything")
+    };
+    for side in chosen.iter().filter(wanted) {
         let running = side.start(&program(), etcd);
         load(&running, Amount::Rate(MEMORY_RATE), 0.0, MEMORY_SECONDS, &[]);
         results.note(&side.name, Measure::Memory, running.gateway.map(memory));

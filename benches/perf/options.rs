@@ -90,12 +90,11 @@ fn number(name: &str, text: &str) -> Result<u32, String> {
         .ok_or_else(|| format!("{name} wants a whole number above 0"))
 }
 
+/// Finds a program, from where the command was called.
 fn program(path: &str) -> Result<PathBuf, String> {
-    if Path::new(path).is_file() {
-        Ok(Path::new(path).canonicalize().map_err(|error| format!("{path}: {error}"))?)
-    } else {
-        Err(format!("{path} is no program"))
-    }
+    let from = std::env::var_os("PERF_FROM").map(PathBuf::from).unwrap_or_default();
+    let program = from.join(path);
+    if program.is_file() { Ok(program) } else { Err(format!("{path} is no program")) }
 }
 
 /// Reads `NAME=http://ADDR:PID,PID...`.

@@ -31,7 +31,7 @@ pub fn write(options: &Options, sides: &[Side], results: &Results, goals: &[Verd
         })
     };
     let json = serde_json::json!({
-        "command": options.command, "machine": machine(), "version": version(), "rate": options.rate,
+        "command": options.command, "machine": machine(), "version": version(&program()), "rate": options.rate,
         "seconds": options.seconds, "results": results, "goals": goals.iter().map(verdict).collect::<Vec<_>>(),
     });
     std::fs::write(dir.join("perf.json"), serde_json::to_string_pretty(&json).expect("JSON"))
@@ -73,7 +73,7 @@ fn table(options: &Options, sides: &[Side], results: &Results, goals: &[Verdict]
         options.seconds,
         options.rate,
         machine(),
-        version(),
+        version(&program()),
         results.others * 100.0
     );
     text += "| Side | requests/s (least to greatest) | p50 / p99 ms at the peak | CPU us a request at the fixed rate: gateway + service | mean / p99 us there | MB |\n|---|---|---|---|---|---|\n";
@@ -195,8 +195,9 @@ fn machine() -> String {
     format!("{cores} cores, {model}")
 }
 
-fn version() -> String {
-    let output = Command::new(program()).arg("--version").output().expect("the program");
+/// Returns what a program says that it is.
+pub fn version(program: &Path) -> String {
+    let output = Command::new(program).arg("--version").output().expect("the program");
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
 }
 

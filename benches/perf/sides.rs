@@ -29,7 +29,7 @@ pub enum Made {
 #[derive(Clone, Debug)]
 pub struct Side {
     pub name: String,
-    pub about: &'static str,
+    pub about: String,
     pub made: Made,
     /// Whether only its cost is of interest, at a fixed rate: a chain with one layer off.
     pub layer: bool,
@@ -55,7 +55,12 @@ fn layers() -> [(&'static str, &'static str, Vec<Setting>); 4] {
 
 /// Returns every side in the order of the table.
 pub fn all(peers: &[Peer]) -> Vec<Side> {
-    let side = |name: &str, about, made| Side { name: name.to_owned(), about, made, layer: false };
+    let side = |name: &str, about: &str, made| Side {
+        name: name.to_owned(),
+        about: about.to_owned(),
+        made,
+        layer: false,
+    };
     let traced = Some(0.01);
     let without: Vec<Setting> = layers().into_iter().flat_map(|(_, _, settings)| settings).collect();
     let mut sides = vec![
@@ -76,7 +81,9 @@ pub fn all(peers: &[Peer]) -> Vec<Side> {
         ),
         side("traces-all", "our chain, every request traced", Made::Chain(Some(1.0), vec![])),
     ];
-    if envoy::program().is_some() {
+    if envoy::program().is_none() {
+        println!("Envoy is not there, its side is left out: ENVOY names the program");
+    } else {
         sides.push(side("envoy", "Envoy as transcoder before our feed service", Made::Envoy));
     }
     sides.extend(peers.iter().map(|peer| side(&peer.name, "a peer", Made::Peer(peer.clone()))));

@@ -28,7 +28,8 @@ pub fn run(url: &str, connections: u32, seconds: u32) -> Peak {
     parse(&text).unwrap_or_else(|| panic!("not what wrk says: {text}"))
 }
 
-fn parse(text: &str) -> Option<Peak> {
+/// Reads what `wrk` prints with `--latency`.
+pub fn parse(text: &str) -> Option<Peak> {
     let value = |name: &str| text.lines().find_map(|line| line.trim().strip_prefix(name)).map(str::trim);
     let failed = value("Non-2xx or 3xx responses:").map_or(0, |number| number.parse().unwrap_or(u64::MAX));
     let errors = value("Socket errors:").map_or(0, |line| {
