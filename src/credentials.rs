@@ -1,5 +1,7 @@
 //! Files with passwords and certificates, as settings name them. What a file holds is never told.
 
+pub mod follow;
+
 use std::io::Read as _;
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
@@ -9,9 +11,14 @@ use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+use x509_cert::Certificate;
+use x509_cert::der::Decode as _;
+use x509_cert::ext::pkix::{BasicConstraints, KeyUsage};
 
 /// Largest file that is read, bytes: several times the bundle of all public authorities.
 const LONGEST: u64 = 1 << 20;
+/// Longest subject of a certificate that an error names, characters.
+const MAX_SUBJECT: usize = 256;
 
 /// A file that cannot be used. The text names the setting and the path, never what the file holds.
 #[derive(Debug, thiserror::Error)]
@@ -115,6 +122,33 @@ impl Source {
         }
     }
 
+    /// Returns the certificates in the file, each of which must be that of an authority: whoever has the key of what is
+    /// trusted here can make a certificate for any name.
+    ///
+    /// # Errors
+    /// Those of [`Self::chain`], and the first certificate that may not sign others.
+    pub fn authorities(&self) -> Result<Vec<CertificateDer<'static>>, Unusable> {
+        self.anchors(|_| false)
+    }
+
+    /// The same, and certificates that `pinned` takes although they are no authority's.
+    fn anchors(
+        &self,
+        pinned: impl Fn(&Certificate) -> bool,
+    ) -> Result<Vec<CertificateDer<'static>>, Unusable> {
+        let chain = self.chain()?;
+        for certificate in &chain {
+            let read = Certificate::from_der(certificate)
+                .map_err(|_| self.refuse("holds a certificate that cannot be read"))?;
+            if !is_authority(&read) && !pinned(&read) {
+                let subject: String = read.tbs_certificate.subject.to_string();
+                let subject: String = subject.chars().filter(|c| !c.is_control()).take(MAX_SUBJECT).collect();
+                return Err(self.refuse(format_args!("holds `{subject}`, which is no authority (cA)")));
+            }
+        }
+        Ok(chain)
+    }
+
     /// Returns the private key in the file.
     ///
     /// # Errors
@@ -125,14 +159,30 @@ impl Source {
     }
 }
 
+/// Returns true if a certificate says that its key may sign others (RFC 5280, 4.2.1.3 and 4.2.1.9).
+fn is_authority(certificate: &Certificate) -> bool {
+    let certificate = &certificate.tbs_certificate;
+    let (Ok(constraints), Ok(usage)) = (certificate.get::<BasicConstraints>(), certificate.get::<KeyUsage>())
+    else {
+        return false;
+    };
+    constraints.is_some_and(|(_, constraints)| constraints.ca)
+        && usage.is_none_or(|(_, usage)| usage.key_cert_sign())
+}
+
+/// Returns true if a certificate names no other issuer.
+fn is_self_signed(certificate: &Certificate) -> bool {
+    certificate.tbs_certificate.subject == certificate.tbs_certificate.issuer
+}
+
 /// Reads what a client needs for TLS: the authorities that it trusts, and, if it has one, its own certificate with the
-/// key.
+/// key. The certificate that a server has signed for itself is taken, too: that is how a single database is often set up.
 ///
 /// # Errors
 /// The first file that cannot be read or does not hold what it should.
 pub fn tls(authorities: &Source, own: Option<(&Source, &Source)>) -> Result<ClientConfig, Unusable> {
     let mut roots = RootCertStore::empty();
-    for authority in authorities.chain()? {
+    for authority in authorities.anchors(is_self_signed)? {
         roots.add(authority).map_err(|error| authorities.refuse(error))?;
     }
     let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
@@ -195,6 +245,52 @@ mod tests {
         assert!(refusal().starts_with("`cert_file`: "), "{}", refusal());
         write("ca", &"-".repeat(usize::try_from(LONGEST).unwrap() + 1));
         assert!(refusal().ends_with("/ca: is longer than 1048576 bytes"), "{}", refusal());
+    }
+
+    /// Whoever has the key of a certificate that is trusted can make others of any name.
+    #[test]
+    fn what_is_trusted_is_an_authority() {
+        use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, KeyUsagePurpose};
+        let dir = tempfile::tempdir().unwrap();
+        let file = Source::new("tls.ca_file", Path::new("ca"), Some(dir.path()));
+        let params = |name: &str, is_ca: IsCa, usages: &[KeyUsagePurpose]| {
+            let mut params = CertificateParams::new(Vec::new()).unwrap();
+            params.distinguished_name.push(DnType::CommonName, name);
+            (params.is_ca, params.key_usages) = (is_ca, usages.to_vec());
+            params
+        };
+        let ca = || IsCa::Ca(BasicConstraints::Unconstrained);
+        let (key, sign) = (KeyPair::generate().unwrap(), KeyUsagePurpose::KeyCertSign);
+        let authority = params("authority", ca(), std::slice::from_ref(&sign));
+        let (root, issuer) = (authority.self_signed(&key).unwrap().pem(), Issuer::new(authority, &key));
+        let signed = |name: &str, is_ca: IsCa, usages: &[KeyUsagePurpose]| {
+            params(name, is_ca, usages).signed_by(&KeyPair::generate().unwrap(), &issuer).unwrap().pem()
+        };
+        let own = |name: &str, is_ca: IsCa| {
+            params(name, is_ca, &[]).self_signed(&KeyPair::generate().unwrap()).unwrap().pem()
+        };
+        let signature = KeyUsagePurpose::DigitalSignature;
+        // and whether it is taken for a server that has signed its own certificate
+        for (name, pem, taken, pinned) in [
+            ("root", root.clone(), true, true),
+            ("intermediate", signed("intermediate", ca(), &[sign]), true, true),
+            ("usages unsaid", own("usages unsaid", ca()), true, true),
+            ("leaf", signed("leaf", IsCa::NoCa, &[]), false, false),
+            ("explicit", signed("explicit", IsCa::ExplicitNoCa, &[]), false, false),
+            ("signs nothing", signed("signs nothing", ca(), &[signature]), false, false),
+            ("own", own("own", IsCa::NoCa), false, true),
+        ] {
+            std::fs::write(file.path(), format!("{root}{pem}")).unwrap();
+            for (read, wanted) in
+                [(file.authorities().map(|_| ()), taken), (tls(&file, None).map(|_| ()), pinned)]
+            {
+                let want = format!("/ca: holds `CN={name}`, which is no authority (cA)");
+                match read {
+                    Ok(()) => assert!(wanted, "{name} is taken"),
+                    Err(error) => assert!(!wanted && error.to_string().ends_with(&want), "{name}: {error}"),
+                }
+            }
+        }
     }
 
     fn make() -> (String, String) {

@@ -15,12 +15,13 @@ mod postgres;
 mod registry;
 mod server;
 mod settings;
+mod tokens;
 
 /// A kind of input: its name, which is that of its fuzzer and of its folder in `corpus`, and its function.
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every kind of input.
-pub const TARGETS: [Target; 12] = [
+pub const TARGETS: [Target; 14] = [
     ("json_body", edge::json_body),
     ("query", edge::query),
     ("header_set", headers::header_set),
@@ -33,6 +34,8 @@ pub const TARGETS: [Target; 12] = [
     ("http1_gateway", server::http1_gateway),
     ("http2_service", server::http2_service),
     ("postgres_rows", postgres::rows),
+    ("bearer_token", tokens::bearer_token),
+    ("key_set", tokens::key_set),
 ];
 
 /// Feeds an input to the target of this name.

@@ -1,7 +1,7 @@
 //! Keeps web pages away from the admin listener. A browser on this host reaches loopback for any page: by a plain link, or
 //! under a name of the page's own that was rebound to 127.0.0.1, which makes the page and the listener one site.
 //!
-//! What only reads numbers ([`FOR_ANY_HOST`]) is answered under any name, since Prometheus and load balancers use names
+//! What only reads numbers (`FOR_ANY_HOST`) is answered under any name, since Prometheus and load balancers use names
 //! that nobody configures here. Everything else has to be asked for by address, as `localhost`, or by a name of this
 //! process; a page cannot choose these.
 
@@ -13,17 +13,24 @@ use super::reply::Refusal;
 use crate::server::strict::host_name;
 
 /// Targets that have no effect and that monitoring asks for; `*` is the server itself.
-pub const FOR_ANY_HOST: [&str; 5] = ["/metrics", "/livez", "/readyz", "/sd/targets", "*"];
+const FOR_ANY_HOST: [&str; 5] = ["/metrics", "/livez", "/readyz", "/sd/targets", "*"];
 /// Where GET has an effect, which a page could have by an image or a link.
 pub const PROFILES: &str = "/debug/pprof/";
 /// What a browser says of the page that makes it ask: `same-origin`, `none` (the user typed the address), or another site.
 const FETCH_SITE: HeaderName = HeaderName::from_static("sec-fetch-site");
 
-/// Refuses what a page of another site asks for. `names` are those of this process.
+/// Returns true for a request that is answered under any name, and to whoever shows no token.
+#[must_use]
+pub fn is_for_any_host<B>(request: &Request<B>) -> bool {
+    FOR_ANY_HOST.contains(&request.uri().path())
+}
+
+/// Refuses what a page of another site asks for. `names` are those of this process, under one of which it must be asked
+/// unless it is `for_any_host`.
 ///
 /// # Errors
 /// 403 for a foreign origin, 421 for a name that is none of this process.
-pub fn check<B>(request: &Request<B>, names: &[String]) -> Result<(), Refusal> {
+pub fn check<B>(request: &Request<B>, for_any_host: bool, names: &[String]) -> Result<(), Refusal> {
     let (uri, headers) = (request.uri(), request.headers());
     let host = match uri.authority() {
         Some(authority) => Some(authority.as_str()),
@@ -41,7 +48,7 @@ pub fn check<B>(request: &Request<B>, names: &[String]) -> Result<(), Refusal> {
             "origin: pages of other sites are not answered".to_owned(),
         ));
     }
-    if FOR_ANY_HOST.contains(&uri.path()) {
+    if for_any_host {
         return Ok(());
     }
     let elsewhere = |site: &http::HeaderValue| site != "same-origin" && site != "none";
@@ -75,7 +82,8 @@ mod tests {
     fn status(path: &str, headers: &[(&str, &str)]) -> u16 {
         let request =
             headers.iter().fold(Request::get(path), |request, (name, value)| request.header(*name, *value));
-        match check(&request.body(()).unwrap(), &["node-0.example".to_owned()]) {
+        let request = request.body(()).unwrap();
+        match check(&request, is_for_any_host(&request), &["node-0.example".to_owned()]) {
             Ok(()) => 200,
             Err(Refusal(status, _)) => status.as_u16(),
         }

@@ -122,13 +122,14 @@ impl Handler {
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             return response;
         }
-        if let Err(refusal) = origin::check(&request, &self.names) {
+        let for_any_host = origin::is_for_any_host(&request);
+        if let Err(refusal) = origin::check(&request, for_any_host, &self.names) {
             return refusal.into();
         }
-        if let Some(unauthorized) = self.token.as_ref().and_then(|token| token.refuse(&request)) {
+        let token = self.token.as_ref().filter(|_| !for_any_host);
+        if let Some(unauthorized) = token.and_then(|token| token.refuse(&request)) {
             return secured(unauthorized);
         }
-        let reveals = !origin::FOR_ANY_HOST.contains(&request.uri().path());
         if strict::asks_about_the_server(&request) {
             let mut response = Response::default();
             response.headers_mut().insert(header::ALLOW, METHODS);
@@ -136,7 +137,7 @@ impl Handler {
         }
         request.extensions_mut().insert(Peer(peer));
         match warp::service(self.routes).call(request).await {
-            Ok(response) if reveals => secured(response),
+            Ok(response) if !for_any_host => secured(response),
             Ok(response) => response,
         }
     }

@@ -13,11 +13,11 @@ use ring::hmac;
 use ring::rand::SystemRandom;
 use warp::reply::Response;
 
-use super::origin::{FOR_ANY_HOST, PROFILES};
+use super::origin::PROFILES;
 use super::reply::text;
 use crate::config::Admin;
-use crate::credentials::{self, Source, Stamp, Unusable};
-use crate::telemetry::log::LogThrottle;
+use crate::credentials::follow::{Follower, Look};
+use crate::credentials::{self, Source, Unusable};
 
 /// Lengths of a token, bytes. Whoever can guess a shorter one needs no other way in.
 const LENGTH: std::ops::RangeInclusive<usize> = 16..=1024;
@@ -32,12 +32,10 @@ pub struct Token {
     file: Source,
     held: Mutex<Held>,
     refused: IntCounter,
-    failures: LogThrottle,
 }
 
 struct Held {
-    /// Of the file, before it was read.
-    stamp: Stamp,
+    follower: Follower,
     hash: Hash,
 }
 
@@ -55,19 +53,14 @@ impl Token {
     pub fn open(settings: &Admin, refused: IntCounter) -> Result<Option<Self>, Unusable> {
         let Some(path) = &settings.token_file else { return Ok(None) };
         let file = Source::new("admin.token_file", path, credentials::directory().as_deref());
-        let stamp = Stamp::of([&file]);
-        let held = Mutex::new(Held { stamp, hash: Hash::read(&file)? });
-        Ok(Some(Self { file, held, refused, failures: LogThrottle::default() }))
+        let (follower, hash) = Follower::start([&file], || Hash::read(&file))?;
+        Ok(Some(Self { file, held: Mutex::new(Held { follower, hash }), refused }))
     }
 
-    /// Returns the answer to a request that has to show the token and does not; `None` for every other one.
+    /// Returns the answer to a request that has to show the token, if it does not.
     pub fn refuse<B>(&self, request: &Request<B>) -> Option<Response> {
-        let path = request.uri().path();
-        if FOR_ANY_HOST.contains(&path) {
-            return None;
-        }
         // a browser adds a password by itself, also to what a page of another site makes it ask for
-        let has_effect = !request.method().is_safe() || path.starts_with(PROFILES);
+        let has_effect = !request.method().is_safe() || request.uri().path().starts_with(PROFILES);
         if given(request).is_some_and(|given| (given.on_purpose || !has_effect) && self.is(&given.secret)) {
             return None;
         }
@@ -84,18 +77,14 @@ impl Token {
 
     fn is(&self, secret: &[u8]) -> bool {
         let mut held = self.lock();
-        let stamp = Stamp::of([&self.file]);
-        if stamp != held.stamp {
-            match Hash::read(&self.file) {
-                Ok(hash) => {
-                    *held = Held { stamp, hash };
-                    tracing::info!("the token of the admin listener was read again");
-                }
-                Err(error) => {
-                    if let Some(times) = self.failures.note() {
-                        tracing::error!(%error, times, "the token of the admin listener stays as it was");
-                    }
-                }
+        match held.follower.look(false, || Hash::read(&self.file)) {
+            Look::Unchanged | Look::Failed { news: false, .. } => {}
+            Look::Read(hash) => {
+                held.hash = hash;
+                tracing::info!("the token of the admin listener was read again");
+            }
+            Look::Failed { error, news: true } => {
+                tracing::error!(%error, "the token of the admin listener stays as it was");
             }
         }
         held.hash.is(secret)

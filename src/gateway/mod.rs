@@ -63,12 +63,12 @@ use crate::client::Client;
 use crate::config::{Role, Settings, Switch};
 use crate::context::Context;
 use crate::limit::Permit;
-use crate::server::admission::{Admission, Refusal};
+use crate::server::admission::{Admission, Refusal, head_bytes};
 use crate::server::lifecycle::{Lifecycle, Panicked, guard};
 use crate::server::metrics::{self as server_metrics, Requests, Target};
 use crate::server::pause::Pauses;
 use crate::server::strict;
-use crate::server::{Peer, RequestBody, UnsentLimit};
+use crate::server::{MAX_HEADERS, Peer, RequestBody, UnsentLimit};
 use crate::telemetry::trace::Tracer;
 
 /// Longest path and query, bytes. Longer ones are answered with 414.
@@ -222,6 +222,9 @@ impl Gateway {
         if request.uri().path_and_query().is_some_and(|uri| uri.as_str().len() > MAX_URI) {
             return Err(Problem::uri_too_long(MAX_URI));
         }
+        if request.headers().len() > MAX_HEADERS {
+            return Err(Problem::too_many_fields(MAX_HEADERS));
+        }
         strict::check(request, &self.scheme)?;
         let resource = self.find(request);
         let method = request.method();
@@ -309,6 +312,9 @@ impl Gateway {
             owner: owner.flatten(),
             time_limit,
             length: request.body().size_hint().exact(),
+            expects: request.headers().contains_key(header::EXPECT),
+            head: if permit.is_some() { 0 } else { head_bytes(request.uri(), request.headers()) },
+            peer: request.extensions().get::<Peer>().cloned(),
             admission: self.admission.clone(),
             pauses: self.pauses.clone(),
             caller: request.body().input(),

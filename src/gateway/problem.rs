@@ -141,6 +141,12 @@ impl Problem {
         Self::new(&kind::URI_TOO_LONG, detail)
     }
 
+    /// 431 for a head of over `limit` fields.
+    pub fn too_many_fields(limit: usize) -> Self {
+        let detail = format!("the head has over {limit} fields");
+        Self::new(&kind::TOO_MANY_FIELDS, detail)
+    }
+
     /// 415 for a body in a coding that is not supported.
     pub fn unsupported_coding() -> Self {
         let problem = Self::new(&kind::UNSUPPORTED_MEDIA_TYPE, "a body must not be encoded");

@@ -22,7 +22,7 @@ use crate::context::{Context, MAX_DEADLINE_MS};
 use crate::limit::Permit;
 use crate::server::admission::{Admission, MAX_BODY};
 use crate::server::pause::Pauses;
-use crate::server::{Input, RequestBody};
+use crate::server::{Input, Peer, RequestBody};
 
 /// Most members of a body or a query; no route has more than four.
 const MAX_FIELDS: usize = 16;
@@ -45,6 +45,12 @@ pub struct Accepted {
     pub time_limit: Duration,
     /// Length of the body, bytes, if the caller announced it.
     pub length: Option<u64>,
+    /// True if the caller sends its body only when it is asked to (100, Continue).
+    pub expects: bool,
+    /// Bytes that the head holds while the body comes.
+    pub head: usize,
+    /// Its connection on HTTP/2, where it carries many requests.
+    pub peer: Option<Peer>,
     /// The limits of the gateway, for the body and for the permit.
     pub admission: Arc<Admission>,
     /// Pauses of this process, which may have held it back.
@@ -101,11 +107,15 @@ where
     S: Stream<Item = Result<B, warp::Error>>,
     B: Buf,
 {
-    if accepted.length.is_some_and(|length| length > MAX_BODY as u64) {
-        return Err(Problem::body_too_large(MAX_BODY)); // before a 100 (Continue) asks for it
-    }
     let mut parts = std::pin::pin!(body);
-    let read = read(&mut parts, accepted.length, &accepted.admission);
+    if accepted.length.is_some_and(|length| length > MAX_BODY as u64) {
+        // the end of the connection or a reset of the stream follows the answer, and a caller that still sends may see only that
+        if !accepted.expects {
+            let _ = tokio::time::timeout(DISCARD_TIME, discard(&mut parts)).await;
+        }
+        return Err(Problem::body_too_large(MAX_BODY));
+    }
+    let read = read(&mut parts, accepted);
     let body = match crate::timeout::timeout(timeout, read).await {
         Ok(Ok(body)) => body,
         Ok(Err(problem)) => {
@@ -122,15 +132,17 @@ where
     Ok((Fields::of("body", members)?, permit))
 }
 
-async fn read<S, B>(parts: &mut S, length: Option<u64>, admission: &Admission) -> Result<BytesMut, Problem>
+async fn read<S, B>(parts: &mut S, accepted: &Accepted) -> Result<BytesMut, Problem>
 where
     S: Stream<Item = Result<B, warp::Error>> + Unpin,
     B: Buf,
 {
+    let mut account = accepted.admission.body(accepted.peer.as_ref());
+    // the head waits as well, and on HTTP/2 there are as many as requests that have begun
+    account.grow(accepted.head)?;
     // room for the whole body; memory that is not written to costs nothing
-    let length = length.and_then(|length| usize::try_from(length).ok()).unwrap_or_default();
+    let length = accepted.length.and_then(|length| usize::try_from(length).ok()).unwrap_or_default();
     let mut body = BytesMut::with_capacity(length.min(MAX_BODY));
-    let mut account = admission.body(None);
     while let Some(part) = parts.next().await {
         let part = part.map_err(|_| Error::bad("body", "could not be read to its end"))?;
         let size = part.remaining();

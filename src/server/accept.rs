@@ -12,11 +12,12 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::{AbortOnDropHandle, TaskTracker};
 
-use super::connection::{Protocol, Server, Stop};
+use super::connection::{Server, Stop};
 use super::conns::{Conns, Limits};
 use super::half_close::RequestBody;
 use super::listener::Listener;
 use super::metrics::Metrics;
+use super::protocol::Protocol;
 use crate::telemetry::log::LogThrottle;
 
 /// Pause after a failed accept, so that the loop does not spin while file descriptors are used up.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use http::HeaderMap;
+use http::{HeaderMap, Uri};
 
 use super::conn::Peer;
 use super::metrics::{Metrics, Refusals, Refused};
@@ -29,9 +29,20 @@ const MAX_BODIES: usize = 64 * 1024 * 1024;
 const FREE_BODIES: usize = 8 * 1024;
 /// Most bytes that the bodies of one connection hold: an eighth of all.
 const MAX_BODIES_OF_ONE: usize = MAX_BODIES / 8;
+/// Memory of a header field beside its texts, bytes: its entry in the map of headers and in the index of that.
+const FIELD: usize = 100;
 /// Most streams at the same time (health watches, reflection): two for each of the default number of
 /// connections, some 2 KB each.
 const MAX_STREAMS: usize = 20_000;
+
+/// Returns the memory that the head of a request takes, bytes. On HTTP/2 fields with the same value may share it, and are
+/// counted each.
+#[must_use]
+pub fn head_bytes(uri: &Uri, headers: &HeaderMap) -> usize {
+    let target = uri.path_and_query().map_or(0, |target| target.as_str().len());
+    let fields = headers.iter().map(|(name, value)| name.as_str().len() + value.len() + FIELD);
+    target + fields.sum::<usize>()
+}
 
 /// Why a request is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,21 +10,22 @@ use bytes::Bytes;
 use http::{HeaderValue, Request, Response};
 use hyper::body::Incoming;
 use hyper::server::conn::{http1, http2};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper::service::Service;
+use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 use tokio::sync::OwnedSemaphorePermit;
 use tokio_util::sync::CancellationToken;
 
 use super::conn::{Conn, Peer};
-use super::conns::{ActiveRequest, Conns};
+use super::conns::{ActiveRequest, Conns, TrackedBody};
 use super::flood;
 use super::half_close::{End, RequestBody};
 use super::metrics::{Cut, Metrics};
 use super::output::{Received, Stream};
+use super::protocol::{Protocol, http1_builder, http2_builder};
 use crate::api::error::chain;
 use crate::telemetry::log::LogThrottle;
 use crate::tls::accept::{Accepted, Authenticated};
-use crate::tls::edge::HTTP2;
 use crate::tls::{Acceptor, Validity};
 
 /// Time that an idle kept-alive connection stays open once the drain has begun: a request may be on its way.
@@ -39,63 +40,6 @@ const OUTLIVED: Duration = Duration::from_secs(30);
 /// Time from the opening of an HTTP/2 connection to its first frame. After that it may be idle for as long as its
 /// peer answers pings: clients connect ahead.
 const HELLO: Duration = Duration::from_secs(10);
-/// Largest head of an HTTP/1 request, bytes; hyper answers larger ones with 431. Larger than hyper's longest
-/// URI, so that a URI that is too long is answered with 414.
-const MAX_HEAD: usize = 128 * 1024;
-/// Most header lines of an HTTP/1 request; hyper answers more with 431.
-const MAX_HEADERS: usize = 100;
-/// Most resets, per connection, of calls that the server has not begun to serve. Callers that hang up in a
-/// burst cause such resets: 256 of them exceed h2's default of 20, which ends the connection for all of its
-/// users. A rapid reset attack still meets this bound.
-const MAX_PENDING_RESETS: usize = 10_000;
-/// Interval of HTTP/2 pings to a caller, and the time for their answer: finds dead peers.
-const PING: (Duration, Duration) = (Duration::from_secs(20), Duration::from_secs(10));
-/// Most resets, per connection, that this server sends because a peer broke a rule of a stream; then the
-/// connection ends (CVE-2025-8671). hyper's default, stated here.
-const MAX_ERROR_RESETS: usize = 1024;
-/// Largest head of an HTTP/2 request, bytes as RFC 9113 (6.5.2) counts them. It bounds the number of
-/// CONTINUATION frames too. h2 refuses larger heads with 431 and ends the connection for much larger ones.
-const MAX_HEADER_LIST: u32 = 16 * 1024;
-/// The same of a caller of the gateway, whose path and token may have 8 KiB each.
-const EDGE_HEADER_LIST: u32 = 32 * 1024;
-/// Requests at the same time on one HTTP/2 connection of a caller of the gateway (RFC 9113, 6.5.2: at least 100).
-const EDGE_STREAMS: u32 = 128;
-/// Most bytes of one stream in h2's buffer, beyond the part that is being sent.
-const MAX_SEND_BUFFER: usize = 256 * 1024;
-/// HTTP/2 windows for request bodies, bytes: the largest message fits without a round trip.
-const WINDOW: u32 = 1024 * 1024;
-
-/// The protocol of a listener.
-#[derive(Clone, Copy, Debug)]
-pub enum Protocol {
-    /// HTTP/1.1. With TLS also HTTP/2, for those who ask for it.
-    Http1 {
-        /// Time for a request's head, and for a kept-alive connection to stay idle.
-        header_timeout: Duration,
-    },
-    /// HTTP/2 with prior knowledge, for gRPC.
-    Http2 {
-        /// Calls at the same time on one connection.
-        max_concurrent_streams: u32,
-    },
-}
-
-impl Protocol {
-    /// Returns the protocol of a connection on which `alpn` was agreed on.
-    fn agreed(self, alpn: Option<&[u8]>) -> Self {
-        match self {
-            Self::Http1 { .. } if alpn == Some(HTTP2) => Self::Http2 { max_concurrent_streams: EDGE_STREAMS },
-            listened => listened,
-        }
-    }
-
-    /// Returns true for HTTP/1.1.
-    #[must_use]
-    pub const fn is_http1(self) -> bool {
-        matches!(self, Self::Http1 { .. })
-    }
-}
-
 /// When a server stops, and how long its drain may take.
 #[derive(Clone, Debug)]
 pub struct Stop {
@@ -153,79 +97,60 @@ where
             }
             validity
         });
-        let edge = self.protocol.is_http1();
         let protocol = self.protocol.agreed(stream.alpn());
-        let http1 = protocol.is_http1();
-        let client = peer.ip().to_canonical();
-        let service = {
-            let (server, conn) = (self.clone(), conn.clone());
-            hyper::service::service_fn(move |request: Request<Incoming>| {
-                let active = ActiveRequest::new(&conn, &server.conns, !request.method().is_safe());
-                let mut request = request.map(|body| RequestBody::new(body, conn.input.clone()));
-                if !http1 {
-                    request.extensions_mut().insert(Peer::new(conn.clone()));
-                }
-                let draining = server.stop.begin.is_cancelled();
-                // hyper moves it a few times, on HTTP/2 ten times: it is large
-                let answer = Box::pin((server.service)(request, client));
-                async move {
-                    let mut response = answer.await;
-                    if draining && http1 {
-                        response
-                            .headers_mut()
-                            .insert(http::header::CONNECTION, HeaderValue::from_static("close"));
-                    }
-                    Ok::<_, Infallible>(response.map(|body| active.track(body, http1)))
-                }
-            })
-        };
-        let received = match protocol {
-            Protocol::Http1 { .. } => Received::Http1(End::new(conn.input.clone())),
-            Protocol::Http2 { .. } => Received::Http2(flood::Meter::default(), conn.drained.clone()),
-        };
-        let io = TokioIo::new(Stream::new(stream, conn.output.clone(), received));
+        let service = self.answers(&conn, protocol, peer.ip().to_canonical());
+        let validity = validity.as_ref();
         match protocol {
             Protocol::Http1 { header_timeout } => {
-                let connection = http1::Builder::new()
-                    .timer(TokioTimer::new())
-                    .header_read_timeout(header_timeout)
-                    .max_buf_size(MAX_HEAD)
-                    .max_headers(MAX_HEADERS)
-                    .half_close(false)
-                    .serve_connection(io, service);
-                self.drive(
-                    connection,
-                    &conn,
-                    protocol,
-                    validity.as_ref(),
-                    http1::Connection::graceful_shutdown,
-                )
-                .await;
+                let received = Received::Http1(End::new(conn.input.clone()));
+                let io = TokioIo::new(Stream::new(stream, conn.output.clone(), received));
+                let connection = http1_builder(header_timeout).serve_connection(io, service);
+                self.drive(connection, &conn, protocol, validity, http1::Connection::graceful_shutdown).await;
             }
             Protocol::Http2 { max_concurrent_streams } => {
-                let connection = http2::Builder::new(TokioExecutor::new())
-                    .timer(TokioTimer::new())
-                    .keep_alive_interval(PING.0)
-                    .keep_alive_timeout(PING.1)
-                    .max_concurrent_streams(max_concurrent_streams)
-                    .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
-                    .max_local_error_reset_streams(MAX_ERROR_RESETS)
-                    .max_header_list_size(if edge { EDGE_HEADER_LIST } else { MAX_HEADER_LIST })
-                    .max_send_buf_size(MAX_SEND_BUFFER)
-                    .initial_connection_window_size(WINDOW)
-                    .initial_stream_window_size(WINDOW)
-                    .serve_connection(io, service);
-                self.drive(
-                    connection,
-                    &conn,
-                    protocol,
-                    validity.as_ref(),
-                    http2::Connection::graceful_shutdown,
-                )
-                .await;
+                // the parts of the system speak HTTP/2 with prior knowledge
+                let edge = self.protocol.is_http1();
+                let received = Received::Http2(flood::Meter::new(edge), conn.drained.clone());
+                let io = TokioIo::new(Stream::new(stream, conn.output.clone(), received));
+                let connection = http2_builder(max_concurrent_streams, edge).serve_connection(io, service);
+                self.drive(connection, &conn, protocol, validity, http2::Connection::graceful_shutdown).await;
             }
         }
         drop(slot);
+    }
+
+    /// Returns what answers the requests of one connection.
+    fn answers(
+        self: &Arc<Self>,
+        conn: &Arc<Conn>,
+        protocol: Protocol,
+        client: IpAddr,
+    ) -> impl Service<
+        Request<Incoming>,
+        Response = Response<TrackedBody<B>>,
+        Error = Infallible,
+        Future = impl Future<Output = Result<Response<TrackedBody<B>>, Infallible>> + Send + 'static,
+    > {
+        let (server, conn, http1) = (self.clone(), conn.clone(), protocol.is_http1());
+        hyper::service::service_fn(move |request: Request<Incoming>| {
+            let active = ActiveRequest::new(&conn, &server.conns, !request.method().is_safe());
+            let mut request = request.map(|body| RequestBody::new(body, conn.input.clone()));
+            if !http1 {
+                request.extensions_mut().insert(Peer::new(conn.clone()));
+            }
+            let draining = server.stop.begin.is_cancelled();
+            // hyper moves it a few times, on HTTP/2 ten times: it is large
+            let answer = Box::pin((server.service)(request, client));
+            async move {
+                let mut response = answer.await;
+                if draining && http1 {
+                    response
+                        .headers_mut()
+                        .insert(http::header::CONNECTION, HeaderValue::from_static("close"));
+                }
+                Ok::<_, Infallible>(response.map(|body| active.track(body, http1)))
+            }
+        })
     }
 
     /// Begins TLS if the listener has it; `None` if the connection ends before that.
@@ -292,7 +217,7 @@ where
         // a peer that is trusted no more would keep the connection from being idle by calling on
         let (evicted, within) = tokio::select! {
             biased; // requests that have arrived are read before the order to stop is followed
-            result = &mut connection => return self.log_end(result),
+            result = &mut connection => return self.log_end(result, conn),
             () = &mut cut => return,
             () = no_hello => return,
             () = conn.close.notified() => (true, Duration::MAX),
@@ -302,7 +227,7 @@ where
         };
         if !evicted && !conn.is_busy() && (http1 || !greeted()) {
             tokio::select! {
-                result = &mut connection => return self.log_end(result),
+                result = &mut connection => return self.log_end(result, conn),
                 () = &mut cut => return,
                 () = tokio::time::sleep(IDLE_LINGER) => {}
             }
@@ -313,7 +238,7 @@ where
         finish(connection.as_mut());
         tokio::select! {
             biased;
-            result = connection => self.log_end(result),
+            result = connection => self.log_end(result, conn),
             () = cut => {}
             () = self.conns.idle(conn, if evicted { EVICTION } else { IDLE_DRAIN }) => {}
             () = tokio::time::sleep(within) => {}
@@ -321,7 +246,7 @@ where
     }
 
     /// Logs why a connection failed, if it did, and counts it if its peer is the cause.
-    fn log_end(&self, result: hyper::Result<()>) {
+    fn log_end(&self, result: hyper::Result<()>, conn: &Conn) {
         let Err(error) = result else { return };
         let mut cause: Option<&(dyn std::error::Error + 'static)> = Some(&error);
         while let Some(error) = cause {
@@ -331,7 +256,8 @@ where
             if io.is_some_and(|io| io.kind() == std::io::ErrorKind::TimedOut) {
                 self.metrics.cut(Cut::WriteTimeout);
             }
-            if h2.is_some_and(is_flood) {
+            // of an error that the socket has returned h2 keeps the text only
+            if conn.output.is_flooded() || h2.is_some_and(is_calmed) {
                 self.metrics.cut(Cut::Flood);
                 if let Some(times) = self.floods.note() {
                     tracing::warn!(error = chain(error), times, "connection ended: its peer floods it");
@@ -344,9 +270,68 @@ where
     }
 }
 
-/// Returns true if [`flood::Meter`] or h2 itself has detected a flood.
-fn is_flood(error: &h2::Error) -> bool {
-    let metered = error.get_io().and_then(std::io::Error::get_ref);
-    metered.is_some_and(<dyn std::error::Error + Send + Sync>::is::<flood::Flood>)
-        || error.is_library() && error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM)
+/// Returns true if h2 itself has detected a flood.
+fn is_calmed(error: &h2::Error) -> bool {
+    error.is_library() && error.reason() == Some(h2::Reason::ENHANCE_YOUR_CALM)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use tokio::time::Instant;
+    use tokio_rustls::rustls::Error;
+
+    use super::super::conns::Limits;
+    use super::super::unsent::UnsentLimit;
+    use super::*;
+
+    type NoService = fn(Request<RequestBody>, IpAddr) -> std::future::Pending<Response<NoBody>>;
+    type NoBody = http_body_util::Empty<Bytes>;
+
+    fn server() -> Server<NoService> {
+        let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
+        let limits = Limits {
+            max_connections: 1,
+            write_timeout: Duration::from_mins(1),
+            unsent: UnsentLimit::new(1000),
+        };
+        let (protocol, conns) =
+            (Protocol::Http2 { max_concurrent_streams: 1 }, Conns::new(false, limits, &metrics));
+        let stop = Stop { begin: CancellationToken::new(), grace: Duration::ZERO };
+        Server::new(protocol, |_, _| std::future::pending(), conns, metrics, stop)
+    }
+
+    /// The order to finish does not end it: its peer has a call that goes on.
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_whose_peer_is_trusted_no_more_ends_whatever_is_called_on_it() {
+        let server = server();
+        let (conn, _listed) = server.conns.add(1);
+        conn.output.greet();
+        let _call = ActiveRequest::new(&conn, &server.conns, false);
+        let (trusted, told) = (Arc::new(std::sync::atomic::AtomicBool::new(true)), Cell::new(None));
+        let still = trusted.clone();
+        let validity = Validity::new(&[], tokio::sync::watch::channel(()).1, move |_, _| {
+            let trusted = still.load(std::sync::atomic::Ordering::Relaxed);
+            if trusted { Ok(()) } else { Err(Error::NoCertificatesPresented) }
+        });
+        let begun = Instant::now();
+        let driven = server.drive(
+            std::future::pending::<hyper::Result<()>>(),
+            &conn,
+            server.protocol,
+            Some(&validity),
+            |_| told.set(Some(begun.elapsed())),
+        );
+        let ends = async {
+            tokio::time::sleep(Duration::from_hours(1)).await;
+            trusted.store(false, std::sync::atomic::Ordering::Relaxed);
+        };
+        let both = async { tokio::join!(driven, ends) };
+        tokio::time::timeout(Duration::from_hours(2), both).await.expect("it ends");
+        let told = told.get().expect("the peer is told");
+        assert!(told >= Duration::from_hours(1), "not before: {told:?}");
+        let cut = begun.elapsed().saturating_sub(told);
+        assert!(cut >= OUTLIVED && cut < OUTLIVED + Duration::from_secs(1), "{cut:?} later");
+    }
 }

@@ -18,10 +18,13 @@ const CONTROL: (u32, u32) = (1000, 100);
 const PER_CALL: u32 = 4;
 /// Bytes sent that explain one more frame, a window update.
 const PER_FRAME: usize = 1024;
-/// Resets of calls: in a burst, and per second. A gateway resets a call for every caller that hangs up, so
+/// Resets of calls by a part of the system: in a burst, and per second. A gateway resets a call for every caller that hangs up, so
 /// this is far above nghttp2's 1000 and 33. A rapid reset attack (CVE-2023-44487) sends tens of thousands a
 /// second.
 const RESETS: (u32, u32) = (10_000, 1000);
+/// The same by a caller of the gateway, whom nobody knows: nghttp2's default for servers. A page that is left resets
+/// what it has asked for, at most as many as one connection carries.
+const EDGE_RESETS: (u32, u32) = (1000, 33);
 
 /// A peer sends more frames of a kind than its calls explain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -77,21 +80,20 @@ pub struct Meter {
     sent: usize,
 }
 
-impl Default for Meter {
-    fn default() -> Self {
+impl Meter {
+    /// Returns the meter of a new connection. At the `edge` the peer is a caller of the gateway, else a part of the system.
+    pub fn new(edge: bool) -> Self {
         Self {
             head: [0; HEAD],
             have: 0,
             skip: PREFACE,
             greeted: false,
             control: Bucket::new(CONTROL),
-            resets: Bucket::new(RESETS),
+            resets: Bucket::new(if edge { EDGE_RESETS } else { RESETS }),
             sent: 0,
         }
     }
-}
 
-impl Meter {
     /// Counts bytes that were sent.
     pub fn sent(&mut self, bytes: usize) {
         self.sent += bytes;
@@ -168,7 +170,7 @@ mod tests {
     }
 
     fn started() -> Meter {
-        let mut meter = Meter::default();
+        let mut meter = Meter::new(false);
         meter.read(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").unwrap();
         meter
     }
@@ -187,6 +189,10 @@ mod tests {
             assert_eq!(passing(&mut started(), kind, payload), Some(1000), "kind {kind}");
         }
         assert_eq!(passing(&mut started(), 3, &[0; 4]), Some(10_000), "resets");
+        let mut edge = Meter { skip: 0, ..Meter::new(true) };
+        assert_eq!(passing(&mut edge, 3, &[0; 4]), Some(1000), "resets of a caller");
+        tokio::time::advance(std::time::Duration::from_secs(10)).await;
+        assert!(matches!(passing(&mut edge, 3, &[0; 4]), Some(330..=331)), "33 a second");
     }
 
     #[tokio::test(start_paused = true)]

@@ -23,6 +23,7 @@ pub mod listener;
 pub mod metrics;
 mod output;
 pub mod pause;
+mod protocol;
 mod rate;
 pub mod strict;
 pub mod totals;
@@ -30,9 +31,10 @@ mod unsent;
 
 pub use accept::serve;
 pub use conn::Peer;
-pub use connection::{Protocol, Stop};
+pub use connection::Stop;
 pub use conns::{Limits, MAX_UNSENT};
 pub use half_close::{Input, RequestBody};
+pub use protocol::{MAX_HEADERS, Protocol};
 pub use unsent::UnsentLimit;
 
 /// Returns the size of the future of a handler, bytes.

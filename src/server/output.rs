@@ -35,6 +35,8 @@ pub struct Output {
     cut: AtomicBool,
     /// True once the peer has begun to speak HTTP/2.
     greeted: AtomicBool,
+    /// True once the peer has sent more frames of a kind than its calls explain.
+    flooded: AtomicBool,
 }
 
 impl Output {
@@ -49,6 +51,7 @@ impl Output {
             progress: AtomicU64::new(0),
             cut: AtomicBool::new(false),
             greeted: AtomicBool::new(false),
+            flooded: AtomicBool::new(false),
         }
     }
 
@@ -90,6 +93,16 @@ impl Output {
     /// Returns true once the peer has begun to speak HTTP/2.
     pub fn is_greeted(&self) -> bool {
         self.greeted.load(Relaxed)
+    }
+
+    /// Notes that the peer has begun to speak HTTP/2.
+    pub fn greet(&self) {
+        self.greeted.store(true, Relaxed);
+    }
+
+    /// Returns true once the peer has sent more frames of a kind than its calls explain.
+    pub fn is_flooded(&self) -> bool {
+        self.flooded.load(Relaxed)
     }
 
     fn advance(&self) {
@@ -218,9 +231,12 @@ impl AsyncRead for Stream {
             Received::Http2(meter, drained) => {
                 drained.note(read.is_pending());
                 if read.is_ready() {
-                    meter.read(came).map_err(std::io::Error::other)?;
+                    if let Err(flood) = meter.read(came) {
+                        self.output.flooded.store(true, Relaxed);
+                        return Poll::Ready(Err(std::io::Error::other(flood)));
+                    }
                     if meter.is_greeted() {
-                        self.output.greeted.store(true, Relaxed);
+                        self.output.greet();
                     }
                 }
             }

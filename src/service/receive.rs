@@ -9,7 +9,7 @@ use http_body_util::{BodyExt as _, Limited};
 use super::failure::Failure;
 use crate::api::error::{Code, Error, chain};
 use crate::limit::Permit;
-use crate::server::admission::{Admission, BodyBytes, MAX_BODY};
+use crate::server::admission::{Admission, BodyBytes, MAX_BODY, head_bytes};
 use crate::server::{Peer, RequestBody};
 
 /// Time for a whole message. The deadline does not bound it well: the caller chooses it, and it may be far away.
@@ -31,7 +31,7 @@ pub async fn receive(
     let peer = head.extensions.get::<Peer>();
     admission.check_memory(peer)?;
     admission.check_in_flight()?;
-    let read = std::pin::pin!(read(admission.body(peer), head, body));
+    let read = std::pin::pin!(read(admission.body(peer), head_bytes(&head.uri, &head.headers), body));
     let message = crate::timeout::timeout(BODY_TIMEOUT, read).await;
     let message = message.map_err(|_| late())??;
     check_single(&message)?;
@@ -70,9 +70,9 @@ fn check_single(body: &[u8]) -> Result<(), Error> {
     Ok(())
 }
 
-async fn read(mut account: BodyBytes<'_>, head: &Parts, mut body: RequestBody) -> Result<Bytes, Failure> {
+async fn read(mut account: BodyBytes<'_>, head: usize, mut body: RequestBody) -> Result<Bytes, Failure> {
     // the head waits as well, and there are as many as calls that have begun
-    account.grow(head.headers.iter().map(|(name, value)| name.as_str().len() + value.len()).sum())?;
+    account.grow(head)?;
     let (mut first, mut more) = (Bytes::new(), BytesMut::new());
     while let Some(frame) = body.frame().await {
         let frame = frame.map_err(|error| {

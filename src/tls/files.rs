@@ -8,7 +8,7 @@ use tokio_rustls::rustls::pki_types::CertificateDer;
 use tokio_rustls::rustls::sign::CertifiedKey;
 
 use super::leaf::{Leaf, Period};
-use crate::credentials::{Source, Stamp, Unusable};
+use crate::credentials::{Source, Unusable};
 
 /// The files that the settings name.
 #[derive(Clone, Debug)]
@@ -29,21 +29,16 @@ pub struct Material {
     pub leaf: Leaf,
     /// The authorities that are valid now.
     pub authorities: RootCertStore,
-    /// When the one that expires first is valid.
-    pub authority: Option<Period>,
-    /// When the next of the authorities becomes valid, or the first of them expires.
-    pub changes_at: Option<SystemTime>,
-    /// All certificates that were read, to tell a changed file from one that was written again.
-    content: Vec<CertificateDer<'static>>,
-    /// Those of them that are authorities and valid now.
-    trusted: Vec<CertificateDer<'static>>,
+    /// All authorities in the file, each with the time in which it is valid.
+    listed: Vec<(CertificateDer<'static>, Period)>,
+    /// When the files were read.
+    at: SystemTime,
 }
 
 impl Files {
-    /// Returns the current versions of the files.
-    #[must_use]
-    pub fn stamp(&self) -> Stamp {
-        Stamp::of([&self.certificate, &self.key].into_iter().chain(&self.authorities))
+    /// Returns the files.
+    pub fn sources(&self) -> impl Iterator<Item = &Source> {
+        [&self.certificate, &self.key].into_iter().chain(&self.authorities)
     }
 
     /// Reads the files.
@@ -56,44 +51,55 @@ impl Files {
         let first = chain.first().ok_or_else(|| self.certificate.refuse("holds no certificate"))?;
         let leaf = Leaf::read(first).map_err(|fault| self.certificate.refuse(fault))?;
         check_validity(leaf.period, now).map_err(|reason| self.certificate.refuse(reason))?;
-        let mut content = chain.clone();
         let own = CertifiedKey::from_der(chain, self.key.private_key()?, &ring::default_provider());
         let own =
             own.map_err(|error| self.key.refuse(format_args!("does not fit the certificate: {error}")))?;
-        let (mut authorities, mut periods) = (RootCertStore::empty(), Vec::new());
-        let (mut trusted, mut changes_at) = (Vec::new(), None::<SystemTime>);
+        let (mut authorities, mut listed) = (RootCertStore::empty(), Vec::new());
         if let Some(source) = &self.authorities {
-            for certificate in source.chain()? {
-                let said = Leaf::read(&certificate).map_err(|fault| source.refuse(fault))?;
-                content.push(certificate.clone());
+            for certificate in source.authorities()? {
+                let period = Leaf::read(&certificate).map_err(|fault| source.refuse(fault))?.period;
                 // an authority that has expired is as good as one that has left
-                let valid = check_validity(said.period, now).is_ok();
-                if valid {
-                    trusted.push(certificate.clone());
-                    authorities.add(certificate).map_err(|error| source.refuse(error))?;
-                    periods.push(said.period);
+                if is_valid(period, now) {
+                    authorities.add(certificate.clone()).map_err(|error| source.refuse(error))?;
                 }
-                let change = if valid { said.period.to } else { said.period.from };
-                if change >= now {
-                    changes_at = Some(changes_at.map_or(change, |first| first.min(change)));
-                }
+                listed.push((certificate, period));
             }
             if authorities.is_empty() {
                 return Err(source.refuse("has no authority that is valid now"));
             }
         }
-        let authority = periods.into_iter().min_by_key(|period: &Period| period.to);
-        let own = std::sync::Arc::new(own);
-        Ok(Material { own, leaf, authorities, authority, changes_at, content, trusted })
+        Ok(Material { own: std::sync::Arc::new(own), leaf, authorities, listed, at: now })
     }
 }
 
 impl Material {
+    /// Returns when the authority is valid that expires first.
+    #[must_use]
+    pub fn authority(&self) -> Option<Period> {
+        self.valid().map(|(_, period)| *period).min_by_key(|period| period.to)
+    }
+
+    /// Returns when the next of the authorities becomes valid, or the first of them expires.
+    #[must_use]
+    pub fn changes_at(&self) -> Option<SystemTime> {
+        let change = |period: &Period| if is_valid(*period, self.at) { period.to } else { period.from };
+        self.listed.iter().map(|(_, period)| change(period)).filter(|change| *change >= self.at).min()
+    }
+
     /// Returns true if the files held the same certificates and authorities, those that are valid included.
     #[must_use]
     pub fn is_same(&self, other: &Self) -> bool {
-        self.content == other.content && self.trusted == other.trusted
+        self.own.cert == other.own.cert && self.listed == other.listed && self.valid().eq(other.valid())
     }
+
+    /// Returns the authorities that are valid now.
+    fn valid(&self) -> impl Iterator<Item = &(CertificateDer<'static>, Period)> {
+        self.listed.iter().filter(|(_, period)| is_valid(*period, self.at))
+    }
+}
+
+fn is_valid(period: Period, now: SystemTime) -> bool {
+    check_validity(period, now).is_ok()
 }
 
 fn check_validity(period: Period, now: SystemTime) -> Result<(), String> {

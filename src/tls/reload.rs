@@ -14,7 +14,8 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::files::{Files, Material};
 use super::metrics::FileMetrics;
-use crate::credentials::{Stamp, Unusable};
+use crate::credentials::Unusable;
+use crate::credentials::follow::{self, Follower};
 
 /// Time between two looks at the files.
 const LOOK: Duration = Duration::from_secs(1);
@@ -43,14 +44,13 @@ impl<T: Send + Sync + 'static> Reloading<T> {
         metrics: FileMetrics,
         build: impl Fn(&Material) -> Result<T, Unusable> + Send + Sync + 'static,
     ) -> Result<Self, Unusable> {
-        let stamp = files.stamp();
-        let material = files.read(SystemTime::now())?;
+        let (follower, material) = Follower::start(files.sources(), || files.read(SystemTime::now()))?;
         let shared =
             Shared { current: ArcSwap::from_pointee(build(&material)?), changed: watch::Sender::default() };
         let shared = Arc::new(shared);
-        metrics.set_in_use(material.leaf.period, material.authority);
+        metrics.set_in_use(material.leaf.period, material.authority());
         metrics.set_unusable(false);
-        let look = Look { files, build: Box::new(build), metrics, material, stamp, failure: None };
+        let look = Look { files, build: Box::new(build), metrics, material, follower };
         let task = tokio::spawn(follow(shared.clone(), look));
         Ok(Self { shared, _task: AbortOnDropHandle::new(task) })
     }
@@ -94,70 +94,40 @@ struct Look<T> {
     metrics: FileMetrics,
     /// What is in use was made of this.
     material: Material,
-    /// The versions of the last look that went well.
-    stamp: Stamp,
-    /// The last failure, while there is one.
-    failure: Option<Failed>,
-}
-
-/// The files could not be used at the last look.
-struct Failed {
-    reason: String,
-    /// True once it was said.
-    told: bool,
+    follower: Follower,
 }
 
 impl<T> Look<T> {
     /// Returns what is to be used from now on, if the files have changed and can be used.
     fn look(&mut self, now: SystemTime) -> Option<T> {
-        let stamp = self.files.stamp();
-        let changed = self.material.changes_at.is_some_and(|at| now > at);
-        if stamp == self.stamp && self.failure.is_none() && !changed {
-            return None;
-        }
-        let read = self.files.read(now).and_then(|material| {
+        let changed = self.material.changes_at().is_some_and(|at| now > at);
+        let looked = self.follower.look(changed, || {
+            let material = self.files.read(now)?;
             let same = material.is_same(&self.material);
             let built = if same { None } else { Some((self.build)(&material)?) };
             Ok((material, built))
         });
-        match read {
-            Ok((material, built)) => {
-                self.stamp = stamp;
-                if self.failure.take().is_some() {
-                    self.metrics.set_unusable(false);
-                }
+        match looked {
+            follow::Look::Unchanged | follow::Look::Failed { news: false, .. } => None,
+            follow::Look::Read((material, built)) => {
+                self.metrics.set_unusable(false);
                 if built.is_some() {
                     tracing::info!(names = %material.leaf, "certificates have changed, using the new ones");
                     self.metrics.note_used();
-                    self.metrics.set_in_use(material.leaf.period, material.authority);
+                    self.metrics.set_in_use(material.leaf.period, material.authority());
                 }
                 self.material = material;
                 built
             }
-            Err(error) => {
-                self.note_failure(&error);
+            follow::Look::Failed { error, news: true } => {
+                tracing::warn!(
+                    %error,
+                    "certificates have changed and cannot be used, going on with those from before"
+                );
+                self.metrics.note_failed();
+                self.metrics.set_unusable(true);
                 None
             }
-        }
-    }
-
-    /// Says once what is wrong, and again when something else is. The first look may have come between two writes.
-    fn note_failure(&mut self, error: &Unusable) {
-        // how long ago something expired changes with every look
-        let reason: String = error.to_string().chars().filter(|c| !c.is_ascii_digit()).collect();
-        match &mut self.failure {
-            Some(failed) if failed.reason == reason => {
-                if !failed.told {
-                    tracing::warn!(
-                        %error,
-                        "certificates have changed and cannot be used, going on with those from before"
-                    );
-                    self.metrics.note_failed();
-                    self.metrics.set_unusable(true);
-                    failed.told = true;
-                }
-            }
-            _ => self.failure = Some(Failed { reason, told: false }),
         }
     }
 }
@@ -204,9 +174,10 @@ mod tests {
         let (certificate, key) = (source("http.tls.cert_file", "cert"), source("http.tls.key_file", "key"));
         let authorities = authorities.map(|name| source("tls.ca_file", name));
         let files = Files { certificate, key, authorities };
-        let (stamp, material) = (files.stamp(), files.read(SystemTime::now()).unwrap());
+        let (follower, material) =
+            Follower::start(files.sources(), || files.read(SystemTime::now())).unwrap();
         let build = Box::new(|material: &Material| Ok(material.leaf.period.to));
-        (Look { files, build, metrics, material, stamp, failure: None }, registry)
+        (Look { files, build, metrics, material, follower }, registry)
     }
 
     #[test]

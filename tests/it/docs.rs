@@ -17,6 +17,7 @@ use microservice_app::gateway::{KINDS, PAGES, ROUTES};
 use crate::kit::app::App;
 use crate::kit::http::{get, request, send};
 use crate::kit::process::{Process, curl, run};
+use crate::kit::secure::Secure;
 use crate::kit::skip;
 use crate::kit::token::{AUDIENCE, ISSUER, KeyFile, Signer};
 
@@ -253,6 +254,14 @@ async fn the_api_page_lists_every_error() {
     let (status, _, body) =
         crate::kit::http::parse(&crate::kit::http::raw(app.gateway(), slow.as_bytes()).await);
     note(status, &body);
+    let secure = Secure::start(|_| {}).await;
+    let (url, many) =
+        (secure.url("/api/topic/list"), (0..101).map(|n| format!("x-{n}: y")).collect::<Vec<_>>());
+    let fields = many.iter().flat_map(|field| ["-H", field.as_str()]);
+    let args: Vec<_> = ["--http2", "-w", "\n%{http_code}", url.as_str()].into_iter().chain(fields).collect();
+    let answer = crate::kit::secure::text(&secure.curl(&args).await);
+    let (body, status) = answer.rsplit_once('\n').unwrap();
+    note(status.parse().unwrap(), body);
     let key = Signer::es256("a");
     let keys = KeyFile::new(&[&key]);
     let asking = App::start_with(|settings| {

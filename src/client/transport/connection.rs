@@ -14,12 +14,13 @@ use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
+use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::api::error::chain;
-use crate::config;
+use crate::config::{self, HostPort};
 use crate::timeout::timeout;
-use crate::tls::Validity;
+use crate::tls::{Validity, unverified};
 
 /// Calls that were given up and whose late answers are still recognised, per connection. By default h2
 /// remembers 50 and, after 1024 answers to calls that it has forgotten, ends the connection and with it every
@@ -137,7 +138,8 @@ trait OpenHttp: Send + Sync {
         settings: &'a config::Client,
     ) -> BoxFuture<'a, Result<Http2Connection, String>>;
 
-    fn open_http1<'a>(&'a self, target: Target<'a>) -> BoxFuture<'a, Result<Http1Connection, String>>;
+    fn open_http1<'a>(&'a self, addr: &'a str, https: bool)
+    -> BoxFuture<'a, Result<Http1Connection, String>>;
 }
 
 impl<C: Connect> OpenHttp for C {
@@ -164,12 +166,21 @@ impl<C: Connect> OpenHttp for C {
         .boxed()
     }
 
-    fn open_http1<'a>(&'a self, target: Target<'a>) -> BoxFuture<'a, Result<Http1Connection, String>> {
+    fn open_http1<'a>(
+        &'a self,
+        addr: &'a str,
+        https: bool,
+    ) -> BoxFuture<'a, Result<Http1Connection, String>> {
         async move {
-            let (stream, _) = self.connect(target).await.map_err(|e| chain(&e))?;
-            let handshake = http1::handshake(TokioIo::new(stream)).await;
-            let (sender, connection) = handshake.map_err(|e| chain(&e))?;
-            Ok(Http1Connection { sender, driver: AbortOnDropHandle::new(tokio::spawn(connection)) })
+            let (stream, _) = self.connect(Target { addr, service: None }).await.map_err(|e| chain(&e))?;
+            if !https {
+                return Http1Connection::over(stream).await;
+            }
+            let host = addr.parse::<HostPort>()?.host;
+            let host = host.trim_matches(['[', ']']).to_owned(); // of an IPv6 address
+            let name = ServerName::try_from(host).map_err(|e| e.to_string())?;
+            let connector = unverified::connector().map_err(|e| e.to_string())?;
+            Http1Connection::over(connector.connect(name, stream).await.map_err(|e| chain(&e))?).await
         }
         .boxed()
     }
@@ -191,6 +202,13 @@ pub struct Http1Connection {
     pub sender: http1::SendRequest<Full<Bytes>>,
     /// The task that drives the connection, and ends with it.
     pub driver: AbortOnDropHandle<hyper::Result<()>>,
+}
+
+impl Http1Connection {
+    async fn over(stream: impl AsyncRead + AsyncWrite + Send + Unpin + 'static) -> Result<Self, String> {
+        let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(|e| chain(&e))?;
+        Ok(Self { sender, driver: AbortOnDropHandle::new(tokio::spawn(connection)) })
+    }
 }
 
 /// How the connections to the instances of one service are opened.
@@ -218,13 +236,14 @@ impl Dialer {
         opened.unwrap_or_else(|_| Err(format!("no connection within {limit:?}")))
     }
 
-    /// Opens one HTTP/1.1 connection to a gateway, within `client.connect_timeout_ms`.
+    /// Opens one HTTP/1.1 connection to a gateway, within `client.connect_timeout_ms`; with `https` by TLS, where the gateway
+    /// is not verified.
     ///
     /// # Errors
     /// Why there is no connection, for operators.
-    pub async fn connect_http1(&self, addr: &str) -> Result<Http1Connection, String> {
+    pub async fn connect_http1(&self, addr: &str, https: bool) -> Result<Http1Connection, String> {
         let limit = self.settings.connect_timeout;
-        let opened = timeout(limit, self.connector.open.open_http1(Target { addr, service: None })).await;
+        let opened = timeout(limit, self.connector.open.open_http1(addr, https)).await;
         opened.unwrap_or_else(|_| Err(format!("no connection within {limit:?}")))
     }
 }

@@ -43,11 +43,27 @@ pub fn probe(settings: config::Client, prefix: String, connector: Connector) -> 
 
 /// Asks a gateway for a page that it does not have. Every gateway marks its answers, also its refusals, with the id of
 /// their trace; another server at its address does not.
+///
+/// The registry does not tell which gateways have a certificate (`http.tls`), and one may be restarted with another setting at
+/// the same address. So who gives no answer of HTTP is asked once more by TLS. The certificate is not verified: anybody may
+/// learn the question, and the answer only keeps an address in the list that was there before.
 async fn ask_gateway(dialer: &Dialer, addr: &str) -> Result<(), String> {
-    let Http1Connection { mut sender, driver: _driver } = dialer.connect_http1(addr).await?;
-    let response = sender.send_request(wire::page_request(addr)?).await.map_err(|e| chain(&e))?;
-    let marked = response.headers().contains_key(TRACE_ID);
+    let plain = dialer.connect_http1(addr, false).await?;
+    let marked = match ask_for_page(plain, addr).await {
+        Ok(marked) => marked,
+        Err(plain) => {
+            let secured = async { ask_for_page(dialer.connect_http1(addr, true).await?, addr).await };
+            secured.await.map_err(|error| format!("{plain}; by TLS: {error}"))?
+        }
+    };
     marked.then_some(()).ok_or_else(|| "another server answers at its address".to_owned())
+}
+
+/// Returns whether the answer is that of a gateway.
+async fn ask_for_page(connection: Http1Connection, addr: &str) -> Result<bool, String> {
+    let Http1Connection { mut sender, driver: _driver } = connection;
+    let response = sender.send_request(wire::page_request(addr)?).await.map_err(|e| chain(&e))?;
+    Ok(response.headers().contains_key(TRACE_ID))
 }
 
 /// Asks an instance of a service: on a connection that calls use, which costs little, and without a good answer soon on

@@ -19,7 +19,7 @@ const MAX_KEYS: usize = 64;
 const MAX_KID: usize = 256;
 /// Lengths of RSA keys that are used, bytes: 2048 to 8192 bits.
 const RSA_BYTES: std::ops::RangeInclusive<usize> = 256..=1024;
-/// Most verified tokens that are remembered. One takes less than 1 KiB, unless its scopes are long.
+/// Most verified tokens that are remembered. One takes less than 1 KiB, so 4 MiB are enough for all.
 const REMEMBERED: NonZeroUsize = NonZeroUsize::new(4096).unwrap();
 
 /// SHA-256 of a token.
@@ -46,7 +46,8 @@ pub struct KeySet {
 }
 
 impl KeySet {
-    /// Reads a set. Keys of other kinds than the three, and keys that are not for signatures, are ignored.
+    /// Reads a set. Keys of other kinds than the three, and keys that are not for signatures, are ignored. A set without keys
+    /// is one, too: that is how the last key is taken back.
     ///
     /// # Errors
     /// Why the file cannot be used; no part of it is shown.
@@ -61,9 +62,6 @@ impl KeySet {
             return Err("holds a private key, which belongs to the issuer alone".to_owned());
         }
         let keys: Vec<_> = given.iter().filter_map(Key::read).collect();
-        if keys.is_empty() {
-            return Err("has no key for ES256, EdDSA or RS256".to_owned());
-        }
         for (at, key) in keys.iter().enumerate() {
             if key.id.is_some() && keys.iter().take(at).any(|earlier| earlier.id == key.id) {
                 return Err("has two keys with the same `kid`".to_owned());
@@ -88,6 +86,7 @@ impl KeySet {
                 keys.iter().find(|key| key.id.as_deref() == Some(id)).ok_or(Refusal::UnknownKey)
             }
             (None, [only]) => Ok(only),
+            (None, []) => Err(Refusal::UnknownKey),
             (None, _) => Err(Refusal::NoKeyNamed),
         }
     }

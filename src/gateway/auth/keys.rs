@@ -4,13 +4,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use tokio::sync::Mutex;
+use tokio::sync::{Mutex, OwnedMutexGuard};
 use tokio::time::Instant;
 
 use super::super::metrics::AuthMetrics;
 use super::key_set::KeySet;
-use crate::credentials::{Source, Stamp, Unusable};
-use crate::telemetry::log::LogThrottle;
+use crate::credentials::follow::{Follower, Look};
+use crate::credentials::{Source, Unusable};
 
 /// Time between two looks at the file. It is read as a whole: two versions may look alike from the outside.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -22,33 +22,32 @@ pub struct Keys {
     file: Source,
     current: ArcSwap<KeySet>,
     /// Locked while the file is read.
-    last: Mutex<LastRead>,
+    last: Arc<Mutex<LastRead>>,
     metrics: Arc<AuthMetrics>,
-    failures: LogThrottle,
 }
 
 /// The last look at the file.
 struct LastRead {
     at: Instant,
-    /// Before it was read.
-    stamp: Stamp,
-    /// What it held, whether that could be used or not; `None` if it could not be read.
-    content: Option<Vec<u8>>,
+    follower: Follower,
+    /// What the keys in use were made of.
+    content: Vec<u8>,
 }
 
 impl Keys {
     /// Reads the keys.
     ///
     /// # Errors
-    /// When the file cannot be used: a gateway must not start without keys.
+    /// When the file cannot be used, or has no key that can: a gateway must not start without keys.
     pub fn new(file: Source, metrics: Arc<AuthMetrics>) -> Result<Self, Unusable> {
-        let (at, stamp) = (Instant::now(), Stamp::of([&file]));
-        let content = file.read()?;
-        let set = KeySet::read(&content).map_err(|reason| file.refuse(reason))?;
+        let at = Instant::now();
+        let (follower, (content, set)) = Follower::start([&file], || read(&file))?;
+        if set.len() == 0 {
+            return Err(file.refuse("has no key for ES256, EdDSA or RS256"));
+        }
         tell(&set, &metrics);
-        let last = Mutex::new(LastRead { at, stamp, content: Some(content) });
-        let current = ArcSwap::from_pointee(set);
-        Ok(Self { file, current, last, metrics, failures: LogThrottle::default() })
+        let last = Arc::new(Mutex::new(LastRead { at, follower, content }));
+        Ok(Self { file, current: ArcSwap::from_pointee(set), last, metrics })
     }
 
     /// Returns the keys in use.
@@ -60,57 +59,73 @@ impl Keys {
     pub async fn follow(self: Arc<Self>) {
         loop {
             tokio::time::sleep(INTERVAL).await;
-            self.read(&mut *self.last.lock().await).await;
+            let last = self.last.clone().lock_owned().await;
+            self.read(last).await;
         }
     }
 
     /// Reads the file for a token whose key is not known, and returns the keys in use then. It is read if it has
     /// changed, and else at most once in [`INTERVAL`]: whoever makes up names of keys makes the gateway call `stat`.
-    pub async fn refreshed(&self) -> Arc<KeySet> {
-        if let Ok(mut last) = tokio::time::timeout(WAIT, self.last.lock()).await
-            && (Stamp::of([&self.file]) != last.stamp || last.at.elapsed() >= INTERVAL)
+    pub async fn refreshed(self: &Arc<Self>) -> Arc<KeySet> {
+        if let Ok(last) = tokio::time::timeout(WAIT, self.last.clone().lock_owned()).await
+            && (last.follower.has_changed() || last.at.elapsed() >= INTERVAL)
         {
-            self.read(&mut last).await;
+            self.read(last).await;
         }
         self.get()
     }
 
+    /// Reads the file on a thread that may wait for it.
+    ///
+    /// *Cancellation*: it is read to its end.
+    async fn read(self: &Arc<Self>, last: OwnedMutexGuard<LastRead>) {
+        let keys = self.clone();
+        // it does not panic, and if it did, the next look would follow
+        let _ = tokio::task::spawn_blocking(move || keys.look(last)).await;
+    }
+
     /// Reads the file, and takes its keys if it has changed and can be used. Else the keys stay as they are.
-    async fn read(&self, last: &mut LastRead) {
-        last.at = Instant::now();
-        last.stamp = Stamp::of([&self.file]);
-        let file = self.file.clone();
-        let read = tokio::task::spawn_blocking(move || file.read()).await;
-        let taken = match read {
-            Ok(Ok(content)) if last.content.as_ref() == Some(&content) => return,
-            Ok(Ok(content)) => {
-                let set = KeySet::read(&content).map_err(|reason| self.file.refuse(reason).to_string());
-                last.content = Some(content);
-                set
-            }
-            Ok(Err(unusable)) => {
-                last.content = None;
-                Err(unusable.to_string())
-            }
-            Err(stopped) => Err(stopped.to_string()),
-        };
-        match taken {
-            Ok(set) => {
+    fn look(&self, mut last: OwnedMutexGuard<LastRead>) {
+        let LastRead { at, follower, content } = &mut *last;
+        *at = Instant::now();
+        let looked = follower.look(true, || {
+            // the set in use remembers tokens: it is not made again without need
+            let now = self.file.read()?;
+            if now == *content { Ok(None) } else { Ok(Some((parse(&self.file, &now)?, now))) }
+        });
+        match looked {
+            Look::Read(Some((set, now))) => {
+                *content = now;
                 tell(&set, &self.metrics);
                 self.current.store(Arc::new(set));
             }
-            Err(error) => {
+            Look::Read(None) => self.metrics.set_stale(false),
+            Look::Failed { error, news: true } => {
                 self.metrics.set_stale(true);
-                if let Some(times) = self.failures.note() {
-                    tracing::error!(error, times, "the keys for tokens stay as they were");
-                }
+                tracing::error!(%error, "the keys for tokens stay as they were");
             }
+            Look::Unchanged | Look::Failed { .. } => {}
         }
     }
 }
 
+fn read(file: &Source) -> Result<(Vec<u8>, KeySet), Unusable> {
+    let content = file.read()?;
+    let set = parse(file, &content)?;
+    Ok((content, set))
+}
+
+fn parse(file: &Source, content: &[u8]) -> Result<KeySet, Unusable> {
+    KeySet::read(content).map_err(|reason| file.refuse(reason))
+}
+
+/// Says which keys are in use from now on.
 fn tell(set: &KeySet, metrics: &AuthMetrics) {
     metrics.set_keys(set.len());
     metrics.set_stale(false);
-    tracing::info!(keys = set.len(), ignored = set.ignored, "keys for tokens read");
+    if set.len() == 0 {
+        tracing::error!(ignored = set.ignored, "no key for tokens is left: every token is refused");
+    } else {
+        tracing::info!(keys = set.len(), ignored = set.ignored, "keys for tokens read");
+    }
 }

@@ -63,9 +63,10 @@ impl Auth {
             let rule = settings.auth_policy.iter().find(|rule| rule.operation == route.name);
             rule.map_or_else(|| route.access.clone(), |rule| rule.access.clone())
         });
+        let policy: Vec<_> = policy.collect();
         Ok(Some(Arc::new(Self {
-            rules: Rules::new(settings),
-            policy: policy.collect(),
+            rules: Rules::new(settings, &policy),
+            policy,
             metrics,
             _follow: AbortOnDropHandle::new(tokio::spawn(keys.clone().follow())),
             keys,

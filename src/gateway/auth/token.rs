@@ -1,5 +1,6 @@
 //! One token: a JWT (RFC 7519, 8725) that a key has signed.
 
+use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use jsonwebtoken::errors::ErrorKind;
@@ -8,7 +9,7 @@ use jsonwebtoken::{Header, Validation, decode, decode_header};
 use super::key_set::Key;
 use super::refusal::{MAX_TOKEN, Refusal};
 use super::verified::{Claims, Verified};
-use crate::config;
+use crate::config::{self, Access};
 
 /// The types of tokens that are for an API (RFC 9068, 2.1). Others, such as `logout+jwt`, have the same issuer.
 const TYPES: [&str; 4] = ["jwt", "at+jwt", "application/jwt", "application/at+jwt"];
@@ -19,6 +20,8 @@ pub struct Rules {
     /// Without the algorithms, which a key adds.
     validation: Validation,
     leeway: Duration,
+    /// The scopes that the policy names.
+    scopes: Vec<Arc<str>>,
 }
 
 /// Reads the head of a token. Nothing in it is believed; it says which key to try.
@@ -39,15 +42,20 @@ pub fn head(token: &str) -> Result<Header, Refusal> {
 }
 
 impl Rules {
-    /// Takes the rules from the settings, which have an issuer and an audience.
-    pub fn new(settings: &config::Http) -> Self {
+    /// Takes the rules from the settings, which have an issuer and an audience, and from the access to the routes.
+    pub fn new(settings: &config::Http, policy: &[Access]) -> Self {
         let mut validation = Validation::default();
         validation.set_required_spec_claims(&["exp", "iss", "aud", "sub"]);
         validation.set_issuer(settings.auth_issuer.as_slice());
         validation.set_audience(&settings.auth_audience);
         // the same rule has to hold for tokens that are remembered: see `Verified::check`
         (validation.validate_exp, validation.validate_nbf) = (false, false);
-        Self { validation, leeway: settings.auth_leeway }
+        let scope = |access: &Access| match access {
+            Access::Scope(scope) => Some(scope.as_str().into()),
+            Access::Public | Access::Token | Access::Owner => None,
+        };
+        let scopes = policy.iter().filter_map(scope).collect();
+        Self { validation, leeway: settings.auth_leeway, scopes }
     }
 
     /// Verifies a token with its key. The times are not compared, see [`Verified::check`].
@@ -76,7 +84,7 @@ impl Rules {
         if self.validation.iss.as_ref().is_none_or(|known| !known.contains(&claims.iss)) {
             return Err(Refusal::Issuer);
         }
-        Verified::new(claims)
+        Verified::new(&claims, &self.scopes)
     }
 
     /// Returns by how much the clocks of the issuer and of this host may differ.

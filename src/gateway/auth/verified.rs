@@ -1,5 +1,6 @@
 //! What a token says, once a key has verified it, and until when.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderValue;
@@ -40,18 +41,19 @@ pub struct Verified {
     pub subject: HeaderValue,
     /// The user that the token belongs to, if its `sub` is the id of one.
     pub user_id: Option<i64>,
-    scopes: Vec<String>,
+    /// Those of its scopes that a policy names. The others may be long, and decide nothing.
+    scopes: Vec<Arc<str>>,
     /// Seconds since 1970.
     exp: f64,
     nbf: Option<f64>,
 }
 
 impl Verified {
-    /// Takes the claims of a token.
+    /// Takes the claims of a token. Of its scopes those are kept that are `known`.
     ///
     /// # Errors
     /// When its `sub` is empty or too long.
-    pub fn new(claims: Claims) -> Result<Self, Refusal> {
+    pub fn new(claims: &Claims, known: &[Arc<str>]) -> Result<Self, Refusal> {
         if !(1..=MAX_SUBJECT).contains(&claims.sub.len()) {
             return Err(Refusal::Claims);
         }
@@ -60,18 +62,22 @@ impl Verified {
         subject.set_sensitive(true);
         // `+5` and `05` are not how an id is written
         let user_id = claims.sub.parse().ok().filter(|id: &i64| id.to_string() == claims.sub);
-        let mut scopes = split(claims.scope.as_deref().unwrap_or_default());
-        match claims.scp {
-            Some(Scp::Text(text)) => scopes.extend(split(&text)),
-            Some(Scp::List(list)) => scopes.extend(list),
-            None => {}
-        }
+        let given = |scope: &str| {
+            let among = |list: &str| list.split(' ').any(|given| given == scope);
+            claims.scope.as_deref().is_some_and(among)
+                || match &claims.scp {
+                    Some(Scp::Text(text)) => among(text),
+                    Some(Scp::List(list)) => list.iter().any(|given| given == scope),
+                    None => false,
+                }
+        };
+        let scopes = known.iter().filter(|scope| given(scope)).cloned().collect();
         Ok(Self { subject, user_id, scopes, exp: claims.exp, nbf: claims.nbf })
     }
 
-    /// Returns true if it has this scope.
+    /// Returns true if it has this scope, which a policy names.
     pub fn has_scope(&self, scope: &str) -> bool {
-        self.scopes.iter().any(|given| given == scope)
+        self.scopes.iter().any(|given| **given == *scope)
     }
 
     /// Compares its times with `now`, since 1970.
@@ -91,20 +97,21 @@ impl Verified {
     }
 }
 
-fn split(scopes: &str) -> Vec<String> {
-    scopes.split(' ').filter(|scope| !scope.is_empty()).map(str::to_owned).collect()
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::{Value, json};
 
     use super::*;
 
+    /// The scopes of a policy.
+    fn known() -> [Arc<str>; 4] {
+        ["a", "b:c", "b", "A"].map(Arc::from)
+    }
+
     fn verified(claims: &Value) -> Result<Verified, Refusal> {
         let mut whole = json!({"iss": "i", "sub": "123", "exp": 1000});
         whole.as_object_mut().unwrap().extend(claims.as_object().unwrap().clone());
-        Verified::new(serde_json::from_value(whole).unwrap())
+        Verified::new(&serde_json::from_value(whole).unwrap(), &known())
     }
 
     #[test]
@@ -174,5 +181,16 @@ mod tests {
             assert!(!token.has_scope("b") && !token.has_scope("") && !token.has_scope("A"), "{claims}");
         }
         assert!(!verified(&json!({})).unwrap().has_scope("a"));
+    }
+
+    /// 4096 tokens are remembered, and the issuer decides what is in them.
+    #[test]
+    fn what_is_remembered_of_a_token_is_bounded() {
+        let many: Vec<_> = (0..1000).map(|n| format!("scope-{n}")).chain(["a".to_owned()]).collect();
+        let token = verified(&json!({"sub": "\u{e9}".repeat(127), "scope": "x".repeat(4000), "scp": many}));
+        let token = token.unwrap();
+        assert!(token.has_scope("a") && !token.has_scope("scope-7"));
+        let bytes = size_of_val(&token) + token.subject.len() + size_of_val(token.scopes.as_slice());
+        assert!(token.subject.len() == 762 && bytes < 1024, "{bytes}");
     }
 }

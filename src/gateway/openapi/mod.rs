@@ -178,6 +178,7 @@ fn usual_kinds() -> impl Iterator<Item = &'static Kind> {
         &kind::EXPECTATION_FAILED,
         &kind::MISDIRECTED_REQUEST,
         &kind::TOO_MANY_REQUESTS,
+        &kind::TOO_MANY_FIELDS,
         &kind::INTERNAL,
         &kind::UNAVAILABLE,
         &kind::OVERLOADED,

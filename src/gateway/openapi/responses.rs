@@ -8,8 +8,9 @@ use super::super::kind::{KINDS, Kind, PREFIX};
 use super::super::routes::Answer;
 use super::{component, schemas};
 
-/// Answered by the HTTP library, without a body.
-const HEAD_TOO_LARGE: StatusCode = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE;
+/// What the HTTP library answers by itself, too, without a body and headers.
+const BY_THE_LIBRARY: [StatusCode; 2] =
+    [StatusCode::URI_TOO_LONG, StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE];
 
 /// Of requests without the right.
 pub const WITHOUT_RIGHT: [StatusCode; 2] = [StatusCode::UNAUTHORIZED, StatusCode::FORBIDDEN];
@@ -31,9 +32,9 @@ pub fn answered(answer: Answer, links: &Value, fits: impl Fn(On) -> bool) -> Val
     response
 }
 
-/// Returns the answers of an operation that fails: these kinds, and what the HTTP library refuses.
+/// Returns the answers of an operation that fails: these kinds.
 pub fn of_kinds(kinds: &[&'static Kind]) -> Map<String, Value> {
-    let statuses = kinds.iter().map(|kind| kind.status).chain([HEAD_TOO_LARGE]);
+    let statuses = kinds.iter().map(|kind| kind.status);
     statuses.map(|status| (status.as_str().to_owned(), reference(status))).collect()
 }
 
@@ -45,27 +46,24 @@ pub fn reference(status: StatusCode) -> Value {
 /// Returns every failing answer by its name; those about tokens only with `auth`.
 pub fn all(auth: bool) -> Map<String, Value> {
     let there = KINDS.iter().filter(|kind| auth || !WITHOUT_RIGHT.contains(&kind.status));
-    let mut all: Map<String, Value> = there.map(|kind| (name(kind.status), problem(kind.status))).collect();
-    all.insert(
-        name(HEAD_TOO_LARGE),
-        json!({"description": "The head is over 128 KiB or 100 lines. Such an answer has no body."}),
-    );
-    all
+    there.map(|kind| (name(kind.status), problem(kind.status))).collect()
 }
 
 /// Returns the answer with a status: each of its kinds is an example.
 fn problem(status: StatusCode) -> Value {
     let kinds = || KINDS.iter().filter(|kind| kind.status == status);
     let examples: Map<String, Value> = kinds().map(|kind| (kind.name.to_owned(), example(kind))).collect();
-    let meaning: Vec<_> = kinds().map(|kind| format!("`{}`: {}.", kind.name, kind.when)).collect();
+    let mut meaning: Vec<_> = kinds().map(|kind| format!("`{}`: {}.", kind.name, kind.when)).collect();
+    if status == StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE {
+        meaning.push("Without a body: the HTTP library refuses a head that is too large.".to_owned());
+    }
     let fits = |on| match on {
         On::Every => true,
         On::Status(statuses) => statuses.contains(&status.as_u16()),
         _ => false,
     };
-    // the HTTP library answers 414 by itself, too, without any of them
     let headers = match status {
-        StatusCode::URI_TOO_LONG => {
+        status if BY_THE_LIBRARY.contains(&status) => {
             let fitting = ANSWER_HEADERS.iter().filter(|header| fits(header.on));
             fitting.map(|header| (header.name.to_string(), described(header, false))).collect()
         }

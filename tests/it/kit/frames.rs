@@ -5,29 +5,31 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering::Relaxed};
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::net::tcp::OwnedWriteHalf;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-const DATA: u8 = 0;
-const HEADERS: u8 = 1;
-const RST_STREAM: u8 = 3;
+pub const DATA: u8 = 0;
+pub const HEADERS: u8 = 1;
+pub const RST_STREAM: u8 = 3;
 const SETTINGS: u8 = 4;
-const PING: u8 = 6;
-const GOAWAY: u8 = 7;
+pub const PING: u8 = 6;
+pub const GOAWAY: u8 = 7;
 const WINDOW_UPDATE: u8 = 8;
 const CONTINUATION: u8 = 9;
-const END_STREAM: u8 = 1;
-const END_HEADERS: u8 = 4;
+pub const END_STREAM: u8 = 1;
+pub const END_HEADERS: u8 = 4;
 
 /// What is sent without end.
 #[derive(Clone, Copy, Debug)]
 pub enum Flood {
     /// Calls that are reset at once (CVE-2023-44487).
     RapidReset,
+    /// Calls that the server has to reset itself, for a window over its limit (CVE-2025-8671).
+    MadeYouReset,
     /// Pings that want an answer.
     Ping,
     /// Settings that want an acknowledgement.
@@ -37,20 +39,25 @@ pub enum Flood {
 }
 
 impl Flood {
-    pub const ALL: [Self; 4] = [Self::RapidReset, Self::Ping, Self::Settings, Self::Continuation];
+    pub const ALL: [Self; 5] =
+        [Self::RapidReset, Self::MadeYouReset, Self::Ping, Self::Settings, Self::Continuation];
 
-    /// Returns the frames of one step.
-    fn frames(self, step: u32, path: &str) -> Vec<u8> {
+    /// Returns the frames of one step. `head` is that of a request, as HPACK.
+    fn frames(self, step: u32, head: &[u8]) -> Vec<u8> {
         let stream = 2 * step + 1;
         match self {
             Self::RapidReset => {
-                let head = frame(HEADERS, END_STREAM | END_HEADERS, stream, &head(path));
+                let head = frame(HEADERS, END_STREAM | END_HEADERS, stream, head);
                 [head, reset(stream)].concat()
+            }
+            Self::MadeYouReset => {
+                let head = frame(HEADERS, END_STREAM | END_HEADERS, stream, head);
+                [head, frame(WINDOW_UPDATE, 0, stream, &0x7fff_ffff_u32.to_be_bytes())].concat()
             }
             Self::Ping => frame(PING, 0, 0, &[7; 8]),
             // the largest window there is: every change is applied to every stream
             Self::Settings => frame(SETTINGS, 0, 0, &[0, 4, 0x7f, 0xff, 0xff, 0xff]),
-            Self::Continuation if step == 0 => frame(HEADERS, 0, 1, &head(path)),
+            Self::Continuation if step == 0 => frame(HEADERS, 0, 1, head),
             // a header of one byte, not indexed
             Self::Continuation => frame(CONTINUATION, 0, 1, &[0, 1, b'x', 1, b'y']),
         }
@@ -64,7 +71,8 @@ pub struct Flooded {
     pub closed: Option<Duration>,
 }
 
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+/// Returns a frame.
+pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).expect("a short frame").to_be_bytes();
     let mut out = [&length[1..], &[kind, flags], &stream.to_be_bytes()].concat();
     out.extend_from_slice(payload);
@@ -86,6 +94,34 @@ fn head(path: &str) -> Vec<u8> {
     out
 }
 
+/// Returns header fields as HPACK, as they are: new names, no compression.
+pub fn fields<N: AsRef<[u8]>>(fields: &[(N, &[u8])]) -> Vec<u8> {
+    let mut out = Vec::new();
+    for (name, value) in fields {
+        out.push(0);
+        for text in [name.as_ref(), value] {
+            length(&mut out, text.len());
+            out.extend_from_slice(text);
+        }
+    }
+    out
+}
+
+/// Writes a length in the form of HPACK, with a prefix of seven bits (RFC 7541, 5.1).
+fn length(out: &mut Vec<u8>, length: usize) {
+    const PREFIX: usize = 0x7f;
+    if length < PREFIX {
+        return out.push(length as u8);
+    }
+    out.push(PREFIX as u8);
+    let mut rest = length - PREFIX;
+    while rest > PREFIX {
+        out.push(0x80 | (rest & PREFIX) as u8);
+        rest >>= 7;
+    }
+    out.push(rest as u8);
+}
+
 /// Returns a whole unary call; `stream` is odd.
 pub fn call(stream: u32, path: &str, message: &impl prost::Message) -> Vec<u8> {
     let message = message.encode_to_vec();
@@ -102,17 +138,31 @@ pub fn reset(stream: u32) -> Vec<u8> {
 
 /// Returns a connection that has said hello.
 pub async fn hello(addr: SocketAddr) -> TcpStream {
-    let mut stream = TcpStream::connect(addr).await.expect("it listens");
+    let stream = TcpStream::connect(addr).await.expect("it listens");
     stream.set_nodelay(true).expect("a socket");
+    hello_on(stream).await
+}
+
+/// Says hello on a connection.
+pub async fn hello_on<S: AsyncWrite + Unpin>(mut stream: S) -> S {
     let hello = [PREFACE, &frame(SETTINGS, 0, 0, &[]), &frame(SETTINGS, 1, 0, &[])].concat();
     stream.write_all(&hello).await.expect("it reads");
+    stream.flush().await.expect("it reads");
     stream
 }
 
 /// Sends frames, and reads what comes back, until the other side closes or `limit` is over. `path` is the
 /// rpc that calls are for.
 pub async fn flood(addr: SocketAddr, kind: Flood, path: &str, limit: Duration) -> Flooded {
-    let (mut read, mut write) = hello(addr).await.into_split();
+    flood_on(hello(addr).await, kind, &head(path), limit).await
+}
+
+/// The same on a connection that has said hello; `head` is that of the requests, as HPACK.
+pub async fn flood_on<S>(stream: S, kind: Flood, head: &[u8], limit: Duration) -> Flooded
+where
+    S: AsyncRead + AsyncWrite + Send + 'static,
+{
+    let (mut read, mut write) = tokio::io::split(stream);
     let begun = Instant::now();
     let closed = tokio::spawn(async move {
         let mut sink = vec![0; 64 * 1024];
@@ -120,7 +170,7 @@ pub async fn flood(addr: SocketAddr, kind: Flood, path: &str, limit: Duration) -
     });
     let mut steps = 0;
     while begun.elapsed() < limit && !closed.is_finished() {
-        let batch: Vec<u8> = (steps..steps + 100).flat_map(|step| kind.frames(step, path)).collect();
+        let batch: Vec<u8> = (steps..steps + 100).flat_map(|step| kind.frames(step, head)).collect();
         if !matches!(tokio::time::timeout(limit, write.write_all(&batch)).await, Ok(Ok(()))) {
             break;
         }

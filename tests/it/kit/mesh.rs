@@ -6,13 +6,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::net::TcpStream;
+use tokio_rustls::TlsAcceptor;
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject as _;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 use tokio_rustls::rustls::{
-    ClientConfig, DigitallySignedStruct, Error, SignatureScheme, SupportedProtocolVersion, version,
+    ClientConfig, DigitallySignedStruct, Error, ServerConfig, SignatureScheme, SupportedProtocolVersion,
+    version,
 };
 
 use super::authority::{Authority, replace};
@@ -145,15 +147,29 @@ pub fn client(
     let builder = builder.dangerous().with_custom_certificate_verifier(Arc::new(Anybody));
     let mut config = match name {
         Some(name) => {
-            let chain = CertificateDer::pem_file_iter(dir.join(format!("{name}.pem"))).expect("a file");
-            let chain = chain.collect::<Result<_, _>>().expect("certificates");
-            let key = PrivateKeyDer::from_pem_file(dir.join(format!("{name}.key"))).expect("a key");
+            let (chain, key) = pair(dir, name);
             builder.with_client_auth_cert(chain, key).expect("a pair")
         }
         None => builder.with_no_client_auth(),
     };
     config.alpn_protocols = vec![b"h2".to_vec()];
     Arc::new(config)
+}
+
+/// Returns a server that shows the certificate `NAME.pem` of a directory, and asks for none.
+pub fn acceptor(dir: &Path, name: &str, alpn: &[u8]) -> TlsAcceptor {
+    let (chain, key) = pair(dir, name);
+    let builder = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()));
+    let builder = builder.with_safe_default_protocol_versions().expect("a version");
+    let mut config = builder.with_no_client_auth().with_single_cert(chain, key).expect("a pair");
+    config.alpn_protocols = vec![alpn.to_vec()];
+    TlsAcceptor::from(Arc::new(config))
+}
+
+fn pair(dir: &Path, name: &str) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+    let chain = CertificateDer::pem_file_iter(dir.join(format!("{name}.pem"))).expect("a file");
+    let chain = chain.collect::<Result<_, _>>().expect("certificates");
+    (chain, PrivateKeyDer::from_pem_file(dir.join(format!("{name}.key"))).expect("a key"))
 }
 
 /// Returns a client with TLS 1.3.

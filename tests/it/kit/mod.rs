@@ -30,6 +30,7 @@ pub mod postgres;
 pub mod process;
 pub mod prometheus;
 pub mod relay;
+pub mod secure;
 pub mod stderr;
 pub mod system;
 pub mod token;

@@ -4,8 +4,10 @@ use std::net::SocketAddr;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderValue};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio::task::{JoinHandle, JoinSet};
+use tokio_rustls::TlsAcceptor;
 
 /// A listener with one kind of misbehaviour. Ends when dropped.
 pub struct Peer {
@@ -111,18 +113,64 @@ where
         while let Ok((stream, _)) = listener.accept().await {
             let (settings, answer) = (settings.clone(), answer.clone());
             let _ = stream.set_nodelay(true);
+            connections.spawn(converse(settings, stream, answer));
+        }
+    });
+    Peer { addr, task }
+}
+
+/// As [`server`], over TLS only.
+pub async fn secured<F>(
+    tls: TlsAcceptor,
+    answer: impl Fn(Asked, Respond) -> F + Clone + Send + 'static,
+) -> Peer
+where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let (listener, addr) = listen().await;
+    let task = tokio::spawn(async move {
+        let mut connections = JoinSet::new();
+        while let Ok((stream, _)) = listener.accept().await {
+            let (tls, answer) = (tls.clone(), answer.clone());
             connections.spawn(async move {
-                let Ok(mut connection) = settings.handshake(stream).await else {
-                    return;
-                };
-                let mut calls = JoinSet::new();
-                while let Some(Ok((request, respond))) = connection.accept().await {
-                    calls.spawn(answer(request, respond));
+                if let Ok(stream) = tls.accept(stream).await {
+                    converse(h2::server::Builder::new(), stream, answer).await;
                 }
             });
         }
     });
     Peer { addr, task }
+}
+
+/// Answers one request on each connection over TLS, with an empty page.
+pub async fn secured_http1(tls: TlsAcceptor) -> Peer {
+    let (listener, addr) = listen().await;
+    let task = tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let Ok(mut stream) = tls.accept(stream).await else { continue };
+            let _ = stream.read(&mut [0; 4096]).await;
+            let _ = stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+            let _ = stream.shutdown().await;
+        }
+    });
+    Peer { addr, task }
+}
+
+/// Speaks HTTP/2 on a stream to its end.
+async fn converse<F>(
+    settings: h2::server::Builder,
+    stream: impl AsyncRead + AsyncWrite + Unpin,
+    answer: impl Fn(Asked, Respond) -> F,
+) where
+    F: Future<Output = ()> + Send + 'static,
+{
+    let Ok(mut connection) = settings.handshake(stream).await else {
+        return;
+    };
+    let mut calls = JoinSet::new();
+    while let Some(Ok((request, respond))) = connection.accept().await {
+        calls.spawn(answer(request, respond));
+    }
 }
 
 /// Says that it serves, answers every call well, and says GOAWAY without an error after every `calls`-th one of a

@@ -1,6 +1,7 @@
 //! Limbo: what the registry has removed without `draining` is probed, and only its own silence takes it out of the view.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,10 +10,13 @@ use microservice_app::config;
 use microservice_app::registry::{Instance, Probe};
 use tokio::time::{Instant, sleep};
 
+use crate::kit::authority::Authority;
 use crate::kit::etcd::Etcd;
 use crate::kit::fake::Fake;
+use crate::kit::mesh::acceptor;
 use crate::kit::peer::{self, Peer};
 use crate::kit::relay::{Faults, Relay};
+use crate::kit::secure::Secure;
 use crate::kit::system::Role;
 use crate::kit::wait_for;
 
@@ -33,17 +37,26 @@ async fn who_is_cut_off_from_etcd_alone_stays_in_the_view_until_it_dies() {
     let [_other] = Role::services(&near, "topic");
     let [mut topic] = Role::services(&far, "topic");
     let mut second = Role::gateway(&far);
+    let (authority, dir) = (Authority::new("edge"), tempfile::tempdir().unwrap());
+    authority.issue(dir.path(), "gateway", &["gateway.example"], Duration::from_hours(1));
+    let file = |name: &str| dir.path().join(name).display().to_string();
+    let (cert, key) = (file("gateway.pem"), file("gateway.key"));
+    let with_tls = [("MSA__HTTP__TLS__CERT_FILE", cert.as_str()), ("MSA__HTTP__TLS__KEY_FILE", key.as_str())];
+    let mut secured = Role::start(&far, "apigateway", "127.0.0.1:0", &with_tls);
     gateway.wait_for_certain("topic", 2).await;
-    wait_for("both gateways are known", || async {
-        (listed(&gateway, "apigateway").await.len() == 2).then_some(())
+    wait_for("all gateways are known", || async {
+        (listed(&gateway, "apigateway").await.len() == 3).then_some(())
     })
     .await;
     way.set(Faults::cut());
     let is_doubted = async |service: &str, addr: SocketAddr| {
         listed(&gateway, service).await.contains(&(addr.to_string(), true))
     };
-    wait_for("both are in limbo", || async {
-        let doubted = is_doubted("topic", topic.addr).await && is_doubted("apigateway", second.addr).await;
+    wait_for("all are in limbo", || async {
+        let mut doubted = is_doubted("topic", topic.addr).await;
+        for gateway in [second.addr, secured.addr] {
+            doubted &= is_doubted("apigateway", gateway).await;
+        }
         doubted.then_some(())
     })
     .await;
@@ -51,10 +64,12 @@ async fn who_is_cut_off_from_etcd_alone_stays_in_the_view_until_it_dies() {
     while Instant::now() < until {
         assert!(is_doubted("topic", topic.addr).await, "the instance serves");
         assert!(is_doubted("apigateway", second.addr).await, "the gateway serves");
+        assert!(is_doubted("apigateway", secured.addr).await, "the gateway serves over TLS");
         sleep(Duration::from_millis(20)).await;
     }
     topic.process.kill();
     second.process.kill();
+    secured.process.kill();
     let died = Instant::now();
     wait_for("the dead have left", || async {
         let left = listed(&gateway, "topic").await.len() + listed(&gateway, "apigateway").await.len();
@@ -74,6 +89,12 @@ async fn without_health(known: &'static str) -> Peer {
         peer::say(&mut respond, code, &[]);
     })
     .await
+}
+
+/// Answers every request over TLS, as any web server may.
+async fn any_over_tls(authority: &Authority, dir: &Path) -> Peer {
+    authority.issue(dir, "other", &["other.example"], Duration::from_hours(1));
+    peer::secured_http1(acceptor(dir, "other", b"http/1.1")).await
 }
 
 /// Says that it serves, as any gRPC server may, and does not say who it is.
@@ -96,6 +117,8 @@ async fn a_probe_is_passed_by_the_service_that_was_registered_and_by_no_other() 
     let (foreign, original) = (without_health("/other.Other/").await, without_health("/topic.Topic/").await);
     let (any, fake) = (any_healthy().await, Fake::start().await);
     let app = crate::kit::app::App::start().await;
+    let secure = Secure::start(|_| {}).await;
+    let other = any_over_tls(&secure.authority, secure.dir.path()).await;
     let gateway = app.addresses.of(config::Role::Apigateway).unwrap();
     let feed = app.addresses.of(config::Role::Feed).unwrap();
     let probe: Probe = probe(config::Client::default(), "/services/".to_owned(), Connector::default());
@@ -111,6 +134,8 @@ async fn a_probe_is_passed_by_the_service_that_was_registered_and_by_no_other() 
         ("a gateway", "apigateway", "1", gateway, true),
         ("a gateway was there, now a service", "apigateway", "1", feed, false),
         ("a gateway was there, now another HTTP server", "apigateway", "1", app.addresses.admin, false),
+        ("a gateway with TLS", "apigateway", "1", secure.addr(), true),
+        ("a gateway was there, now another HTTPS server", "apigateway", "1", other.addr, false),
         ("a gateway was there, now nobody", "apigateway", "1", nobody, false),
     ] {
         let instance = Instance { id: id.to_owned(), ..Instance::bare(service, &addr.to_string()) };

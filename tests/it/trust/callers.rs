@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 
-use crate::kit::authority::Authority;
+use crate::kit::authority::{Authority, replace};
 use crate::kit::http::get;
 use crate::kit::mesh::{HOUR, Mesh, uri};
 use crate::kit::system::Role;
@@ -131,4 +131,27 @@ async fn a_certificate_that_nobody_would_believe_is_an_error_at_the_start() {
             "{name}: {word}"
         );
     }
+}
+
+/// Who has the key of a certificate that is trusted could make one of every role. A leaf is not trusted, wherever it comes
+/// from.
+#[tokio::test]
+async fn a_certificate_that_is_no_authority_is_not_trusted() {
+    let mesh = Mesh::start().await;
+    let (authority, leaf) =
+        (mesh.authority.pem(), std::fs::read_to_string(mesh.path().join("topic.pem")).unwrap());
+    let gateway = mesh.role("apigateway", "strict", &[]);
+    let feed = mesh.role("feed", "strict", &[]);
+    wait_for("it is called", || async { (get(gateway.addr, FEEDS).await.status == 404).then_some(()) }).await;
+    replace(&mesh.path().join("ca.pem"), &format!("{authority}{leaf}"));
+    let unusable = "tls_files_unusable{purpose=\"grpc\"}";
+    wait_for("it is told", || async { (feed.metric(unusable).await > 0.5).then_some(()) }).await;
+    assert_eq!(get(gateway.addr, FEEDS).await.status, 404, "the last good set is in use");
+    let env = mesh.env("feed", "strict");
+    let env: Vec<_> = env.iter().map(|(name, value)| (*name, value.as_str())).collect();
+    let (mut process, _) = Role::launch(&mesh.etcd.addr.to_string(), "feed", "127.0.0.1:0", &env);
+    let status = process.wait(crate::kit::SOON);
+    let word = process.seen.iter().filter_map(|line| line.as_str()).collect::<Vec<_>>().join("\n");
+    let want = "ca.pem: holds `CN=topic`, which is no authority (cA)";
+    assert!(!status.success() && word.contains("`tls.ca_file`: ") && word.contains(want), "{word}");
 }

@@ -5,3 +5,4 @@ mod page;
 mod refusals;
 mod rollout;
 mod rotation;
+mod subject;

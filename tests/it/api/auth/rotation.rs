@@ -102,7 +102,7 @@ async fn a_bad_file_leaves_the_keys_as_they_are() {
     let keys = || secured.app.metric("http_auth_keys");
     assert!(stale().await < 0.5 && (keys().await - 1.0).abs() < 0.1);
     let private = json!({"keys": [with(key.jwk(), &json!({"d": "AAAA"}))]}).to_string();
-    for bad in ["", "{\"keys\":[", "{\"keys\":[]}", &private] {
+    for bad in ["", "{\"keys\":[", "{}", &private] {
         replace(&secured.file.path, bad);
         wait_for("the file is seen", || async { (stale().await > 0.5).then_some(()) }).await;
         assert_eq!(secured.list(&token).await.status, 200, "remembered");
@@ -138,6 +138,39 @@ async fn clocks_may_differ_by_the_leeway() {
     let short = token(json!({"exp": now() - 8}));
     assert_eq!(secured.list(&short).await.status, 200);
     wait_for("it expires", || async { (secured.list(&short).await.status == 401).then_some(()) }).await;
+}
+
+/// What a key that has leaked has signed can be refused at once, also if there is no other one yet. Public routes go on.
+#[tokio::test]
+async fn the_last_key_can_be_taken_back() {
+    let key = Signer::es256("a");
+    let secured = Secured::start(&[&key], |settings| {
+        settings.http.auth_policy = vec!["get_feeds=public".parse().unwrap()];
+    })
+    .await;
+    let token = key.token("1");
+    let others = r#"{"keys":[{"kty":"EC","crv":"P-384","x":"AA","y":"AA"}]}"#;
+    for none in [r#"{"keys":[]}"#, others] {
+        assert_eq!(secured.list(&token).await.status, 200);
+        replace(&secured.file.path, none);
+        wait_for("it counts no more", || async { (secured.list(&token).await.status == 401).then_some(()) })
+            .await;
+        assert_eq!(secured.list(&key.token("2")).await.status, 401);
+        let feeds = secured.ask("GET", "/api/feed/get_feeds?user_id=1", "", &[]).await;
+        assert_eq!(feeds.status, 404, "{feeds:?}");
+        assert!(secured.app.metric("http_auth_keys").await < 0.5);
+        assert!(secured.app.metric("http_auth_keys_stale").await < 0.5);
+        // a damaged file after that brings no key back
+        replace(&secured.file.path, "{");
+        wait_for("the file is seen", || async {
+            (secured.app.metric("http_auth_keys_stale").await > 0.5).then_some(())
+        })
+        .await;
+        assert_eq!(secured.list(&token).await.status, 401);
+        publish(&secured.file.path, &[&key]);
+        wait_for("the key is back", || async { (secured.list(&token).await.status == 200).then_some(()) })
+            .await;
+    }
 }
 
 /// A gateway that could verify nothing does not start, and what is wrong is named.

@@ -4,7 +4,9 @@
 //! has sent, its answer would go to the next caller. So every request that a proxy counts gets an id from it: an answer of
 //! the gateway without such an id is one to a request that the proxy has not seen.
 
+mod downgrade;
 mod forms;
+mod forms2;
 mod proxy;
 mod tap;
 
@@ -15,7 +17,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use self::proxy::Kind;
+use self::proxy::{Callers, Kind};
 use self::tap::{Passed, Tap};
 use crate::kit::app::App;
 use crate::kit::{SOON, http, skip};
@@ -107,7 +109,7 @@ fn faults(passed: &Passed) -> Vec<String> {
 async fn check(kind: Kind) {
     let app = App::start().await;
     let tap = Tap::start(app.gateway()).await;
-    let Some(proxy) = kind.start(tap.addr).await else {
+    let Some(proxy) = kind.start(tap.addr, Callers::Http1).await else {
         return skip(&format!("request smuggling through {kind:?}"), "it is not installed");
     };
     let mut failed = Vec::new();

@@ -19,6 +19,14 @@ pub enum Kind {
     Envoy,
 }
 
+/// What the callers of a proxy speak.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Callers {
+    Http1,
+    /// With prior knowledge.
+    Http2,
+}
+
 /// A running proxy, killed when dropped.
 pub struct Proxy {
     pub addr: SocketAddr,
@@ -49,12 +57,12 @@ impl Kind {
         dirs.map(|dir| dir.join(name)).find(|file| file.is_file())
     }
 
-    /// Starts it in front of `server`. `None` if it is not installed.
-    pub async fn start(self, server: SocketAddr) -> Option<Proxy> {
+    /// Starts it in front of `server`, which it calls by HTTP/1.1; its callers speak `callers`. `None` if it is not installed.
+    pub async fn start(self, server: SocketAddr, callers: Callers) -> Option<Proxy> {
         let program = self.program()?;
         let (addr, dir) = (free_addr(), tempfile::tempdir().unwrap());
         let file = dir.path().join("front.yaml");
-        std::fs::write(&file, self.settings(addr, server, dir.path())).unwrap();
+        std::fs::write(&file, self.settings(addr, server, dir.path(), callers)).unwrap();
         let mut command = Command::new(program);
         match self {
             Self::Nginx | Self::NginxUnbuffered => {
@@ -77,23 +85,26 @@ impl Kind {
         Some(proxy)
     }
 
-    fn settings(self, addr: SocketAddr, server: SocketAddr, dir: &Path) -> String {
+    fn settings(self, addr: SocketAddr, server: SocketAddr, dir: &Path, callers: Callers) -> String {
+        let http2 = callers == Callers::Http2;
         match self {
-            Self::Nginx => nginx(addr, server, dir, ""),
+            Self::Nginx => nginx(addr, server, dir, "", http2),
             Self::NginxUnbuffered => nginx(
                 addr,
                 server,
                 dir,
                 "proxy_request_buffering off; underscores_in_headers on; ignore_invalid_headers off;",
+                http2,
             ),
-            Self::Haproxy => haproxy(addr, server, ""),
-            Self::HaproxyLenient => haproxy(addr, server, "option accept-invalid-http-request"),
-            Self::Envoy => envoy(addr, server),
+            Self::Haproxy => haproxy(addr, server, "", http2),
+            Self::HaproxyLenient => haproxy(addr, server, "option accept-invalid-http-request", http2),
+            Self::Envoy => envoy(addr, server, http2),
         }
     }
 }
 
-fn nginx(addr: SocketAddr, server: SocketAddr, dir: &Path, more: &str) -> String {
+fn nginx(addr: SocketAddr, server: SocketAddr, dir: &Path, more: &str, http2: bool) -> String {
+    let http2 = if http2 { " http2" } else { "" };
     let temp = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
         .map(|name| format!("{name}_temp_path {};", dir.join(name).display()))
         .concat();
@@ -103,7 +114,7 @@ fn nginx(addr: SocketAddr, server: SocketAddr, dir: &Path, more: &str) -> String
             {temp} access_log off; {more}
             upstream gateway {{ server {server}; keepalive 1; }}
             server {{
-                listen {addr};
+                listen {addr}{http2};
                 location / {{
                     proxy_pass http://gateway; proxy_http_version 1.1; proxy_set_header Connection \"\";
                     proxy_set_header X-Request-Id front-$request_id;
@@ -114,7 +125,8 @@ fn nginx(addr: SocketAddr, server: SocketAddr, dir: &Path, more: &str) -> String
     )
 }
 
-fn haproxy(addr: SocketAddr, server: SocketAddr, more: &str) -> String {
+fn haproxy(addr: SocketAddr, server: SocketAddr, more: &str, http2: bool) -> String {
+    let proto = if http2 { " proto h2" } else { "" };
     format!(
         "defaults
     mode http
@@ -123,7 +135,7 @@ fn haproxy(addr: SocketAddr, server: SocketAddr, more: &str) -> String {
     timeout server 5s
     http-reuse always
 frontend front
-    bind {addr}
+    bind {addr}{proto}
     {more}
     http-request set-header x-request-id front-%[uuid]
     default_backend gateway
@@ -133,7 +145,8 @@ backend gateway
     )
 }
 
-fn envoy(addr: SocketAddr, server: SocketAddr) -> String {
+fn envoy(addr: SocketAddr, server: SocketAddr, http2: bool) -> String {
+    let codec = if http2 { "HTTP2" } else { "AUTO" };
     let socket = |addr: SocketAddr| {
         format!("{{ socket_address: {{ address: {}, port_value: {} }} }}", addr.ip(), addr.port())
     };
@@ -148,6 +161,7 @@ fn envoy(addr: SocketAddr, server: SocketAddr) -> String {
         typed_config:
           '@type': {types}.network.http_connection_manager.v3.HttpConnectionManager
           stat_prefix: front
+          codec_type: {codec}
           generate_request_id: false
           delayed_close_timeout: 0.01s
           http_filters:
