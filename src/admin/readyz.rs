@@ -5,6 +5,7 @@
 //! A process is ready if a request would succeed as far as this process alone decides. What it depends on is a warning
 //! line and a metric, so that one lost dependency does not take all instances out of service at once.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use http::StatusCode;
@@ -38,8 +39,10 @@ pub async fn answer(state: &State) -> Response {
         failures.extend(failed.into_iter().map(of("registry")));
         warnings.extend(warned.into_iter().map(of("registry")));
     }
-    for (service, snapshot) in state.clients.iter().flat_map(Client::snapshots) {
-        if snapshot.usable.is_empty() {
+    for caller in Client::by_caller(&state.clients) {
+        let seen = caller.iter().flat_map(|client| client.snapshots());
+        let without = seen.filter(|(_, snapshot)| snapshot.usable.is_empty()).map(|(service, _)| service);
+        for service in without.collect::<BTreeSet<_>>() {
             warnings.push(format!("{service}: no instance can be called"));
         }
     }
