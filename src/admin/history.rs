@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::health::Health;
-use crate::client::{Client, status};
 use crate::client::status::CallTotals;
+use crate::client::{Client, status};
 use crate::server::totals::{Answered, Totals};
 
 /// Time between two samples.

@@ -1,4 +1,4 @@
-//! `/readyz`: whether the process can serve, with one line for each reason.
+//! `/readyz`: whether the process can serve, with one line for each reason. `/livez`: whether its threads run.
 //!
 //! *Shape*: `ready` or `not ready`, then lines `fail: ...` and `warn: ...`.
 //!
@@ -16,16 +16,29 @@ use super::reply::text;
 use super::state::{Phase, Role, State};
 use crate::client::Client;
 use crate::registry::{Registered, ViewHandle};
+use crate::server::threads::Threads;
 
 /// Longest time that a store may take to show that it can be used.
 const STORE_LIMIT: Duration = Duration::from_secs(1);
 /// Age of the view above which the registry counts as away. etcd confirms the view every second.
 pub const STALE: Duration = Duration::from_secs(5);
 
+/// Longest time in which a thread that serves has to run.
+const THREAD_LIMIT: Duration = Duration::from_millis(500);
+
+/// Answers whether every thread runs. One that does not is stuck for good, or the machine is far too slow: a restart helps.
+pub async fn live(threads: &Threads) -> Response {
+    match threads.check(THREAD_LIMIT).await {
+        Ok(()) => text(StatusCode::OK, "ok\n".to_owned()),
+        Err(stuck) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{stuck}\n")),
+    }
+}
+
 /// Answers whether the process is ready.
 pub async fn answer(state: &State) -> Response {
     let (mut failures, mut warnings) = (Vec::new(), Vec::new());
     let of = |name: &'static str| move |reason: String| format!("{name}: {reason}");
+    failures.extend(state.threads.check(THREAD_LIMIT).await.err().map(|stuck| stuck.to_string()));
     for role in &state.roles {
         let store = role.check_store().await;
         let (mut failed, mut warned) = (Vec::new(), Vec::new());

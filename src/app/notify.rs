@@ -7,7 +7,10 @@ use std::io;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::sync::Arc;
 use std::time::Duration;
+
+use crate::server::threads::Threads;
 
 /// Longest time to wait for room in the manager's socket. A unit whose start is not reported is ended by the manager,
 /// by default after 90 s.
@@ -17,9 +20,9 @@ const LIMIT: Duration = Duration::from_mins(1);
 /// units, so that one that ends again and again is restarted no more often than that.
 const STABLE: Duration = Duration::from_secs(10);
 
-/// Reports that the process is ready, and then, as often as the manager's watchdog asks, that its runtime is alive. Once
+/// Reports that the process is ready, and then, as often as the manager's watchdog asks, that its threads run. Once
 /// it has run for a while, the manager, which lets its waits between restarts grow, is to begin with the shortest one.
-pub fn ready() {
+pub fn ready(threads: Arc<Threads>) {
     tokio::spawn(async {
         notify("READY=1", LIMIT).await;
         tokio::time::sleep(STABLE).await;
@@ -32,7 +35,10 @@ pub fn ready() {
             let mut tick = tokio::time::interval(limit / 3);
             loop {
                 tick.tick().await;
-                notify("WATCHDOG=1", limit / 3).await;
+                match threads.check(limit / 3).await {
+                    Ok(()) => notify("WATCHDOG=1", limit / 3).await,
+                    Err(stuck) => tracing::error!(%stuck, "the watchdog is not notified"),
+                }
             }
         });
     }

@@ -175,6 +175,12 @@ impl Process {
         self.common.registry.clone()
     }
 
+    /// Returns the threads that serve.
+    #[must_use]
+    pub fn threads(&self) -> Arc<Threads> {
+        self.common.threads.clone()
+    }
+
     /// Returns the bound addresses.
     #[must_use]
     pub fn addresses(&self) -> Addresses {
@@ -256,6 +262,7 @@ fn serve_admin(
     let state = Arc::new(admin::State {
         roles,
         clients,
+        threads: common.threads.clone(),
         view,
         names: instance::names(&common.settings),
         token,

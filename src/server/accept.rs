@@ -87,7 +87,9 @@ pub async fn serve_on<S, F, B>(
         tasks.spawn_on(cut.clone().run_until_cancelled_owned(connection), &runtime);
     };
     let mut waiting = Vec::new();
-    while let Some(accepted) = stop.begin.run_until_cancelled(poll_fn(|cx| poll_accept(&listener, &servers, cx))).await {
+    while let Some(accepted) =
+        stop.begin.run_until_cancelled(poll_fn(|cx| poll_accept(&listener, &servers, cx))).await
+    {
         match accepted {
             Ok(accepted) => match stop.begin.run_until_cancelled(slot(&slots, &conns)).await {
                 Some(slot) => open(accepted, slot),
@@ -132,7 +134,12 @@ fn poll_accept<S>(
     cx: &mut Context<'_>,
 ) -> Poll<io::Result<Accepted<S>>> {
     let accepted = servers.poll_place(|| listener.poll_accept(cx));
-    accepted.map_ok(|((stream, peer), placed, server)| Accepted { stream, peer, server: server.clone(), placed })
+    accepted.map_ok(|((stream, peer), placed, server)| Accepted {
+        stream,
+        peer,
+        server: server.clone(),
+        placed,
+    })
 }
 
 /// Gives a connection to a thread that the kernel had accepted already.

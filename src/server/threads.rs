@@ -68,8 +68,7 @@ impl Drop for Placed {
 
 impl Thread {
     fn new(number: usize, runtime: Handle, gauge: Option<IntGauge>) -> Self {
-        let (connections, asked, answered) =
-            (AtomicUsize::new(0), AtomicU64::new(0), watch::Sender::new(0));
+        let (connections, asked, answered) = (AtomicUsize::new(0), AtomicU64::new(0), watch::Sender::new(0));
         Self(Arc::new(Inner { number, runtime, connections, gauge, asked, answered }))
     }
 

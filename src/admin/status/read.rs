@@ -21,6 +21,7 @@ impl State {
             version: build_info::VERSION.to_owned(),
             started_at: self.started_at,
             health: Health::Ok,
+            threads: self.threads.connections().collect(),
             roles: self.roles.iter().map(role).collect(),
             registry: self.view.as_ref().map(|view| registry(self, view)),
             clients: clients.collect(),

@@ -9,8 +9,8 @@ use tokio::sync::Notify;
 
 use super::*;
 use crate::client::balance::ejection::EjectionLimit;
-use crate::client::balance::in_flight::InFlightLimits;
 use crate::client::balance::endpoint::ServiceContext;
+use crate::client::balance::in_flight::InFlightLimits;
 use crate::client::call::testing;
 use crate::client::metrics::Metrics;
 use crate::client::transport::connection::{Connector, Dialer};

@@ -224,7 +224,10 @@ mod tests {
         let granted = |thread: &Budget| (0..1000).filter(|_| thread.withdraw()).count();
         // no more than one thread with all these calls
         assert_eq!((granted(&threads[1]), granted(&threads[0])), (100, 200));
-        assert_eq!((threads[0].usage(), threads[1].usage(), reserve.usage()), ((200, 200), (0, 0), (100, 100)));
+        assert_eq!(
+            (threads[0].usage(), threads[1].usage(), reserve.usage()),
+            ((200, 200), (0, 0), (100, 100))
+        );
         threads[1].give_back();
         assert!(threads[0].withdraw() && !threads[1].withdraw());
     }

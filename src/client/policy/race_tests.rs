@@ -174,7 +174,8 @@ async fn a_read_whose_instance_is_lost_needs_no_hedge() {
         });
         let (mut settings, metrics, instances) = (config::Client::default(), metrics(), Numbered::upto(2));
         change(&mut settings);
-        let policy = RetryPolicy::new(&settings, &Reserves::new(&settings), metrics.clone(), instances.clone());
+        let policy =
+            RetryPolicy::new(&settings, &Reserves::new(&settings), metrics.clone(), instances.clone());
         let layer = Retry::new(end, policy);
         let begun = Instant::now();
         let leave = async {

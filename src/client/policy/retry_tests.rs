@@ -55,7 +55,8 @@ pub fn layer_with(
 ) -> (Retry<ScriptedEnd>, RetryMetrics) {
     let (mut settings, metrics) = (config::Client::default(), metrics());
     change(&mut settings);
-    let policy = RetryPolicy::new(&settings, &Reserves::new(&settings), metrics.clone(), Numbered::upto(instances));
+    let policy =
+        RetryPolicy::new(&settings, &Reserves::new(&settings), metrics.clone(), Numbered::upto(instances));
     (Retry::new(end.clone(), policy), metrics)
 }
 

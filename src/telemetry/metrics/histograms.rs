@@ -149,13 +149,13 @@ mod tests {
             (&first, ["1", "2"], 0.05),
             (&second, ["1", "2"], 0.5),
             (&second, ["1", "2"], 5.0),
-            (&second, ["12", ""], 0.25),
+            (&second, ["3", ""], 0.25),
             (&first.of_thread(0), ["1", "2"], 0.125),
         ] {
             thread.with_label_values(&labels).observe(value);
         }
         // the same part again, whoever asks for it
-        second.of_thread(1).with_label_values(&["12", ""]).observe(0.25);
+        second.of_thread(1).with_label_values(&["3", ""]).observe(0.25);
         let page = text(&registry);
         let lines: Vec<_> = page.lines().filter(|line| !line.starts_with('#')).collect();
         assert_eq!(
@@ -166,11 +166,11 @@ mod tests {
                 r#"x_seconds_bucket{a="1",b="2",le="+Inf"} 4"#,
                 r#"x_seconds_sum{a="1",b="2"} 5.675"#,
                 r#"x_seconds_count{a="1",b="2"} 4"#,
-                r#"x_seconds_bucket{a="12",b="",le="0.1"} 0"#,
-                r#"x_seconds_bucket{a="12",b="",le="1"} 2"#,
-                r#"x_seconds_bucket{a="12",b="",le="+Inf"} 2"#,
-                r#"x_seconds_sum{a="12",b=""} 0.5"#,
-                r#"x_seconds_count{a="12",b=""} 2"#,
+                r#"x_seconds_bucket{a="3",b="",le="0.1"} 0"#,
+                r#"x_seconds_bucket{a="3",b="",le="1"} 2"#,
+                r#"x_seconds_bucket{a="3",b="",le="+Inf"} 2"#,
+                r#"x_seconds_sum{a="3",b=""} 0.5"#,
+                r#"x_seconds_count{a="3",b=""} 2"#,
             ]
         );
     }

@@ -9,9 +9,7 @@ mod process;
 mod rpc_durations;
 mod text;
 
-use prometheus::{
-    HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-};
+use prometheus::{HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
 use crate::build_info;
 
