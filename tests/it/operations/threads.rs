@@ -6,13 +6,15 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use microservice_app::config::Settings;
+use microservice_app::app;
+use microservice_app::config::{ListenAddr, Role as Part, Settings};
 use microservice_app::registry::Registration;
 use rustix::process::Signal;
 use serde_json::Value;
 use tokio::io::AsyncWriteExt as _;
 use tokio::net::TcpStream;
 use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
 
 use super::systemd::{bind_shared, start_on};
 use crate::kit::SOON;
@@ -216,7 +218,7 @@ async fn open_connections_are_limited_for_all_threads_together() {
 
 #[tokio::test]
 async fn every_thread_follows_the_registry() {
-    let app = two_threads(|settings| settings.up.topic_replicas = 0).await;
+    let app = App::launch(|settings| (settings.runtime.threads, settings.up.topic_replicas) = (2, 0));
     let fakes = [Fake::start().await, Fake::start().await];
     let mut registered: Vec<_> = fakes.iter().map(|topic| app.register("topic", topic.addr)).collect();
     wait_for("both threads are connected to both", || async {
@@ -285,6 +287,22 @@ async fn a_thread_that_stands_still_is_noticed_and_the_others_go_on() {
     wait_for("it runs again", || async { (get(admin, "/livez").await.status == 200).then_some(()) }).await;
     let mut caller = Connection::open(app.gateway()).await.unwrap();
     assert_eq!(caller.get("/nowhere").await.unwrap().status, 404);
+}
+
+/// It cannot be started again: its connections, and what they share with other threads, are gone.
+#[tokio::test]
+async fn the_end_of_a_thread_ends_the_process() {
+    let mut settings = Settings::for_role(Part::Apigateway);
+    (settings.http.addr, settings.admin.addr) = (ListenAddr::loopback(0), ListenAddr::loopback(0));
+    settings.registry.endpoints.clear();
+    settings.runtime.threads = 2;
+    let mut process = app::process::Process::new(Part::Apigateway, settings).unwrap();
+    process.add_gateway().unwrap();
+    let threads = process.threads();
+    let run = tokio::spawn(process.run(CancellationToken::new(), || {}));
+    threads.stop().await;
+    let ended = tokio::time::timeout(SOON, run).await.expect("it ends").unwrap();
+    assert_eq!(ended.unwrap_err().to_string(), "a thread that serves requests has ended");
 }
 
 /// A store gets the writes of both threads and commits those that wait together; one thread that stands still does not
