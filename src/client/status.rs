@@ -215,3 +215,45 @@ fn instance(service: &str, endpoint: &Endpoint, others: bool) -> Instance {
 fn round(value: f64) -> f64 {
     (value * 1000.0).round() / 1000.0
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_threads_of_a_caller_see_one_instance() {
+        let of = |name: &str, value: f64| BTreeMap::from([(name.to_owned(), value)]);
+        let all = |maps: [BTreeMap<String, f64>; 2]| maps.into_iter().flatten().collect::<BTreeMap<_, _>>();
+        let mut known = Instance {
+            addr: "a:1".to_owned(),
+            state: "up".to_owned(),
+            in_flight: 3,
+            connections: 1,
+            ewma_ms: of("GetFeeds", 2.0),
+            ..Instance::default()
+        };
+        let other = Instance {
+            state: "down".to_owned(),
+            in_flight: 3,
+            connections: 2,
+            ewma_ms: all([of("GetFeeds", 1.0), of("CreateFeed", 4.0)]),
+            failures: of("GetFeeds", 0.5),
+            breakers: BTreeMap::from([("GetFeeds".to_owned(), "open".to_owned())]),
+            why: Some("it cannot be connected to".to_owned()),
+            last_error: Some("refused".to_owned()),
+            ..known.clone()
+        };
+        let better = known.clone();
+        known.add(other.clone(), ConnectionState::Down);
+        let merged = Instance {
+            connections: 3,
+            ewma_ms: all([of("GetFeeds", 2.0), of("CreateFeed", 4.0)]),
+            ..other.clone()
+        };
+        assert_eq!(known, merged);
+        // whichever thread comes first
+        let mut known = other;
+        known.add(better, ConnectionState::Up);
+        assert_eq!(known, merged);
+    }
+}

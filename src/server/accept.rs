@@ -68,23 +68,26 @@ pub async fn serve_on<S, F, B>(
     }
     let slots = Arc::new(Semaphore::new(limits.max_connections));
     let conns = Conns::new(protocol.is_http1() && listener.tls().is_none(), limits, metrics);
+    let cut = CancellationToken::new();
     let servers = services.map(|_, service| {
-        let server = Server::new(protocol, service.clone(), conns.clone(), metrics.clone(), stop.clone());
-        Arc::new(server.with_tls(listener.tls()))
+        // tokens of its own: every poll of a connection locks them
+        let stop = Stop { begin: stop.begin.child_token(), grace: stop.grace };
+        let server = Server::new(protocol, service.clone(), conns.clone(), metrics.clone(), stop);
+        OfThread { server: Arc::new(server.with_tls(listener.tls())), cut: cut.child_token() }
     });
     let tasks = TaskTracker::new();
-    let cut = CancellationToken::new();
     let _watch = AbortOnDropHandle::new(tokio::spawn(conns.clone().watch()));
     let accept_failures = LogThrottle::default();
     let mut next_id = 0;
-    let mut open = |Accepted { stream, peer, server, placed }: Accepted<S>, slot| {
+    let mut open = |Accepted { stream, peer, of_thread, placed }: Accepted<S>, slot| {
+        let OfThread { server, cut } = of_thread;
         next_id += 1;
         let runtime = placed.runtime().clone();
         let connection = async move {
             server.connection(next_id, stream, peer, slot).await;
             drop(placed);
         };
-        tasks.spawn_on(cut.clone().run_until_cancelled_owned(connection), &runtime);
+        tasks.spawn_on(cut.run_until_cancelled_owned(connection), &runtime);
     };
     let mut waiting = Vec::new();
     while let Some(accepted) =
@@ -119,25 +122,38 @@ pub async fn serve_on<S, F, B>(
     }
 }
 
+/// What the connections of one thread have.
+struct OfThread<S> {
+    server: Arc<Server<S>>,
+    /// Cancelled when the grace period is over.
+    cut: CancellationToken,
+}
+
+impl<S> Clone for OfThread<S> {
+    fn clone(&self) -> Self {
+        Self { server: self.server.clone(), cut: self.cut.clone() }
+    }
+}
+
 /// A connection that a thread is to serve.
 struct Accepted<S> {
     stream: TcpStream,
     peer: SocketAddr,
-    server: Arc<Server<S>>,
+    of_thread: OfThread<S>,
     placed: Placed,
 }
 
 /// Polls for the next connection, and gives it to a thread.
 fn poll_accept<S>(
     listener: &Listener,
-    servers: &PerThread<Arc<Server<S>>>,
+    servers: &PerThread<OfThread<S>>,
     cx: &mut Context<'_>,
 ) -> Poll<io::Result<Accepted<S>>> {
     let accepted = servers.poll_place(|| listener.poll_accept(cx));
-    accepted.map_ok(|((stream, peer), placed, server)| Accepted {
+    accepted.map_ok(|((stream, peer), placed, of_thread)| Accepted {
         stream,
         peer,
-        server: server.clone(),
+        of_thread: of_thread.clone(),
         placed,
     })
 }
@@ -145,11 +161,11 @@ fn poll_accept<S>(
 /// Gives a connection to a thread that the kernel had accepted already.
 fn adopt<S>(
     (stream, peer): (StdStream, SocketAddr),
-    servers: &PerThread<Arc<Server<S>>>,
+    servers: &PerThread<OfThread<S>>,
 ) -> Option<Accepted<S>> {
     match servers.poll_place(|| Poll::Ready(TcpStream::from_std(stream))) {
-        Poll::Ready(Ok((stream, placed, server))) => {
-            Some(Accepted { stream, peer, server: server.clone(), placed })
+        Poll::Ready(Ok((stream, placed, of_thread))) => {
+            Some(Accepted { stream, peer, of_thread: of_thread.clone(), placed })
         }
         Poll::Ready(Err(_)) | Poll::Pending => None,
     }

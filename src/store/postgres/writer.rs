@@ -341,3 +341,7 @@ fn refuse(jobs: Vec<Job>, error: &StoreError) {
         job.reply(Err(error.clone()));
     }
 }
+
+#[cfg(test)]
+#[path = "writer_tests.rs"]
+mod tests;
