@@ -6,8 +6,9 @@ use std::net::{SocketAddr, TcpListener};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
+use http::StatusCode;
 use microservice_app::app;
-use microservice_app::config::{ListenAddr, Role as Part, Settings};
+use microservice_app::config::{Balancer, ListenAddr, Role as Part, Settings};
 use microservice_app::registry::Registration;
 use rustix::process::Signal;
 use serde_json::Value;
@@ -22,7 +23,7 @@ use crate::kit::app::App;
 use crate::kit::etcd::Etcd;
 use crate::kit::fake::{Behaviour, Fake};
 use crate::kit::http::{Connection, fill, get};
-use crate::kit::load::Load;
+use crate::kit::load::{Load, Outcome};
 use crate::kit::process::{Process, run};
 use crate::kit::system::Role;
 use crate::kit::wait_for;
@@ -75,10 +76,11 @@ async fn connections_are_spread_evenly_and_every_request_is_counted_once() {
     let app = two_threads(|_| {}).await;
     fill(app.gateway(), 7).await;
     // those of the clients: each thread of gateway and profile has its own to each service
-    wait_for("callers of the services are spread", || async {
-        (connections(&app).await == [4, 4]).then_some(())
-    })
-    .await;
+    let services = async || {
+        let open = connections(&app).await;
+        (open.iter().sum::<u64>() == 8 && open.iter().all(|count| (3..=5).contains(count))).then_some(())
+    };
+    wait_for("callers of the services are spread", services).await;
     let before = app.metric("http_server_request_duration_seconds_count").await;
     let mut callers = open(&app, 7).await;
     for _ in 0..20 {
@@ -112,7 +114,7 @@ async fn connections_are_spread_evenly_and_every_request_is_counted_once() {
     );
     drop(callers);
     wait_for("connections that end are counted", || async {
-        (connections(&app).await == [4, 4]).then_some(())
+        (connections(&app).await.iter().sum::<u64>() == 8).then_some(())
     })
     .await;
 }
@@ -218,7 +220,10 @@ async fn open_connections_are_limited_for_all_threads_together() {
 
 #[tokio::test]
 async fn every_thread_follows_the_registry() {
-    let app = App::launch(|settings| (settings.runtime.threads, settings.up.topic_replicas) = (2, 0));
+    let app = App::launch(|settings| {
+        (settings.runtime.threads, settings.up.topic_replicas) = (2, 0);
+        settings.client.balancer = Balancer::RoundRobin;
+    });
     let fakes = [Fake::start().await, Fake::start().await];
     let mut registered: Vec<_> = fakes.iter().map(|topic| app.register("topic", topic.addr)).collect();
     wait_for("both threads are connected to both", || async {
@@ -363,7 +368,9 @@ impl Host {
             if let Some(mut before) = before {
                 assert!(before.wait(SOON).success());
             }
-            start_on(&host.sockets, &host.etcd, &TWO)
+            // a machine that is busy for a while is no loss
+            let patient = [TWO[0], ("MSA__CLIENT__DEADLINE_MS", "10000")];
+            start_on(&host.sockets, &host.etcd, &patient)
         };
         tokio::task::spawn_blocking(start).await.unwrap()
     }
@@ -397,7 +404,7 @@ async fn a_restart_under_load_loses_no_call() {
         let (mut gateway, admin) = host.start(None).await;
         wait_for("the gateway is ready", || ready(admin)).await;
         fill(addr, 7).await;
-        let load = Load::get(addr, 200.0, FEEDS).within(Duration::from_secs(10)).start();
+        let load = Load::get(addr, 200.0, FEEDS).within(Duration::from_secs(20)).start();
         for _ in 0..2 {
             load.more(100).await;
             gateway.signal(Signal::TERM);
@@ -415,7 +422,10 @@ async fn a_restart_under_load_loses_no_call() {
         }
         load.more(100).await;
         let record = load.finish().await;
-        assert_eq!(record.failed_but_503(), 0, "{}", record.failures());
+        let lost = record.calls.iter().filter(|call| {
+            !call.answered() && call.outcome != Outcome::Status(StatusCode::SERVICE_UNAVAILABLE)
+        });
+        assert_eq!((lost.count(), record.unsent), (0, 0), "{}", record.failures());
         gateway.stop(SOON);
     }
 }
