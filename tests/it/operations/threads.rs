@@ -63,9 +63,14 @@ async fn connections(app: &App) -> Vec<u64> {
     status(app).await["threads"].as_array().unwrap().iter().map(|count| count.as_u64().unwrap()).collect()
 }
 
-async fn open(app: &App, count: usize) -> Vec<Connection> {
+/// Returns the sum of the series that begin so.
+async fn count(app: &App, series: &str) -> u64 {
+    app.metric(series).await as u64
+}
+
+async fn open(app: &App, connections: usize) -> Vec<Connection> {
     let mut open = Vec::new();
-    for _ in 0..count {
+    for _ in 0..connections {
         open.push(Connection::open(app.gateway()).await.unwrap());
     }
     open
@@ -81,7 +86,7 @@ async fn connections_are_spread_evenly_and_every_request_is_counted_once() {
         (open.iter().sum::<u64>() == 8 && open.iter().all(|count| (3..=5).contains(count))).then_some(())
     };
     wait_for("callers of the services are spread", services).await;
-    let before = app.metric("http_server_request_duration_seconds_count").await;
+    let before = count(&app, "http_server_request_duration_seconds_count").await;
     let mut callers = open(&app, 7).await;
     for _ in 0..20 {
         for caller in &mut callers {
@@ -94,23 +99,23 @@ async fn connections_are_spread_evenly_and_every_request_is_counted_once() {
         "{spread:?}"
     );
     for thread in ["0", "1"] {
-        let gauge = app.metric(&format!("server_thread_connections{{thread=\"{thread}\"}}")).await;
-        assert!((7.0..=8.0).contains(&gauge), "{gauge}");
+        let gauge = count(&app, &format!("server_thread_connections{{thread=\"{thread}\"}}")).await;
+        assert!((7..=8).contains(&gauge), "{gauge}");
     }
     // the sums of both threads, each request once
-    let counted = app.metric("http_server_request_duration_seconds_count").await - before;
-    assert_eq!(counted, 140.0);
-    let calls = app.metric("grpc_server_handling_seconds_count{code=\"OK\",method=\"GetFeeds\"").await;
+    let counted = count(&app, "http_server_request_duration_seconds_count").await - before;
+    assert_eq!(counted, 140);
+    let calls = count(&app, "grpc_server_handling_seconds_count{code=\"OK\",method=\"GetFeeds\"").await;
     let attempts =
-        app.metric("grpc_client_attempt_duration_seconds_count{code=\"OK\",method=\"GetFeeds\"").await;
-    assert!(calls == attempts && calls >= 140.0, "{calls} {attempts}");
+        count(&app, "grpc_client_attempt_duration_seconds_count{code=\"OK\",method=\"GetFeeds\"").await;
+    assert!(calls == attempts && calls >= 140, "{calls} {attempts}");
     // an instance is one instance, with the connections of both threads
     let seen = &status(&app).await["clients"][0]["feed"];
     assert_eq!((seen.as_array().unwrap().len(), &seen[0]["connections"]), (1, &Value::from(2)));
-    assert_eq!(app.metric("client_endpoints{service=\"feed\",state=\"up\"}").await, 1.0);
+    assert_eq!(count(&app, "client_endpoints{service=\"feed\",state=\"up\"}").await, 1);
     assert_eq!(
-        app.metric("client_breaker_state{method=\"GetTopic\",service=\"topic\",state=\"closed\"}").await,
-        1.0
+        count(&app, "client_breaker_state{method=\"GetTopic\",service=\"topic\",state=\"closed\"}").await,
+        1
     );
     drop(callers);
     wait_for("connections that end are counted", || async {
@@ -120,9 +125,9 @@ async fn connections_are_spread_evenly_and_every_request_is_counted_once() {
 }
 
 /// Sends requests that stay without an answer, on connections of both threads.
-async fn hold(app: &App, count: usize) -> Vec<TcpStream> {
+async fn hold(app: &App, requests: usize) -> Vec<TcpStream> {
     let mut held = Vec::new();
-    for _ in 0..count {
+    for _ in 0..requests {
         let mut stream = TcpStream::connect(app.gateway()).await.unwrap();
         stream.write_all(format!("GET {LIST} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes()).await.unwrap();
         held.push(stream);
@@ -152,16 +157,16 @@ async fn requests_in_progress_are_limited_for_all_threads_together() {
     let (app, _topic, _registered) = slow_topic(|settings| settings.http.max_in_flight = 5).await;
     let held = hold(&app, 5).await;
     wait_for("they are in progress", || async {
-        (app.metric("http_server_in_flight").await == 5.0).then_some(())
+        (count(&app, "http_server_in_flight").await == 5).then_some(())
     })
     .await;
     let mut others = open(&app, 4).await;
     for other in &mut others {
         assert_eq!(other.get(LIST).await.unwrap().status, 503);
     }
-    assert_eq!(app.metric("http_server_refused_total{reason=\"in_flight\"}").await, 4.0);
+    assert_eq!(count(&app, "http_server_refused_total{reason=\"in_flight\"}").await, 4);
     drop(held);
-    wait_for("they end", || async { (app.metric("http_server_in_flight").await == 0.0).then_some(()) }).await;
+    wait_for("they end", || async { (count(&app, "http_server_in_flight").await == 0).then_some(()) }).await;
 }
 
 #[tokio::test]
@@ -169,8 +174,8 @@ async fn calls_in_flight_at_an_instance_are_limited_for_all_threads_together() {
     let (app, topic, _registered) = slow_topic(|settings| settings.client.max_in_flight = 3).await;
     let _held = hold(&app, 8).await;
     wait_for("the others are refused", || async {
-        (app.metric("client_limit_refused_total{service=\"topic\"}").await >= 5.0
-            || app.metric("http_server_in_flight").await == 3.0)
+        (count(&app, "client_limit_refused_total{service=\"topic\"}").await >= 5
+            || count(&app, "http_server_in_flight").await == 3)
             .then_some(())
     })
     .await;
