@@ -185,7 +185,7 @@ impl Browser {
                 line["message"].as_str().and_then(|text| serde_json::from_str(text).ok()).expect("an event");
             let event = &event["message"];
             // the tab that the browser begins with is a page of its own
-            let own = event["params"]["documentURL"].as_str().is_some_and(|url| url.starts_with("chrome://"));
+            let own = event["params"]["documentURL"].as_str().is_some_and(|url| url.starts_with("chrome"));
             if event["method"] == "Network.requestWillBeSent" && !own {
                 noted.requests.push(event["params"]["request"]["url"].as_str().expect("a URL").to_owned());
             }

@@ -171,7 +171,10 @@ async fn a_store_that_cannot_be_written_is_refused_at_the_start() {
     allow(dir.path(""), 0o755);
     allow(dir.path("data"), 0o777);
     allow(dir.store(), 0o444);
-    let mut command = Command::new(PROGRAM);
+    // the directory of the program may be its owner's alone, such as root's home
+    let program = dir.path("program");
+    std::fs::copy(PROGRAM, &program).unwrap();
+    let mut command = Command::new(program);
     let store = format!("sqlite:{}", dir.store().display());
     command.args(["feed", "--addr", "127.0.0.1:0", "--debug-addr", "127.0.0.1:0", "--store", &store]);
     if rustix::process::getuid().is_root() {

@@ -1,5 +1,8 @@
 // Keys and tokens that jose makes: `tokens.mjs ISSUER AUDIENCE` prints the key set, and tokens with the status they get.
+import { webcrypto } from 'node:crypto';
 import * as jose from 'jose';
+
+globalThis.crypto ??= webcrypto; // before Node 20 it is no global
 
 const [issuer, audience] = process.argv.slice(2);
 const keys = [];

@@ -1,7 +1,7 @@
 //! One node: a Patroni, the PostgreSQL that it runs, and the relays around them.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
@@ -237,12 +237,17 @@ fn spawn(dir: &Path) -> Child {
     let mut command = postgres::unprivileged(python(), dir);
     command
         .args(["-c", include_str!("keeper.py")])
-        .args([&pid, Path::new("patroni"), &dir.join("patroni.yml")])
+        .args([&pid, &program(), &dir.join("patroni.yml")])
         .env("HOME", dir)
         .stdin(Stdio::piped())
         .stdout(log.try_clone().expect("a file"))
         .stderr(log);
     command.spawn().expect("python3 and patroni are installed (make deps)")
+}
+
+/// Returns the Patroni that the variable `PATRONI` names, else that of the path.
+fn program() -> PathBuf {
+    std::env::var_os("PATRONI").map_or_else(|| "patroni".into(), PathBuf::from)
 }
 
 /// Returns the Python that Debian's programs use, else the one in the path.
