@@ -1,6 +1,6 @@
 # `make` alone lists what there is. ARGS passes flags to the program: make up ARGS='--replicas feed=2'
 .DEFAULT_GOAL := help
-.PHONY: help up build test test-interop test-stack test-containers fuzz advisories sbom deps fmt generate check-nix clean
+.PHONY: help up build test test-interop test-stack test-containers perf fuzz advisories sbom deps fmt generate check-nix clean
 
 # tests/deps puts cargo-deny, deadnix and nixfmt there
 export PATH := $(CURDIR)/target/tools/bin:$(PATH)
@@ -32,6 +32,7 @@ test: deps ## every check and test; stops at the first step that fails
 	cargo test --locked --doc
 	@rm -f $(SKIPPED)
 	tests/suite
+	cargo bench --locked --quiet --profile dev --bench units -- --test --quiet
 	tests/counts
 	@$(say-skipped)
 
@@ -52,6 +53,9 @@ test-containers: ## the image, compose and Kubernetes, under podman and before a
 	@rm -f $(SKIPPED)
 	cargo test --locked --test it containers:: -- --ignored --test-threads=1 --nocapture
 	@$(say-skipped)
+
+perf: ## the program side by side with others, and goals; ARGS='--short' takes 4 minutes. Wants a quiet machine
+	tests/perf $(ARGS)
 
 fuzz: ## the fuzzers, a minute each; ARGS='--seconds 3600 json_body' runs one for an hour. Fetches cargo-fuzz
 	tests/fuzz $(ARGS)

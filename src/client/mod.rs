@@ -20,11 +20,15 @@
 //! on it fails at once. `policy` imports from `balance`, and `balance` from `transport`, never the other way.
 //! What each rpc allows is in [`crate::api::rpc`].
 
-mod balance;
-mod call;
+// these three are public for the benches
+#[doc(hidden)]
+pub mod balance;
+#[doc(hidden)]
+pub mod call;
 mod gauges;
 pub mod metrics;
-mod policy;
+#[doc(hidden)]
+pub mod policy;
 mod shared;
 pub mod status;
 mod transport;

@@ -4,7 +4,9 @@
 //! [`ROUTES`] is the table of routes. Connections, overload and what is recorded of a request are in
 //! [`crate::server`].
 
-mod answers;
+// public for the benches
+#[doc(hidden)]
+pub mod answers;
 mod auth;
 mod cors;
 mod dispatch;

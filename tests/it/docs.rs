@@ -83,6 +83,19 @@ fn table(page_name: &str, title: &str) -> Vec<Vec<String>> {
     rows
 }
 
+/// `tests/perf --accept` writes between the marks, which stand in its code.
+#[test]
+fn the_performance_page_has_a_place_for_the_table_of_tests_perf() {
+    let (text, code) = (page("docs/performance.md"), page("benches/perf/report.rs"));
+    let places = ["BEGIN", "END"].map(|name| {
+        let mark = code.split_once(&format!("const {name}: &str = \"")).expect("the mark in the code").1;
+        let mark = mark.split_once('"').expect("its end").0;
+        assert_eq!(text.matches(mark).count(), 1, "{mark}");
+        text.find(mark)
+    });
+    assert!(places[0] < places[1], "the marks are not in order");
+}
+
 /// Returns the text between backticks, the whole cell if it has none.
 fn code(cell: &str) -> &str {
     cell.strip_prefix('`').and_then(|rest| rest.split_once('`')).map_or(cell, |(code, _)| code)

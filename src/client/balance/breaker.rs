@@ -66,6 +66,7 @@ impl From<&config::Client> for BreakerSettings {
 
 impl BreakerSettings {
     /// Returns the same settings with a backoff of at most `cap`.
+    #[must_use]
     pub fn capped(self, cap: Duration) -> Self {
         Self { cap: self.cap.min(cap), ..self }
     }

@@ -7,7 +7,7 @@
 //! | the call was not sent | yes, at another instance, at once; it does not count as an attempt |
 //! | the peer says that it did not process the call | yes, once, at another instance, at once, for every rpc |
 //! | a code that the policy names | yes, at another instance, after a short wait or the server's pushback |
-//! | an attempt of a read is slower than usual | yes, once a call, beside it: see [`crate::client::policy::race`] |
+//! | an attempt of a read is slower than usual | yes, once a call, beside it: see `race.rs` |
 //! | anything else | no |
 //!
 //! Every attempt after the first one of a call is taken from the service's budget, also if the peer did not

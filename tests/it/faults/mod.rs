@@ -272,6 +272,15 @@ impl Findings {
         }
     }
 
+    /// Notes a comparison of 99th percentiles of which the whole interval must be below `most`. It wants many rounds, each
+    /// with many calls.
+    pub fn p99_compared_below(&mut self, what: &str, compared: &Comparison, most: f64) {
+        self.compared(what, compared);
+        if compared.ratios.len() >= MIN_ROUNDS {
+            self.ratio(&format!("{what}: judged, high end of the interval"), compared.high, most);
+        }
+    }
+
     /// Notes a comparison without a bound.
     pub fn compared(&mut self, what: &str, compared: &Comparison) {
         let spread = compared.ratios.iter().copied();
