@@ -21,7 +21,7 @@ use microservice_app::api::rpc::Rpc;
 use microservice_app::app::metrics::Metrics;
 use microservice_app::client::balance::pick::Picker;
 use microservice_app::client::call::Call;
-use microservice_app::client::policy::budget::Budget;
+use microservice_app::client::policy::budget::{Budget, Reserve};
 use microservice_app::client::{Client, Connect, Connector, Target};
 use microservice_app::config::{Balancer, Role, Settings, Store};
 use microservice_app::context::Context;
@@ -165,7 +165,7 @@ fn breakers_and_budgets(criterion: &mut Criterion) {
             endpoint.breakers.record(&permit, false, None)
         });
     });
-    let budget = Budget::new(20, 10);
+    let budget = Budget::new(20, Reserve::per_second(10));
     criterion.bench_function("budget", |bench| {
         bench.iter(|| {
             budget.deposit();
@@ -205,6 +205,9 @@ fn accepted() -> impl Fn() -> Accepted {
         context: Context::new(tokio::time::Instant::now()),
         time_limit: Duration::from_secs(1),
         length: None,
+        head: 0,
+        peer: None,
+        expects: false,
         admission: admission.clone(),
         pauses: pauses.clone(),
         caller: Arc::default(),

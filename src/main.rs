@@ -77,7 +77,7 @@ fn start(role: Role, source: &Source, writer: &log::Writer) -> ExitCode {
         Ok(log) => log,
         Err(error) => return refuse(&error, writer),
     };
-    // one thread: on two cores it serves more requests than a pool of threads, and with less variance
+    // the first thread; server/threads.rs has the others. A pool that moves tasks between threads costs more for each request
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let ended =
         runtime.map_err(anyhow::Error::from).and_then(|runtime| runtime.block_on(run(role, settings, log)));

@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::health::Health;
-use crate::client::Client;
 use crate::client::status::CallTotals;
+use crate::client::{Client, status};
 use crate::server::totals::{Answered, Totals};
 
 /// Time between two samples.
@@ -121,7 +121,8 @@ impl History {
     #[must_use]
     pub fn traffic(&self, clients: &[Client]) -> Traffic {
         let mut budgets = BTreeMap::<&str, (u64, u64)>::new();
-        for (service, (used, size)) in clients.iter().flat_map(Client::budgets) {
+        let callers = Client::by_caller(clients);
+        for (service, (used, size)) in callers.iter().flat_map(|caller| status::budgets(caller)) {
             let fullest = budgets.entry(service).or_insert((used, size));
             // the one of which the larger part is used
             if used * fullest.1 > fullest.0 * size {

@@ -1,10 +1,11 @@
-//! `/readyz`: whether the process can serve, with one line for each reason.
+//! `/readyz`: whether the process can serve, with one line for each reason. `/livez`: whether its threads run.
 //!
 //! *Shape*: `ready` or `not ready`, then lines `fail: ...` and `warn: ...`.
 //!
 //! A process is ready if a request would succeed as far as this process alone decides. What it depends on is a warning
 //! line and a metric, so that one lost dependency does not take all instances out of service at once.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use http::StatusCode;
@@ -15,16 +16,29 @@ use super::reply::text;
 use super::state::{Phase, Role, State};
 use crate::client::Client;
 use crate::registry::{Registered, ViewHandle};
+use crate::server::threads::Threads;
 
 /// Longest time that a store may take to show that it can be used.
 const STORE_LIMIT: Duration = Duration::from_secs(1);
 /// Age of the view above which the registry counts as away. etcd confirms the view every second.
 pub const STALE: Duration = Duration::from_secs(5);
 
+/// Longest time in which a thread that serves has to run.
+const THREAD_LIMIT: Duration = Duration::from_millis(500);
+
+/// Answers whether every thread runs. One that does not is stuck for good, or the machine is far too slow: a restart helps.
+pub async fn live(threads: &Threads) -> Response {
+    match threads.check(THREAD_LIMIT).await {
+        Ok(()) => text(StatusCode::OK, "ok\n".to_owned()),
+        Err(stuck) => text(StatusCode::SERVICE_UNAVAILABLE, format!("{stuck}\n")),
+    }
+}
+
 /// Answers whether the process is ready.
 pub async fn answer(state: &State) -> Response {
     let (mut failures, mut warnings) = (Vec::new(), Vec::new());
     let of = |name: &'static str| move |reason: String| format!("{name}: {reason}");
+    failures.extend(state.threads.check(THREAD_LIMIT).await.err().map(|stuck| stuck.to_string()));
     for role in &state.roles {
         let store = role.check_store().await;
         let (mut failed, mut warned) = (Vec::new(), Vec::new());
@@ -38,8 +52,10 @@ pub async fn answer(state: &State) -> Response {
         failures.extend(failed.into_iter().map(of("registry")));
         warnings.extend(warned.into_iter().map(of("registry")));
     }
-    for (service, snapshot) in state.clients.iter().flat_map(Client::snapshots) {
-        if snapshot.usable.is_empty() {
+    for caller in Client::by_caller(&state.clients) {
+        let seen = caller.iter().flat_map(|client| client.snapshots());
+        let without = seen.filter(|(_, snapshot)| snapshot.usable.is_empty()).map(|(service, _)| service);
+        for service in without.collect::<BTreeSet<_>>() {
             warnings.push(format!("{service}: no instance can be called"));
         }
     }

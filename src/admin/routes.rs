@@ -39,7 +39,7 @@ type Route = (&'static str, BoxedFilter<(Response,)>);
 /// Returns every path, in the order in which an answer 404 lists them.
 fn table(state: &Arc<State>) -> [Route; 11] {
     let pages = Pages::new(state.clone());
-    let ready = state.clone();
+    let (ready, threads) = (state.clone(), state.threads.clone());
     let (process, view) = (state.clone(), state.view.clone());
     let (system, traces) = (SystemPage::new(state.clone()), state.clone());
     let query = warp::query::raw().or(warp::any().map(String::new)).unify();
@@ -51,7 +51,13 @@ fn table(state: &Arc<State>) -> [Route; 11] {
         ("/icon.svg", part(Part::Icon)),
         ("/trace", read(query.map(move |query: String| system::trace(&traces, &query)))),
         ("/metrics", read(warp::any().then(move || pages.clone().answer()))),
-        ("/livez", read(warp::any().map(|| text(StatusCode::OK, "ok\n".to_owned())))),
+        (
+            "/livez",
+            read(warp::any().then(move || {
+                let threads = threads.clone();
+                async move { readyz::live(&threads).await }
+            })),
+        ),
         (
             "/readyz",
             read(warp::any().then(move || {

@@ -11,6 +11,7 @@ use crate::client::Client;
 use crate::config::Link;
 use crate::registry::metrics::Metrics as RegistryMetrics;
 use crate::registry::{Registered, ViewHandle};
+use crate::server::threads::Threads;
 use crate::service::Service;
 use crate::telemetry::events::Events;
 use crate::telemetry::log;
@@ -71,6 +72,8 @@ pub struct State {
     pub roles: Vec<Role>,
     /// Its clients of services.
     pub clients: Vec<Client>,
+    /// The threads that serve.
+    pub threads: Arc<Threads>,
     /// The view of the registry; `None` in a process that calls no service.
     pub view: Option<ViewHandle>,
     /// Names of this process that a caller may use for its host, besides addresses and `localhost`.

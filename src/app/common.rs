@@ -10,10 +10,11 @@ use tokio::sync::watch;
 use super::metrics::Metrics;
 use super::role::{Member, ServiceKind};
 use crate::admin::{Phase, Role};
-use crate::client::{Client, Connector};
+use crate::client::{Client, Connector, Shared};
 use crate::config::{ListenAddr, Settings};
 use crate::registry::{Registration, Registry};
 use crate::server::listener::Listener;
+use crate::server::threads::{PerThread, Threads};
 use crate::server::{Limits, MAX_UNSENT, UnsentLimit};
 use crate::service::Service;
 use crate::telemetry::trace::Traces;
@@ -33,22 +34,25 @@ pub struct Common {
     pub connector: Connector,
     /// Every client that was made, for the admin listener.
     pub clients: Vec<Client>,
+    /// The threads that serve.
+    pub threads: Arc<Threads>,
 }
 
 impl Common {
-    /// Returns a client for the services that a member calls. Must be called inside a tokio runtime.
-    pub fn client(&mut self, member: Member) -> Client {
+    /// Returns a client for the services that a member calls, for each thread. Must be called inside a tokio runtime.
+    pub fn clients(&mut self, member: Member) -> PerThread<Client> {
         let services: Vec<_> = member.calls().iter().copied().map(ServiceKind::name).collect();
-        let client = Client::new(
+        let shared = Shared::new(
             &services,
             &self.settings.client,
             &self.settings.registry.prefix,
             &self.registry.view(),
-            &self.metrics.client,
             &self.connector,
+            self.threads.count(),
         );
-        self.clients.push(client.clone());
-        client
+        let clients = self.threads.each(|number| Client::on_thread(number, &shared, &self.metrics.client));
+        self.clients.extend(clients.values().cloned());
+        clients
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio_util::task::TaskTracker;
@@ -17,7 +18,7 @@ use crate::credentials::Unusable;
 use crate::gateway::{Auth, Gateway};
 use crate::registry::{Registration, advertise};
 use crate::server::listener::{Families, Listener};
-use crate::server::{Protocol, Stop, serve};
+use crate::server::{Protocol, Stop, serve_on};
 use crate::tls::edge;
 
 /// Time for a gateway's drain beyond its longest deadline.
@@ -45,14 +46,20 @@ pub fn bind(addr: ListenAddr) -> anyhow::Result<Vec<Listener>> {
 pub fn start(common: &mut Common, listeners: Vec<Listener>, drain: &Drain) -> Result<Vec<Serving>, Unusable> {
     let Some(addr) = listeners.first().map(Listener::addr) else { return Ok(Vec::new()) };
     let name = Role::Apigateway.name();
-    let client = common.client(Member::Gateway);
+    let clients = common.clients(Member::Gateway);
     let common = &*common;
     let settings = &common.settings;
     let limits = common::limits(settings.http.max_connections, settings.http.write_timeout);
     let tracer = common.traces.tracer(name, addr);
     let acceptor = edge::acceptor(&settings.http, &common.metrics.tls)?;
     let auth = Auth::start(&settings.http, &common.metrics.gateway)?;
-    let gateway = Gateway::new(client, auth, &common.metrics.server, tracer, settings, limits.unsent.clone());
+    let Some(client) = clients.first().cloned() else { return Ok(Vec::new()) };
+    let (metrics, unsent) = (&common.metrics.server, limits.unsent.clone());
+    let gateway = Gateway::new(client, auth, metrics, tracer, settings, unsent);
+    let gateways = clients.map(|number, client| match number {
+        0 => Arc::new(gateway.clone()),
+        _ => Arc::new(gateway.on_thread(client.clone(), &metrics.of_thread(number))),
+    });
     let grace = settings.shutdown.grace.min(settings.client.deadline + DRAIN_MARGIN);
     let mut entries = Entries::default();
     let bound: Vec<_> = listeners.iter().map(|listener| (listener.addr(), listener.families())).collect();
@@ -66,13 +73,17 @@ pub fn start(common: &mut Common, listeners: Vec<Listener>, drain: &Drain) -> Re
         // one socket for IPv4 and one for IPv6 are as good as one for both
         let families = families_at(bound.port()).unwrap_or_else(|| listener.families());
         let turn = drain.join(Member::Gateway);
-        tracing::info!(service = name, addr = %bound, admin = %common.admin, "serving");
+        let threads = common.threads.count();
+        tracing::info!(service = name, addr = %bound, admin = %common.admin, threads, "serving");
         let protocol = Protocol::Http1 { header_timeout: settings.http.header_timeout };
         let stop = Stop { begin: drain.stop(), grace };
         let server = tokio::spawn({
-            let (gateway, limits, metrics) = (gateway.clone(), limits.clone(), common.metrics.server.clone());
-            let answer = move |request, peer| gateway.clone().call(request, peer);
-            async move { serve(listener, protocol, limits, &metrics, answer, stop).await }
+            let (limits, metrics) = (limits.clone(), metrics.clone());
+            let answers = gateways.map(|_, gateway| {
+                let gateway = gateway.clone();
+                move |request, peer| gateway.clone().call(request, peer)
+            });
+            async move { serve_on(listener, protocol, limits, &metrics, answers, stop).await }
         });
         let (mut entry, warnings) = entries.join(common, bound, families);
         for warning in &warnings {

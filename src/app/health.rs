@@ -12,7 +12,7 @@ use hyper::client::conn::http1;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
-/// Longest time that the answer may take. `/readyz` itself takes at most 1 s.
+/// Longest time that the answer may take. `/readyz` itself takes at most 1.5 s.
 const LIMIT: Duration = Duration::from_secs(2);
 
 /// Most bytes of an answer that are read: many more than `/status` has with a thousand instances.

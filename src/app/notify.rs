@@ -7,7 +7,10 @@ use std::io;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::sync::Arc;
 use std::time::Duration;
+
+use crate::server::threads::Threads;
 
 /// Longest time to wait for room in the manager's socket. A unit whose start is not reported is ended by the manager,
 /// by default after 90 s.
@@ -17,9 +20,9 @@ const LIMIT: Duration = Duration::from_mins(1);
 /// units, so that one that ends again and again is restarted no more often than that.
 const STABLE: Duration = Duration::from_secs(10);
 
-/// Reports that the process is ready, and then, as often as the manager's watchdog asks, that its runtime is alive. Once
+/// Reports that the process is ready, and then, as often as the manager's watchdog asks, that its threads run. Once
 /// it has run for a while, the manager, which lets its waits between restarts grow, is to begin with the shortest one.
-pub fn ready() {
+pub fn ready(threads: Arc<Threads>) {
     tokio::spawn(async {
         notify("READY=1", LIMIT).await;
         tokio::time::sleep(STABLE).await;
@@ -29,12 +32,20 @@ pub fn ready() {
     let variable = |name| std::env::var(name).ok();
     if let Some(limit) = watchdog(variable("WATCHDOG_USEC"), variable("WATCHDOG_PID")) {
         tokio::spawn(async move {
-            let mut tick = tokio::time::interval(limit / 3);
-            loop {
-                tick.tick().await;
-                notify("WATCHDOG=1", limit / 3).await;
-            }
+            watch(&threads, limit / 3, || notify("WATCHDOG=1", limit / 3)).await;
         });
+    }
+}
+
+/// Calls `alive` in each period in which every thread has run. Never returns.
+async fn watch<F: Future<Output = ()>>(threads: &Threads, period: Duration, alive: impl Fn() -> F) {
+    let mut tick = tokio::time::interval(period);
+    loop {
+        tick.tick().await;
+        match threads.check(period).await {
+            Ok(()) => alive().await,
+            Err(stuck) => tracing::error!(%stuck, "the watchdog is not notified"),
+        }
     }
 }
 
@@ -92,7 +103,10 @@ fn address(name: &OsStr) -> io::Result<SocketAddr> {
 
 #[cfg(test)]
 mod tests {
+    use std::cell::Cell;
+
     use super::*;
+    use crate::server::metrics::Metrics;
 
     #[test]
     fn the_watchdog_of_another_process_and_one_without_a_time_are_not_served() {
@@ -112,6 +126,42 @@ mod tests {
             assert_eq!(time(usec, pid), None, "{usec} {pid:?}");
         }
         assert_eq!(watchdog(None, None), None);
+    }
+
+    #[tokio::test]
+    async fn the_watchdog_hears_nothing_while_a_thread_stands_still() {
+        let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
+        let threads = Threads::start(2, &metrics).unwrap();
+        let (told, period) = (Cell::new(0), Duration::from_millis(20));
+        let test = async {
+            let more = async |than: i32| {
+                let later = async {
+                    while told.get() <= than {
+                        tokio::time::sleep(period / 4).await;
+                    }
+                };
+                tokio::time::timeout(Duration::from_secs(20), later).await.unwrap();
+            };
+            more(1).await;
+            let (release, blocked) = std::sync::mpsc::channel::<()>();
+            let mut blocked = Some(blocked);
+            threads.each(|number| {
+                if let Some(blocked) = blocked.take_if(|_| number == 1) {
+                    tokio::spawn(async move { blocked.recv().is_ok() });
+                }
+            });
+            tokio::time::sleep(2 * period).await;
+            let before = told.get();
+            tokio::time::sleep(5 * period).await;
+            assert_eq!(told.get(), before);
+            drop(release);
+            more(before).await;
+        };
+        let alive = || async { told.set(told.get() + 1) };
+        tokio::select! {
+            () = watch(&threads, period, alive) => {}
+            () = test => {}
+        }
     }
 
     #[test]

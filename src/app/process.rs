@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
@@ -20,6 +21,7 @@ use crate::client::{self, Connector, Secured};
 use crate::config::{ListenAddr, Role, Settings, Store};
 use crate::registry::{Dial, Etcd, Local, Registry, dial_tcp};
 use crate::server::listener::Listener;
+use crate::server::threads::Threads;
 use crate::server::{Protocol, Stop, serve};
 use crate::telemetry::log;
 use crate::telemetry::trace::Traces;
@@ -97,6 +99,8 @@ impl Process {
         network: impl FnOnce(&Settings, Option<Mutual>) -> Network,
     ) -> anyhow::Result<Self> {
         let metrics = Metrics::register()?;
+        let threads = Threads::start(settings.runtime.threads, &metrics.server);
+        let threads = threads.context("cannot start the threads of `runtime.threads`")?;
         let mutual = Mutual::start(role, &settings.tls, &settings.grpc, &metrics.tls)?;
         let network = network(&settings, mutual.clone());
         let connector = network.services.clone();
@@ -106,6 +110,7 @@ impl Process {
             traces: Traces::start(&settings.trace, &metrics.trace),
             admin: admin.addr(),
             clients: Vec::new(),
+            threads: Arc::new(threads),
             mutual,
             connector,
             metrics,
@@ -127,8 +132,8 @@ impl Process {
         addr: ListenAddr,
         store: &Store,
     ) -> anyhow::Result<()> {
-        let service = service::open(&mut self.common, kind, store).await?;
-        self.services.push(Bound::new(&self.common, kind, service, addr)?);
+        let services = service::open(&mut self.common, kind, store).await?;
+        self.services.push(Bound::new(&self.common, kind, services, addr)?);
         Ok(())
     }
 
@@ -140,8 +145,8 @@ impl Process {
         let Some(first) = self.services.iter().find(|bound| bound.kind == kind) else {
             anyhow::bail!("there is no {} to replicate", kind.name());
         };
-        let service = first.service.clone();
-        self.services.push(Bound::new(&self.common, kind, service, addr)?);
+        let services = first.services.map(|_, service| service.clone());
+        self.services.push(Bound::new(&self.common, kind, services, addr)?);
         Ok(())
     }
 
@@ -170,6 +175,12 @@ impl Process {
         self.common.registry.clone()
     }
 
+    /// Returns the threads that serve.
+    #[must_use]
+    pub fn threads(&self) -> Arc<Threads> {
+        self.common.threads.clone()
+    }
+
     /// Returns the bound addresses.
     #[must_use]
     pub fn addresses(&self) -> Addresses {
@@ -191,12 +202,13 @@ impl Process {
         let level = log.map(|log| log.level);
         let (admin, stop_admin) = serve_admin(&common, admin, roles, level, token);
         ready();
-        let refused = wait_for_drains(&mut drains, common.registry.as_ref(), &stop).await?;
+        let failed = wait_for_drains(&mut drains, &common, &stop).await?;
         common.traces.stop().await;
         // the admin listener stops last, so that a drain can be watched
         stop_admin.cancel();
         admin.await?;
-        if let Some(reason) = refused {
+        common.threads.stop().await;
+        if let Some(reason) = failed {
             anyhow::bail!(reason);
         }
         tracing::info!("stopped");
@@ -250,6 +262,7 @@ fn serve_admin(
     let state = Arc::new(admin::State {
         roles,
         clients,
+        threads: common.threads.clone(),
         view,
         names: instance::names(&common.settings),
         token,
@@ -280,11 +293,11 @@ fn serve_admin(
     (server, stop)
 }
 
-/// Waits until every member has drained. Begins the drain itself if the registry refuses the credentials, and then
-/// returns the reason.
+/// Waits until every member has drained. Begins the drain itself if the registry refuses the credentials or a thread ends,
+/// and then returns the reason.
 async fn wait_for_drains(
     drains: &mut JoinSet<()>,
-    registry: &dyn Registry,
+    common: &Common,
     stop: &CancellationToken,
 ) -> anyhow::Result<Option<String>> {
     let drained = async {
@@ -294,15 +307,15 @@ async fn wait_for_drains(
         Ok::<_, tokio::task::JoinError>(())
     };
     tokio::pin!(drained);
-    tokio::select! {
+    let reason = tokio::select! {
         ended = &mut drained => {
             ended?;
-            Ok(None)
+            return Ok(None);
         }
-        reason = registry.refused() => {
-            stop.cancel();
-            drained.await?;
-            Ok(Some(reason))
-        }
-    }
+        reason = common.registry.refused() => reason,
+        () = common.threads.ended() => "a thread that serves requests has ended".to_owned(),
+    };
+    stop.cancel();
+    drained.await?;
+    Ok(Some(reason))
 }

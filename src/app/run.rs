@@ -35,13 +35,13 @@ pub async fn run(role: Role, settings: Settings, log: log::Log) -> anyhow::Resul
     };
     let mut process = process?;
     process.set_log(log)?;
-    let addresses = process.addresses();
+    let (addresses, threads) = (process.addresses(), process.threads());
     process
         .run(stop, || {
             if role == Role::Up {
                 greet(addresses, docs, scheme);
             }
-            notify::ready();
+            notify::ready(threads);
         })
         .await
 }

@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context as _;
 use http::HeaderValue;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -18,7 +19,8 @@ use crate::api::headers::service_identity;
 use crate::config::{ListenAddr, Store};
 use crate::registry::{Instance, Registration, advertise};
 use crate::server::listener::Listener;
-use crate::server::{Protocol, Stop, UnsentLimit, serve};
+use crate::server::threads::PerThread;
+use crate::server::{Protocol, Stop, UnsentLimit, serve_on};
 use crate::service::{Handler, Service};
 use crate::tls::Acceptor;
 
@@ -28,24 +30,31 @@ const STORE_CHECK: Duration = Duration::from_secs(1);
 /// An instance that is bound, but does not serve yet.
 pub struct Bound {
     pub kind: ServiceKind,
-    pub service: Service,
+    /// The service, as each thread has it.
+    pub services: PerThread<Service>,
     pub listener: Listener,
     /// What others are to call, `host:port`.
     advertised: String,
 }
 
 /// Opens the store of a service. It may wait for the lock of another process, or for a database.
-pub async fn open(common: &mut Common, kind: ServiceKind, store: &Store) -> anyhow::Result<Service> {
+pub async fn open(
+    common: &mut Common,
+    kind: ServiceKind,
+    store: &Store,
+) -> anyhow::Result<PerThread<Service>> {
     let metrics = common.metrics.store.clone();
-    let opened = match kind {
-        ServiceKind::Feed => Service::feed(store, &metrics).await,
+    let service = match kind {
+        ServiceKind::Feed => Service::feed(store, &metrics).await?,
         ServiceKind::Profile => {
-            let client = common.client(Member::Service(kind));
-            Service::profile(store, &metrics, client).await
+            let clients = common.clients(Member::Service(kind));
+            let first = clients.first().cloned().context("there is no thread")?;
+            let service = Service::profile(store, &metrics, first).await?;
+            return Ok(clients.map(|_, client| service.with_client(client)));
         }
-        ServiceKind::Topic => Service::topic(store, &metrics).await,
+        ServiceKind::Topic => Service::topic(store, &metrics).await?,
     };
-    Ok(opened?)
+    Ok(common.threads.each(|_| service.clone()))
 }
 
 /// A started instance, as its drain needs it.
@@ -66,7 +75,7 @@ impl Bound {
     pub fn new(
         common: &Common,
         kind: ServiceKind,
-        service: Service,
+        services: PerThread<Service>,
         addr: ListenAddr,
     ) -> anyhow::Result<Self> {
         let own = match kind {
@@ -79,28 +88,38 @@ impl Bound {
         let configured = common.settings.grpc.advertise_addr.as_ref();
         let registry = &common.settings.registry;
         let advertised = advertise::service(listener.addr(), listener.families(), configured, registry)?;
-        Ok(Self { kind, service, listener, advertised })
+        Ok(Self { kind, services, listener, advertised })
     }
 
     /// Builds the handler, serves, and registers.
     pub fn start(self, common: &Common, turn: Turn) -> anyhow::Result<Serving> {
-        let Self { kind, service, listener, advertised } = self;
+        let Self { kind, services, listener, advertised } = self;
+        let service = services.first().cloned().context("there is no thread")?;
         let (name, bound) = (kind.name(), listener.addr());
         let (instance, warnings) = instance::describe(&common.settings, name, advertised, common.admin);
         let grpc = &common.settings.grpc;
         let limits = common::limits(grpc.max_connections, grpc.write_timeout);
         let handler = build(common, kind, &service, &instance, bound, limits.unsent.clone())?;
+        let metrics = &common.metrics.server;
+        let handlers = services.map(|number, service| match number {
+            0 => Ok(handler.clone()),
+            _ => handler.on_thread(service, &metrics.of_thread(number)),
+        });
+        let answers = handlers.transpose()?.map(|_, handler| {
+            let handler = Arc::new(handler.clone());
+            move |request, peer| handler.clone().call(request, peer)
+        });
 
         let begin = CancellationToken::new();
         let stop = Stop { begin: begin.clone(), grace: common.settings.shutdown.grace };
         let protocol = Protocol::Http2 { max_concurrent_streams: grpc.max_concurrent_streams };
         let server = tokio::spawn({
-            let (handler, metrics) = (handler.clone(), common.metrics.server.clone());
-            let answer = move |request, peer| handler.clone().call(request, peer);
-            async move { serve(listener, protocol, limits, &metrics, answer, stop).await }
+            let metrics = metrics.clone();
+            async move { serve_on(listener, protocol, limits, &metrics, answers, stop).await }
         });
         handler.set_serving(true);
-        tracing::info!(service = name, addr = %bound, advertised = instance.addr, admin = %common.admin, "serving");
+        let (addr, threads) = (&instance.addr, common.threads.count());
+        tracing::info!(service = name, addr = %bound, advertised = addr, admin = %common.admin, threads, "serving");
         for warning in service.store().warnings().iter().chain(&warnings) {
             tracing::warn!(service = name, "{warning}");
         }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use prometheus::{HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
+use prometheus::{IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
 
 use crate::api::rpc::{PerRpc, Rpc};
 use crate::client::balance::breaker_state::{BreakerState, PerState, Transitions};
@@ -13,7 +13,7 @@ use crate::client::policy::retry_policy::{Reason, Refusal, RetryMetrics};
 use crate::client::transport::slots::ConnectionMetrics;
 use crate::client::transport::state::ConnectionState;
 use crate::telemetry::events::Events;
-use crate::telemetry::metrics::{HOP_SECONDS, RpcDurations, counters, gauges, histograms};
+use crate::telemetry::metrics::{HOP_SECONDS, Histograms, RpcDurations, counters, gauges, histograms};
 
 /// Codes whose attempts are counted from the start, at 0; others appear when they occur.
 const INITIAL_CODES: [tonic::Code; 3] =
@@ -22,7 +22,7 @@ const INITIAL_CODES: [tonic::Code; 3] =
 /// The metrics of the calls to every service.
 #[derive(Clone, Debug)]
 pub struct Metrics {
-    attempts: HistogramVec,
+    attempts: Histograms,
     granted: IntCounterVec,
     refused: IntCounterVec,
     hedge_wins: IntCounterVec,
@@ -140,6 +140,12 @@ impl Metrics {
     #[must_use]
     pub fn with_events(self, events: Events) -> Self {
         Self { events, ..self }
+    }
+
+    /// Returns the same, as the thread with a number has it: it records attempts in a part of its own.
+    #[must_use]
+    pub fn of_thread(&self, number: usize) -> Self {
+        Self { attempts: self.attempts.of_thread(number), ..self.clone() }
     }
 
     /// Returns the metrics of the calls to one service, each at 0 from the start.

@@ -29,6 +29,7 @@ mod gauges;
 pub mod metrics;
 #[doc(hidden)]
 pub mod policy;
+mod shared;
 pub mod status;
 mod transport;
 
@@ -62,9 +63,11 @@ use policy::deadline::Deadline;
 use policy::fallback::Fallback;
 use policy::retry::Retry;
 use policy::retry_policy::RetryPolicy;
+use shared::Limits;
 use transport::connection::Dialer;
 use transport::wire;
 
+pub use shared::Shared;
 pub use transport::connection::{Connect, Connector, Target, Tcp};
 pub use transport::probe::probe;
 pub use transport::secured::Secured;
@@ -84,12 +87,15 @@ pub struct Reply<T> {
     pub repeated: bool,
 }
 
-/// Calls services by name. Cheap to clone.
+/// Calls services by name, on one thread. Cheap to clone.
 #[derive(Clone)]
-pub struct Client {
-    services: Arc<BTreeMap<&'static str, Service>>,
-    cache: Arc<Cache>,
-    default_deadline: Duration,
+pub struct Client(Arc<Inner>);
+
+struct Inner {
+    services: BTreeMap<&'static str, Service>,
+    cache: Cache,
+    /// What it shares with the clients of other threads.
+    shared: Arc<Shared>,
 }
 
 /// The layers of the call path that all calls of one service take.
@@ -107,16 +113,17 @@ struct Service {
 }
 
 impl Service {
-    fn new(
-        name: &'static str,
-        dialer: Dialer,
-        cache: Arc<Cache>,
-        view: &ViewHandle,
-        metrics: &Metrics,
-    ) -> Self {
+    fn new(name: &'static str, limits: &Limits, shared: &Shared, cache: Cache, metrics: &Metrics) -> Self {
         let metrics = Arc::new(metrics.service(name));
-        let settings = dialer.settings.clone();
-        let endpoints = EndpointSet::follow(name, dialer, view.clone(), metrics.endpoint.clone());
+        let (settings, view) = (shared.settings.clone(), shared.view.clone());
+        let dialer = Dialer {
+            connector: shared.connector.clone(),
+            settings: settings.clone(),
+            identity: service_identity(&shared.prefix, name),
+            service: Arc::from(name),
+        };
+        let in_flight = limits.in_flight.clone();
+        let endpoints = EndpointSet::follow(name, dialer, view, metrics.endpoint.clone(), in_flight);
         let best_effort = Arc::new(Breakers::new(
             BreakerSettings::from(&*settings).capped(MAX_BEST_EFFORT_BACKOFF),
             Arc::new(EjectionLimit::unbounded(metrics.endpoint.breaker_refused.clone())),
@@ -124,7 +131,7 @@ impl Service {
         ));
         // from the last layer to the first
         let path = Balancer::new(endpoints.clone(), settings.balancer);
-        let retries = RetryPolicy::new(&settings, metrics.retry.clone(), endpoints.clone());
+        let retries = RetryPolicy::new(&settings, &limits.reserves, metrics.retry.clone(), endpoints.clone());
         let budget = retries.budget();
         let path = Retry::new(path, retries);
         let path = BestEffort::new(path, best_effort.clone());
@@ -149,23 +156,47 @@ impl Client {
         metrics: &Metrics,
         connector: &Connector,
     ) -> Self {
-        let cache = Arc::new(Cache::new(settings.fallback_kib * 1024, settings.fallback_age));
-        let default_deadline = settings.deadline;
-        let settings = Arc::new(settings.clone());
-        let follow = |name: &&'static str| {
-            let identity = service_identity(prefix, name);
-            let (connector, settings, service) = (connector.clone(), settings.clone(), Arc::from(*name));
-            let dialer = Dialer { connector, settings, identity, service };
-            (*name, Service::new(name, dialer, cache.clone(), view, metrics))
-        };
-        let services = Arc::new(services.iter().map(follow).collect());
-        Self { services, cache, default_deadline }
+        Self::on_thread(0, &Shared::new(services, settings, prefix, view, connector, 1), metrics)
+    }
+
+    /// As [`Self::new`], for a thread with a number, from 0. Must be called inside the runtime of that thread.
+    #[must_use]
+    pub fn on_thread(thread: usize, shared: &Arc<Shared>, metrics: &Metrics) -> Self {
+        let (cache, metrics) = (shared.cache.of_thread(thread), metrics.of_thread(thread));
+        let services = shared
+            .limits
+            .iter()
+            .map(|(name, limits)| (*name, Service::new(name, limits, shared, cache.clone(), &metrics)))
+            .collect();
+        Self(Arc::new(Inner { services, cache, shared: shared.clone() }))
+    }
+
+    /// Returns what it shares with the clients of the same caller on other threads.
+    #[must_use]
+    pub fn shared(&self) -> Arc<Shared> {
+        self.0.shared.clone()
+    }
+
+    /// Returns clients by caller: those of the threads of one caller together, in the order of the threads.
+    #[must_use]
+    pub fn by_caller(clients: &[Self]) -> Vec<Vec<&Self>> {
+        let mut callers = Vec::<Vec<&Self>>::new();
+        for client in clients {
+            let same = |known: &&mut Vec<&Self>| {
+                known.first().is_some_and(|known| Arc::ptr_eq(&known.0.shared, &client.0.shared))
+            };
+            match callers.iter_mut().find(same) {
+                Some(known) => known.push(client),
+                None => callers.push(vec![client]),
+            }
+        }
+        callers
     }
 
     /// Returns the instances of every service that is called, for `/status` and `/readyz`.
     #[must_use]
     pub fn snapshots(&self) -> BTreeMap<&'static str, Arc<Snapshot>> {
-        let each = self.services.iter();
+        let each = self.0.services.iter();
         each.map(|(name, service)| (*name, service.endpoints.now())).collect()
     }
 
@@ -215,14 +246,14 @@ impl Client {
         A: Received,
     {
         request.validate()?;
-        let Some(service) = self.services.get(rpc.service()) else {
+        let Some(service) = self.0.services.get(rpc.service()) else {
             return Err(Error::new(Code::Internal, format!("{} is not called here", rpc.service())));
         };
-        let limit = rpc.policy().deadline.unwrap_or(self.default_deadline);
+        let limit = rpc.policy().deadline.unwrap_or(self.0.shared.settings.deadline);
         let context = context.with_deadline(Instant::now() + limit);
         let call =
             Call { best_effort, about: request.about(), ..Call::new(rpc, wire::frame(request)?, context) };
-        exchange(&service.path, &self.cache, call).await
+        exchange(&service.path, &self.0.cache, call).await
     }
 }
 

@@ -21,9 +21,9 @@ pub struct Instance {
     pub state: String,
     /// True once it has said that it stops.
     pub draining: bool,
-    /// Calls in flight.
+    /// Calls in flight, of all threads.
     pub in_flight: usize,
-    /// Open connections.
+    /// Open connections, of all threads.
     pub connections: usize,
     /// Expected latency by method, ms.
     pub ewma_ms: BTreeMap<String, f64>,
@@ -66,49 +66,98 @@ pub struct CallTotals {
     pub fallbacks: u64,
 }
 
+/// The clients of one caller, one for each thread.
+type Threads<'a> = [&'a Client];
+
+/// Returns the breakers for best-effort calls that are not closed on some thread of a caller, `open` or `half_open` by
+/// service and method.
+#[must_use]
+pub fn best_effort(caller: &Threads<'_>) -> BTreeMap<String, BTreeMap<String, String>> {
+    let now = Instant::now();
+    let mut found = BTreeMap::<_, BTreeMap<_, _>>::new();
+    for (name, service) in caller.iter().flat_map(|client| &client.0.services) {
+        for rpc in Rpc::of_service(name) {
+            let state = service.best_effort.state(rpc, now);
+            if state != BreakerState::Closed {
+                let methods = found.entry((*name).to_owned()).or_default();
+                methods.insert(rpc.method().to_owned(), state.name().to_owned());
+            }
+        }
+    }
+    found
+}
+
+/// Returns what a caller knows of every instance, by service: all its threads together.
+#[must_use]
+pub fn instances(caller: &Threads<'_>) -> BTreeMap<String, Vec<Instance>> {
+    let mut services = BTreeMap::<String, BTreeMap<String, Instance>>::new();
+    for (name, snapshot) in caller.iter().flat_map(|client| client.snapshots()) {
+        // an instance is not alone if there is another one that serves
+        let serving = snapshot.usable.iter().filter(|endpoint| endpoint.serves()).take(2);
+        let serving: Vec<_> = serving.map(|endpoint| endpoint.number).collect();
+        let known = services.entry(name.to_owned()).or_default();
+        for endpoint in &snapshot.all {
+            let others = serving.iter().any(|number| *number != endpoint.number);
+            let seen = instance(name, endpoint, others);
+            match known.get_mut(&seen.addr) {
+                Some(known) => known.add(seen, endpoint.state()),
+                None => drop(known.insert(seen.addr.clone(), seen)),
+            }
+        }
+    }
+    services.into_iter().map(|(name, known)| (name, known.into_values().collect())).collect()
+}
+
+/// Returns the retries of the last 10 s and how many there may be, for each service: all threads of a caller together.
+/// Every caller has a budget of its own.
+#[must_use]
+pub fn budgets(caller: &Threads<'_>) -> BTreeMap<&'static str, (u64, u64)> {
+    let mut budgets = BTreeMap::new();
+    let reserves = caller.first().into_iter().flat_map(|client| &client.0.shared.limits);
+    let reserves = reserves.map(|(name, limits)| (*name, limits.reserves.retries.usage()));
+    let earned = caller.iter().flat_map(|client| &client.0.services);
+    let earned = earned.map(|(name, service)| (*name, service.budget.usage()));
+    for (name, (used, size)) in reserves.chain(earned) {
+        let sum = budgets.entry(name).or_insert((0, 0));
+        *sum = (sum.0 + used, sum.1 + size);
+    }
+    budgets
+}
+
+impl Instance {
+    /// Adds what another thread sees of the same instance, to which its connections are in a state.
+    fn add(&mut self, other: Self, state: ConnectionState) {
+        let worse = ConnectionState::ALL.into_iter().find(|known| known.name() == self.state);
+        if worse.is_some_and(|known| known.worse(state) != known) {
+            (self.state, self.why) = (other.state, other.why);
+        } else if self.why.is_none() {
+            self.why = other.why;
+        }
+        self.draining |= other.draining;
+        self.in_flight = self.in_flight.max(other.in_flight); // the threads share the count
+        self.connections += other.connections;
+        for (method, ms) in other.ewma_ms {
+            let known = self.ewma_ms.entry(method).or_default();
+            *known = known.max(ms);
+        }
+        for (method, share) in other.failures {
+            let known = self.failures.entry(method).or_default();
+            *known = known.max(share);
+        }
+        self.breakers.extend(other.breakers);
+        for (method, seconds) in other.breaker_seconds {
+            let known = self.breaker_seconds.entry(method).or_default();
+            *known = (*known).max(seconds);
+        }
+        self.last_error = self.last_error.take().or(other.last_error);
+        self.adopted_id = self.adopted_id.take().or(other.adopted_id);
+    }
+}
+
 impl Client {
-    /// Returns the breakers for best-effort calls that are not closed, `open` or `half_open` by service and method.
-    #[must_use]
-    pub fn best_effort(&self) -> BTreeMap<String, BTreeMap<String, String>> {
-        let now = Instant::now();
-        let services = self.services.iter().filter_map(|(name, service)| {
-            let methods = Rpc::of_service(name).filter_map(|rpc| {
-                let state = service.best_effort.state(rpc, now);
-                (state != BreakerState::Closed).then(|| (rpc.method().to_owned(), state.name().to_owned()))
-            });
-            let methods: BTreeMap<_, _> = methods.collect();
-            (!methods.is_empty()).then(|| ((*name).to_owned(), methods))
-        });
-        services.collect()
-    }
-
-    /// Returns what is known of every instance, by service.
-    #[must_use]
-    pub fn status(&self) -> BTreeMap<String, Vec<Instance>> {
-        let services = self.snapshots().into_iter();
-        services
-            .map(|(name, snapshot)| {
-                // an instance is not alone if there is another one that serves
-                let serving = snapshot.usable.iter().filter(|endpoint| endpoint.serves()).take(2);
-                let serving: Vec<_> = serving.map(|endpoint| endpoint.number).collect();
-                let all = snapshot.all.iter().map(|endpoint| {
-                    let others = serving.iter().any(|number| *number != endpoint.number);
-                    instance(name, endpoint, others)
-                });
-                (name.to_owned(), all.collect())
-            })
-            .collect()
-    }
-
     /// Returns what the calls of each service have come to.
     pub fn totals(&self) -> impl Iterator<Item = (&'static str, CallTotals)> {
-        self.services.iter().map(|(name, service)| (*name, service.totals()))
-    }
-
-    /// Returns the retries of the last 10 s and how many there may be, for each service. Every client has a budget of its
-    /// own.
-    pub fn budgets(&self) -> impl Iterator<Item = (&'static str, (u64, u64))> {
-        self.services.iter().map(|(name, service)| (*name, service.budget.usage()))
+        self.0.services.iter().map(|(name, service)| (*name, service.totals()))
     }
 }
 
@@ -165,4 +214,46 @@ fn instance(service: &str, endpoint: &Endpoint, others: bool) -> Instance {
 /// Rounds to three decimals: enough for people.
 fn round(value: f64) -> f64 {
     (value * 1000.0).round() / 1000.0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_threads_of_a_caller_see_one_instance() {
+        let of = |name: &str, value: f64| BTreeMap::from([(name.to_owned(), value)]);
+        let all = |maps: [BTreeMap<String, f64>; 2]| maps.into_iter().flatten().collect::<BTreeMap<_, _>>();
+        let mut known = Instance {
+            addr: "a:1".to_owned(),
+            state: "up".to_owned(),
+            in_flight: 3,
+            connections: 1,
+            ewma_ms: of("GetFeeds", 2.0),
+            ..Instance::default()
+        };
+        let other = Instance {
+            state: "down".to_owned(),
+            in_flight: 3,
+            connections: 2,
+            ewma_ms: all([of("GetFeeds", 1.0), of("CreateFeed", 4.0)]),
+            failures: of("GetFeeds", 0.5),
+            breakers: BTreeMap::from([("GetFeeds".to_owned(), "open".to_owned())]),
+            why: Some("it cannot be connected to".to_owned()),
+            last_error: Some("refused".to_owned()),
+            ..known.clone()
+        };
+        let better = known.clone();
+        known.add(other.clone(), ConnectionState::Down);
+        let merged = Instance {
+            connections: 3,
+            ewma_ms: all([of("GetFeeds", 2.0), of("CreateFeed", 4.0)]),
+            ..other.clone()
+        };
+        assert_eq!(known, merged);
+        // whichever thread comes first
+        let mut known = other;
+        known.add(better, ConnectionState::Up);
+        assert_eq!(known, merged);
+    }
 }

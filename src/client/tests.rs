@@ -85,7 +85,7 @@ async fn only_whole_answers_are_kept_for_the_fallback() {
             _ => Err(failure(Code::Unavailable)),
         }
     });
-    let cache = Arc::new(Cache::new(1024 * 1024, Duration::from_mins(1)));
+    let cache = Cache::new(1024 * 1024, Duration::from_mins(1));
     let path = Fallback::new(end, cache.clone(), Arc::default());
     let list = async || {
         let request = ListTopicsRequest { after: 0, size: 1 };

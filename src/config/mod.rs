@@ -28,7 +28,9 @@ pub use link::Link;
 pub use load::{ConfigError, Source, load};
 pub use origin::Origin;
 pub use role::Role;
-pub use settings::{Admin, Client, Grpc, Http, Log, Registry, Settings, Shutdown, Store, Tls, Trace, Up};
+pub use settings::{
+    Admin, Client, Grpc, Http, Log, Registry, Runtime, Settings, Shutdown, Store, Tls, Trace, Up,
+};
 pub use store_url::{PostgresUrl, StoreUrl};
 pub use types::{Balancer, Collector, HostPort, ListenAddr, LogFormat, Network, Switch, TlsMode};
 pub use value::{Kind, Unit};

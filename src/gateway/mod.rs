@@ -74,7 +74,7 @@ use crate::telemetry::trace::Tracer;
 /// Longest path and query, bytes. Longer ones are answered with 414.
 const MAX_URI: usize = 8 * 1024;
 
-/// Answers the requests of the gateway. Cheap to clone.
+/// Answers the requests of the gateway on one thread.
 #[derive(Clone)]
 pub struct Gateway {
     routes: BoxedFilter<(Response,)>,
@@ -95,6 +95,7 @@ pub struct Gateway {
     docs: bool,
     tracer: Tracer,
     deadline: Duration,
+    body_timeout: Duration,
     slow: Duration,
 }
 
@@ -112,13 +113,12 @@ impl Gateway {
         unsent: Arc<UnsentLimit>,
     ) -> Self {
         let docs = settings.http.docs == Switch::On;
-        let mut counted: Vec<_> = ROUTES.iter().map(|route| (route.path, route.method.clone())).collect();
-        counted.extend(PAGES.iter().filter(|_| docs).map(|page| (page.path, Method::GET)));
         Self {
             routes: dispatch::filter(client, settings.http.body_timeout),
+            body_timeout: settings.http.body_timeout,
             admission: Admission::http(Role::Apigateway.name(), &settings.http, unsent, metrics),
             pauses: Pauses::watch(),
-            requests: metrics.requests(&counted),
+            requests: metrics.requests(&counted(docs)),
             cors: Cors::new(&settings.http.cors_origins, auth.is_some()).map(Arc::new),
             description: auth.as_deref().map(|auth| Arc::new(Described::new(openapi::with_access(auth)))),
             auth,
@@ -131,11 +131,23 @@ impl Gateway {
         }
     }
 
+    /// Returns the same for another thread, which calls services with `client`. Must be called inside the runtime of that
+    /// thread. The limits hold for all threads together.
+    #[must_use]
+    pub fn on_thread(&self, client: Client, metrics: &server_metrics::Metrics) -> Self {
+        Self {
+            routes: dispatch::filter(client, self.body_timeout),
+            pauses: Pauses::watch(),
+            requests: metrics.requests(&counted(self.docs)),
+            ..self.clone()
+        }
+    }
+
     /// Answers one request of the client at `peer`.
     ///
     /// *Cancellation*: a caller that hangs up drops the future, and the calls to services with it; the server decides what
     /// a hang-up is.
-    pub async fn call(self, request: http::Request<RequestBody>, peer: IpAddr) -> Response {
+    pub async fn call(self: Arc<Self>, request: http::Request<RequestBody>, peer: IpAddr) -> Response {
         let begun = Instant::now();
         let target = self.requests.target(request.method(), request.uri().path());
         let record = HttpRecord { requests: self.requests.clone(), target };
@@ -328,6 +340,13 @@ impl Gateway {
             Err(panicked) => Problem::from(Error::from(panicked)).into_response(),
         }
     }
+}
+
+/// Returns the routes that are counted, with the files in [`PAGES`] if they are served.
+fn counted(docs: bool) -> Vec<(&'static str, Method)> {
+    let routes = ROUTES.iter().map(|route| (route.path, route.method.clone()));
+    let pages = PAGES.iter().filter(|_| docs).map(|page| (page.path, Method::GET));
+    routes.chain(pages).collect()
 }
 
 /// Answers a request that its head has made pointless.

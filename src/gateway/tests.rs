@@ -21,7 +21,7 @@ async fn a_panic_in_a_route_is_answered_with_500_and_counted() {
         (server_metrics::Metrics::register(&registry).unwrap(), Settings::for_role(Role::Apigateway));
     let unsent = crate::server::UnsentLimit::new(1024);
     let routes = ROUTES.each_ref().map(|route| (route.path, route.method.clone()));
-    let gateway = Gateway {
+    let gateway = Arc::new(Gateway {
         routes: broken(),
         admission: Admission::http("apigateway", &settings.http, unsent.clone(), &server),
         pauses: Pauses::watch(),
@@ -34,8 +34,9 @@ async fn a_panic_in_a_route_is_answered_with_500_and_counted() {
         docs: false,
         tracer: Tracer::off(),
         deadline: Duration::from_secs(2),
+        body_timeout: Duration::from_secs(10),
         slow: Duration::from_secs(1),
-    };
+    });
     let listener = Listener::bind(([127, 0, 0, 1], 0).into()).unwrap();
     let addr = listener.addr();
     let limits = Limits { max_connections: 1, write_timeout: Duration::from_secs(10), unsent };

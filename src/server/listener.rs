@@ -1,6 +1,7 @@
 //! A listening socket, bound here or passed by systemd. Connections that it accepts have TCP_NODELAY.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener as StdListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener as StdListener, TcpStream as StdStream};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
@@ -180,22 +181,22 @@ impl Listener {
         socket.set_tcp_user_timeout(Some(timeout))
     }
 
-    /// Returns the next connection and its peer, with TCP_NODELAY: without it small answers wait 40 ms
-    /// for an ack.
+    /// Polls for the next connection and its peer, with TCP_NODELAY: without it small answers wait 40 ms for an ack. It
+    /// belongs to the runtime in whose context this is called.
     ///
     /// # Errors
     /// When none can be accepted now, for example because file descriptors are used up. A connection that has
     /// already ended is not an error.
-    pub async fn accept(&self) -> std::io::Result<(TcpStream, SocketAddr)> {
+    pub fn poll_accept(&self, cx: &mut Context<'_>) -> Poll<std::io::Result<(TcpStream, SocketAddr)>> {
         loop {
-            match self.socket.accept().await {
+            match ready!(self.socket.poll_accept(cx)) {
                 // setting the option fails for a connection that has ended, which its task notices
                 Ok((stream, peer)) => {
                     let _ = stream.set_nodelay(true);
-                    return Ok((stream, peer));
+                    return Poll::Ready(Ok((stream, peer)));
                 }
                 Err(error) if ended_early(&error) => {}
-                Err(error) => return Err(error),
+                Err(error) => return Poll::Ready(Err(error)),
             }
         }
     }
@@ -203,7 +204,7 @@ impl Listener {
     /// Closes the socket and returns the connections that the kernel has already accepted; closing alone would
     /// reset them. Those of a shared socket wait there for the next process.
     #[must_use]
-    pub fn close(self) -> Vec<(TcpStream, SocketAddr)> {
+    pub fn close(self) -> Vec<(StdStream, SocketAddr)> {
         let mut waiting = Vec::new();
         if self.shared {
             return waiting;
@@ -211,8 +212,8 @@ impl Listener {
         // not tokio's accept: it stops early when its budget or its readiness flag runs out
         let Ok(socket) = self.socket.into_std() else { return waiting };
         while let Ok((stream, peer)) = socket.accept() {
-            let adopted = stream.set_nonblocking(true).and_then(|()| TcpStream::from_std(stream));
-            waiting.extend(adopted.and_then(|stream| stream.set_nodelay(true).map(|()| (stream, peer))));
+            let adopted = stream.set_nonblocking(true).and_then(|()| stream.set_nodelay(true));
+            waiting.extend(adopted.map(|()| (stream, peer)));
         }
         waiting
     }
@@ -226,13 +227,15 @@ fn ended_early(error: &std::io::Error) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::future::poll_fn;
+
     use super::*;
 
     #[tokio::test]
     async fn accepted_connections_have_nodelay() {
         let listener = Listener::bind(([127, 0, 0, 1], 0).into()).unwrap();
         let _client = TcpStream::connect(listener.addr()).await.unwrap();
-        assert!(listener.accept().await.unwrap().0.nodelay().unwrap());
+        assert!(poll_fn(|cx| listener.poll_accept(cx)).await.unwrap().0.nodelay().unwrap());
     }
 
     #[tokio::test]
@@ -243,7 +246,7 @@ mod tests {
         assert_eq!(listener.families(), families);
         let v4 = SocketAddr::from(([127, 0, 0, 1], listener.addr().port()));
         let _client = TcpStream::connect(v4).await.unwrap();
-        listener.accept().await.unwrap();
+        poll_fn(|cx| listener.poll_accept(cx)).await.unwrap();
         for (text, families) in [
             ("0.0.0.0:1", Families::V4),
             ("127.0.0.1:1", Families::V4),

@@ -4,22 +4,23 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use http::{Method, StatusCode};
-use prometheus::{Histogram, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
+use prometheus::{Histogram, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Registry};
 
 use crate::telemetry::metrics::{
-    HOP_SECONDS, REQUEST_SECONDS, RpcDurations, counters, gauge, gauges, histograms,
+    HOP_SECONDS, Histograms, REQUEST_SECONDS, RpcDurations, counters, gauge, gauges, histograms,
 };
 
 /// The metrics of the servers of a process.
 #[derive(Clone, Debug)]
 pub struct Metrics {
-    pub(super) http: HistogramVec,
-    pub(super) grpc: HistogramVec,
+    pub(super) http: Histograms,
+    pub(super) grpc: Histograms,
     http_in_flight: IntGauge,
     grpc_in_flight: IntGaugeVec,
     pub(super) http_refused: IntCounterVec,
     pub(super) grpc_refused: IntCounterVec,
     cut: Cuts,
+    threads: IntGaugeVec,
 }
 
 impl Metrics {
@@ -72,7 +73,19 @@ impl Metrics {
                 "Connections ended because the peer stopped reading, reads too slowly or floods.",
                 &["reason"],
             )?),
+            threads: gauges(
+                r,
+                "server_thread_connections",
+                "Open connections of callers, by the thread that serves them.",
+                &["thread"],
+            )?,
         })
+    }
+
+    /// Returns the same, as the thread with a number has it: it records requests in parts of its own.
+    #[must_use]
+    pub fn of_thread(&self, number: usize) -> Self {
+        Self { http: self.http.of_thread(number), grpc: self.grpc.of_thread(number), ..self.clone() }
     }
 
     /// Returns the histogram of requests. `routes` are the route templates, each with its method.
@@ -120,6 +133,12 @@ impl Metrics {
     pub fn grpc_refused(&self, service: &str) -> Refusals {
         let reasons = [Refused::InFlight, Refused::Memory, Refused::Deadline];
         Refusals::new(&self.grpc_refused, &[service], reasons)
+    }
+
+    /// Returns the gauge of the connections of a thread.
+    #[must_use]
+    pub fn thread_connections(&self, number: usize) -> IntGauge {
+        self.threads.with_label_values(&[number.to_string()])
     }
 
     /// Counts a connection that was ended because of what its peer does.
@@ -174,7 +193,7 @@ pub struct Requests(Arc<Inner>);
 
 #[derive(Debug)]
 struct Inner {
-    family: HistogramVec,
+    family: Histograms,
     routes: Box<[&'static str]>,
     /// By target and code. Resolved at its first request: most pairs never occur.
     cells: Box<[[OnceLock<Histogram>; CODES.len()]]>,
@@ -183,7 +202,7 @@ struct Inner {
 impl Requests {
     /// Returns the histogram for these routes. Each route has the series of its method and the usual statuses
     /// from the start.
-    fn new(family: HistogramVec, routes: &[(&'static str, Method)]) -> Self {
+    fn new(family: Histograms, routes: &[(&'static str, Method)]) -> Self {
         let cells = std::iter::repeat_with(Default::default).take((routes.len() + 1) * METHODS.len());
         let templates = routes.iter().map(|(route, _)| *route).collect();
         let requests = Self(Arc::new(Inner { family, routes: templates, cells: cells.collect() }));

@@ -2,8 +2,8 @@
 //!
 //! warp's and tonic's own servers lack what an edge needs: a time limit on request heads and on peers that
 //! stop reading, a bound on connections and on unsent bytes, protection from floods of frames, and a drain
-//! that ends. [`serve`] has them. Each connection is one task; their number is bounded. A drain lets each
-//! connection finish its requests until the grace period is over.
+//! that ends. [`serve`] has them. Each connection is one task, on one of the [`threads`]; their number is
+//! bounded. A drain lets each connection finish its requests until the grace period is over.
 //!
 //! [`strict`] refuses what is not HTTP/1, [`admission`] decides which requests are accepted, and [`lifecycle`] surrounds
 //! each accepted one. The gateway and the services use them; what a request means is theirs.
@@ -26,10 +26,11 @@ pub mod pause;
 mod protocol;
 mod rate;
 pub mod strict;
+pub mod threads;
 pub mod totals;
 mod unsent;
 
-pub use accept::serve;
+pub use accept::{serve, serve_on};
 pub use conn::Peer;
 pub use connection::Stop;
 pub use conns::{Limits, MAX_UNSENT};

@@ -38,7 +38,7 @@ use crate::telemetry::log::LogThrottle;
 use crate::telemetry::metrics::RpcDurations;
 use crate::telemetry::trace::Tracer;
 
-/// Answers the calls of one listener. Cheap to clone.
+/// Answers the calls of one listener on one thread. Cheap to clone.
 #[derive(Clone)]
 pub struct Handler {
     routes: Routes,
@@ -70,20 +70,9 @@ impl Handler {
         settings: &Settings,
         unsent: Arc<UnsentLimit>,
     ) -> anyhow::Result<Self> {
-        use crate::api::proto::topic::topic_server::TopicServer;
-        use crate::api::proto::{feed::feed_server::FeedServer, profile::profile_server::ProfileServer};
         let health = Health::new(service.grpc_name());
-        let routes = match service.clone() {
-            Service::Feed(store) => Routes::new(FeedServer::new(Feed { store })),
-            Service::Profile(store, client) => {
-                let without_feeds = LogThrottle::default();
-                Routes::new(ProfileServer::new(Profile { store, client, without_feeds }))
-            }
-            Service::Topic(store) => Routes::new(TopicServer::new(Topic { store })),
-        };
-        let routes = reflection::add(routes.add_service(health.server()), service.descriptors())?;
         Ok(Self {
-            routes: routes.prepare(),
+            routes: routes(service, &health)?,
             health,
             identity,
             instance,
@@ -93,6 +82,22 @@ impl Handler {
             tracer,
             default_deadline: settings.client.deadline,
             slow: settings.log.slow,
+        })
+    }
+
+    /// Returns the same for another thread, which has `service`. Must be called inside the runtime of that thread. Health and
+    /// limits hold for all threads together.
+    ///
+    /// # Errors
+    /// As [`Self::new`].
+    pub fn on_thread(&self, service: &Service, metrics: &Metrics) -> anyhow::Result<Self> {
+        Ok(Self {
+            routes: routes(service, &self.health)?,
+            // a copy: every answer clones it, and the count of clones is not to be shared by threads
+            instance: HeaderValue::from_bytes(self.instance.as_bytes())?,
+            pauses: Pauses::watch(),
+            handled: metrics.handled(service.name()),
+            ..self.clone()
         })
     }
 
@@ -109,7 +114,7 @@ impl Handler {
     /// Answers one call. Every failure becomes a gRPC status.
     ///
     /// *Cancellation*: a caller that hangs up drops the future, and the work with it.
-    pub async fn call(self, request: Request<RequestBody>, peer: IpAddr) -> Response<Body> {
+    pub async fn call(self: Arc<Self>, request: Request<RequestBody>, peer: IpAddr) -> Response<Body> {
         let begun = Instant::now();
         let rpc = Rpc::of_path(request.uri().path());
         let record = CallRecord { handled: self.handled.clone(), rpc };
@@ -242,6 +247,21 @@ impl Handler {
             Ok(response) => response,
         }
     }
+}
+
+/// Returns the rpcs of a service, of its health and of reflection.
+fn routes(service: &Service, health: &Health) -> anyhow::Result<Routes> {
+    use crate::api::proto::topic::topic_server::TopicServer;
+    use crate::api::proto::{feed::feed_server::FeedServer, profile::profile_server::ProfileServer};
+    let routes = match service.clone() {
+        Service::Feed(store) => Routes::new(FeedServer::new(Feed { store })),
+        Service::Profile(store, client) => {
+            let without_feeds = LogThrottle::default();
+            Routes::new(ProfileServer::new(Profile { store, client, without_feeds }))
+        }
+        Service::Topic(store) => Routes::new(TopicServer::new(Topic { store })),
+    };
+    Ok(reflection::add(routes.add_service(health.server()), service.descriptors())?.prepare())
 }
 
 /// Removes who asked, unless it is the word of a caller that may call this service and has proved who it is: without

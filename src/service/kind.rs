@@ -47,6 +47,15 @@ impl Service {
         Ok(Self::Topic(store::topic(settings, metrics).await?))
     }
 
+    /// Returns the same with another client, that of another thread, if it calls services.
+    #[must_use]
+    pub fn with_client(&self, client: &Client) -> Self {
+        match self {
+            Self::Profile(store, _) => Self::Profile(store.clone(), client.clone()),
+            Self::Feed(_) | Self::Topic(_) => self.clone(),
+        }
+    }
+
     /// Returns the name of the service in the registry.
     #[must_use]
     pub const fn name(&self) -> &'static str {

@@ -1,7 +1,7 @@
 //! Records in memory: quick, and lost when the process ends.
 
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Instant;
 
 use tonic::async_trait;
@@ -15,19 +15,25 @@ use crate::api::validate::MAX_ANSWER;
 
 /// Feeds by user, then id.
 #[derive(Debug, Default)]
-pub struct Feeds(Mutex<BTreeMap<i64, BTreeMap<i64, String>>>);
+pub struct Feeds(RwLock<BTreeMap<i64, BTreeMap<i64, String>>>);
 
 /// Profiles by user.
 #[derive(Debug, Default)]
-pub struct Profiles(Mutex<BTreeMap<i64, Profile>>);
+pub struct Profiles(RwLock<BTreeMap<i64, Profile>>);
 
 /// Topics by id.
 #[derive(Debug, Default)]
-pub struct Topics(Mutex<BTreeMap<i64, Topic>>);
+pub struct Topics(RwLock<BTreeMap<i64, Topic>>);
 
-/// Locks a map. No code under these locks can leave the map half changed, so a poisoned one is sound.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+/// Locks a map for reading: the reads of several threads do not wait for each other. No code under these locks can leave
+/// the map half changed, so a poisoned one is sound.
+fn read<T>(map: &RwLock<T>) -> RwLockReadGuard<'_, T> {
+    map.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Locks a map for a change.
+fn write<T>(map: &RwLock<T>) -> RwLockWriteGuard<'_, T> {
+    map.write().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Checks that a write may still begin.
@@ -54,13 +60,13 @@ always_healthy!(Feeds, Profiles, Topics);
 impl FeedStore for Feeds {
     async fn create(&self, feed: FeedRecord, deadline: Instant) -> Result<(), StoreError> {
         in_time(deadline)?;
-        let mut users = lock(&self.0);
+        let mut users = write(&self.0);
         users.entry(feed.user_id).or_default().insert(feed.id, feed.content);
         Ok(())
     }
 
     async fn newest(&self, user_id: i64, size: u32, before: i64) -> Result<Option<FeedPage>, StoreError> {
-        let users = lock(&self.0);
+        let users = read(&self.0);
         let Some(feeds) = users.get(&user_id) else {
             return Ok(None);
         };
@@ -81,7 +87,7 @@ impl FeedStore for Feeds {
 
     async fn delete(&self, user_id: i64, id: i64, deadline: Instant) -> Result<bool, StoreError> {
         in_time(deadline)?;
-        let mut users = lock(&self.0);
+        let mut users = write(&self.0);
         let Some(feeds) = users.get_mut(&user_id) else {
             return Ok(false);
         };
@@ -97,12 +103,12 @@ impl FeedStore for Feeds {
 impl ProfileStore for Profiles {
     async fn put(&self, profile: Profile, deadline: Instant) -> Result<(), StoreError> {
         in_time(deadline)?;
-        lock(&self.0).insert(profile.user_id, profile);
+        write(&self.0).insert(profile.user_id, profile);
         Ok(())
     }
 
     async fn get(&self, user_id: i64) -> Result<Option<Profile>, StoreError> {
-        Ok(lock(&self.0).get(&user_id).cloned())
+        Ok(read(&self.0).get(&user_id).cloned())
     }
 }
 
@@ -110,16 +116,16 @@ impl ProfileStore for Profiles {
 impl TopicStore for Topics {
     async fn put(&self, topic: Topic, deadline: Instant) -> Result<(), StoreError> {
         in_time(deadline)?;
-        lock(&self.0).insert(topic.topic_id, topic);
+        write(&self.0).insert(topic.topic_id, topic);
         Ok(())
     }
 
     async fn get(&self, topic_id: i64) -> Result<Option<Topic>, StoreError> {
-        Ok(lock(&self.0).get(&topic_id).cloned())
+        Ok(read(&self.0).get(&topic_id).cloned())
     }
 
     async fn list(&self, after: i64, size: u32) -> Result<TopicPage, StoreError> {
-        let topics = lock(&self.0);
+        let topics = read(&self.0);
         let Some(first) = after.checked_add(1) else {
             return Ok(TopicPage::default());
         };

@@ -1,11 +1,11 @@
 //! The metrics of stores: how long each operation takes, by outcome; of a shared database its connections, the queue, and
 //! the transactions in which queued writes are made.
 
-use prometheus::{Histogram, HistogramVec, IntCounterVec, IntGaugeVec, Registry};
+use prometheus::{Histogram, IntCounterVec, IntGaugeVec, Registry};
 use tokio::time::Instant;
 
 use crate::telemetry::events::Events;
-use crate::telemetry::metrics::{HOP_SECONDS, counters, gauges, histograms};
+use crate::telemetry::metrics::{HOP_SECONDS, Histograms, counters, gauges, histograms};
 
 /// Bucket edges for the writes of one transaction. A lone writer has 1; the last edge is above the largest transaction.
 const BATCH_WRITES: [f64; 10] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0, 512.0];
@@ -13,7 +13,7 @@ const BATCH_WRITES: [f64; 10] = [1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 25
 /// The metrics of the stores of a process.
 #[derive(Clone, Debug)]
 pub struct Metrics {
-    operations: HistogramVec,
+    operations: Histograms,
     pub(super) database: DatabaseFamilies,
     /// Where connections to databases that are lost and come back are noted.
     pub events: Events,
@@ -57,7 +57,7 @@ pub struct StoreOperation {
 }
 
 impl StoreOperation {
-    fn new(family: &HistogramVec, store: &str, operation: &str) -> Self {
+    fn new(family: &Histograms, store: &str, operation: &str) -> Self {
         let of = |outcome| family.with_label_values(&[store, operation, outcome]);
         Self { ok: of("ok"), error: of("error") }
     }
@@ -87,9 +87,9 @@ pub(super) struct DatabaseFamilies {
     /// By store.
     pub queued: IntGaugeVec,
     /// By store.
-    pub batches: HistogramVec,
+    pub batches: Histograms,
     /// By store and outcome.
-    pub commits: HistogramVec,
+    pub commits: Histograms,
     /// By store.
     pub unknown: IntCounterVec,
     /// By store.

@@ -26,6 +26,9 @@ pub struct Status {
     pub started_at: u64,
     /// [`Self::worst`].
     pub health: Health,
+    /// The open connections of callers, by the thread that serves them.
+    #[serde(default)]
+    pub threads: Vec<usize>,
     /// Its roles.
     pub roles: Vec<Role>,
     /// The view of the registry; `None` in a process that calls no service.

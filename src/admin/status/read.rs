@@ -7,7 +7,7 @@ use crate::admin::health::Health;
 use crate::admin::readyz;
 use crate::admin::state::{self, State};
 use crate::build_info;
-use crate::client::Client;
+use crate::client::{Client, status};
 use crate::registry::{View, ViewHandle};
 
 impl State {
@@ -15,15 +15,17 @@ impl State {
     #[must_use]
     pub fn status(&self) -> Status {
         let view = self.view.as_ref().map(ViewHandle::get);
-        let clients = self.clients.iter().map(|client| endpoints(client, view.as_deref()));
+        let callers = Client::by_caller(&self.clients);
+        let clients = callers.iter().map(|caller| endpoints(caller, view.as_deref()));
         let mut status = Status {
             version: build_info::VERSION.to_owned(),
             started_at: self.started_at,
             health: Health::Ok,
+            threads: self.threads.connections().collect(),
             roles: self.roles.iter().map(role).collect(),
             registry: self.view.as_ref().map(|view| registry(self, view)),
             clients: clients.collect(),
-            best_effort: self.clients.iter().map(Client::best_effort).collect(),
+            best_effort: callers.iter().map(|caller| status::best_effort(caller)).collect(),
             traffic: self.history.traffic(&self.clients),
             events: self.events.latest(),
         };
@@ -98,10 +100,10 @@ fn in_limbo(view: &View, service: &str, addr: &str) -> bool {
     !view.limbo.is_empty() && view.limbo.contains(&(service.to_owned(), addr.to_owned()))
 }
 
-fn endpoints(client: &Client, view: Option<&View>) -> BTreeMap<String, Vec<Endpoint>> {
-    let services = client.status().into_iter();
+fn endpoints(caller: &[&Client], view: Option<&View>) -> BTreeMap<String, Vec<Endpoint>> {
+    let services = status::instances(caller).into_iter();
     let with_health = |(service, instances): (String, Vec<_>)| {
-        let all = instances.into_iter().map(|seen: crate::client::status::Instance| {
+        let all = instances.into_iter().map(|seen: status::Instance| {
             let limbo = view.is_some_and(|view| in_limbo(view, &service, &seen.addr));
             Endpoint::new(seen, limbo)
         });

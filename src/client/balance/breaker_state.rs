@@ -22,6 +22,20 @@ pub enum BreakerState {
 }
 
 impl BreakerState {
+    /// Returns the one of two states that lets less through: for what several threads see of one instance.
+    #[must_use]
+    pub const fn worse(self, other: Self) -> Self {
+        const fn badness(state: BreakerState) -> u8 {
+            match state {
+                BreakerState::Closed => 0,
+                BreakerState::ProbeDue => 1,
+                BreakerState::HalfOpen => 2,
+                BreakerState::Open => 3,
+            }
+        }
+        if badness(other) > badness(self) { other } else { self }
+    }
+
     /// Returns the word for it in `/status` and metrics.
     #[must_use]
     pub const fn name(self) -> &'static str {

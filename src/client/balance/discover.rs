@@ -14,6 +14,7 @@ use crate::api::rpc::Rpc;
 use crate::client::balance::breaker_state::BreakerState;
 use crate::client::balance::ejection::EjectionLimit;
 use crate::client::balance::endpoint::{Endpoint, EndpointMetrics, ServiceContext};
+use crate::client::balance::in_flight::InFlightLimits;
 use crate::client::transport::connection::Dialer;
 use crate::client::transport::state::ConnectionState;
 use crate::registry::{Instances, View, ViewHandle, pace};
@@ -40,7 +41,13 @@ pub struct EndpointSet {
 impl EndpointSet {
     /// Begins to follow a service. The task ends when the registry client ends or the last reader is dropped.
     #[must_use]
-    pub fn follow(service: &'static str, dialer: Dialer, view: ViewHandle, metrics: EndpointMetrics) -> Self {
+    pub fn follow(
+        service: &'static str,
+        dialer: Dialer,
+        view: ViewHandle,
+        metrics: EndpointMetrics,
+        in_flight: Arc<InFlightLimits>,
+    ) -> Self {
         let snapshot = Arc::new(ArcSwap::from_pointee(Snapshot::default()));
         let (publish, version) = watch::channel(0);
         // weak: the snapshot holds the endpoints, and each endpoint holds the limit
@@ -48,7 +55,7 @@ impl EndpointSet {
         let count = move |rpc| instances.upgrade().map_or((0, 0), |snapshot| snapshot.load().count(rpc));
         let ejection = Arc::new(EjectionLimit::new(Box::new(count), metrics.breaker_refused.clone()));
         let changed = Arc::new(Notify::new());
-        let context = ServiceContext { service, dialer, ejection, metrics, changed };
+        let context = ServiceContext { service, dialer, ejection, in_flight, metrics, changed };
         let discovery = Discovery {
             context,
             applied: Arc::default(),

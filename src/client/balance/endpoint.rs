@@ -17,6 +17,7 @@ use crate::client::balance::breaker_state::{BreakerState, Transitions};
 use crate::client::balance::circuit_breaker::CircuitBreaker;
 use crate::client::balance::concurrency_limit::ConcurrencyLimit;
 use crate::client::balance::ejection::EjectionLimit;
+use crate::client::balance::in_flight::InFlightLimits;
 use crate::client::balance::load::Load;
 use crate::client::balance::measure::Measure;
 use crate::client::call::{Call, CallLayer, Outcome};
@@ -56,6 +57,8 @@ pub struct ServiceContext {
     pub dialer: Dialer,
     /// How many breakers may be open.
     pub ejection: Arc<EjectionLimit>,
+    /// How many calls may be in flight at each instance.
+    pub in_flight: Arc<InFlightLimits>,
     /// What is counted.
     pub metrics: EndpointMetrics,
     /// Notified when the state of an instance changes.
@@ -96,7 +99,7 @@ impl Endpoint {
     pub fn open(instance: Arc<Instance>, context: &ServiceContext) -> Self {
         static NEXT_NUMBER: AtomicU64 = AtomicU64::new(1);
         let (settings, metrics) = (&*context.dialer.settings, &context.metrics);
-        let in_flight = Limit::new(settings.max_in_flight, None);
+        let in_flight = context.in_flight.of(&instance);
         let load = Arc::new(Load::new(settings, in_flight.clone()));
         let transitions = metrics.transitions.of_instance(&instance.addr);
         let breakers = Breakers::new(settings.into(), context.ejection.clone(), transitions);

@@ -11,6 +11,7 @@ pub mod concurrency_limit;
 pub mod discover;
 pub mod ejection;
 pub mod endpoint;
+pub mod in_flight;
 pub mod load;
 pub mod measure;
 pub mod pick;

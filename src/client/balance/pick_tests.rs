@@ -10,6 +10,7 @@ use tokio::sync::Notify;
 use super::*;
 use crate::client::balance::ejection::EjectionLimit;
 use crate::client::balance::endpoint::ServiceContext;
+use crate::client::balance::in_flight::InFlightLimits;
 use crate::client::call::testing;
 use crate::client::metrics::Metrics;
 use crate::client::transport::connection::{Connector, Dialer};
@@ -28,11 +29,12 @@ fn instances(count: usize, change: impl FnOnce(&mut config::Client)) -> Vec<Arc<
         service: "topic",
         dialer: Dialer {
             connector: Connector::default(),
-            settings: Arc::new(settings),
+            settings: Arc::new(settings.clone()),
             identity: HeaderValue::from_static("/services/topic"),
             service: "topic".into(),
         },
         ejection: Arc::new(EjectionLimit::unbounded(metrics.breaker_refused.clone())),
+        in_flight: InFlightLimits::new(settings.max_in_flight),
         metrics,
         changed: Arc::new(Notify::new()),
     };

@@ -4,8 +4,11 @@
 //! An answer is out of date once a write of what it is about has been acknowledged, to this process or to a caller
 //! above it that says so: it would bring back what was deleted or overwritten. What counts is when the read began, so
 //! a slow read that returns after the write is not kept either. Writes through other processes are not known here.
+//!
+//! Each thread has a part of the memory, so that reads of several threads do not wait for each other. A write is noted in
+//! every part, and the fallback looks into every part.
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -29,10 +32,20 @@ struct Entry {
     read: Instant,
 }
 
-/// The cache. All services of a client share it.
-#[derive(Debug)]
+/// The cache, as one thread has it. All services of a client share it. Cheap to clone.
+#[derive(Clone, Debug)]
 pub struct Cache {
+    parts: Arc<[Part]>,
+    /// The part of this thread.
+    own: usize,
+}
+
+/// The answers that one thread has kept.
+#[derive(Debug)]
+struct Part {
     max_bytes: usize,
+    /// Memory of the largest entry that is kept, bytes.
+    max_entry: usize,
     max_age: Duration,
     entries: Mutex<Entries>,
 }
@@ -53,14 +66,71 @@ impl Cache {
     /// `max_age`. With 0 bytes it keeps nothing.
     #[must_use]
     pub fn new(limit: usize, max_age: Duration) -> Self {
-        let (lru, written) = (LruCache::unbounded(), LruCache::unbounded());
-        let entries = Mutex::new(Entries { lru, size: 0, written, forgotten: None });
-        Self { max_bytes: limit, max_age, entries }
+        Self::divided(limit, max_age, 1)
     }
 
-    /// Keeps the message that answers a read, unless a newer one is there or it is out of date. One that takes more
-    /// than a tenth of the cache is not kept: it would displace many others.
+    /// As [`Self::new`], divided among so many threads. This is the cache of the first one.
+    #[must_use]
+    pub fn divided(limit: usize, max_age: Duration, threads: usize) -> Self {
+        let max_bytes = limit / threads.max(1);
+        // one that takes more than a tenth of the cache is not kept: it would displace many others
+        let max_entry = (limit / 10).min(max_bytes);
+        let part = || Part { max_bytes, max_entry, max_age, entries: Mutex::new(Entries::new()) };
+        Self { parts: std::iter::repeat_with(part).take(threads.max(1)).collect(), own: 0 }
+    }
+
+    /// Returns the same as the thread with a number has it.
+    #[must_use]
+    pub fn of_thread(&self, number: usize) -> Self {
+        Self { parts: self.parts.clone(), own: number }
+    }
+
+    fn own(&self) -> Option<&Part> {
+        self.parts.get(self.own % self.parts.len())
+    }
+
+    /// Keeps the message that answers a read, unless a newer one is there, or it is out of date or too large.
     pub fn keep(&self, read: &Read, message: &Bytes) {
+        if let Some(part) = self.own() {
+            part.keep(read, message);
+        }
+    }
+
+    /// Returns the last good answer to the same request and its age, unless it is too old or out of date.
+    pub fn last(&self, read: &Read) -> Option<(Answer, Duration)> {
+        let kept = self.parts.iter().filter_map(|part| part.last(read));
+        let (message, age) = kept.min_by_key(|(_, age)| *age)?;
+        Some((Answer { message, ..Answer::default() }, age))
+    }
+
+    /// Drops the answer to a request: it is wrong by now.
+    pub fn forget(&self, read: &Read) {
+        for part in &*self.parts {
+            part.lock().remove(&read.key);
+        }
+    }
+
+    /// Notes that a write was acknowledged: what was read of its subjects before is out of date.
+    pub fn note_write(&self, about: Subjects) {
+        let now = Instant::now();
+        for part in &*self.parts {
+            part.lock().note_write(about, now);
+        }
+    }
+
+    /// Returns when a write of what a read is about was last acknowledged, as far as this process or its callers know.
+    pub fn written(&self, read: &Read) -> Option<Instant> {
+        self.own().map_or(read.written, |part| part.lock().written(read))
+    }
+
+    #[cfg(test)]
+    fn lock(&self) -> MutexGuard<'_, Entries> {
+        self.own().unwrap().lock()
+    }
+}
+
+impl Part {
+    fn keep(&self, read: &Read, message: &Bytes) {
         let mut entries = self.lock();
         let out_of_date = entries.out_of_date(read, read.began);
         if let Some(entry) = entries.lru.get_mut(&read.key) {
@@ -80,7 +150,7 @@ impl Cache {
         let key = Key { rpc: read.key.rpc, request: Bytes::copy_from_slice(&read.key.request) };
         let entry = Entry { message: Bytes::copy_from_slice(message), read: read.began };
         let size = size(&key, &entry);
-        if size > self.max_bytes / 10 {
+        if size > self.max_entry {
             return;
         }
         entries.lru.put(key, entry);
@@ -93,8 +163,7 @@ impl Cache {
         }
     }
 
-    /// Returns the last good answer to the same request and its age, unless it is too old or out of date.
-    pub fn last(&self, read: &Read) -> Option<(Answer, Duration)> {
+    fn last(&self, read: &Read) -> Option<(Bytes, Duration)> {
         let mut entries = self.lock();
         let entry = entries.lru.get(&read.key)?;
         let (message, began) = (entry.message.clone(), entry.read);
@@ -103,30 +172,7 @@ impl Cache {
             entries.remove(&read.key);
             return None;
         }
-        Some((Answer { message, ..Answer::default() }, age))
-    }
-
-    /// Drops the answer to a request: it is wrong by now.
-    pub fn forget(&self, read: &Read) {
-        self.lock().remove(&read.key);
-    }
-
-    /// Notes that a write was acknowledged: what was read of its subjects before is out of date.
-    pub fn note_write(&self, about: Subjects) {
-        let now = Instant::now();
-        let mut entries = self.lock();
-        for subject in about.into_iter().flatten() {
-            entries.written.put(subject, now);
-            if entries.written.len() > MAX_WRITTEN {
-                let oldest = entries.written.pop_lru().map(|(_, written)| written);
-                entries.forgotten = entries.forgotten.max(oldest);
-            }
-        }
-    }
-
-    /// Returns when a write of what a read is about was last acknowledged, as far as this process or its callers know.
-    pub fn written(&self, read: &Read) -> Option<Instant> {
-        self.lock().written(read)
+        Some((message, age))
     }
 
     fn lock(&self) -> MutexGuard<'_, Entries> {
@@ -135,6 +181,20 @@ impl Cache {
 }
 
 impl Entries {
+    fn new() -> Self {
+        Self { lru: LruCache::unbounded(), size: 0, written: LruCache::unbounded(), forgotten: None }
+    }
+
+    fn note_write(&mut self, about: Subjects, now: Instant) {
+        for subject in about.into_iter().flatten() {
+            self.written.put(subject, now);
+            if self.written.len() > MAX_WRITTEN {
+                let oldest = self.written.pop_lru().map(|(_, written)| written);
+                self.forgotten = self.forgotten.max(oldest);
+            }
+        }
+    }
+
     fn written(&self, read: &Read) -> Option<Instant> {
         let subjects = read.about.into_iter().flatten();
         let known = subjects.map(|subject| self.written.peek(&subject).copied().or(self.forgotten));
@@ -263,6 +323,32 @@ mod tests {
         assert_eq!(cache.lock().written.len(), MAX_WRITTEN);
         assert!(cache.last(&feeds_of(1)).is_none(), "its write is the one that is not remembered");
         assert!(cache.last(&other).is_none(), "it may have been that one");
+    }
+
+    /// What one thread has read another one may use; what one has written none may.
+    #[tokio::test(start_paused = true)]
+    async fn threads_share_what_they_know_and_each_has_its_part_of_the_memory() {
+        let first = Cache::divided(100 * 1024, Duration::from_mins(1), 2);
+        let second = first.of_thread(1);
+        let read = feeds_of(1);
+        first.keep(&read, &answer(3));
+        assert_eq!(second.last(&read).unwrap().0.message, answer(3));
+        tokio::time::advance(Duration::from_millis(1)).await;
+        let later = feeds_of(1);
+        second.keep(&later, &answer(4));
+        assert_eq!(first.last(&read).unwrap().0.message, answer(4), "the newer one");
+        second.forget(&read);
+        assert!(first.last(&read).is_none() && second.last(&read).is_none());
+        first.keep(&later, &answer(4));
+        tokio::time::advance(Duration::from_millis(1)).await;
+        second.note_write([Some(Subject::User(1)), None]);
+        assert!(first.last(&read).is_none(), "it would bring back what was overwritten");
+        assert_eq!(first.written(&feeds_of(1)), second.written(&feeds_of(1)));
+        for request in 0..1000 {
+            first.keep(&call(request), &answer(1024));
+            assert!(first.lock().size <= 50 * 1024);
+        }
+        assert!(second.lock().size < 1024);
     }
 
     #[test]

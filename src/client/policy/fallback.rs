@@ -31,13 +31,13 @@ pub type FallbackCounters = PerRpc<Option<IntCounter>>;
 /// Answers failed reads with the last good answer.
 pub struct Fallback<S> {
     inner: S,
-    cache: Arc<Cache>,
+    cache: Cache,
     served: Arc<FallbackCounters>,
 }
 
 impl<S: CallLayer> Fallback<S> {
     /// Puts the cache behind `inner`.
-    pub const fn new(inner: S, cache: Arc<Cache>, served: Arc<FallbackCounters>) -> Self {
+    pub const fn new(inner: S, cache: Cache, served: Arc<FallbackCounters>) -> Self {
         Self { inner, cache, served }
     }
 }
@@ -99,7 +99,7 @@ mod tests {
     fn layer(end: &ScriptedEnd) -> (Fallback<ScriptedEnd>, IntCounter) {
         let counter = IntCounter::new("x", "x").unwrap();
         let served = PerRpc::from_fn(|_| Some(counter.clone()));
-        let cache = Arc::new(Cache::new(1024 * 1024, Duration::from_mins(1)));
+        let cache = Cache::new(1024 * 1024, Duration::from_mins(1));
         (Fallback::new(end.clone(), cache, Arc::new(served)), counter)
     }
 
@@ -195,7 +195,7 @@ mod tests {
         });
         let counter = IntCounter::new("x", "x").unwrap();
         let served: FallbackCounters = PerRpc::from_fn(|_| Some(counter.clone()));
-        let cache = Arc::new(Cache::new(1024 * 1024, Duration::from_mins(1)));
+        let cache = Cache::new(1024 * 1024, Duration::from_mins(1));
         let inner = Deadline::new(end, IntCounter::new("x", "x").unwrap());
         let (layer, served) = (Fallback::new(inner, cache, Arc::new(served)), counter);
         send_and_keep(&layer, call(Rpc::GetFeeds, LIMIT)).await;

@@ -10,17 +10,29 @@
 //! Which attempts are raced, and how, is in [`crate::client::policy::retry`]. Sources: Finagle (`BackupRequestFilter`),
 //! gRPC proposal A6 (hedging).
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use crate::api::rpc::{PerRpc, Rpc};
-use crate::client::policy::budget::Budget;
+use crate::client::policy::budget::{Budget, Reserve};
 use crate::client::policy::latency::LatencyWindow;
 use crate::config;
 
 /// Hedges in 10 s that need no good answers: for services that are called seldom.
 const RESERVE: u64 = 2;
+
+/// Returns true if slow attempts are raced.
+const fn is_on(settings: &config::Client) -> bool {
+    settings.hedge_after_percent > 0 && settings.hedge_budget_percent > 0
+}
+
+/// Returns the reserve of the budget of hedges of one service, for all threads.
+#[must_use]
+pub fn reserve(settings: &config::Client) -> Arc<Reserve> {
+    Reserve::new(if is_on(settings) { RESERVE } else { 0 })
+}
 
 /// The delays and the budget of the hedges of one service.
 pub struct Hedging {
@@ -32,16 +44,16 @@ pub struct Hedging {
 }
 
 impl Hedging {
-    /// Returns hedging that has seen no answer yet.
+    /// Returns hedging that has seen no answer yet; `reserve` is that of its budget.
     #[must_use]
-    pub fn new(settings: &config::Client) -> Self {
+    pub fn new(settings: &config::Client, reserve: Arc<Reserve>) -> Self {
         let (percentile, share) = (settings.hedge_after_percent, settings.hedge_budget_percent);
-        let hedges = percentile > 0 && share > 0;
+        let hedges = is_on(settings);
         Self {
             windows: hedges.then(|| PerRpc::from_fn(|_| LatencyWindow::new(percentile))),
             min: settings.hedge_min_delay,
             max: settings.hedge_max_delay.max(settings.hedge_min_delay),
-            budget: Budget::with_reserve(share, if hedges { RESERVE } else { 0 }),
+            budget: Budget::new(share, reserve),
         }
     }
 
@@ -96,7 +108,7 @@ mod tests {
     fn hedging(change: impl FnOnce(&mut config::Client)) -> Hedging {
         let mut settings = config::Client::default();
         change(&mut settings);
-        Hedging::new(&settings)
+        Hedging::new(&settings, reserve(&settings))
     }
 
     fn answers(hedging: &Hedging, count: usize, took: Duration) {

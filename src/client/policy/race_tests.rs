@@ -11,7 +11,7 @@ use crate::client::call::testing::{ScriptedEnd, call, failure};
 use crate::client::call::{Answer, CallLayer as _, Failure, Outcome, Pushback};
 use crate::client::policy::retry::Retry;
 use crate::client::policy::retry::tests::{LIMIT, Numbered, layer, layer_with, metrics, pushed};
-use crate::client::policy::retry_policy::{Reason, Refusal, RetryMetrics, RetryPolicy};
+use crate::client::policy::retry_policy::{Reason, Refusal, Reserves, RetryMetrics, RetryPolicy};
 use crate::config;
 
 /// What the n-th call of an end gets: after so many ms a good answer or a failure.
@@ -141,7 +141,8 @@ async fn an_attempt_from_before_there_was_data_is_raced_once_there_is() {
 async fn any_instance_that_was_not_tried_will_do() {
     let (end, metrics) = (scripted(vec![(9000, None), (20, None)]), metrics());
     let instances = Numbered::upto(1);
-    let policy = RetryPolicy::new(&config::Client::default(), metrics.clone(), instances.clone());
+    let settings = config::Client::default();
+    let policy = RetryPolicy::new(&settings, &Reserves::new(&settings), metrics.clone(), instances.clone());
     let layer = Retry::new(end.clone(), policy);
     for _ in 0..50 {
         layer.send(call(Rpc::GetFeeds, LIMIT)).await.unwrap();
@@ -173,7 +174,8 @@ async fn a_read_whose_instance_is_lost_needs_no_hedge() {
         });
         let (mut settings, metrics, instances) = (config::Client::default(), metrics(), Numbered::upto(2));
         change(&mut settings);
-        let policy = RetryPolicy::new(&settings, metrics.clone(), instances.clone());
+        let policy =
+            RetryPolicy::new(&settings, &Reserves::new(&settings), metrics.clone(), instances.clone());
         let layer = Retry::new(end, policy);
         let begun = Instant::now();
         let leave = async {

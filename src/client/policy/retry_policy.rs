@@ -11,8 +11,8 @@ use crate::backoff::Backoff;
 use crate::client::balance::discover::EndpointSet;
 use crate::client::balance::pick::has_place_for_hedge;
 use crate::client::call::{Call, Delivery, Failure, Pushback};
-use crate::client::policy::budget::Budget;
-use crate::client::policy::hedge::Hedging;
+use crate::client::policy::budget::{Budget, Reserve};
+use crate::client::policy::hedge::{self, Hedging};
 use crate::client::transport::state::ConnectionState;
 use crate::config;
 
@@ -170,19 +170,39 @@ pub trait Instances: Send + Sync {
     fn lost(&self, number: u64) -> bool;
 }
 
+/// The fixed parts of the budgets of one service, which its callers on all threads share.
+#[derive(Clone, Debug)]
+pub struct Reserves {
+    /// That of retries.
+    pub retries: Arc<Reserve>,
+    hedges: Arc<Reserve>,
+}
+
+impl Reserves {
+    /// Returns full reserves.
+    #[must_use]
+    pub fn new(settings: &config::Client) -> Self {
+        Self {
+            retries: Reserve::per_second(settings.retry_budget_per_second),
+            hedges: hedge::reserve(settings),
+        }
+    }
+}
+
 impl RetryPolicy {
-    /// Returns the policy with a full budget, for calls to `instances`.
+    /// Returns the policy of one thread with a full budget, for calls to `instances`.
     #[must_use]
     pub fn new(
         settings: &config::Client,
+        reserves: &Reserves,
         metrics: RetryMetrics,
         instances: impl Instances + 'static,
     ) -> Self {
         Self {
             attempts: settings.attempts,
             backoff: settings.retry_backoff,
-            budget: Arc::new(Budget::new(settings.retry_budget_percent, settings.retry_budget_per_second)),
-            hedging: Hedging::new(settings),
+            budget: Arc::new(Budget::new(settings.retry_budget_percent, reserves.retries.clone())),
+            hedging: Hedging::new(settings, reserves.hedges.clone()),
             metrics,
             instances: Box::new(instances),
         }

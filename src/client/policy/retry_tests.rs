@@ -10,7 +10,7 @@ use crate::api::error::{Code, Error};
 use crate::api::rpc::Rpc;
 use crate::client::call::testing::{ScriptedEnd, call, failure};
 use crate::client::call::{Delivery, Pushback};
-use crate::client::policy::retry_policy::{Instances, Refusal, RetryMetrics};
+use crate::client::policy::retry_policy::{Instances, Refusal, Reserves, RetryMetrics};
 use crate::config;
 
 pub const LIMIT: Duration = Duration::from_secs(3);
@@ -55,7 +55,8 @@ pub fn layer_with(
 ) -> (Retry<ScriptedEnd>, RetryMetrics) {
     let (mut settings, metrics) = (config::Client::default(), metrics());
     change(&mut settings);
-    let policy = RetryPolicy::new(&settings, metrics.clone(), Numbered::upto(instances));
+    let policy =
+        RetryPolicy::new(&settings, &Reserves::new(&settings), metrics.clone(), Numbered::upto(instances));
     (Retry::new(end.clone(), policy), metrics)
 }
 

@@ -166,6 +166,7 @@ mod grpc;
 mod http;
 mod log;
 mod registry;
+mod runtime;
 mod shutdown;
 mod store;
 mod tls;
@@ -178,6 +179,7 @@ pub use grpc::Grpc;
 pub use http::Http;
 pub use log::Log;
 pub use registry::Registry;
+pub use runtime::Runtime;
 pub use shutdown::Shutdown;
 pub use store::Store;
 pub use tls::Tls;
@@ -217,6 +219,7 @@ sections! {
     registry: Registry,
     client: Client,
     store: Store,
+    runtime: Runtime,
     shutdown: Shutdown,
     log: Log,
     trace: Trace,

@@ -5,6 +5,7 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use tokio::runtime::{Handle, Id};
 use tokio::sync::{mpsc, oneshot};
 
 use super::super::database::{Commit, Database};
@@ -25,6 +26,8 @@ const BATCH_BYTES: usize = 2 * 1024 * 1024;
 const OLD: Duration = Duration::from_millis(20);
 /// Time for the connections to be read.
 const READ_TIME: Duration = Duration::from_millis(10);
+/// Longest time for that.
+const ASK: Duration = Duration::from_secs(1);
 /// How long a write or a read waits for a connection.
 pub const CONNECTION_WAIT: Duration = Duration::from_secs(1);
 /// How often writes of a batch are sent again because they came too late, or the server could not write any more.
@@ -40,14 +43,16 @@ pub struct Job {
     write: Write,
     queued: Instant,
     deadline: Instant,
+    /// That of the caller.
+    runtime: Handle,
     /// Gets whether the record is there, or was until it was deleted.
     reply: oneshot::Sender<Result<bool, StoreError>>,
 }
 
 impl Job {
-    /// Returns a write that begins before `deadline` or not at all.
+    /// Returns a write that begins before `deadline` or not at all. Must be called inside the caller's runtime.
     pub fn new(write: Write, deadline: Instant, reply: oneshot::Sender<Result<bool, StoreError>>) -> Self {
-        Self { write, queued: Instant::now(), deadline, reply }
+        Self { write, queued: Instant::now(), deadline, runtime: Handle::current(), reply }
     }
 
     /// Returns true if the write is not to be made any more: its caller is gone, or its deadline has passed or is too near.
@@ -297,16 +302,37 @@ fn divide(batch: Vec<Job>) -> VecDeque<Vec<Job>> {
 
 /// Returns the writes that are still wanted now that their transaction begins, and answers the others.
 async fn wanted(mut jobs: Vec<Job>) -> Vec<Job> {
-    if jobs.iter().any(Job::is_old) {
-        // a timer fires after the runtime has looked at its sockets
-        tokio::time::sleep(READ_TIME).await;
-        input::read_pending().await;
-    }
-    if jobs.iter().any(Job::is_abandoned) {
-        let abandoned: Vec<_> = jobs.extract_if(.., |job| job.is_abandoned()).collect();
+    let silent = read_connections(&jobs).await;
+    let is_abandoned = |job: &Job| job.is_abandoned() || silent.contains(&job.runtime.id());
+    if jobs.iter().any(is_abandoned) {
+        let abandoned: Vec<_> = jobs.extract_if(.., |job| is_abandoned(job)).collect();
         refuse(abandoned, &StoreError::Late);
     }
     jobs
+}
+
+/// Waits until the connections of the callers of old writes were read once more, on each thread that has any. Returns the
+/// runtimes that have not answered in time.
+async fn read_connections(jobs: &[Job]) -> HashSet<Id> {
+    let (mut silent, mut asked) = (HashSet::new(), Vec::new());
+    for runtime in jobs.iter().filter(|job| job.is_old()).map(|job| &job.runtime) {
+        if silent.insert(runtime.id()) {
+            let read = runtime.spawn(async {
+                // a timer fires after the runtime has looked at its sockets
+                tokio::time::sleep(READ_TIME).await;
+                input::read_pending().await;
+            });
+            asked.push((runtime.id(), read));
+        }
+    }
+    let until = tokio::time::Instant::now() + ASK;
+    for (id, read) in asked {
+        // a runtime that has ended has dropped its calls
+        if tokio::time::timeout_at(until, read).await.is_ok() {
+            silent.remove(&id);
+        }
+    }
+    silent
 }
 
 /// Answers writes that were not made, or of which nobody knows.
@@ -315,3 +341,7 @@ fn refuse(jobs: Vec<Job>, error: &StoreError) {
         job.reply(Err(error.clone()));
     }
 }
+
+#[cfg(test)]
+#[path = "writer_tests.rs"]
+mod tests;

@@ -65,6 +65,48 @@ async fn a_write_that_nobody_waits_for_behind_a_lock_is_not_made() {
     assert_eq!(content(&store).await, "kept");
 }
 
+/// Runs a future on a thread of its own, which is then kept busy until the second value is dropped.
+fn begin_elsewhere<T: Send + 'static>(
+    future: impl Future<Output = T> + Send + 'static,
+) -> (std::thread::JoinHandle<T>, std::sync::mpsc::Sender<()>) {
+    let (release, blocked) = std::sync::mpsc::channel::<()>();
+    let thread = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            let task = tokio::spawn(future);
+            tokio::task::yield_now().await;
+            let _ = blocked.recv();
+            task.await.unwrap()
+        })
+    });
+    (thread, release)
+}
+
+/// Whether a caller has given up is asked on its own thread. One that stands still delays the others, and no more.
+#[tokio::test]
+async fn each_thread_is_asked_for_its_own_callers() {
+    let Fixture { store, path, _dir } = fixture();
+    store.create(record("kept"), soon()).await.unwrap();
+    let store = std::sync::Arc::new(store);
+    let other = lock(&path);
+    let elsewhere = store.clone();
+    let write = async move { elsewhere.create(record("stuck"), soon()).await };
+    let (stuck, release) = begin_elsewhere(write);
+    let begun = Instant::now();
+    let wanted = tokio::spawn({
+        let store = store.clone();
+        async move { store.delete(7, 9, soon()).await }
+    });
+    tokio::time::sleep(100 * MS).await;
+    other.execute_batch("COMMIT").unwrap();
+    assert!(!wanted.await.unwrap().unwrap(), "what another thread wants is done");
+    assert!(begun.elapsed() < Duration::from_secs(10));
+    drop(release);
+    let stuck = tokio::task::spawn_blocking(|| stuck.join().unwrap()).await.unwrap();
+    assert!(matches!(stuck, Err(StoreError::Late)), "{stuck:?}");
+    assert_eq!(content(&store).await, "kept");
+}
+
 #[tokio::test]
 async fn a_lock_that_is_held_for_long_is_told() {
     let Fixture { store, path, _dir } = fixture();

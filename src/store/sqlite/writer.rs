@@ -1,10 +1,11 @@
 //! The thread that writes: group commits, and what is no longer wanted once its turn has come.
 
+use std::collections::HashSet;
 use std::sync::mpsc as sync_mpsc;
 use std::time::{Duration, Instant};
 
 use rusqlite::Connection;
-use tokio::runtime::Handle;
+use tokio::runtime::{Handle, Id};
 use tokio::sync::{mpsc, oneshot};
 
 use super::super::error::StoreError;
@@ -28,8 +29,10 @@ pub type Write = Box<dyn Job>;
 pub trait Job: Send {
     /// Returns true if nobody waits for the write any more: its caller is gone, or its deadline has passed.
     fn is_abandoned(&self) -> bool;
-    /// Returns the runtime of the caller if the write is [`OLD`].
-    fn runtime_to_ask(&self) -> Option<&Handle>;
+    /// Returns true if the write is [`OLD`], and still waited for.
+    fn is_old(&self) -> bool;
+    /// Returns the runtime of the caller.
+    fn runtime(&self) -> &Handle;
     /// Runs inside the transaction. Returns the error, which may be why the transaction has ended.
     fn run(&mut self, db: &Connection) -> Option<StoreError>;
     /// Sends the result to the caller, once the transaction has ended.
@@ -63,8 +66,12 @@ where
         self.reply.is_closed() || self.deadline <= Instant::now()
     }
 
-    fn runtime_to_ask(&self) -> Option<&Handle> {
-        (!self.is_abandoned() && self.queued.elapsed() >= OLD).then_some(&self.runtime)
+    fn is_old(&self) -> bool {
+        !self.is_abandoned() && self.queued.elapsed() >= OLD
+    }
+
+    fn runtime(&self) -> &Handle {
+        &self.runtime
     }
 
     fn run(&mut self, db: &Connection) -> Option<StoreError> {
@@ -98,25 +105,34 @@ pub fn run(db: &Connection, files: &Files, mut queue: mpsc::Receiver<Write>, pro
     }
 }
 
-/// Waits until the connections of a runtime were read once more. Writes whose callers have given up are then abandoned.
-///
-/// # Errors
-/// When that takes too long.
-fn read_connections(runtime: &Handle) -> Result<(), StoreError> {
-    let (send, done) = sync_mpsc::sync_channel(1);
-    runtime.spawn(async move {
-        // a timer fires after the runtime has looked at its sockets
-        tokio::time::sleep(READ_TIME).await;
-        input::read_pending().await;
-        let _ = send.send(());
-    });
-    match done.recv_timeout(ASK) {
-        Err(sync_mpsc::RecvTimeoutError::Timeout) => {
-            Err(StoreError::Failed(format!("the runtime did not answer within {ASK:?}")))
+/// Waits until the connections of the callers of old writes were read once more, on each thread that has any. Writes whose
+/// callers have given up are then abandoned. Returns the runtimes that have not answered in time.
+fn read_connections(batch: &[Write]) -> HashSet<Id> {
+    let (send, done) = sync_mpsc::channel();
+    let mut silent = HashSet::new();
+    for runtime in batch.iter().filter(|job| job.is_old()).map(|job| job.runtime()) {
+        let id = runtime.id();
+        if silent.insert(id) {
+            let send = send.clone();
+            runtime.spawn(async move {
+                // a timer fires after the runtime has looked at its sockets
+                tokio::time::sleep(READ_TIME).await;
+                input::read_pending().await;
+                let _ = send.send(id);
+            });
         }
-        // a runtime that has ended has dropped its calls
-        Ok(()) | Err(sync_mpsc::RecvTimeoutError::Disconnected) => Ok(()),
     }
+    drop(send);
+    let until = Instant::now() + ASK;
+    while !silent.is_empty() {
+        match done.recv_timeout(until.saturating_duration_since(Instant::now())) {
+            Ok(id) => drop(silent.remove(&id)),
+            // a runtime that has ended has dropped its calls
+            Err(sync_mpsc::RecvTimeoutError::Disconnected) => silent.clear(),
+            Err(sync_mpsc::RecvTimeoutError::Timeout) => break,
+        }
+    }
+    silent
 }
 
 /// Runs a statement that is kept compiled.
@@ -134,12 +150,13 @@ fn commit(db: &Connection, files: &Files, batch: &mut [Write]) -> Result<(), Sto
         execute(db, "ROLLBACK").map_err(|e| StoreError::from(&e))?;
     }
     execute(db, "BEGIN IMMEDIATE").map_err(|e| StoreError::from(&e))?;
-    if let Some(runtime) = batch.iter().find_map(|job| job.runtime_to_ask()) {
-        let asked = read_connections(runtime);
-        asked.inspect_err(|_| drop(execute(db, "ROLLBACK")))?;
+    let silent = read_connections(batch);
+    if !silent.is_empty() {
+        tracing::warn!(threads = silent.len(), "a thread does not answer, its writes are not made");
     }
     // from here on no other process writes: what begins now cannot come after a newer write
-    for job in batch.iter_mut().filter(|job| !job.is_abandoned()) {
+    let wanted = |job: &&mut Write| !job.is_abandoned() && !silent.contains(&job.runtime().id());
+    for job in batch.iter_mut().filter(wanted) {
         let error = job.run(db);
         if db.is_autocommit() {
             // SQLite rolls back by itself when the disk is full or fails

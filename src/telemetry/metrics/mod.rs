@@ -4,16 +4,16 @@
 //! The values of labels are bounded: route templates, rpc names of [`crate::api::rpc`], statuses and codes; never a
 //! path, a user or an address.
 
+mod histograms;
 mod process;
 mod rpc_durations;
 mod text;
 
-use prometheus::{
-    HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry,
-};
+use prometheus::{HistogramOpts, IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry};
 
 use crate::build_info;
 
+pub use histograms::Histograms;
 pub use rpc_durations::RpcDurations;
 
 /// Bucket edges for whole requests, seconds: from a loopback request answered from memory (under 1 ms) to the default
@@ -91,8 +91,8 @@ pub fn histograms(
     help: &str,
     labels: &[&str],
     edges: &[f64],
-) -> prometheus::Result<HistogramVec> {
-    register(registry, HistogramVec::new(HistogramOpts::new(name, help).buckets(edges.to_vec()), labels))
+) -> prometheus::Result<Histograms> {
+    register(registry, Histograms::new(HistogramOpts::new(name, help).buckets(edges.to_vec()), labels))
 }
 
 /// Registers the metrics of the process: build, CPU, memory, file descriptors, start time.

@@ -3,10 +3,12 @@
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use prometheus::{Histogram, HistogramVec};
+use prometheus::Histogram;
 
 use crate::api::error::code_name;
 use crate::api::rpc::{PerRpc, Rpc};
+
+use super::Histograms;
 
 /// gRPC codes, 0 to 16.
 const CODES: usize = 17;
@@ -14,7 +16,7 @@ const CODES: usize = 17;
 /// The rpcs of one server, or of the client of one service.
 #[derive(Debug)]
 pub struct RpcDurations {
-    family: HistogramVec,
+    family: Histograms,
     /// By rpc and code. A cell is resolved when its code first occurs, since most codes never do.
     cells: Box<PerRpc<[OnceLock<Histogram>; CODES]>>,
 }
@@ -22,7 +24,7 @@ pub struct RpcDurations {
 impl RpcDurations {
     /// Wraps a family with the labels service, method and code. The `usual` codes of the rpcs of `service`, which is a name
     /// in the registry, are exported from the start.
-    pub fn new(family: HistogramVec, service: &str, usual: &[tonic::Code]) -> Self {
+    pub fn new(family: Histograms, service: &str, usual: &[tonic::Code]) -> Self {
         let calls = Self { family, cells: Box::default() };
         for rpc in Rpc::of_service(service) {
             for code in usual {

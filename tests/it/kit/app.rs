@@ -7,6 +7,7 @@ use microservice_app::app::process::Addresses;
 use microservice_app::app::up;
 use microservice_app::config::{ListenAddr, Role, Settings};
 use microservice_app::registry::{Instance, Registration, Registry};
+use microservice_app::server::threads::Threads;
 use tokio_util::sync::CancellationToken;
 
 use super::{http, metrics, wait_for};
@@ -16,6 +17,7 @@ pub struct App {
     pub addresses: Addresses,
     pub stop: CancellationToken,
     pub registry: Arc<dyn Registry>,
+    pub threads: Arc<Threads>,
     _data: tempfile::TempDir,
 }
 
@@ -53,10 +55,10 @@ impl App {
             start.join().expect("no panic").expect("the app starts")
         });
         let addresses = process.addresses();
-        let registry = process.registry();
+        let (registry, threads) = (process.registry(), process.threads());
         let stop = CancellationToken::new();
         tokio::spawn(process.run(stop.clone(), || {}));
-        Self { addresses, stop, registry, _data: data }
+        Self { addresses, stop, registry, threads, _data: data }
     }
 
     /// Registers an instance of a service that is not ours: a relay, a dead port.

@@ -22,4 +22,5 @@ mod suite;
 mod system_page;
 mod systemd;
 mod targets;
+mod threads;
 mod traces;

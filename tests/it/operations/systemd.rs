@@ -44,7 +44,7 @@ fn systemd_is_told_when_it_asks() {
 }
 
 /// Starts a gateway on sockets as systemd hands them over. Returns it and its admin address.
-fn start_on(sockets: &[TcpListener], etcd: &Etcd) -> (Process, SocketAddr) {
+pub fn start_on(sockets: &[TcpListener], etcd: &Etcd, env: &[(&str, &str)]) -> (Process, SocketAddr) {
     // LISTEN_PID must name the process itself: the shell sets it and becomes the program
     let mut command = Command::new("sh");
     command.args(["-c", "LISTEN_PID=$$ exec \"$@\"", "sh", PROGRAM, "apigateway"]);
@@ -55,7 +55,7 @@ fn start_on(sockets: &[TcpListener], etcd: &Etcd) -> (Process, SocketAddr) {
         child_fd,
     });
     command.fd_mappings(mappings.collect()).unwrap();
-    let mut gateway = Process::spawn(command);
+    let mut gateway = Process::spawn_with(command, env);
     let (_, admin) = gateway.wait_for_role("apigateway");
     (gateway, admin)
 }
@@ -153,7 +153,7 @@ async fn a_gateway_serves_the_sockets_it_is_handed() {
     let etcd = Etcd::start().await;
     let sockets = [(); 2].map(|()| TcpListener::bind("127.0.0.1:0").unwrap());
     let addrs = sockets.each_ref().map(|socket| socket.local_addr().unwrap());
-    let start = || start_on(&sockets, &etcd).0;
+    let start = || start_on(&sockets, &etcd, &[]).0;
     let mut gateway = start();
     for addr in addrs {
         assert_eq!(get(addr, "/nowhere").await.status, 404);
@@ -167,14 +167,14 @@ async fn a_gateway_serves_the_sockets_it_is_handed() {
 }
 
 /// Binds a port with `ReusePort=true`, `BindIPv6Only=ipv6-only`, as several lines `ListenStream=` of one unit do.
-fn bind_shared(addr: SocketAddr) -> std::io::Result<TcpListener> {
+pub fn bind_shared(addr: SocketAddr) -> std::io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None)?;
     if addr.is_ipv6() {
         socket.set_only_v6(true)?;
     }
     socket.set_reuse_port(true)?;
     socket.bind(&addr.into())?;
-    socket.listen(16)?;
+    socket.listen(1024)?;
     Ok(socket.into())
 }
 
@@ -186,7 +186,7 @@ async fn sockets_that_advertise_one_address_share_one_registration() {
     sockets.push(bind_shared(SocketAddr::from(([0, 0, 0, 0], port))).unwrap());
     // a host without IPv6 has none
     sockets.extend(bind_shared(SocketAddr::from(([0_u16; 8], port))));
-    let (mut gateway, admin) = start_on(&sockets, &etcd);
+    let (mut gateway, admin) = start_on(&sockets, &etcd, &[]);
     let entry = || async {
         let options = etcd_client::GetOptions::new().with_prefix();
         let found = etcd.client().await.get("/services/", Some(options)).await.unwrap();

@@ -1,0 +1,76 @@
+//! Placement of connections, and the life of the threads.
+
+use std::collections::BTreeSet;
+
+use super::*;
+
+fn threads(count: usize) -> Threads {
+    Threads::start(count, &Metrics::register(&prometheus::Registry::new()).unwrap()).unwrap()
+}
+
+/// Places a connection; returns the number of its thread.
+fn place(values: &PerThread<usize>) -> (usize, Placed) {
+    match values.poll_place(|| Poll::Ready(Ok(()))) {
+        Poll::Ready(Ok(((), placed, number))) => (*number, placed),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_connection_goes_to_the_thread_with_the_fewest() {
+    let threads = threads(3);
+    let values = threads.each(|number| number);
+    let mut open: Vec<_> = (0..6).map(|_| place(&values)).collect();
+    let numbers: Vec<_> = open.iter().map(|(number, _)| *number).collect();
+    assert_eq!(numbers, [0, 1, 2, 0, 1, 2]);
+    open.retain(|(number, _)| *number != 1);
+    assert_eq!(threads.connections().collect::<Vec<_>>(), [2, 0, 2]);
+    // other listeners count too
+    let others = threads.each(|number| number);
+    assert_eq!((place(&others).0, place(&values).0), (1, 1));
+    // one that is closed at once does not keep the next one from another thread
+    drop(open);
+    let short: BTreeSet<_> = (0..3).map(|_| place(&values).0).collect();
+    assert_eq!(short, BTreeSet::from([0, 1, 2]));
+    assert!(values.poll_place(|| Poll::<io::Result<()>>::Pending).is_pending());
+    let failed = || Poll::Ready(Err::<(), _>(io::ErrorKind::OutOfMemory.into()));
+    assert!(matches!(values.poll_place(failed), Poll::Ready(Err(_))));
+    assert_eq!(threads.connections().sum::<usize>(), 0);
+}
+
+#[tokio::test]
+async fn what_is_made_for_a_thread_runs_there() {
+    let threads = threads(2);
+    let tasks =
+        threads.each(|_| tokio::spawn(async { (std::thread::current().id(), Handle::current().id()) }));
+    let mut found = BTreeSet::new();
+    for ((thread, task), expected) in tasks.values.into_iter().zip(&threads.all) {
+        let (here, runtime) = task.await.unwrap();
+        assert!(runtime == thread.runtime().id() && runtime == expected.runtime().id());
+        found.insert(format!("{here:?}"));
+    }
+    assert_eq!(found.len(), 2);
+}
+
+/// A panic of a task ends that task; the end of a thread is noticed.
+#[tokio::test]
+async fn the_end_of_a_thread_is_noticed() {
+    let threads = threads(2);
+    threads.each(|_| tokio::spawn(async { panic!("a defect") }));
+    threads.check(Duration::from_secs(20)).await.unwrap();
+    let ended = tokio::time::timeout(Duration::from_millis(20), threads.ended()).await;
+    assert!(ended.is_err(), "nothing has ended");
+    threads.stop().await;
+    tokio::time::timeout(Duration::from_secs(20), threads.ended()).await.unwrap();
+    let stuck = threads.check(Duration::from_millis(10)).await.unwrap_err();
+    assert_eq!(stuck.threads, [1]);
+    assert_eq!(stuck.to_string(), "thread 1 does not run: no answer within 10ms");
+    let alone = Threads { ended: Vec::new(), ..self::threads(1) };
+    assert!(tokio::time::timeout(Duration::from_millis(20), alone.ended()).await.is_err());
+}
+
+#[tokio::test]
+async fn as_many_as_there_are_cores() {
+    let cores = std::thread::available_parallelism().unwrap().get();
+    assert_eq!((threads(0).count(), threads(1).count()), (cores, 1));
+}
