@@ -297,6 +297,14 @@ in
             assertion = (cluster.etcd.user == null) == (cluster.etcd.passwordFile == null);
             message = "services.microservice-app.database.cluster.etcd: `user` and `passwordFile` go together, set both or none.";
           }
+          {
+            # etcd 3.6 words the errors of its streams in another way
+            assertion =
+              etcdUser == null
+              || lib.versionAtLeast pkgs.patroni.version "4.1.1"
+              || lib.versionOlder (config.services.etcd.package or pkgs.etcd).version "3.6";
+            message = "services.microservice-app.database.cluster: Patroni ${pkgs.patroni.version} does not notice that etcd 3.6 refuses its token, and never logs in again: users of etcd need Patroni 4.1.1 or newer.";
+          }
         ];
         services.microservice-app.listeners = [
           {

@@ -151,6 +151,43 @@ let
           name = "db-0";
         };
       });
+      aPatroniThatDoesNotLogInAgain =
+        let
+          with' =
+            version:
+            evaluatedWith
+              [
+                {
+                  _module.args.pkgs = lib.mkForce (
+                    pkgs
+                    // {
+                      patroni = pkgs.patroni // {
+                        inherit version;
+                      };
+                      etcd = pkgs.etcd // {
+                        version = "3.6.0";
+                      };
+                    }
+                  );
+                }
+              ]
+              (
+                known
+                // database {
+                  passwordFile = "/var/lib/secrets/db-password";
+                  cluster = {
+                    inherit members;
+                    name = "db-0";
+                    etcd = {
+                      user = "patroni";
+                      passwordFile = "/var/lib/secrets/etcd-patroni";
+                    };
+                  };
+                }
+              );
+          reason = "never logs in again";
+        in
+        says reason (with' "4.1.0") && !says reason (with' "4.1.1");
       cadvisorOnTheGatewaysPort = refused "both listen on port 8080" (
         gateway { }
         // {
