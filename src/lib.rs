@@ -22,8 +22,8 @@
 //! - [`context`] is what a request carries from hop to hop: deadline, ids, trace.
 //! - [`telemetry`] is what a process reports about itself: log, traces, metrics.
 //! - [`api`] is the contract: messages, rpcs, errors, limits of input, headers.
-//! - [`config`] is what can be set; [`build_info`], [`backoff`], [`credentials`], [`limit`], [`random`] and
-//!   [`timeout`](mod@timeout) are small tools of all layers.
+//! - [`config`] is what can be set; [`build_info`], [`backoff`], [`coalesce`], [`credentials`], [`limit`],
+//!   [`random`] and [`timeout`](mod@timeout) are small tools of all layers.
 //!
 //! Every layer registers its own metrics; [`app::metrics`] sums them up.
 
@@ -34,6 +34,7 @@ pub mod backoff;
 pub mod build_info;
 pub mod cli;
 pub mod client;
+pub mod coalesce;
 pub mod config;
 pub mod context;
 pub mod credentials;

@@ -24,6 +24,7 @@ use super::metrics::{Cut, Metrics};
 use super::output::{Received, Stream};
 use super::protocol::{Protocol, http1_builder, http2_builder};
 use crate::api::error::chain;
+use crate::coalesce::Coalesced;
 use crate::telemetry::log::LogThrottle;
 use crate::tls::accept::{Accepted, Authenticated};
 use crate::tls::{Acceptor, Validity};
@@ -111,7 +112,8 @@ where
                 // the parts of the system speak HTTP/2 with prior knowledge
                 let edge = self.protocol.is_http1();
                 let received = Received::Http2(flood::Meter::new(edge), conn.drained.clone());
-                let io = TokioIo::new(Stream::new(stream, conn.output.clone(), received));
+                let stream = Stream::new(stream, conn.output.clone(), received);
+                let io = TokioIo::new(Coalesced::new(stream));
                 let connection = http2_builder(max_concurrent_streams, edge).serve_connection(io, service);
                 self.drive(connection, &conn, protocol, validity, http2::Connection::graceful_shutdown).await;
             }

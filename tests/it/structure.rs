@@ -23,7 +23,7 @@ const LAYERS: &[&[&str]] = &[
     &["context"],
     &["telemetry"],
     &["api"],
-    &["config", "build_info", "backoff", "credentials", "limit", "random", "timeout"],
+    &["config", "build_info", "backoff", "coalesce", "credentials", "limit", "random", "timeout"],
 ];
 
 /// The layers inside of `client`: under them the call that goes through all of them, over them what is in none.

@@ -18,6 +18,7 @@ use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::api::error::chain;
+use crate::coalesce::Coalesced;
 use crate::config::{self, HostPort};
 use crate::timeout::timeout;
 use crate::tls::{Validity, unverified};
@@ -158,7 +159,7 @@ impl<C: Connect> OpenHttp for C {
                 .max_local_error_reset_streams(None)
                 .initial_connection_window_size(WINDOW)
                 .initial_stream_window_size(WINDOW)
-                .handshake(TokioIo::new(stream));
+                .handshake(TokioIo::new(Coalesced::new(stream)));
             let (sender, connection) = handshake.await.map_err(|e| chain(&e))?;
             let driver = AbortOnDropHandle::new(tokio::spawn(connection));
             Ok(Http2Connection { sender, driver, validity })
