@@ -18,6 +18,7 @@ use tokio::time::Instant;
 use crate::api::rpc::{PerRpc, Rpc};
 use crate::client::policy::budget::{Budget, Reserve};
 use crate::client::policy::latency::LatencyWindow;
+use crate::client::policy::ticker::Ticker;
 use crate::config;
 
 /// Hedges in 10 s that need no good answers: for services that are called seldom.
@@ -41,6 +42,7 @@ pub struct Hedging {
     min: Duration,
     max: Duration,
     budget: Budget,
+    ticker: Ticker,
 }
 
 impl Hedging {
@@ -54,7 +56,13 @@ impl Hedging {
             min: settings.hedge_min_delay,
             max: settings.hedge_max_delay.max(settings.hedge_min_delay),
             budget: Budget::new(share, reserve),
+            ticker: Ticker::new(settings.hedge_min_delay),
         }
+    }
+
+    /// Notes that a call begins which may be raced.
+    pub fn note_call(&self, now: Instant) {
+        self.ticker.note_call(now);
     }
 
     /// Returns after which time an attempt is raced; `None` if too little is known.

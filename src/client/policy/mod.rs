@@ -11,3 +11,4 @@ pub mod latency;
 mod race;
 pub mod retry;
 pub mod retry_policy;
+mod ticker;

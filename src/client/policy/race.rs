@@ -35,6 +35,7 @@ pub async fn attempt<S: CallLayer>(
         return first.await;
     }
     let begun = Instant::now();
+    policy.hedging.note_call(begun);
     let mut look = begun + policy.hedging.delay(call.rpc, begun).unwrap_or(policy.hedging.min_delay());
     let mut ask = begun;
     while look < call.context.deadline {
