@@ -50,6 +50,7 @@
               tests = self.checks.${system};
             };
           });
+          microservice-app-pgo = call system ./nixos/pgo.nix;
           oci-image = call system ./nixos/image.nix;
           options = (call system ./nixos/options.nix).page;
           inherit (buildOf.${system}) sbom;
