@@ -16,7 +16,7 @@ use super::super::plot::Panel;
 use super::super::process::{memory, this};
 use super::super::stack::{CONTENT, FEEDS};
 
-const COUNTS: [usize; 4] = [1_000, 10_000, 100_000, 1_000_000];
+const COUNTS: [usize; 5] = [1_000, 10_000, 100_000, 1_000_000, 10_000_000];
 const STORES: [&str; 2] = ["memory", "sqlite"];
 /// Writes at the same time while a store is filled.
 const TOGETHER: usize = 2000;

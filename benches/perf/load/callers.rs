@@ -76,11 +76,12 @@ impl Caller for Http {
             sender.ready().await.map_err(|error| error.to_string())?;
             let answer = sender.send_request(request.expect("a request")).await;
             let (head, body) = answer.map_err(|error| error.to_string())?.into_parts();
-            body.collect().await.map_err(|error| error.to_string())?;
+            let body = body.collect().await.map_err(|error| error.to_string())?.to_bytes();
             self.idle.borrow_mut().push(sender);
             match head.headers.get("x-degraded") {
                 None if head.status == StatusCode::OK => Ok(()),
-                degraded => Err(format!("{}, degraded: {degraded:?}", head.status)),
+                None => Err(format!("{}: {}", head.status, String::from_utf8_lossy(&body))),
+                Some(degraded) => Err(format!("{}, degraded: {degraded:?}", head.status)),
             }
         })
     }
