@@ -50,7 +50,6 @@ fn main() -> ExitCode {
         Some("load") => load::run(&arguments[1..]),
         Some("rows") => grow::rows::child(&arguments[1..]),
         Some("idle") => grow::idle::child(&arguments[1..]),
-        Some("stealing") => grow::threads::child(&arguments[1..]),
         Some("grow") => grow::run(&arguments[1..]),
         Some(_) => match options::Options::parse(&arguments) {
             Ok(options) => headline::run(&options),

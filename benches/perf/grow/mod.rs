@@ -7,7 +7,7 @@ pub mod rows;
 mod connections;
 mod instances;
 mod overload;
-pub mod threads;
+mod threads;
 
 use std::path::Path;
 use std::process::ExitCode;
