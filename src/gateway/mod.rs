@@ -131,13 +131,13 @@ impl Gateway {
         }
     }
 
-    /// Returns the same for another thread, which calls services with `client`. Must be called inside the runtime of that
-    /// thread. The limits hold for all threads together.
+    /// Returns the same for another thread, which calls services with `client`; `self` is that of the thread that accepts
+    /// connections. Must be called inside the runtime of that thread. The limits hold for all threads together.
     #[must_use]
     pub fn on_thread(&self, client: Client, metrics: &server_metrics::Metrics) -> Self {
         Self {
             routes: dispatch::filter(client, self.body_timeout),
-            pauses: Pauses::watch(),
+            pauses: self.pauses.watch_another(),
             requests: metrics.requests(&counted(self.docs)),
             ..self.clone()
         }
