@@ -302,21 +302,24 @@ async fn a_thread_that_stands_still_is_noticed_and_the_others_go_on() {
 /// The first thread accepts all connections: while it stands still they wait, also those that another one gets.
 #[tokio::test]
 async fn a_write_that_has_waited_to_be_accepted_is_not_made_later() {
-    let app = App::launch(|settings| (settings.runtime.threads, settings.up.topic_replicas) = (2, 0));
+    let app = App::launch(|settings| {
+        (settings.runtime.threads, settings.up.topic_replicas) = (2, 0);
+        settings.client.deadline = Duration::from_secs(20);
+    });
     let topic = Fake::start().await;
     let _registered = app.register("topic", topic.addr);
     wait_for("both threads are connected", || async {
         topics(&app).await.first().is_some_and(is_called_by_both).then_some(())
     })
     .await;
-    let write = |id: u8| {
+    let write = |id: u8, limit: &str| {
         let body = format!(r#"{{"topic_id":{id},"subject":"x","content":"y"}}"#);
         let head = format!("host: x\r\ncontent-length: {}\r\nconnection: close", body.len());
-        format!("PUT /api/topic/put_topic HTTP/1.1\r\nx-request-timeout-ms: 500\r\n{head}\r\n\r\n{body}")
+        format!("PUT /api/topic/put_topic HTTP/1.1\r\n{limit}{head}\r\n\r\n{body}")
     };
-    let ask = |id| {
+    let ask = |id, limit| {
         let mut stream = std::net::TcpStream::connect(app.gateway()).unwrap();
-        std::io::Write::write_all(&mut stream, write(id).as_bytes()).unwrap();
+        std::io::Write::write_all(&mut stream, write(id, limit).as_bytes()).unwrap();
         stream.set_nonblocking(true).unwrap();
         stream
     };
@@ -325,10 +328,10 @@ async fn a_write_that_has_waited_to_be_accepted_is_not_made_later() {
         stream.read_to_string(&mut answer).await.unwrap();
         answer
     };
-    let fresh = answer(ask(1)).await;
+    let fresh = answer(ask(1, "")).await;
     assert!(fresh.starts_with("HTTP/1.1 200 ") && topic.calls() == 1, "{fresh}");
     // the thread of this test is the first one
-    let waiting: Vec<_> = (2..=5).map(ask).collect();
+    let waiting: Vec<_> = (2..=5).map(|id| ask(id, "x-request-timeout-ms: 500\r\n")).collect();
     std::thread::sleep(Duration::from_secs(1));
     for stream in waiting {
         let answer = answer(stream).await;
