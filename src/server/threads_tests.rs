@@ -74,6 +74,13 @@ async fn one_thread_that_does_not_run_is_not_taken_for_those_after_it() {
     let threads = threads(3);
     let (release, blocked) = std::sync::mpsc::channel::<()>();
     threads.all[1].runtime().spawn(async move { blocked.recv().is_ok() });
+    // it is busy, and answers all the same
+    threads.all[2].runtime().spawn(async {
+        loop {
+            std::thread::sleep(Duration::from_millis(50));
+            tokio::task::yield_now().await;
+        }
+    });
     let stuck = threads.check(Duration::from_millis(500)).await.unwrap_err();
     assert_eq!(stuck.threads, [1]);
     drop(release);
