@@ -79,12 +79,18 @@ pub fn best_effort(caller: &Threads<'_>) -> BTreeMap<String, BTreeMap<String, St
         for rpc in Rpc::of_service(name) {
             let state = service.best_effort.state(rpc, now);
             if state != BreakerState::Closed {
-                let methods = found.entry((*name).to_owned()).or_default();
-                methods.insert(rpc.method().to_owned(), state.name().to_owned());
+                add_breaker(found.entry((*name).to_owned()).or_default(), rpc.method().to_owned(), state);
             }
         }
     }
     found
+}
+
+/// Adds the breaker of one thread, by method; of several threads the one counts that lets the least through.
+fn add_breaker(breakers: &mut BTreeMap<String, String>, method: String, state: BreakerState) {
+    let known = breakers.entry(method).or_insert_with(|| state.name().to_owned());
+    let worst = BreakerState::of_name(known).map_or(state, |known| known.worse(state));
+    worst.name().clone_into(known);
 }
 
 /// Returns what a caller knows of every instance, by service: all its threads together.
@@ -144,7 +150,11 @@ impl Instance {
             let known = self.failures.entry(method).or_default();
             *known = known.max(share);
         }
-        self.breakers.extend(other.breakers);
+        for (method, name) in other.breakers {
+            if let Some(state) = BreakerState::of_name(&name) {
+                add_breaker(&mut self.breakers, method, state);
+            }
+        }
         for (method, seconds) in other.breaker_seconds {
             let known = self.breaker_seconds.entry(method).or_default();
             *known = (*known).max(seconds);
@@ -255,5 +265,20 @@ mod tests {
         let mut known = other;
         known.add(better, ConnectionState::Up);
         assert_eq!(known, merged);
+    }
+
+    #[test]
+    fn of_two_breakers_the_one_that_lets_less_through_is_told() {
+        let seen = |state: BreakerState| Instance {
+            state: "up".to_owned(),
+            breakers: BTreeMap::from([("GetFeeds".to_owned(), state.name().to_owned())]),
+            ..Instance::default()
+        };
+        let (open, half_open) = (BreakerState::Open, BreakerState::HalfOpen);
+        for (first, second) in [(open, half_open), (half_open, open)] {
+            let mut known = seen(first);
+            known.add(seen(second), ConnectionState::Up);
+            assert_eq!(known.breakers["GetFeeds"], "open", "{first:?}, then {second:?}");
+        }
     }
 }

@@ -76,8 +76,11 @@ fn check_owner(accepted: &Accepted, input: &Fields) -> Result<(), Problem> {
 /// caller has written elsewhere since. What is read just after a pause counts as sent at its beginning, and a caller that
 /// sends no more is taken for one that has hung up, also if its end comes while the write is made.
 async fn begin_write(accepted: &mut Accepted) -> Result<(), Problem> {
+    if let Some(peer) = &accepted.peer {
+        peer.drained().await;
+    }
     input::read_pending().await;
-    let Some(late) = accepted.pauses.late() else { return Ok(()) };
+    let Some(late) = accepted.pauses.late(accepted.caller.opened()) else { return Ok(()) };
     accepted.caller.note_old();
     let context = &mut accepted.context;
     context.deadline = context.deadline.checked_sub(late.waited).unwrap_or_else(Instant::now);
@@ -86,4 +89,43 @@ async fn begin_write(accepted: &mut Accepted) -> Result<(), Problem> {
         return Err(Problem::late());
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::config::{Role, Settings};
+    use crate::context::Context;
+    use crate::server::admission::Admission;
+    use crate::server::metrics::Metrics;
+    use crate::server::pause::Pauses;
+    use crate::server::{Peer, UnsentLimit};
+
+    /// Its caller may have reset it right behind it.
+    #[tokio::test(start_paused = true)]
+    async fn a_write_over_http2_begins_once_what_has_arrived_was_read() {
+        let settings = Settings::for_role(Role::Apigateway);
+        let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
+        let admission = Admission::http("apigateway", &settings.http, UnsentLimit::new(1024), &metrics);
+        for (peer, waits) in [(None, false), (Some(Peer::unread()), true)] {
+            let begun = Instant::now();
+            let mut accepted = Accepted {
+                context: Context::new(begun + Duration::from_mins(1)),
+                time_limit: Duration::from_mins(1),
+                length: None,
+                expects: false,
+                head: 0,
+                peer,
+                admission: admission.clone(),
+                pauses: Pauses::watch(),
+                caller: Arc::default(),
+                owner: None,
+                needs_permit: false,
+            };
+            assert!(begin_write(&mut accepted).await.is_ok());
+            assert_eq!(begun.elapsed() > Duration::ZERO, waits);
+        }
+    }
 }

@@ -68,7 +68,7 @@ use crate::server::lifecycle::{Lifecycle, Panicked, guard};
 use crate::server::metrics::{self as server_metrics, Requests, Target};
 use crate::server::pause::Pauses;
 use crate::server::strict;
-use crate::server::{MAX_HEADERS, Peer, RequestBody, UnsentLimit};
+use crate::server::{MAX_HEADERS, Peer, RequestBody, TooManyFields, UnsentLimit};
 use crate::telemetry::trace::Tracer;
 
 /// Longest path and query, bytes. Longer ones are answered with 414.
@@ -131,13 +131,13 @@ impl Gateway {
         }
     }
 
-    /// Returns the same for another thread, which calls services with `client`. Must be called inside the runtime of that
-    /// thread. The limits hold for all threads together.
+    /// Returns the same for another thread, which calls services with `client`; `self` is that of the thread that accepts
+    /// connections. Must be called inside the runtime of that thread. The limits hold for all threads together.
     #[must_use]
     pub fn on_thread(&self, client: Client, metrics: &server_metrics::Metrics) -> Self {
         Self {
             routes: dispatch::filter(client, self.body_timeout),
-            pauses: Pauses::watch(),
+            pauses: self.pauses.watch_another(),
             requests: metrics.requests(&counted(self.docs)),
             ..self.clone()
         }
@@ -234,7 +234,7 @@ impl Gateway {
         if request.uri().path_and_query().is_some_and(|uri| uri.as_str().len() > MAX_URI) {
             return Err(Problem::uri_too_long(MAX_URI));
         }
-        if request.headers().len() > MAX_HEADERS {
+        if request.extensions().get::<TooManyFields>().is_some() {
             return Err(Problem::too_many_fields(MAX_HEADERS));
         }
         strict::check(request, &self.scheme)?;

@@ -1,5 +1,6 @@
 //! The clock of a listener. It stands still while this process does, as far as its own watch can tell: what it was
-//! too busy or too frozen to see must not count against its peers.
+//! too busy or too frozen to see must not count against its peers. The watch runs on the first thread, so a pause of
+//! another thread alone counts as time.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;

@@ -81,6 +81,13 @@ impl Peer {
         Self(conn)
     }
 
+    /// Returns a connection on which more has arrived than was read.
+    #[cfg(test)]
+    pub fn unread() -> Self {
+        let output = Output::new(&super::UnsentLimit::new(1), &Arc::new(super::clock::Clock::new()));
+        Self(Arc::new(Conn::new(output, 0)))
+    }
+
     /// Waits until everything that has arrived on it was read, but not for ever.
     pub async fn drained(&self) {
         self.0.drained.wait().await;

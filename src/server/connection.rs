@@ -22,7 +22,7 @@ use super::flood;
 use super::half_close::{End, RequestBody};
 use super::metrics::{Cut, Metrics};
 use super::output::{Received, Stream};
-use super::protocol::{Protocol, http1_builder, http2_builder};
+use super::protocol::{Protocol, bound_fields, http1_builder, http2_builder};
 use crate::api::error::chain;
 use crate::coalesce::Coalesced;
 use crate::telemetry::log::LogThrottle;
@@ -134,10 +134,15 @@ where
         Future = impl Future<Output = Result<Response<TrackedBody<B>>, Infallible>> + Send + 'static,
     > {
         let (server, conn, http1) = (self.clone(), conn.clone(), protocol.is_http1());
+        let edge = self.protocol.is_http1();
         hyper::service::service_fn(move |request: Request<Incoming>| {
             let active = ActiveRequest::new(&conn, &server.conns, !request.method().is_safe());
             let mut request = request.map(|body| RequestBody::new(body, conn.input.clone()));
             if !http1 {
+                if edge {
+                    // not in its task, which runs once all requests that have arrived were read
+                    bound_fields(&mut request);
+                }
                 request.extensions_mut().insert(Peer::new(conn.clone()));
             }
             let draining = server.stop.begin.is_cancelled();

@@ -25,6 +25,8 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep};
 
+use super::pause;
+
 /// The time from a later FIN until the request is cancelled: this many ticks. Usual requests are answered within it.
 /// Ticks and not time, because a pause of this process must not count against its callers.
 const TICKS: u8 = 10;
@@ -33,8 +35,10 @@ const TICK: Duration = Duration::from_millis(1);
 const TOGETHER: Duration = Duration::from_millis(20);
 
 /// The receiving side of one connection of HTTP/1.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Input {
+    /// When the connection was opened, see [`pause::now`].
+    opened: Duration,
     /// True while a request is answered.
     busy: AtomicBool,
     /// True if that request is a write.
@@ -49,7 +53,27 @@ pub struct Input {
     connection: AtomicWaker,
 }
 
+impl Default for Input {
+    /// Returns that of a connection that is opened now.
+    fn default() -> Self {
+        Self {
+            opened: pause::now(),
+            busy: AtomicBool::default(),
+            write: AtomicBool::default(),
+            old: AtomicBool::default(),
+            ended: AtomicBool::default(),
+            starved: AtomicBool::default(),
+            connection: AtomicWaker::default(),
+        }
+    }
+}
+
 impl Input {
+    /// Returns when the connection was opened, see [`pause::now`].
+    pub const fn opened(&self) -> Duration {
+        self.opened
+    }
+
     /// Notes that a request is answered from now on.
     pub fn begin(&self, write: bool) {
         self.write.store(write, Relaxed);

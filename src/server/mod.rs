@@ -35,7 +35,7 @@ pub use conn::Peer;
 pub use connection::Stop;
 pub use conns::{Limits, MAX_UNSENT};
 pub use half_close::{Input, RequestBody};
-pub use protocol::{MAX_HEADERS, Protocol};
+pub use protocol::{MAX_HEADERS, Protocol, TooManyFields};
 pub use unsent::UnsentLimit;
 
 /// Returns the size of the future of a handler, bytes.

@@ -5,6 +5,9 @@
 //! been sent at the beginning of it, until everything that waited has been read: with many callers, or on a slow machine,
 //! that takes a while. The clock is the one that goes on while the machine sleeps. A pause of the whole
 //! virtual machine, clocks included, cannot be seen.
+//!
+//! Each thread takes notes of its own. A connection that the first thread has accepted after a pause may have waited for that
+//! thread, whichever thread serves it, so the notes of the first thread count for it as well.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -26,9 +29,13 @@ const TURNS: u32 = 64;
 /// Longest time for that. A runtime that is too busy for it must not take its calls for old ones for ever.
 const MAX_AFTERMATH: Duration = Duration::from_secs(3);
 
-/// Notices pauses of this process.
+/// Notices pauses of one thread, and of the process with it.
 #[derive(Debug, Default)]
-pub struct Pauses(Mutex<Notes>);
+pub struct Pauses {
+    notes: Mutex<Notes>,
+    /// Those of the thread that accepts connections, if it is another one.
+    accepting: Option<Arc<Self>>,
+}
 
 /// What has been noted, as times of the clock.
 #[derive(Clone, Copy, Debug, Default)]
@@ -60,7 +67,17 @@ impl Pauses {
     /// counts as the end of a pause: a socket that the service manager keeps holds what came before this process.
     #[must_use]
     pub fn watch() -> Arc<Self> {
-        let pauses = Arc::new(Self::default());
+        Self::default().begin()
+    }
+
+    /// Begins to take notes as [`Self::watch`], on a thread whose connections are accepted by the thread of `self`.
+    #[must_use]
+    pub fn watch_another(self: &Arc<Self>) -> Arc<Self> {
+        Self { accepting: Some(self.clone()), ..Self::default() }.begin()
+    }
+
+    fn begin(self) -> Arc<Self> {
+        let pauses = Arc::new(self);
         let start = now();
         *pauses.notes() = Notes { last: start, pause: Some(Pause { begun: start, ended: start, turns: 0 }) };
         let watched = Arc::downgrade(&pauses);
@@ -78,10 +95,36 @@ impl Pauses {
         pauses
     }
 
-    /// Returns how old a request may be that is read now, if the process has paused just before.
+    /// Returns how old a request may be that is read now, if the process has paused just before. Its connection was
+    /// opened at a time of [`now`].
     #[must_use]
-    pub fn late(&self) -> Option<Late> {
-        self.late_at(now())
+    pub fn late(&self, opened: Duration) -> Option<Late> {
+        self.late_on(opened, now())
+    }
+
+    fn late_on(&self, opened: Duration, now: Duration) -> Option<Late> {
+        let accepted = self.accepting.as_ref().and_then(|accepting| accepting.held_back(opened, now));
+        match (self.late_at(now), accepted) {
+            (Some(here), Some(there)) => Some(Late {
+                waited: here.waited.max(there.waited),
+                retry_after: here.retry_after.max(there.retry_after),
+            }),
+            (here, there) => here.or(there),
+        }
+    }
+
+    /// Returns how old a request may be that another thread reads now, because its connection has waited for this thread.
+    fn held_back(&self, opened: Duration, now: Duration) -> Option<Late> {
+        // a copy: the gap is still there for this thread, which may stand still for longer
+        let mut notes = *self.notes();
+        if notes.has_gap(now) {
+            notes.note(now);
+        }
+        // one that was opened earlier has not waited
+        if opened < notes.pause?.begun {
+            return None;
+        }
+        notes.late(now)
     }
 
     /// Notes the time, and that all tasks have had a turn. Returns true if nothing waits from before the end of a pause.
@@ -100,17 +143,11 @@ impl Pauses {
         if notes.has_gap(now) {
             notes.note(now);
         }
-        let pause = notes.pause?;
-        let since = now.saturating_sub(pause.ended);
-        let left = match AFTERMATH.checked_sub(since) {
-            None if !pause.is_settled() && since < MAX_AFTERMATH => AFTERMATH,
-            left => left?,
-        };
-        Some(Late { waited: now.saturating_sub(pause.begun), retry_after: left })
+        notes.late(now)
     }
 
     fn notes(&self) -> MutexGuard<'_, Notes> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.notes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -123,6 +160,16 @@ impl Pause {
 impl Notes {
     fn has_gap(&self, now: Duration) -> bool {
         !self.last.is_zero() && now.saturating_sub(self.last) >= GAP
+    }
+
+    fn late(&self, now: Duration) -> Option<Late> {
+        let pause = self.pause?;
+        let since = now.saturating_sub(pause.ended);
+        let left = match AFTERMATH.checked_sub(since) {
+            None if !pause.is_settled() && since < MAX_AFTERMATH => AFTERMATH,
+            left => left?,
+        };
+        Some(Late { waited: now.saturating_sub(pause.begun), retry_after: left })
     }
 
     fn note(&mut self, now: Duration) {
@@ -143,7 +190,7 @@ impl Notes {
 }
 
 /// Returns the time since the machine has started, sleep included.
-fn now() -> Duration {
+pub fn now() -> Duration {
     Duration::try_from(clock_gettime(ClockId::Boottime)).unwrap_or_default()
 }
 
@@ -203,6 +250,30 @@ mod tests {
         assert_eq!(pauses.late_at(ms(14_400)).map(|late| late.waited), Some(ms(3400)));
     }
 
+    /// Whichever thread gets it. The other connections of that thread have not waited.
+    #[test]
+    fn a_connection_may_have_waited_for_the_thread_that_accepts() {
+        let first = Arc::new(Pauses::default());
+        let other = Pauses { accepting: Some(first.clone()), ..Pauses::default() };
+        first.take_turn(ms(1450));
+        for beat in 29..=89 {
+            other.take_turn(ms(50 * beat));
+            assert_eq!(other.late_on(ms(1000), ms(50 * beat)), None, "the first thread stands still");
+        }
+        // it goes on, and accepts before it takes a note; whoever asks leaves the pause to be found by its thread
+        let late = |waited, left| Some(Late { waited: ms(waited), retry_after: ms(left) });
+        assert_eq!(other.late_on(ms(4450), ms(4450)), late(3000, 200));
+        assert_eq!(first.late_at(ms(4450)), late(3000, 200));
+        turns(&first, 4451, 0);
+        assert_eq!(other.late_on(ms(4450), ms(4460)), late(3010, 190));
+        assert_eq!(other.late_on(ms(1000), ms(4460)), None);
+        // of two pauses the longer one counts
+        first.take_turn(ms(4600));
+        for (opened, waited) in [(4450, 3200), (1000, 200)] {
+            assert_eq!(other.late_on(ms(opened), ms(4650)), late(waited, 200), "opened at {opened}");
+        }
+    }
+
     #[test]
     fn a_late_note_is_not_yet_a_pause() {
         let pauses = Pauses::default();
@@ -216,10 +287,10 @@ mod tests {
     #[tokio::test]
     async fn the_task_takes_notes_and_ends_with_its_owner() {
         let pauses = Pauses::watch();
-        let late = pauses.late().expect("what waited for the process may be old");
+        let late = pauses.late(now()).expect("what waited for the process may be old");
         assert!(late.waited < GAP);
         std::thread::sleep(GAP + BEAT);
-        assert!(pauses.late().is_some_and(|late| late.waited >= GAP));
+        assert!(pauses.late(now()).is_some_and(|late| late.waited >= GAP));
         let watched = Arc::downgrade(&pauses);
         tokio::time::sleep(4 * BEAT).await;
         drop(pauses);

@@ -2,16 +2,19 @@
 
 use std::time::Duration;
 
+use http::{HeaderMap, HeaderName, Request, header};
 use hyper::server::conn::{http1, http2};
 use hyper_util::rt::{TokioExecutor, TokioTimer};
 
+use super::rate::{FORWARDED, MAX_HOPS};
+use crate::api::headers::REQUEST_ID;
 use crate::tls::edge::HTTP2;
 
 /// Largest head of an HTTP/1 request, bytes; hyper answers larger ones with 431. Larger than hyper's longest
 /// URI, so that a URI that is too long is answered with 414.
 const MAX_HEAD: usize = 128 * 1024;
 /// Most header lines of an HTTP/1 request; hyper answers more with 431. The gateway holds requests over HTTP/2 to it as
-/// well: there a field may take one byte of the connection and a hundred of memory.
+/// well, see [`bound_fields`].
 pub const MAX_HEADERS: usize = 100;
 /// Most resets, per connection, of calls that the server has not begun to serve. Callers that hang up in a
 /// burst cause such resets: 256 of them exceed h2's default of 20, which ends the connection for all of its
@@ -66,6 +69,38 @@ impl Protocol {
     }
 }
 
+/// The fields that the refusal of a head depends on, and how many lines of each: whose rate it counts against, its id, who
+/// may read it, and whether a body follows.
+const REFUSAL_FIELDS: [(HeaderName, usize); 5] = [
+    (FORWARDED, MAX_HOPS),
+    (REQUEST_ID, 1),
+    (header::ORIGIN, 1),
+    (header::ACCESS_CONTROL_REQUEST_METHOD, 1),
+    (header::EXPECT, 1),
+];
+
+/// Marks a request that is to be refused because its head has more than [`MAX_HEADERS`] fields. In its extensions.
+#[derive(Clone, Copy, Debug)]
+pub struct TooManyFields;
+
+/// Frees the fields of a request over HTTP/2 that has too many of them. Before anything else is read: one of them may take
+/// one byte of the connection and a hundred of memory, and a peer may send many heads before the first one is answered.
+pub fn bound_fields<B>(request: &mut Request<B>) {
+    if request.headers().len() <= MAX_HEADERS {
+        return;
+    }
+    let mut kept = HeaderMap::new();
+    for (name, lines) in REFUSAL_FIELDS {
+        let given: Vec<_> = request.headers().get_all(&name).iter().rev().take(lines).collect();
+        // a proxy adds its line below the others
+        for value in given.into_iter().rev() {
+            kept.append(name.clone(), value.clone());
+        }
+    }
+    *request.headers_mut() = kept;
+    request.extensions_mut().insert(TooManyFields);
+}
+
 /// Returns what serves a connection of HTTP/1.
 pub fn http1_builder(header_timeout: Duration) -> http1::Builder {
     let mut builder = http1::Builder::new();
@@ -93,4 +128,36 @@ pub fn http2_builder(max_concurrent_streams: u32, edge: bool) -> http2::Builder<
         .initial_connection_window_size(WINDOW)
         .initial_stream_window_size(WINDOW);
     builder
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn of_too_many_fields_only_those_stay_that_the_refusal_needs() {
+        for (count, marked) in [(MAX_HEADERS, false), (MAX_HEADERS + 1, true)] {
+            let mut request = Request::new(());
+            request.headers_mut().insert(REQUEST_ID, "id".parse().unwrap());
+            for hop in 0..40 {
+                request.headers_mut().append(FORWARDED, hop.into());
+            }
+            for n in request.headers().len()..count {
+                request.headers_mut().append("x-many", n.into());
+            }
+            bound_fields(&mut request);
+            assert_eq!(request.extensions().get::<TooManyFields>().is_some(), marked);
+            if !marked {
+                assert_eq!(request.headers().len(), count);
+                continue;
+            }
+            assert_eq!(request.headers().len(), 1 + MAX_HOPS);
+            assert!(request.headers().capacity() < MAX_HEADERS, "{}", request.headers().capacity());
+            let hops: Vec<_> =
+                request.headers().get_all(FORWARDED).iter().map(|hop| hop.to_str().unwrap()).collect();
+            let last: Vec<_> = (40 - MAX_HOPS..40).map(|hop| hop.to_string()).collect();
+            assert_eq!(hops, last);
+            assert_eq!(request.headers()[REQUEST_ID], "id");
+        }
+    }
 }

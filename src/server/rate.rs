@@ -25,9 +25,9 @@ use tokio::time::Instant;
 
 use crate::config;
 
-const FORWARDED: HeaderName = HeaderName::from_static("x-forwarded-for");
+pub const FORWARDED: HeaderName = HeaderName::from_static("x-forwarded-for");
 /// Most hops of `X-Forwarded-For` that are read, from the right.
-const MAX_HOPS: usize = 16;
+pub const MAX_HOPS: usize = 16;
 /// Most clients with a bucket of their own, some 3 MB.
 const MAX_CLIENTS: usize = 65_536;
 /// Buckets that all other clients share.

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::task::{Poll, ready};
 use std::time::Duration;
 
+use futures_util::future::{join_all, select_all};
 use prometheus::IntGauge;
 use tokio::runtime::{Builder, Handle};
 use tokio::sync::watch;
@@ -42,6 +43,8 @@ struct Inner {
     /// Questions whether it runs, and how many of them it has answered.
     asked: AtomicU64,
     answered: watch::Sender<u64>,
+    /// Cancelled when it ends.
+    ended: CancellationToken,
 }
 
 /// An open connection of a thread, until this is dropped.
@@ -69,7 +72,8 @@ impl Drop for Placed {
 impl Thread {
     fn new(number: usize, runtime: Handle, gauge: Option<IntGauge>) -> Self {
         let (connections, asked, answered) = (AtomicUsize::new(0), AtomicU64::new(0), watch::Sender::new(0));
-        Self(Arc::new(Inner { number, runtime, connections, gauge, asked, answered }))
+        let ended = CancellationToken::new();
+        Self(Arc::new(Inner { number, runtime, connections, gauge, asked, answered, ended }))
     }
 
     fn runtime(&self) -> &Handle {
@@ -132,8 +136,6 @@ pub struct Threads {
     stop: CancellationToken,
     /// Those that were started end when this is dropped.
     _stop: DropGuard,
-    /// Cancelled when one of them ends.
-    ended: Vec<CancellationToken>,
 }
 
 impl Threads {
@@ -148,14 +150,15 @@ impl Threads {
             count => count,
         };
         let stop = CancellationToken::new();
-        let first = Thread::new(0, Handle::current(), Some(metrics.thread_connections(0)));
-        let (mut all, mut ended) = (vec![first], Vec::new());
+        // before the first thread: if one cannot be made, those before it end
+        let guard = stop.clone().drop_guard();
+        let mut all = vec![Thread::new(0, Handle::current(), Some(metrics.thread_connections(0)))];
         for number in 1..count {
             let runtime = Builder::new_current_thread().enable_all().build()?;
-            let gauge = metrics.thread_connections(number);
-            all.push(Thread::new(number, runtime.handle().clone(), Some(gauge)));
-            let (stop, end) = (stop.clone(), CancellationToken::new());
-            ended.push(end.clone());
+            let made =
+                Thread::new(number, runtime.handle().clone(), Some(metrics.thread_connections(number)));
+            let (stop, end) = (stop.clone(), made.0.ended.clone());
+            all.push(made);
             let thread = std::thread::Builder::new().name(format!("serve-{number}")).stack_size(STACK);
             thread.spawn(move || {
                 let _ended = end.drop_guard();
@@ -164,7 +167,7 @@ impl Threads {
                 runtime.shutdown_background();
             })?;
         }
-        Ok(Self { all, _stop: stop.clone().drop_guard(), stop, ended })
+        Ok(Self { all, stop, _stop: guard })
     }
 
     /// Returns how many there are.
@@ -192,36 +195,39 @@ impl Threads {
     /// # Errors
     /// Which of them have not within `limit`.
     pub async fn check(&self, limit: Duration) -> Result<(), Stuck> {
-        let until = tokio::time::Instant::now() + limit;
-        let mut stuck = Vec::new();
-        for thread in &self.all {
-            if tokio::time::timeout_at(until, thread.runs()).await.is_err() {
-                stuck.push(thread.0.number);
-            }
-        }
+        // all at once: one that does not run takes no time from those after it
+        let checks = self.all.iter().map(|thread| async move {
+            let runs = tokio::time::timeout(limit, thread.runs()).await;
+            runs.is_err().then_some(thread.0.number)
+        });
+        let stuck: Vec<_> = join_all(checks).await.into_iter().flatten().collect();
         if stuck.is_empty() { Ok(()) } else { Err(Stuck { threads: stuck, within: limit }) }
     }
 
     /// Waits until one of the other threads ends before it is stopped. Never returns if there is none.
     pub async fn ended(&self) {
-        let ended = self.ended.iter().map(|ended| Box::pin(ended.cancelled()));
-        if self.ended.is_empty() {
+        let ended: Vec<_> = self.others().map(|thread| Box::pin(thread.0.ended.cancelled())).collect();
+        if ended.is_empty() {
             return std::future::pending().await;
         }
-        futures_util::future::select_all(ended).await;
+        select_all(ended).await;
     }
 
     /// Ends the other threads, and with them whatever still runs there. Waits for them, but not for ever.
     pub async fn stop(&self) {
         self.stop.cancel();
         let all = async {
-            for ended in &self.ended {
-                ended.cancelled().await;
+            for thread in self.others() {
+                thread.0.ended.cancelled().await;
             }
         };
         if tokio::time::timeout(END, all).await.is_err() {
             tracing::warn!("a thread does not end, leaving it");
         }
+    }
+
+    fn others(&self) -> impl Iterator<Item = &Thread> {
+        self.all.iter().skip(1)
     }
 }
 
@@ -262,12 +268,11 @@ impl<T> PerThread<T> {
     }
 
     /// Returns the thread with the fewest connections, its place and its value; of those with equally many, the next in
-    /// turn. There is at least one.
+    /// turn. One that has ended gets none. There is at least one that has not: this one.
     fn fewest(&self) -> Option<(usize, &Thread, &T)> {
-        let all = self.values.iter().enumerate();
         let first = self.next.load(Relaxed);
-        let (earlier, later) = (all.clone().take(first), all.skip(first));
-        let fewest = later.chain(earlier).min_by_key(|(_, (thread, _))| thread.connections());
+        let run = self.values.iter().enumerate().filter(|(_, (thread, _))| !thread.0.ended.is_cancelled());
+        let fewest = run.min_by_key(|(at, (thread, _))| (thread.connections(), *at < first));
         fewest.map(|(at, (thread, value))| (at, thread, value))
     }
 

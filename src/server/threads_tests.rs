@@ -65,8 +65,38 @@ async fn the_end_of_a_thread_is_noticed() {
     let stuck = threads.check(Duration::from_millis(10)).await.unwrap_err();
     assert_eq!(stuck.threads, [1]);
     assert_eq!(stuck.to_string(), "thread 1 does not run: no answer within 10ms");
-    let alone = Threads { ended: Vec::new(), ..self::threads(1) };
+    let alone = self::threads(1);
     assert!(tokio::time::timeout(Duration::from_millis(20), alone.ended()).await.is_err());
+}
+
+#[tokio::test]
+async fn one_thread_that_does_not_run_is_not_taken_for_those_after_it() {
+    let threads = threads(3);
+    let (release, blocked) = std::sync::mpsc::channel::<()>();
+    threads.all[1].runtime().spawn(async move { blocked.recv().is_ok() });
+    // it is busy, and answers all the same
+    threads.all[2].runtime().spawn(async {
+        loop {
+            std::thread::sleep(Duration::from_millis(50));
+            tokio::task::yield_now().await;
+        }
+    });
+    let stuck = threads.check(Duration::from_millis(500)).await.unwrap_err();
+    assert_eq!(stuck.threads, [1]);
+    drop(release);
+    threads.check(Duration::from_secs(20)).await.unwrap();
+}
+
+/// It has no connections left, so it would be the one with the fewest.
+#[tokio::test]
+async fn a_thread_that_has_ended_gets_no_connection() {
+    let threads = threads(2);
+    let values = threads.each(|number| number);
+    let open = [place(&values), place(&values)];
+    threads.stop().await;
+    drop(open);
+    let open: Vec<_> = (0..4).map(|_| place(&values)).collect();
+    assert!(open.iter().all(|(number, _)| *number == 0));
 }
 
 #[tokio::test]

@@ -85,8 +85,8 @@ impl Handler {
         })
     }
 
-    /// Returns the same for another thread, which has `service`. Must be called inside the runtime of that thread. Health and
-    /// limits hold for all threads together.
+    /// Returns the same for another thread, which has `service`; `self` is that of the thread that accepts connections.
+    /// Must be called inside the runtime of that thread. Health and limits hold for all threads together.
     ///
     /// # Errors
     /// As [`Self::new`].
@@ -95,7 +95,7 @@ impl Handler {
             routes: routes(service, &self.health)?,
             // a copy: every answer clones it, and the count of clones is not to be shared by threads
             instance: HeaderValue::from_bytes(self.instance.as_bytes())?,
-            pauses: Pauses::watch(),
+            pauses: self.pauses.watch_another(),
             handled: metrics.handled(service.name()),
             ..self.clone()
         })
@@ -144,7 +144,7 @@ impl Handler {
         let time_limit = grpc_timeout(request.headers());
         let time_limit = time_limit.map_or(self.default_deadline, |limit| limit.min(MAX_DEADLINE));
         // a write that its caller has given up must not come after what the caller has written since
-        let late = if rpc.is_write() { self.pauses.late() } else { None };
+        let late = if rpc.is_write() { self.pauses.late(request.body().input().opened()) } else { None };
         let time_limit = time_limit.saturating_sub(late.map_or(Duration::ZERO, |late| late.waited));
         let context = Context::from_grpc(request.headers(), begun + time_limit, &self.tracer)
             .with_limit(time_limit, self.default_deadline)

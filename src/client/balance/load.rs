@@ -6,10 +6,13 @@
 //! rpc, because an instance that is slow in one rpc may be fast in the others. An instance that has not answered any
 //! call yet, but has some in flight, costs as much as one that only fails: it may never answer.
 //!
+//! Each thread keeps the load of an instance for itself, by its own calls; only the count of calls in flight is that of
+//! all threads.
+//!
 //! Sources: Finagle and tower (`PeakEwma`; the cost of one without an answer is Finagle's), linkerd2-proxy (penalty), Envoy (slow start).
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use tokio::time::Instant;
@@ -32,7 +35,10 @@ pub struct Load {
     penalty: f64,
     slow_start: Duration,
     created: Instant,
+    /// The calls in flight of all threads.
     in_flight: Arc<Limit>,
+    /// Those of this thread.
+    own: AtomicUsize,
     averages: PerRpc<Averages>,
     /// When the first call was sent since the instance connected, ns from `created`; 0 for not yet.
     first_call: AtomicU64,
@@ -62,6 +68,7 @@ impl Load {
             slow_start: settings.slow_start,
             created: Instant::now(),
             in_flight,
+            own: AtomicUsize::new(0),
             averages: PerRpc::default(),
             first_call: AtomicU64::new(0),
             observed: AtomicBool::new(false),
@@ -73,7 +80,8 @@ impl Load {
     pub fn cost(&self, rpc: Rpc, now: Instant) -> f64 {
         #[expect(clippy::cast_precision_loss, reason = "far below 2^52")]
         let calls = (self.in_flight.used() + 1) as f64;
-        if calls > 1.0 && !self.observed.load(Relaxed) {
+        // other threads have seen what this one has not: their calls say nothing about the first one from here
+        if self.own.load(Relaxed) > 0 && !self.observed.load(Relaxed) {
             return self.penalty.max(MIN_LATENCY_NS) * calls;
         }
         let (latency, failures) = self.faded(rpc, now);
@@ -187,9 +195,26 @@ impl Load {
         }
     }
 
+    /// Counts a call in flight of this thread until the returned value is dropped.
+    #[must_use]
+    pub fn begin_call(&self) -> OwnCall<'_> {
+        self.own.fetch_add(1, Relaxed);
+        OwnCall(self)
+    }
+
     fn since_created(&self, now: Instant) -> u64 {
         let age = now.saturating_duration_since(self.created);
         u64::try_from(age.as_nanos()).unwrap_or(u64::MAX)
+    }
+}
+
+/// A call in flight of one thread.
+#[derive(Debug)]
+pub struct OwnCall<'a>(&'a Load);
+
+impl Drop for OwnCall<'_> {
+    fn drop(&mut self) {
+        self.0.own.fetch_sub(1, Relaxed);
     }
 }
 
@@ -275,14 +300,31 @@ mod tests {
         let in_flight = Limit::new(100, None);
         let load = Load::new(&config::Client::default(), in_flight.clone());
         assert!((cost_ms(&load) - 1.0).abs() < 0.001, "its first call is not held back");
-        let permits = in_flight.acquire(1);
+        let call = (in_flight.acquire(1), load.begin_call());
         assert!(cost_ms(&load) >= 5000.0);
         tokio::time::advance(MS).await;
         load.observe(Rpc::CreateFeed, MS, false);
         assert!((cost_ms(&load) - 2.0).abs() < 0.001);
         load.reset();
         assert!(cost_ms(&load) >= 5000.0);
-        drop(permits);
+        // a call that ends without an outcome, such as one that could not be sent, does not count for ever
+        drop(call);
+        assert!((cost_ms(&load) - 1.0).abs() < 0.001);
+    }
+
+    /// Else a thread that has just connected would not call an instance as long as another thread has calls there.
+    #[tokio::test(start_paused = true)]
+    async fn the_calls_of_another_thread_do_not_hold_back_the_first_one_of_this() {
+        let in_flight = Limit::new(100, None);
+        let [one, other] = [(); 2].map(|()| Load::new(&config::Client::default(), in_flight.clone()));
+        let calls = (in_flight.acquire(3), one.begin_call());
+        assert!(cost_ms(&one) >= 5000.0, "it waits for its answer");
+        assert!((cost_ms(&other) - 4.0).abs() < 0.001, "but the calls count");
+        let own = (in_flight.acquire(1), other.begin_call());
+        assert!(cost_ms(&other) >= 5000.0);
+        drop(own);
+        assert!((cost_ms(&other) - 4.0).abs() < 0.001);
+        drop(calls);
     }
 
     #[tokio::test(start_paused = true)]

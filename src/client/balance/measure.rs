@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use crate::api::error::Code;
 use crate::api::rpc::Rpc;
-use crate::client::balance::load::Load;
+use crate::client::balance::load::{Load, OwnCall};
 use crate::client::call::{Call, CallLayer, Delivery, Outcome};
 use crate::telemetry::metrics::RpcDurations;
 
@@ -30,6 +30,7 @@ impl<S: CallLayer> CallLayer for Measure<S> {
     async fn send(&self, call: Call) -> Outcome {
         let mut attempt = MeasuredAttempt {
             load: &self.load,
+            _in_flight: self.load.begin_call(),
             durations: &self.durations,
             rpc: call.rpc,
             begun: Instant::now(),
@@ -61,6 +62,7 @@ impl<S: CallLayer> CallLayer for Measure<S> {
 /// An attempt under way. If it is dropped before it ended, it was given up.
 struct MeasuredAttempt<'a> {
     load: &'a Load,
+    _in_flight: OwnCall<'a>,
     durations: &'a RpcDurations,
     rpc: Rpc,
     begun: Instant,

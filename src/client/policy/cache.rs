@@ -6,7 +6,8 @@
 //! a slow read that returns after the write is not kept either. Writes through other processes are not known here.
 //!
 //! Each thread has a part of the memory, so that reads of several threads do not wait for each other. A write is noted in
-//! every part, and the fallback looks into every part.
+//! every part, and the fallback looks into every part. So each part has the list of writes: one list for all would be
+//! locked by every read of every thread.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -21,7 +22,7 @@ use crate::client::call::{Answer, Key, Read};
 /// Memory of an entry without its request and message, bytes: key, time, table and list (the sizes of the
 /// types, rounded up).
 const OVERHEAD: usize = 256;
-/// Subjects whose last write is remembered, about 100 bytes each. Beyond them the time of the oldest one counts for all
+/// Subjects whose last write is remembered, about 100 bytes each, by every thread. Beyond them the time of the oldest one counts for all
 /// that are not remembered.
 const MAX_WRITTEN: usize = 8192;
 
@@ -187,7 +188,9 @@ impl Entries {
 
     fn note_write(&mut self, about: Subjects, now: Instant) {
         for subject in about.into_iter().flatten() {
-            self.written.put(subject, now);
+            // a thread that was interrupted may come with an older time than another one has noted since
+            let newest = self.written.peek(&subject).map_or(now, |noted| now.max(*noted));
+            self.written.put(subject, newest);
             if self.written.len() > MAX_WRITTEN {
                 let oldest = self.written.pop_lru().map(|(_, written)| written);
                 self.forgotten = self.forgotten.max(oldest);
@@ -323,6 +326,21 @@ mod tests {
         assert_eq!(cache.lock().written.len(), MAX_WRITTEN);
         assert!(cache.last(&feeds_of(1)).is_none(), "its write is the one that is not remembered");
         assert!(cache.last(&other).is_none(), "it may have been that one");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_two_writes_of_a_subject_the_later_one_counts_in_whichever_order_they_are_noted() {
+        let cache = Cache::new(1024 * 1024, Duration::from_mins(1));
+        let (user, earlier) = ([Some(Subject::User(1)), None], Instant::now());
+        tokio::time::advance(Duration::from_millis(1)).await;
+        let read = feeds_of(1);
+        cache.keep(&read, &answer(3));
+        tokio::time::advance(Duration::from_millis(1)).await;
+        let later = Instant::now();
+        cache.lock().note_write(user, later);
+        cache.lock().note_write(user, earlier);
+        assert_eq!(cache.written(&read), Some(later));
+        assert!(cache.last(&read).is_none());
     }
 
     /// What one thread has read another one may use; what one has written none may.

@@ -12,7 +12,7 @@ use microservice_app::config::{Balancer, ListenAddr, Role as Part, Settings};
 use microservice_app::registry::Registration;
 use rustix::process::Signal;
 use serde_json::Value;
-use tokio::io::AsyncWriteExt as _;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
@@ -299,6 +299,50 @@ async fn a_thread_that_stands_still_is_noticed_and_the_others_go_on() {
     assert_eq!(caller.get("/nowhere").await.unwrap().status, 404);
 }
 
+/// The first thread accepts all connections: while it stands still they wait, also those that another one gets.
+#[tokio::test]
+async fn a_write_that_has_waited_to_be_accepted_is_not_made_later() {
+    let app = App::launch(|settings| {
+        (settings.runtime.threads, settings.up.topic_replicas) = (2, 0);
+        settings.client.deadline = Duration::from_secs(20);
+    });
+    let topic = Fake::start().await;
+    let _registered = app.register("topic", topic.addr);
+    wait_for("both threads are connected", || async {
+        topics(&app).await.first().is_some_and(is_called_by_both).then_some(())
+    })
+    .await;
+    let write = |id: u8, limit: &str| {
+        let body = format!(r#"{{"topic_id":{id},"subject":"x","content":"y"}}"#);
+        let head = format!("host: x\r\ncontent-length: {}\r\nconnection: close", body.len());
+        format!("PUT /api/topic/put_topic HTTP/1.1\r\n{limit}{head}\r\n\r\n{body}")
+    };
+    let ask = |id, limit| {
+        let mut stream = std::net::TcpStream::connect(app.gateway()).unwrap();
+        std::io::Write::write_all(&mut stream, write(id, limit).as_bytes()).unwrap();
+        stream.set_nonblocking(true).unwrap();
+        stream
+    };
+    let answer = async |stream| {
+        let (mut stream, mut answer) = (TcpStream::from_std(stream).unwrap(), String::new());
+        stream.read_to_string(&mut answer).await.unwrap();
+        answer
+    };
+    let fresh = answer(ask(1, "")).await;
+    assert!(fresh.starts_with("HTTP/1.1 200 ") && topic.calls() == 1, "{fresh}");
+    // the thread of this test is the first one
+    let waiting: Vec<_> = (2..=5).map(|id| ask(id, "x-request-timeout-ms: 500\r\n")).collect();
+    std::thread::sleep(Duration::from_secs(1));
+    for stream in waiting {
+        let answer = answer(stream).await;
+        assert!(
+            answer.starts_with("HTTP/1.1 503 ") && answer.contains("older than its time limit"),
+            "{answer}"
+        );
+    }
+    assert_eq!(topic.calls(), 1);
+}
+
 /// It cannot be started again: its connections, and what they share with other threads, are gone.
 #[tokio::test]
 async fn the_end_of_a_thread_ends_the_process() {
@@ -315,8 +359,7 @@ async fn the_end_of_a_thread_ends_the_process() {
     assert_eq!(ended.unwrap_err().to_string(), "a thread that serves requests has ended");
 }
 
-/// A store gets the writes of both threads and commits those that wait together; one thread that stands still does not
-/// keep the other one from writing.
+/// A store gets the writes of both threads.
 #[tokio::test]
 async fn a_store_takes_the_writes_of_every_thread() {
     let app = two_threads(|_| {}).await;
