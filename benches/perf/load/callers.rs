@@ -80,7 +80,11 @@ impl Caller for Http {
             self.idle.borrow_mut().push(sender);
             match head.headers.get("x-degraded") {
                 None if head.status == StatusCode::OK => Ok(()),
-                None => Err(format!("{}: {}", head.status, String::from_utf8_lossy(&body))),
+                None => {
+                    let body = String::from_utf8_lossy(&body);
+                    let line = body.split_whitespace().collect::<Vec<_>>().join(" ");
+                    Err(format!("{}: {line}", head.status))
+                }
                 Some(degraded) => Err(format!("{}, degraded: {degraded:?}", head.status)),
             }
         })
