@@ -238,7 +238,8 @@ async fn a_call_is_one_write_and_its_answer_another() {
         // settings and their acknowledgements go with the first calls
         if turn < 2 {
             tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-            [&calls, &answers].into_iter().for_each(|writes| writes.lock().unwrap().clear());
+            calls.lock().unwrap().clear();
+            answers.lock().unwrap().clear();
         }
     }
     let calls = calls.lock().unwrap().len();
