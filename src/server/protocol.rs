@@ -14,7 +14,7 @@ use crate::tls::edge::HTTP2;
 /// URI, so that a URI that is too long is answered with 414.
 const MAX_HEAD: usize = 128 * 1024;
 /// Most header lines of an HTTP/1 request; hyper answers more with 431. The gateway holds requests over HTTP/2 to it as
-/// well, see [`bound_fields`].
+/// well, see `bound_fields`.
 pub const MAX_HEADERS: usize = 100;
 /// Most resets, per connection, of calls that the server has not begun to serve. Callers that hang up in a
 /// burst cause such resets: 256 of them exceed h2's default of 20, which ends the connection for all of its
