@@ -1,5 +1,5 @@
 # The program, built with a profile of itself: once with counters, which run under load (benches/pgo), and once more with what
-# they have counted. docs/performance.md tells what it gains.
+# they have counted.
 {
   self,
   lib,
