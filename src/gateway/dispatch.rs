@@ -15,7 +15,7 @@ use super::problem::Problem;
 use super::request::{self, Accepted, Fields};
 use super::routes::Route;
 use crate::client::Client;
-use crate::server::input;
+use crate::server::Peer;
 
 /// Returns a filter that answers every request; the request's extensions must have [`Accepted`].
 pub fn filter(client: Client, body_timeout: Duration) -> BoxedFilter<(Response,)> {
@@ -76,10 +76,7 @@ fn check_owner(accepted: &Accepted, input: &Fields) -> Result<(), Problem> {
 /// caller has written elsewhere since. What is read just after a pause counts as sent at its beginning, and a caller that
 /// sends no more is taken for one that has hung up, also if its end comes while the write is made.
 async fn begin_write(accepted: &mut Accepted) -> Result<(), Problem> {
-    if let Some(peer) = &accepted.peer {
-        peer.drained().await;
-    }
-    input::read_pending().await;
+    Peer::read_pending(accepted.peer.as_ref()).await;
     let Some(late) = accepted.pauses.late(accepted.caller.opened()) else { return Ok(()) };
     accepted.caller.note_old();
     let context = &mut accepted.context;
@@ -98,10 +95,10 @@ mod tests {
     use super::*;
     use crate::config::{Role, Settings};
     use crate::context::Context;
+    use crate::server::UnsentLimit;
     use crate::server::admission::Admission;
     use crate::server::metrics::Metrics;
     use crate::server::pause::Pauses;
-    use crate::server::{Peer, UnsentLimit};
 
     /// Its caller may have reset it right behind it.
     #[tokio::test(start_paused = true)]

@@ -6,7 +6,7 @@ use std::sync::{Arc, OnceLock};
 use tokio::sync::Notify;
 
 use super::half_close::Input;
-use super::input::Drained;
+use super::input::{self, Drained};
 use super::output::Output;
 use crate::config::Identity;
 
@@ -88,9 +88,15 @@ impl Peer {
         Self(Arc::new(Conn::new(output, 0)))
     }
 
-    /// Waits until everything that has arrived on it was read, but not for ever.
-    pub async fn drained(&self) {
-        self.0.drained.wait().await;
+    /// Lets the connection of a request read what has arrived behind it, as [`input::read_pending`] does; `peer` is there
+    /// if the request came over HTTP/2. What more and more arrives on is not waited for for ever.
+    ///
+    /// *Cancellation*: as that of [`input::read_pending`].
+    pub async fn read_pending(peer: Option<&Self>) {
+        if let Some(peer) = peer {
+            peer.0.drained.wait().await;
+        }
+        input::read_pending().await;
     }
 
     /// Returns true if it holds as many bytes of unsent answers as one connection may.

@@ -44,7 +44,7 @@ impl Drained {
 /// Lets the connection of a request read what has arrived meanwhile. A request with an effect does this before it
 /// begins: a caller that has given up may have said so right behind the request (a reset, the end of the connection),
 /// and nobody has read it yet if the process was stopped or busy. On HTTP/2 the connection runs on a thread of its own,
-/// so [`Drained::wait`] comes first.
+/// so [`Drained::wait`] comes first: [`Peer::read_pending`](super::Peer::read_pending) does both.
 ///
 /// *Cancellation*: this is where the future of a request is dropped whose caller has given up.
 pub async fn read_pending() {

@@ -29,7 +29,6 @@ use crate::api::rpc::Rpc;
 use crate::config::Settings;
 use crate::context::{Context, MAX_DEADLINE, grpc_timeout};
 use crate::server::admission::Admission;
-use crate::server::input;
 use crate::server::lifecycle::{Lifecycle, Outcome, Panicked, Record, guard};
 use crate::server::metrics::Metrics;
 use crate::server::pause::{Late, Pauses};
@@ -210,10 +209,7 @@ impl Handler {
             let (head, body) = request.into_parts();
             let (message, _permit) = receive(&self.admission, &head, body).await?;
             if rpc.is_write() {
-                if let Some(peer) = head.extensions.get::<Peer>() {
-                    peer.drained().await;
-                }
-                input::read_pending().await;
+                Peer::read_pending(head.extensions.get()).await;
             }
             if context.remaining().is_zero() {
                 return Err(self.admission.deadline_passed().into());

@@ -22,8 +22,8 @@ use crate::client::call::{Answer, Key, Read};
 /// Memory of an entry without its request and message, bytes: key, time, table and list (the sizes of the
 /// types, rounded up).
 const OVERHEAD: usize = 256;
-/// Subjects whose last write is remembered, about 100 bytes each, by every thread. Beyond them the time of the oldest one counts for all
-/// that are not remembered.
+/// Subjects whose last write is remembered, about 100 bytes each, by every thread. Beyond them the time of the oldest one
+/// counts for all that are not remembered.
 const MAX_WRITTEN: usize = 8192;
 
 #[derive(Debug)]

@@ -38,23 +38,24 @@ impl Ticker {
     /// Notes a call. Begins to tick if the last one was made within an interval, and goes on until there was none for as
     /// long. Must be called inside a tokio runtime.
     pub fn note_call(&self, now: Instant) {
-        let since = |now: Instant, began: Instant| {
-            u64::try_from(now.saturating_duration_since(began).as_micros()).unwrap_or(u64::MAX)
-        };
-        let now = since(now, self.began);
+        let now = micros(now.saturating_duration_since(self.began));
         let last = self.state.called.swap(now, Relaxed);
-        let interval = u64::try_from(self.interval.as_micros()).unwrap_or(u64::MAX);
+        let interval = micros(self.interval);
         if last == 0 || now.saturating_sub(last) > interval || self.state.ticks.swap(true, Relaxed) {
             return;
         }
         let (pause, began, state) = (self.interval, self.began, self.state.clone());
         tokio::spawn(async move {
-            while since(Instant::now(), began).saturating_sub(state.called.load(Relaxed)) <= interval {
+            while micros(began.elapsed()).saturating_sub(state.called.load(Relaxed)) <= interval {
                 sleep(pause).await;
             }
             state.ticks.store(false, Relaxed);
         });
     }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
 }
 
 #[cfg(test)]

@@ -32,8 +32,9 @@ section! {
         Duration::from_secs(2), Kind::milliseconds(100, 60_000);
 
     /// Most HTTP/2 connections to each instance, from each thread (`runtime.threads`). The first is always open; a
-    /// further one is opened when each open one has 8 calls in flight. Measured with 64 calls in flight, two connections carry 1.2 times (through the
-    /// gateway) to 1.9 times (the client alone) the requests/s of one; four carry no more than two.
+    /// further one is opened when each open one has 8 calls in flight. Measured with 64 calls in flight, two
+    /// connections carry 1.2 times (through the gateway) to 1.9 times (the client alone) the requests/s of one; four
+    /// carry no more than two.
     "client.connections" => connections: usize = 2, Kind::number(1, 16);
 
     /// Life of a connection, varied at random by 20 %. The next connection is open before calls leave the old one.

@@ -42,10 +42,14 @@ async fn read(answer: Response<h2::RecvStream>) -> (u16, serde_json::Value) {
     (head.status.as_u16(), serde_json::from_slice(&text).unwrap_or_default())
 }
 
-async fn get(sender: &SendRequest<Bytes>, request: Request<()>) -> (u16, serde_json::Value) {
+async fn answer(sender: &SendRequest<Bytes>, request: Request<()>) -> Response<h2::RecvStream> {
     let mut sender = sender.clone().ready().await.unwrap();
     let (answer, _) = sender.send_request(request, true).unwrap();
-    read(tokio::time::timeout(PATIENCE, answer).await.unwrap().unwrap()).await
+    tokio::time::timeout(PATIENCE, answer).await.unwrap().unwrap()
+}
+
+async fn get(sender: &SendRequest<Bytes>, request: Request<()>) -> (u16, serde_json::Value) {
+    read(answer(sender, request).await).await
 }
 
 /// What is asked for over another connection is answered.
@@ -145,9 +149,7 @@ async fn a_head_has_at_most_100_fields() {
         for n in 1..count {
             request = request.header("x-many", n);
         }
-        let mut sender = sender.clone().ready().await.unwrap();
-        let (answer, _) = sender.send_request(request.body(()).unwrap(), true).unwrap();
-        let answer = tokio::time::timeout(PATIENCE, answer).await.unwrap().unwrap();
+        let answer = answer(&sender, request.body(()).unwrap()).await;
         assert_eq!(answer.headers()["x-request-id"], "of-the-caller");
         let (answered, problem) = read(answer).await;
         assert_eq!(answered, status, "{count}: {problem}");
