@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 
 use bytes::{Buf, Bytes};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, ReadBuf, Take};
 
 use super::clock::Clock;
 use super::flood::Meter;
@@ -15,6 +15,10 @@ use super::half_close::End;
 use super::input::Drained;
 use super::unsent::{Parts, UnsentLimit};
 use crate::tls;
+
+/// Most bytes that HTTP/1 reads at once. hyper doubles the buffer of a connection for as long as reads fill it, up to the
+/// largest head: many slow uploads would hold many large buffers.
+const MAX_READ: u64 = 16 * 1024;
 
 /// The output of one connection.
 #[derive(Debug)]
@@ -169,7 +173,7 @@ pub enum Received {
 
 /// A socket that reports the progress of its output and looks at what it receives.
 pub struct Stream {
-    io: tls::Stream,
+    io: Take<tls::Stream>,
     output: Arc<Output>,
     received: Received,
     /// True while TLS has taken bytes for which the socket has no room.
@@ -179,7 +183,7 @@ pub struct Stream {
 impl Stream {
     /// Wraps a socket.
     pub fn new(io: tls::Stream, output: Arc<Output>, received: Received) -> Self {
-        Self { io, output, received, flushing: false }
+        Self { io: io.take(0), output, received, flushing: false }
     }
 
     fn note(&mut self, written: &Poll<std::io::Result<usize>>) {
@@ -203,7 +207,8 @@ impl Drop for Stream {
     fn drop(&mut self) {
         if self.output.cut.load(Relaxed) {
             // the kernel drops what it holds for a peer that does not read
-            let _ = socket2::SockRef::from(self.io.tcp()).set_linger(Some(std::time::Duration::ZERO));
+            let _ =
+                socket2::SockRef::from(self.io.get_ref().tcp()).set_linger(Some(std::time::Duration::ZERO));
         }
     }
 }
@@ -220,6 +225,8 @@ impl AsyncRead for Stream {
             return end.poll(cx).map(Ok);
         }
         let (before, room) = (buf.filled().len(), buf.remaining());
+        let most = if matches!(self.received, Received::Http1(_)) { MAX_READ } else { u64::MAX };
+        self.io.set_limit(most);
         let read = Pin::new(&mut self.io).poll_read(cx, buf)?;
         let came = buf.filled().get(before..).unwrap_or_default();
         match &mut self.received {
@@ -251,7 +258,7 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<std::io::Result<usize>> {
-        let written = Pin::new(&mut self.io).poll_write(cx, bytes);
+        let written = Pin::new(self.io.get_mut()).poll_write(cx, bytes);
         self.note(&written);
         written
     }
@@ -261,17 +268,17 @@ impl AsyncWrite for Stream {
         cx: &mut Context<'_>,
         parts: &[std::io::IoSlice<'_>],
     ) -> Poll<std::io::Result<usize>> {
-        let written = Pin::new(&mut self.io).poll_write_vectored(cx, parts);
+        let written = Pin::new(self.io.get_mut()).poll_write_vectored(cx, parts);
         self.note(&written);
         written
     }
 
     fn is_write_vectored(&self) -> bool {
-        self.io.is_write_vectored()
+        self.io.get_ref().is_write_vectored()
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        let flushed = Pin::new(&mut self.io).poll_flush(cx);
+        let flushed = Pin::new(self.io.get_mut()).poll_flush(cx);
         // without TLS a flush is always ready, and says nothing
         if flushed.is_pending() {
             self.flushing = true;
@@ -284,6 +291,6 @@ impl AsyncWrite for Stream {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<std::io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
+        Pin::new(self.io.get_mut()).poll_shutdown(cx)
     }
 }

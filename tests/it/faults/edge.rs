@@ -258,7 +258,7 @@ const BODIES: f64 = 64.0 * 1024.0 * 1024.0;
 const UNSENT: f64 = 128.0 * 1024.0 * 1024.0;
 const FALLBACK: f64 = 8.0 * 1024.0 * 1024.0;
 /// Bytes of each connection while its body arrives: the buffer that it is read into, and what does not count.
-const UPLOAD: f64 = (128.0 + 8.0) * 1024.0;
+const UPLOAD: f64 = (64.0 + 8.0) * 1024.0;
 /// Bytes of a request in progress: its answer as records, as a message sent and received, and as JSON, where the
 /// buffers of the message grow by doubling.
 const IN_PROGRESS: f64 = 6.0 * 2.0 * 1024.0 * 1024.0;
