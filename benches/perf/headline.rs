@@ -92,7 +92,7 @@ impl Results {
     }
 }
 
-/// Where our program is.
+/// Where cargo has built our program.
 pub fn program() -> PathBuf {
     PathBuf::from(env!("CARGO_BIN_EXE_microservice-app"))
 }
@@ -105,7 +105,7 @@ pub fn run(options: &Options) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let (etcd, program) = (Etcd::start(), program());
+    let etcd = Etcd::start();
     let others = Others::watch();
     let peers: Vec<_> = options.peers.iter().flat_map(|peer| &peer.processes).copied().collect();
     let peer_clocks: Vec<_> = peers.iter().map(|process| Clock::start(*process)).collect();
@@ -118,13 +118,13 @@ pub fn run(options: &Options) -> ExitCode {
             order.reverse();
         }
         for side in order {
-            measure(side, &side.start(&program, &etcd), options, &mut results);
+            measure(side, &side.start(&options.program, &etcd), options, &mut results);
         }
         println!("round {} of {} after {:.0} s", round + 1, options.rounds, begun.elapsed().as_secs_f64());
     }
     if options.builds.is_none() {
         tails(&chosen, options, &etcd, &mut results);
-        memories(&chosen, options.short, &etcd, &mut results);
+        memories(&chosen, options, &etcd, &mut results);
     }
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get) as f64;
     let of_peers: f64 = peer_clocks.iter().map(Clock::seconds).sum();
@@ -226,13 +226,13 @@ fn counts(measured: &Measured, side: &str, rate: f64, results: &mut Results) -> 
 /// Compares the tails of our chain and of the peer `go` at a share of its peak.
 fn tails(chosen: &[Side], options: &Options, etcd: &Etcd, results: &mut Results) {
     let Some(peak) = results.median("go", Measure::Peak) else { return };
-    let (program, rate) = (program(), (peak * TAIL).round());
+    let (program, rate) = (&options.program, (peak * TAIL).round());
     let sides: Vec<_> =
         chosen.iter().filter(|side| ["bare", "everything", "go"].contains(&side.name.as_str())).collect();
     for round in 0..options.rounds {
         for step in 0..sides.len() {
             let side = sides[(round + step) % sides.len()];
-            let running = side.start(&program, etcd);
+            let running = side.start(program, etcd);
             let measured = load(&running, Amount::Rate(rate), 1.0, f64::from(options.seconds), &[]);
             let counts = counts(&measured, &side.name, rate, results);
             results.note(&side.name, Measure::Tail, counts.then_some(measured.outcome.p99));
@@ -241,13 +241,13 @@ fn tails(chosen: &[Side], options: &Options, etcd: &Etcd, results: &mut Results)
 }
 
 /// Reads the memory of gateways under a little load; in a short run only of the one that has a goal.
-fn memories(chosen: &[Side], short: bool, etcd: &Etcd, results: &mut Results) {
+fn memories(chosen: &[Side], options: &Options, etcd: &Etcd, results: &mut Results) {
     let wanted = |side: &&Side| {
         let gateway = matches!(side.made, Made::Chain(..) | Made::Envoy | Made::Peer(_));
-        gateway && !side.layer && (!short || side.name == "everything")
+        gateway && !side.layer && (!options.short || side.name == "everything")
     };
     for side in chosen.iter().filter(wanted) {
-        let running = side.start(&program(), etcd);
+        let running = side.start(&options.program, etcd);
         load(&running, Amount::Rate(MEMORY_RATE), 0.0, MEMORY_SECONDS, &[]);
         results.note(&side.name, Measure::Memory, running.gateway.map(memory));
     }

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 pub const USAGE: &str = "usage: tests/perf [--short] [--rounds N] [--seconds N] [--rate N] [--accept]
-                  [--peer NAME=URL:PID,PID...]... [NAME...]
+                  [--program PROGRAM] [--peer NAME=URL:PID,PID...]... [NAME...]
        tests/perf --compare BEFORE AFTER [--store memory|sqlite] [--rounds N] [--seconds N] [--rate N]
        tests/perf grow [NAME...]";
 
@@ -29,6 +29,8 @@ pub struct Options {
     /// Whether the table goes into docs/performance.md.
     pub accept: bool,
     pub peers: Vec<Peer>,
+    /// The build of our program that is measured.
+    pub program: PathBuf,
     /// Sides by name; all if there are none.
     pub names: Vec<String>,
     /// Two programs that are compared instead.
@@ -49,6 +51,7 @@ impl Options {
             rate: 5000.0,
             accept: false,
             peers: Vec::new(),
+            program: super::headline::program(),
             names: Vec::new(),
             builds: None,
             sqlite: false,
@@ -64,6 +67,7 @@ impl Options {
                 "--seconds" => options.seconds = number(argument, value()?)?,
                 "--rate" => options.rate = f64::from(number(argument, value()?)?),
                 "--peer" => options.peers.push(peer(value()?)?),
+                "--program" => options.program = program(value()?)?,
                 "--store" => {
                     options.sqlite = match value()?.as_str() {
                         "memory" => false,
