@@ -97,6 +97,11 @@ pub fn program() -> PathBuf {
     PathBuf::from(env!("CARGO_BIN_EXE_microservice-app"))
 }
 
+/// Returns the build of our program that is measured.
+pub fn measured(options: &Options) -> PathBuf {
+    options.program.clone().unwrap_or_else(program)
+}
+
 pub fn run(options: &Options) -> ExitCode {
     let chosen = match choose(options) {
         Ok(chosen) => chosen,
@@ -105,7 +110,7 @@ pub fn run(options: &Options) -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let etcd = Etcd::start();
+    let (etcd, program) = (Etcd::start(), measured(options));
     let others = Others::watch();
     let peers: Vec<_> = options.peers.iter().flat_map(|peer| &peer.processes).copied().collect();
     let peer_clocks: Vec<_> = peers.iter().map(|process| Clock::start(*process)).collect();
@@ -118,7 +123,7 @@ pub fn run(options: &Options) -> ExitCode {
             order.reverse();
         }
         for side in order {
-            measure(side, &side.start(&options.program, &etcd), options, &mut results);
+            measure(side, &side.start(&program, &etcd), options, &mut results);
         }
         println!("round {} of {} after {:.0} s", round + 1, options.rounds, begun.elapsed().as_secs_f64());
     }
@@ -226,13 +231,13 @@ fn counts(measured: &Measured, side: &str, rate: f64, results: &mut Results) -> 
 /// Compares the tails of our chain and of the peer `go` at a share of its peak.
 fn tails(chosen: &[Side], options: &Options, etcd: &Etcd, results: &mut Results) {
     let Some(peak) = results.median("go", Measure::Peak) else { return };
-    let (program, rate) = (&options.program, (peak * TAIL).round());
+    let (program, rate) = (measured(options), (peak * TAIL).round());
     let sides: Vec<_> =
         chosen.iter().filter(|side| ["bare", "everything", "go"].contains(&side.name.as_str())).collect();
     for round in 0..options.rounds {
         for step in 0..sides.len() {
             let side = sides[(round + step) % sides.len()];
-            let running = side.start(program, etcd);
+            let running = side.start(&program, etcd);
             let measured = load(&running, Amount::Rate(rate), 1.0, f64::from(options.seconds), &[]);
             let counts = counts(&measured, &side.name, rate, results);
             results.note(&side.name, Measure::Tail, counts.then_some(measured.outcome.p99));
@@ -247,7 +252,7 @@ fn memories(chosen: &[Side], options: &Options, etcd: &Etcd, results: &mut Resul
         gateway && !side.layer && (!options.short || side.name == "everything")
     };
     for side in chosen.iter().filter(wanted) {
-        let running = side.start(&options.program, etcd);
+        let running = side.start(&measured(options), etcd);
         load(&running, Amount::Rate(MEMORY_RATE), 0.0, MEMORY_SECONDS, &[]);
         results.note(&side.name, Measure::Memory, running.gateway.map(memory));
     }

@@ -29,8 +29,8 @@ pub struct Options {
     /// Whether the table goes into docs/performance.md.
     pub accept: bool,
     pub peers: Vec<Peer>,
-    /// The build of our program that is measured.
-    pub program: PathBuf,
+    /// The build of our program that is measured; none: the one that cargo has made for this.
+    pub program: Option<PathBuf>,
     /// Sides by name; all if there are none.
     pub names: Vec<String>,
     /// Two programs that are compared instead.
@@ -51,7 +51,7 @@ impl Options {
             rate: 5000.0,
             accept: false,
             peers: Vec::new(),
-            program: super::headline::program(),
+            program: None,
             names: Vec::new(),
             builds: None,
             sqlite: false,
@@ -67,7 +67,7 @@ impl Options {
                 "--seconds" => options.seconds = number(argument, value()?)?,
                 "--rate" => options.rate = f64::from(number(argument, value()?)?),
                 "--peer" => options.peers.push(peer(value()?)?),
-                "--program" => options.program = program(value()?)?,
+                "--program" => options.program = Some(program(value()?)?),
                 "--store" => {
                     options.sqlite = match value()?.as_str() {
                         "memory" => false,

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use super::goals::{Bound, Form, Verdict};
-use super::headline::{Measure, Results};
+use super::headline::{Measure, Results, measured};
 use super::kit::ab::Comparison;
 use super::options::Options;
 use super::sides::Side;
@@ -31,7 +31,7 @@ pub fn write(options: &Options, sides: &[Side], results: &Results, goals: &[Verd
         })
     };
     let json = serde_json::json!({
-        "command": options.command, "machine": machine(), "version": version(&options.program), "rate": options.rate,
+        "command": options.command, "machine": machine(), "version": version(&measured(options)), "rate": options.rate,
         "seconds": options.seconds, "results": results, "goals": goals.iter().map(verdict).collect::<Vec<_>>(),
     });
     std::fs::write(dir.join("perf.json"), serde_json::to_string_pretty(&json).expect("JSON"))
@@ -73,7 +73,7 @@ fn table(options: &Options, sides: &[Side], results: &Results, goals: &[Verdict]
         options.seconds,
         options.rate,
         machine(),
-        version(&options.program),
+        version(&measured(options)),
         results.others * 100.0
     );
     text += "| Side | requests/s (least to greatest) | p50 / p99 ms at the peak | CPU us a request at the fixed rate: gateway + service | mean / p99 us there | MB |\n|---|---|---|---|---|---|\n";
