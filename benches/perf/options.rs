@@ -80,6 +80,9 @@ impl Options {
                 name => options.names.push(name.to_owned()),
             }
         }
+        if options.program.is_some() && options.builds.is_some() {
+            return Err("--compare names both programs, --program a third one".to_owned());
+        }
         let (rounds, seconds) = if options.short { (3, 2) } else { (10, 3) };
         options.rounds = if options.rounds == 0 { rounds } else { options.rounds };
         options.seconds = if options.seconds == 0 { seconds } else { options.seconds };

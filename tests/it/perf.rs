@@ -57,6 +57,8 @@ fn the_command_line_of_tests_perf_is_read_and_wrong_ones_are_refused() {
         "--peer go=http://127.0.0.1:18081:x",
         "--peer go=http://127.0.0.1:18081:4294967295",
         "--compare /nowhere /nowhere",
+        "--program /nowhere",
+        "--program /proc/self/exe --compare /proc/self/exe /proc/self/exe",
         "--store disk",
         "--faster",
     ] {

@@ -231,6 +231,12 @@ fn cases() -> Vec<(&'static str, Vec<u8>, Want)> {
         ("long path", get(&format!("/{}", "a".repeat(9000))), Problem(414, None)),
         ("URI over hyper's limit", get(&format!("/{}", "a".repeat(70_000))), Bare(414)),
         ("header bomb", with_header("/api/topic/list", &format!("x: {}", "a".repeat(200_000))), Bare(431)),
+        // at once; with reads without a bound it would be taken
+        (
+            "head over 144 KiB",
+            with_header("/api/topic/list", &format!("x: {}", "a".repeat(150_000))),
+            Bare(431),
+        ),
         // a target without a path
         ("a host for a target", message("GET example.com:80 HTTP/1.1\nhost: x\n\n", b""), bad("target")),
         ("a tunnel", message("CONNECT example.com:80 HTTP/1.1\nhost: x\n\n", b""), bad("target")),

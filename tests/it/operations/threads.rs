@@ -430,16 +430,22 @@ async fn ask(addr: SocketAddr) -> u16 {
     for _ in 0..2 {
         match Connection::open(addr).await.expect("not refused").get(FEEDS).await {
             Ok(answer) => return answer.status.as_u16(),
-            // before the request was written, meanwhile, or before the answer came
-            Err(error) => assert!(
-                ["channel closed", "operation was canceled", "closed before message completed"]
-                    .iter()
-                    .any(|closed| error.to_string().contains(closed)),
-                "{error}"
-            ),
+            Err(error) => assert!(is_closed(&error), "{error:?}"),
         }
     }
     panic!("closed twice");
+}
+
+/// Returns whether a connection was closed, and not reset: before the request was written, meanwhile, or before the answer.
+fn is_closed(error: &std::io::Error) -> bool {
+    let closed = ["channel closed", "operation was canceled", "closed before message completed"];
+    let reset = |cause: &&(dyn std::error::Error + 'static)| {
+        let io = cause.downcast_ref::<std::io::Error>();
+        io.is_some_and(|io| io.kind() == std::io::ErrorKind::ConnectionReset)
+    };
+    let first: &(dyn std::error::Error + 'static) = error;
+    let mut causes = std::iter::successors(Some(first), |cause| cause.source());
+    closed.iter().any(|text| error.to_string().contains(text)) && !causes.any(|cause| reset(&cause))
 }
 
 /// With one socket, and with one for each thread as `ReusePort=true` and two lines `ListenStream=` give them.
