@@ -126,8 +126,11 @@ where
         Err(_) => return Err(Problem::slow_body()),
     };
     let permit = if accepted.needs_permit { Some(accepted.admission.acquire()?) } else { None };
-    let Members(members) = serde_json::from_slice(&body)
-        .map_err(|error| Error::bad("body", format!("must be a JSON object: {error}")))?;
+    let Members(members) = serde_json::from_slice(&body).map_err(|error| {
+        // an error about another value repeats the whole value
+        let detail = if error.is_data() { String::new() } else { format!(": {error}") };
+        Error::bad("body", format!("must be a JSON object{detail}"))
+    })?;
     accepted.context.deadline = Instant::now() + accepted.time_limit;
     Ok((Fields::of("body", members)?, permit))
 }
