@@ -7,6 +7,7 @@ use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use http::StatusCode;
+use microservice_app::api::error::chain;
 use microservice_app::app;
 use microservice_app::config::{Balancer, ListenAddr, Role as Part, Settings};
 use microservice_app::registry::Registration;
@@ -439,13 +440,7 @@ async fn ask(addr: SocketAddr) -> u16 {
 /// Returns whether a connection was closed, and not reset: before the request was written, meanwhile, or before the answer.
 fn is_closed(error: &std::io::Error) -> bool {
     let closed = ["channel closed", "operation was canceled", "closed before message completed"];
-    let reset = |cause: &&(dyn std::error::Error + 'static)| {
-        let io = cause.downcast_ref::<std::io::Error>();
-        io.is_some_and(|io| io.kind() == std::io::ErrorKind::ConnectionReset)
-    };
-    let first: &(dyn std::error::Error + 'static) = error;
-    let mut causes = std::iter::successors(Some(first), |cause| cause.source());
-    closed.iter().any(|text| error.to_string().contains(text)) && !causes.any(|cause| reset(&cause))
+    closed.iter().any(|text| error.to_string().contains(text)) && !chain(error).contains("reset by peer")
 }
 
 /// With one socket, and with one for each thread as `ReusePort=true` and two lines `ListenStream=` give them.
