@@ -1,6 +1,7 @@
 //! What `/status` tells of the instances that are called, and of the calls of each service.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
@@ -74,44 +75,54 @@ type Threads<'a> = [&'a Client];
 #[must_use]
 pub fn best_effort(caller: &Threads<'_>) -> BTreeMap<String, BTreeMap<String, String>> {
     let now = Instant::now();
-    let mut found = BTreeMap::<_, BTreeMap<_, _>>::new();
-    for (name, service) in caller.iter().flat_map(|client| &client.0.services) {
-        for rpc in Rpc::of_service(name) {
-            let state = service.best_effort.state(rpc, now);
-            if state != BreakerState::Closed {
-                add_breaker(found.entry((*name).to_owned()).or_default(), rpc.method().to_owned(), state);
-            }
-        }
+    let services = caller.iter().flat_map(|client| &client.0.services);
+    let states = services.flat_map(|(name, service)| {
+        Rpc::of_service(name).map(move |rpc| (*name, rpc, service.best_effort.state(rpc, now)))
+    });
+    let mut found = BTreeMap::<_, Vec<_>>::new();
+    for (name, rpc, state) in states.filter(|(_, _, state)| *state != BreakerState::Closed) {
+        found.entry(name.to_owned()).or_default().push((rpc, state));
     }
-    found
+    found.into_iter().map(|(name, states)| (name, worst_by_method(states))).collect()
 }
 
-/// Adds the breaker of one thread, by method; of several threads the one counts that lets the least through.
-fn add_breaker(breakers: &mut BTreeMap<String, String>, method: String, state: BreakerState) {
-    let known = breakers.entry(method).or_insert_with(|| state.name().to_owned());
-    let worst = BreakerState::of_name(known).map_or(state, |known| known.worse(state));
-    worst.name().clone_into(known);
+/// Returns the names of breakers' states by method; of several threads the one counts that lets the least through.
+fn worst_by_method(states: impl IntoIterator<Item = (Rpc, BreakerState)>) -> BTreeMap<String, String> {
+    let mut worst = BTreeMap::new();
+    for (rpc, state) in states {
+        let known = worst.entry(rpc.method()).or_insert(state);
+        *known = known.worse(state);
+    }
+    worst.into_iter().map(|(method, state)| (method.to_owned(), state.name().to_owned())).collect()
+}
+
+/// What one thread of a caller sees of an instance.
+struct Seen {
+    endpoint: Arc<Endpoint>,
+    /// True if another instance serves.
+    others: bool,
 }
 
 /// Returns what a caller knows of every instance, by service: all its threads together.
 #[must_use]
 pub fn instances(caller: &Threads<'_>) -> BTreeMap<String, Vec<Instance>> {
-    let mut services = BTreeMap::<String, BTreeMap<String, Instance>>::new();
+    let mut services = BTreeMap::<_, BTreeMap<String, Vec<Seen>>>::new();
     for (name, snapshot) in caller.iter().flat_map(|client| client.snapshots()) {
         // an instance is not alone if there is another one that serves
         let serving = snapshot.usable.iter().filter(|endpoint| endpoint.serves()).take(2);
         let serving: Vec<_> = serving.map(|endpoint| endpoint.number).collect();
-        let known = services.entry(name.to_owned()).or_default();
+        let known = services.entry(name).or_default();
         for endpoint in &snapshot.all {
             let others = serving.iter().any(|number| *number != endpoint.number);
-            let seen = instance(name, endpoint, others);
-            match known.get_mut(&seen.addr) {
-                Some(known) => known.add(seen, endpoint.state()),
-                None => drop(known.insert(seen.addr.clone(), seen)),
-            }
+            let seen = Seen { endpoint: endpoint.clone(), others };
+            known.entry(endpoint.instance.addr.clone()).or_default().push(seen);
         }
     }
-    services.into_iter().map(|(name, known)| (name, known.into_values().collect())).collect()
+    let told = |(name, known): (&str, BTreeMap<_, Vec<_>>)| {
+        let instances = known.into_iter().map(|(addr, seen)| instance(name, addr, &seen));
+        (name.to_owned(), instances.collect())
+    };
+    services.into_iter().map(told).collect()
 }
 
 /// Returns the retries of the last 10 s and how many there may be, for each service: all threads of a caller together.
@@ -128,40 +139,6 @@ pub fn budgets(caller: &Threads<'_>) -> BTreeMap<&'static str, (u64, u64)> {
         *sum = (sum.0 + used, sum.1 + size);
     }
     budgets
-}
-
-impl Instance {
-    /// Adds what another thread sees of the same instance, to which its connections are in a state.
-    fn add(&mut self, other: Self, state: ConnectionState) {
-        let worse = ConnectionState::ALL.into_iter().find(|known| known.name() == self.state);
-        if worse.is_some_and(|known| known.worse(state) != known) {
-            (self.state, self.why) = (other.state, other.why);
-        } else if self.why.is_none() {
-            self.why = other.why;
-        }
-        self.draining |= other.draining;
-        self.in_flight = self.in_flight.max(other.in_flight); // the threads share the count
-        self.connections += other.connections;
-        for (method, ms) in other.ewma_ms {
-            let known = self.ewma_ms.entry(method).or_default();
-            *known = known.max(ms);
-        }
-        for (method, share) in other.failures {
-            let known = self.failures.entry(method).or_default();
-            *known = known.max(share);
-        }
-        for (method, name) in other.breakers {
-            if let Some(state) = BreakerState::of_name(&name) {
-                add_breaker(&mut self.breakers, method, state);
-            }
-        }
-        for (method, seconds) in other.breaker_seconds {
-            let known = self.breaker_seconds.entry(method).or_default();
-            *known = (*known).max(seconds);
-        }
-        self.last_error = self.last_error.take().or(other.last_error);
-        self.adopted_id = self.adopted_id.take().or(other.adopted_id);
-    }
 }
 
 impl Client {
@@ -187,37 +164,42 @@ impl Service {
     }
 }
 
-fn instance(service: &str, endpoint: &Endpoint, others: bool) -> Instance {
-    let (mut ewma_ms, mut failures) = (BTreeMap::new(), BTreeMap::new());
-    for rpc in Rpc::of_service(service) {
-        if let Some(latency) = endpoint.load.latency(rpc) {
-            ewma_ms.insert(rpc.method().to_owned(), round(latency.as_secs_f64() * 1000.0));
-        }
-        let share = round(endpoint.load.failures(rpc));
-        if share > 0.0 {
-            failures.insert(rpc.method().to_owned(), share);
-        }
-    }
-    let (mut breakers, mut breaker_seconds) = (BTreeMap::new(), BTreeMap::new());
-    for (rpc, state) in endpoint.tripped() {
-        breakers.insert(rpc.method().to_owned(), state.name().to_owned());
-        let since = endpoint.open_for(rpc).unwrap_or_default();
-        breaker_seconds.insert(rpc.method().to_owned(), since.as_secs());
-    }
-    let text = |text: std::sync::Arc<String>| (*text).clone();
+/// Returns what the threads of a caller see of one instance together: of each value the worst.
+fn instance(service: &str, addr: String, seen: &[Seen]) -> Instance {
+    let endpoints = || seen.iter().map(|seen| &seen.endpoint);
+    let by_method = |value: &dyn Fn(&Endpoint, Rpc) -> Option<f64>| {
+        let worst = |rpc| endpoints().filter_map(|endpoint| value(endpoint, rpc)).reduce(f64::max);
+        let values = Rpc::of_service(service).filter_map(|rpc| Some((rpc.method().to_owned(), worst(rpc)?)));
+        values.collect()
+    };
+    let breaker_seconds = |rpc| endpoints().filter_map(|endpoint| endpoint.open_for(rpc)).max();
+    let breaker_seconds = Rpc::of_service(service)
+        .filter_map(|rpc| Some((rpc.method().to_owned(), breaker_seconds(rpc)?.as_secs())))
+        .collect();
+    let state = endpoints().map(|endpoint| endpoint.state()).reduce(ConnectionState::worse);
+    let state = state.unwrap_or(ConnectionState::Down);
+    // the reason for this state, else that of any thread
+    let (worst, better): (Vec<_>, Vec<_>) = seen.iter().partition(|seen| seen.endpoint.state() == state);
+    let why = worst.into_iter().chain(better).find_map(|seen| seen.endpoint.why_avoided(seen.others));
+    let text = |text: Arc<String>| (*text).clone();
     Instance {
-        addr: endpoint.instance.addr.clone(),
-        state: endpoint.state().name().to_owned(),
-        draining: endpoint.instance.draining,
-        in_flight: endpoint.in_flight(),
-        connections: endpoint.open_connections(),
-        ewma_ms,
-        failures,
-        breakers,
+        addr,
+        state: state.name().to_owned(),
+        draining: endpoints().any(|endpoint| endpoint.instance.draining),
+        // the threads share the count
+        in_flight: endpoints().map(|endpoint| endpoint.in_flight()).max().unwrap_or(0),
+        connections: endpoints().map(|endpoint| endpoint.open_connections()).sum(),
+        ewma_ms: by_method(&|endpoint, rpc| {
+            endpoint.load.latency(rpc).map(|latency| round(latency.as_secs_f64() * 1000.0))
+        }),
+        failures: by_method(&|endpoint, rpc| {
+            Some(round(endpoint.load.failures(rpc))).filter(|share| *share > 0.0)
+        }),
+        breakers: worst_by_method(endpoints().flat_map(|endpoint| endpoint.tripped())),
         breaker_seconds,
-        last_error: endpoint.last_error().map(text),
-        adopted_id: endpoint.adopted_id().map(text),
-        why: endpoint.why_avoided(others),
+        last_error: endpoints().find_map(|endpoint| endpoint.last_error()).map(text),
+        adopted_id: endpoints().find_map(|endpoint| endpoint.adopted_id()).map(text),
+        why,
     }
 }
 
@@ -228,57 +210,46 @@ fn round(value: f64) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use std::time::Duration;
 
-    #[test]
-    fn the_threads_of_a_caller_see_one_instance() {
-        let of = |name: &str, value: f64| BTreeMap::from([(name.to_owned(), value)]);
-        let all = |maps: [BTreeMap<String, f64>; 2]| maps.into_iter().flatten().collect::<BTreeMap<_, _>>();
-        let mut known = Instance {
-            addr: "a:1".to_owned(),
-            state: "up".to_owned(),
-            in_flight: 3,
-            connections: 1,
-            ewma_ms: of("GetFeeds", 2.0),
-            ..Instance::default()
+    use super::*;
+    use crate::client::balance::testing::{endpoints, trip};
+
+    /// Returns what two threads see of an instance, and how the instance is told whichever thread comes first.
+    fn told(one: &Arc<Endpoint>, other: &Arc<Endpoint>) -> [Instance; 2] {
+        let told = |both: [&Arc<Endpoint>; 2]| {
+            let seen = both.map(|endpoint| Seen { endpoint: endpoint.clone(), others: true });
+            instance("topic", "a:1".to_owned(), &seen)
         };
-        let other = Instance {
-            state: "down".to_owned(),
-            in_flight: 3,
-            connections: 2,
-            ewma_ms: all([of("GetFeeds", 1.0), of("CreateFeed", 4.0)]),
-            failures: of("GetFeeds", 0.5),
-            breakers: BTreeMap::from([("GetFeeds".to_owned(), "open".to_owned())]),
-            why: Some("it cannot be connected to".to_owned()),
-            last_error: Some("refused".to_owned()),
-            ..known.clone()
-        };
-        let better = known.clone();
-        known.add(other.clone(), ConnectionState::Down);
-        let merged = Instance {
-            connections: 3,
-            ewma_ms: all([of("GetFeeds", 2.0), of("CreateFeed", 4.0)]),
-            ..other.clone()
-        };
-        assert_eq!(known, merged);
-        // whichever thread comes first
-        let mut known = other;
-        known.add(better, ConnectionState::Up);
-        assert_eq!(known, merged);
+        [told([one, other]), told([other, one])]
+    }
+
+    #[tokio::test]
+    async fn of_what_the_threads_of_a_caller_see_the_worst_is_told() {
+        let [one, other] = endpoints(2, |_| {}).try_into().expect("two");
+        one.load.observe(Rpc::ListTopics, Duration::from_millis(2), false);
+        other.load.observe(Rpc::ListTopics, Duration::from_secs(1), true);
+        trip(&other);
+        let latency = other.load.latency(Rpc::ListTopics).expect("it was observed").as_secs_f64() * 1000.0;
+        for told in told(&one, &other) {
+            assert_eq!((told.state.as_str(), told.breakers["ListTopics"].as_str()), ("up", "open"));
+            assert_eq!(told.why.as_deref(), Some("breaker open for ListTopics"));
+            assert!((told.ewma_ms["ListTopics"] - latency).abs() < 1.0, "{told:?}");
+            assert!(told.failures["ListTopics"] > 0.5 && told.breaker_seconds["ListTopics"] == 0, "{told:?}");
+        }
+        one.pretend(ConnectionState::Down);
+        for told in told(&one, &other) {
+            assert_eq!((told.state.as_str(), told.is_up()), ("down", false));
+            assert_eq!(told.why.as_deref(), Some("it cannot be connected to"));
+        }
     }
 
     #[test]
     fn of_two_breakers_the_one_that_lets_less_through_is_told() {
-        let seen = |state: BreakerState| Instance {
-            state: "up".to_owned(),
-            breakers: BTreeMap::from([("GetFeeds".to_owned(), state.name().to_owned())]),
-            ..Instance::default()
-        };
         let (open, half_open) = (BreakerState::Open, BreakerState::HalfOpen);
         for (first, second) in [(open, half_open), (half_open, open)] {
-            let mut known = seen(first);
-            known.add(seen(second), ConnectionState::Up);
-            assert_eq!(known.breakers["GetFeeds"], "open", "{first:?}, then {second:?}");
+            let told = worst_by_method([first, second].map(|state| (Rpc::GetFeeds, state)));
+            assert_eq!(told["GetFeeds"], "open", "{first:?}, then {second:?}");
         }
     }
 }

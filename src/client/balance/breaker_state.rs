@@ -36,12 +36,6 @@ impl BreakerState {
         if badness(other) > badness(self) { other } else { self }
     }
 
-    /// Returns the state that has such a name.
-    #[must_use]
-    pub fn of_name(name: &str) -> Option<Self> {
-        [Self::Closed, Self::Open, Self::HalfOpen].into_iter().find(|state| state.name() == name)
-    }
-
     /// Returns the word for it in `/status` and metrics.
     #[must_use]
     pub const fn name(self) -> &'static str {

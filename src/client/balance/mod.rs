@@ -15,3 +15,5 @@ pub mod in_flight;
 pub mod load;
 pub mod measure;
 pub mod pick;
+#[cfg(test)]
+pub mod testing;

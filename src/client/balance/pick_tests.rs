@@ -4,48 +4,14 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::HeaderValue;
-use tokio::sync::Notify;
 
 use super::*;
-use crate::client::balance::ejection::EjectionLimit;
-use crate::client::balance::endpoint::ServiceContext;
-use crate::client::balance::in_flight::InFlightLimits;
+use crate::client::balance::testing::{endpoints, trip};
 use crate::client::call::testing;
-use crate::client::metrics::Metrics;
-use crate::client::transport::connection::{Connector, Dialer};
 use crate::client::transport::state::ConnectionState;
-use crate::config;
-use crate::registry::Instance;
 
 const RPC: Rpc = Rpc::ListTopics;
 const MS: Duration = Duration::from_millis(1);
-
-fn instances(count: usize, change: impl FnOnce(&mut config::Client)) -> Vec<Arc<Endpoint>> {
-    let mut settings = config::Client::default();
-    change(&mut settings);
-    let metrics = Metrics::register(&prometheus::Registry::new()).unwrap().service("topic").endpoint;
-    let context = ServiceContext {
-        service: "topic",
-        dialer: Dialer {
-            connector: Connector::default(),
-            settings: Arc::new(settings.clone()),
-            identity: HeaderValue::from_static("/services/topic"),
-            service: "topic".into(),
-        },
-        ejection: Arc::new(EjectionLimit::unbounded(metrics.breaker_refused.clone())),
-        in_flight: InFlightLimits::new(settings.max_in_flight),
-        metrics,
-        changed: Arc::new(Notify::new()),
-    };
-    let open = |port| {
-        let endpoint =
-            Endpoint::open(Arc::new(Instance::bare("topic", &format!("127.0.0.1:{port}"))), &context);
-        endpoint.pretend(ConnectionState::Up);
-        Arc::new(endpoint)
-    };
-    (0..count).map(open).collect()
-}
 
 /// Lets time pass, in which the tasks run that fail to connect to these addresses.
 async fn pass(usable: &[Arc<Endpoint>], time: Duration) {
@@ -57,12 +23,6 @@ async fn pass(usable: &[Arc<Endpoint>], time: Duration) {
 
 fn call() -> Call {
     testing::call(RPC, Duration::from_secs(1))
-}
-
-fn trip(endpoint: &Endpoint) {
-    while let Some(permit) = endpoint.breakers.admit(RPC, false) {
-        endpoint.breakers.record(&permit, true, None);
-    }
 }
 
 /// Returns how often each instance is picked.
@@ -80,7 +40,7 @@ fn picks(picker: &Picker, call: &Call, usable: &[Arc<Endpoint>], count: usize) -
 async fn equals_share_evenly() {
     for balancer in [Balancer::PeakEwma, Balancer::RoundRobin] {
         for count in [1, 2, 3, 10] {
-            let usable = instances(count, |_| {});
+            let usable = endpoints(count, |_| {});
             let counts = picks(&balancer.into(), &call(), &usable, 10_000);
             let fair = 10_000 / count;
             assert!(counts.iter().all(|n| (fair * 8 / 10..=fair * 12 / 10).contains(n)), "{counts:?}");
@@ -91,7 +51,7 @@ async fn equals_share_evenly() {
 /// If it took one, every first attempt of the next calls would go to the instance that fails.
 #[tokio::test(start_paused = true)]
 async fn the_attempt_after_a_failure_takes_no_turn() {
-    let (picker, usable) = (Picker::from(Balancer::RoundRobin), instances(2, |_| {}));
+    let (picker, usable) = (Picker::from(Balancer::RoundRobin), endpoints(2, |_| {}));
     let mut first_attempts = [0, 0];
     for _ in 0..10 {
         let (first, _) = picker.pick(&call(), &usable).unwrap();
@@ -106,7 +66,7 @@ async fn the_attempt_after_a_failure_takes_no_turn() {
 
 #[tokio::test(start_paused = true)]
 async fn calls_go_where_the_load_is_least() {
-    let usable = instances(4, |_| {});
+    let usable = endpoints(4, |_| {});
     usable[0].load.observe(RPC, 50 * MS, false);
     usable[1].load.observe(RPC, MS, false);
     let held: Vec<_> = (0..3).map(|_| usable[1].hold()).collect();
@@ -122,7 +82,7 @@ async fn calls_go_where_the_load_is_least() {
 async fn tried_instances_and_open_breakers_come_last() {
     for balancer in [Balancer::PeakEwma, Balancer::RoundRobin] {
         let picker = Picker::from(balancer);
-        let usable = instances(3, |_| {});
+        let usable = endpoints(3, |_| {});
         trip(&usable[0]);
         let tried = Call { tried: vec![usable[1].number], ..call() };
         assert_eq!(picks(&picker, &tried, &usable, 50), [0, 0, 50]);
@@ -155,7 +115,7 @@ async fn tried_instances_and_open_breakers_come_last() {
 async fn a_hedge_goes_to_another_instance_and_is_no_probe() {
     for balancer in [Balancer::PeakEwma, Balancer::RoundRobin] {
         let picker = Picker::from(balancer);
-        let usable = instances(3, |_| {});
+        let usable = endpoints(3, |_| {});
         trip(&usable[0]);
         pass(&usable, Duration::from_secs(2)).await;
         let probes = (0..50).filter(|_| picker.pick(&call(), &usable).unwrap().1 == Suitability::ProbeDue);
@@ -176,7 +136,7 @@ async fn full_and_disconnected_instances_are_not_picked() {
     for balancer in [Balancer::PeakEwma, Balancer::RoundRobin] {
         let picker = Picker::from(balancer);
         assert!(picker.pick(&call(), &[]).is_none());
-        let usable = instances(3, |settings| settings.max_in_flight = 1);
+        let usable = endpoints(3, |settings| settings.max_in_flight = 1);
         usable[0].pretend(ConnectionState::Down);
         let held = usable[1].hold();
         assert_eq!(picks(&picker, &call(), &usable, 50), [0, 0, 50]);
@@ -189,7 +149,7 @@ async fn full_and_disconnected_instances_are_not_picked() {
 
 #[tokio::test(start_paused = true)]
 async fn a_new_instance_gets_its_share_gradually() {
-    let usable = instances(2, |_| {});
+    let usable = endpoints(2, |_| {});
     picks(&Picker::PeakEwma, &call(), &usable, 10);
     pass(&usable, Duration::from_mins(1)).await;
     // the other one has calls in flight, so that the new one would get all
@@ -210,7 +170,7 @@ async fn a_new_instance_gets_its_share_gradually() {
 #[tokio::test]
 async fn a_pick_among_a_thousand_is_quick() {
     let cost = |count| {
-        let usable = instances(count, |_| {});
+        let usable = endpoints(count, |_| {});
         let picker = Picker::PeakEwma;
         let call = Call { framed: Bytes::new(), ..call() };
         for endpoint in &usable {
