@@ -222,15 +222,15 @@ where
             }
         };
         // a peer that is trusted no more would keep the connection from being idle by calling on
-        let (evicted, within) = tokio::select! {
+        let (evicted, outlived) = tokio::select! {
             biased; // requests that have arrived are read before the order to stop is followed
             result = &mut connection => return self.log_end(result, conn),
             () = &mut cut => return,
             () = no_hello => return,
-            () = conn.close.notified() => (true, Duration::MAX),
-            () = self.outlived(validity) => (true, OUTLIVED),
-            () = self.unused(conn, protocol) => (true, Duration::MAX),
-            () = self.stop.begin.cancelled() => (false, Duration::MAX),
+            () = conn.close.notified() => (true, false),
+            () = self.outlived(validity) => (true, true),
+            () = self.unused(conn, protocol) => (true, false),
+            () = self.stop.begin.cancelled() => (false, false),
         };
         if !evicted && !conn.is_busy() && (http1 || !greeted()) {
             tokio::select! {
@@ -243,12 +243,19 @@ where
             return; // hyper would wait for a preface that may never come
         }
         finish(connection.as_mut());
+        // a peer need not follow the order to finish: its certificate counts until the end
+        let distrusted = async {
+            if !outlived {
+                self.outlived(validity).await;
+            }
+            tokio::time::sleep(OUTLIVED).await;
+        };
         tokio::select! {
             biased;
             result = connection => self.log_end(result, conn),
             () = cut => {}
             () = self.conns.idle(conn, if evicted { EVICTION } else { IDLE_DRAIN }) => {}
-            () = tokio::time::sleep(within) => {}
+            () = distrusted => {}
         }
     }
 
@@ -296,6 +303,8 @@ mod tests {
     type NoService = fn(Request<RequestBody>, IpAddr) -> std::future::Pending<Response<NoBody>>;
     type NoBody = http_body_util::Empty<Bytes>;
 
+    const SECOND: Duration = Duration::from_secs(1);
+
     fn server() -> Server<NoService> {
         let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
         let limits = Limits {
@@ -309,13 +318,32 @@ mod tests {
         Server::new(protocol, |_, _| std::future::pending(), conns, metrics, stop)
     }
 
-    /// The order to finish does not end it: its peer has a call that goes on.
     #[tokio::test(start_paused = true)]
     async fn a_connection_whose_peer_is_trusted_no_more_ends_whatever_is_called_on_it() {
+        let (told, ended) = outlive(false).await;
+        assert!(told >= Duration::from_hours(1), "not before: {told:?}");
+        assert!((OUTLIVED..OUTLIVED + SECOND).contains(&ended.saturating_sub(told)), "{ended:?}");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_that_does_not_make_room_ends_once_its_peer_is_trusted_no_more() {
+        let (told, ended) = outlive(true).await;
+        assert!(told < SECOND, "it is asked to make room at once: {told:?}");
+        let late = ended.saturating_sub(Duration::from_hours(1));
+        // whether a certificate counts is asked now and then
+        assert!((OUTLIVED..=2 * OUTLIVED).contains(&late), "{ended:?}");
+    }
+
+    /// Drives a connection whose peer has a call that goes on, and whose certificate counts for an hour. With `room` it
+    /// is first asked to make room. Returns when it was told to finish, and when it ended.
+    async fn outlive(room: bool) -> (Duration, Duration) {
         let server = server();
         let (conn, _listed) = server.conns.add(1);
         conn.output.greet();
         let _call = ActiveRequest::new(&conn, &server.conns, false);
+        if room {
+            conn.close.notify_one();
+        }
         let (trusted, told) = (Arc::new(std::sync::atomic::AtomicBool::new(true)), Cell::new(None));
         let still = trusted.clone();
         let validity = Validity::new(&[], tokio::sync::watch::channel(()).1, move |_, _| {
@@ -336,9 +364,6 @@ mod tests {
         };
         let both = async { tokio::join!(driven, ends) };
         tokio::time::timeout(Duration::from_hours(2), both).await.expect("it ends");
-        let told = told.get().expect("the peer is told");
-        assert!(told >= Duration::from_hours(1), "not before: {told:?}");
-        let cut = begun.elapsed().saturating_sub(told);
-        assert!(cut >= OUTLIVED && cut < OUTLIVED + Duration::from_secs(1), "{cut:?} later");
+        (told.get().expect("the peer is told"), begun.elapsed())
     }
 }
