@@ -3,10 +3,16 @@
 
 #![allow(missing_docs, reason = "the fields are those of the .proto files")]
 
-use bytes::Bytes;
-use prost::Message;
+use bytes::{Buf as _, Bytes};
+use prost::encoding::{DecodeContext, decode_key, skip_field};
+use prost::{DecodeError, Message};
 
 use super::proto::{feed, profile, topic};
+use super::validate::MAX_SIZE;
+
+/// Most fields of an answer: the items of a page, and a few of its own. An item may be two bytes on the wire, and takes a
+/// hundred in memory.
+const MAX_FIELDS: usize = 1024;
 
 /// What an answer can be received as.
 pub trait Received: Message + Default {
@@ -15,6 +21,33 @@ pub trait Received: Message + Default {
     fn is_sound(&self) -> bool {
         true
     }
+}
+
+/// Decodes an answer.
+///
+/// # Errors
+/// What is wrong with it, for logs: it cannot be decoded, is not sound, or has more items than a page.
+pub fn receive<A: Received>(message: &Bytes) -> Result<A, String> {
+    // shorter ones cannot have so many
+    if message.len() > 2 * MAX_FIELDS && fields(message.clone()).map_err(|e| e.to_string())? > MAX_FIELDS {
+        return Err(format!("it has more than {MAX_SIZE} items"));
+    }
+    let answer = A::decode(message.clone()).map_err(|e| e.to_string())?;
+    if !answer.is_sound() {
+        return Err("a text is not UTF-8, or a message in it is malformed".to_owned());
+    }
+    Ok(answer)
+}
+
+/// Returns how many fields a message has, repeated ones as often as they occur.
+fn fields(mut message: Bytes) -> Result<usize, DecodeError> {
+    let mut count = 0;
+    while message.has_remaining() {
+        let (tag, wire_type) = decode_key(&mut message)?;
+        skip_field(wire_type, tag, &mut message, DecodeContext::default())?;
+        count += 1;
+    }
+    Ok(count)
 }
 
 impl Received for feed::OkResponse {}
@@ -137,6 +170,7 @@ fn is_feed(encoded: &Bytes) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::validate::MAX_ANSWER;
 
     #[test]
     fn what_is_not_utf8_or_no_feed_is_not_sound() {
@@ -157,5 +191,23 @@ mod tests {
         let cut = vec![Bytes::from_static(&[8, 0x80])];
         assert!(!EncodedFeeds { feeds: cut.clone() }.is_sound());
         assert!(!Profile { feeds: cut, ..Profile::default() }.is_sound());
+    }
+
+    #[test]
+    fn an_answer_has_no_more_items_than_a_page() {
+        let items = |count| Bytes::from([10, 0].repeat(count));
+        let page = usize::try_from(MAX_SIZE).unwrap();
+        assert_eq!(receive::<EncodedFeeds>(&items(page)).unwrap().feeds.len(), page);
+        assert_eq!(receive::<Feeds>(&items(page)).unwrap().feeds.len(), page);
+        for count in [page + 100, MAX_ANSWER] {
+            for error in [
+                receive::<Feeds>(&items(count)).map(drop),
+                receive::<EncodedFeeds>(&items(count)).map(drop),
+                receive::<Topics>(&items(count)).map(drop),
+            ] {
+                assert_eq!(error.unwrap_err(), "it has more than 1000 items", "{count}");
+            }
+        }
+        assert!(receive::<Feeds>(&Bytes::from([10, 0x80].repeat(page))).is_err(), "it is cut off");
     }
 }

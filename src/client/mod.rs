@@ -42,7 +42,7 @@ use tokio::time::Instant;
 
 use crate::api::error::{Code, Error};
 use crate::api::headers::service_identity;
-use crate::api::received::Received;
+use crate::api::received::{Received, receive};
 use crate::api::rpc::Rpc;
 use crate::api::subject::About;
 use crate::api::validate::Validate;
@@ -264,14 +264,10 @@ where
 {
     let rpc = call.rpc;
     let answer = path.send(call).await.map_err(|failure| failure.error)?;
-    let malformed = |error: &dyn std::fmt::Display| {
-        tracing::error!(%error, rpc = rpc.path(), "answer cannot be decoded");
+    let message = receive(&answer.message).map_err(|error| {
+        tracing::error!(error, rpc = rpc.path(), "answer cannot be decoded");
         Error::unavailable(format!("{} gave a malformed answer", rpc.service()))
-    };
-    let message = A::decode(answer.message.clone()).map_err(|error| malformed(&error))?;
-    if !message.is_sound() {
-        return Err(malformed(&"a text is not UTF-8, or a message in it is malformed"));
-    }
+    })?;
     if let Some(read) = &answer.read {
         cache.keep(read, &answer.message);
     }
