@@ -66,8 +66,7 @@ fn keys_that_cannot_verify_are_ignored() {
         with(rsa(256), &json!({"e": ""})),
         rsa(255),
         rsa(1025),
-        // a secret: whoever can verify can sign
-        json!({"kty": "oct", "k": "AyM1SysPpbyDfgZld3umj1qzKObwVMkoqQ-EstJQLr_T-1qS0gZH75", "alg": "HS256"}),
+        json!({"kty": "oct", "alg": "HS256"}),
         json!({"kty": "AKP", "alg": "ML-DSA-44", "pub": "AAAA"}),
         json!({"kty": "EC"}),
         json!({}),
@@ -98,6 +97,7 @@ fn a_file_that_cannot_be_used_says_why_and_shows_nothing() {
     let kid = json!({"kid": "a"});
     let twice = json!({"keys": [with(p256(), &kid), with(ed25519(), &kid)]});
     let private = json!({"keys": [p256(), with(ed25519(), &json!({"d": "hunter2"}))]});
+    let shared = json!({"keys": [p256(), {"kty": "oct", "alg": "HS256", "k": "hunter2"}]});
     let many = json!({"keys": vec![p256(); 65]});
     for (text, why) in [
         ("", "is not JSON"),
@@ -109,6 +109,7 @@ fn a_file_that_cannot_be_used_says_why_and_shows_nothing() {
         (&p256().to_string(), "no list `keys`"),
         (&twice.to_string(), "two keys with the same `kid`"),
         (&private.to_string(), "holds a private key"),
+        (&shared.to_string(), "holds a private key"),
         (&many.to_string(), "over 64 keys"),
     ] {
         let error = KeySet::read(text.as_bytes()).unwrap_err();
