@@ -103,7 +103,10 @@ pub fn load(path: &Path) -> Result<(View, Duration), String> {
     if head != format!("{HEAD} {:016x}", checksum(body)).as_bytes() {
         return Err("it is damaged or of another version".to_owned());
     }
-    let saved: Saved = serde_json::from_slice(body).map_err(|e| e.to_string())?;
+    let saved: Saved = serde_json::from_slice(body).map_err(|error| {
+        // the error itself may repeat all of it
+        format!("it holds something else from line {}, column {} on", error.line(), error.column())
+    })?;
     // a clock that was set back makes the view look young, not unusable
     let age = Duration::from_secs(now().saturating_sub(saved.time));
     if age > MAX_AGE {
