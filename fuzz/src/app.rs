@@ -2,7 +2,7 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
-use std::sync::OnceLock;
+use std::sync::{Mutex, OnceLock, PoisonError};
 
 use microservice_app::app::process::Process;
 use microservice_app::app::role::ServiceKind;
@@ -19,6 +19,29 @@ pub fn block_on<F: Future>(future: F) -> F::Output {
     RUNTIME.with(|runtime| runtime.block_on(future))
 }
 
+/// The thread that the application runs in.
+const THREAD: &str = "inputs-app";
+
+/// What has panicked in the application: it catches the panic of a handler, and tokio that of a task.
+static PANIC: Mutex<Option<String>> = Mutex::new(None);
+
+/// Panics if the application did since the last call.
+pub fn check_panic() {
+    let panic = PANIC.lock().unwrap_or_else(PoisonError::into_inner).take();
+    assert!(panic.is_none(), "the application: {}", panic.unwrap_or_default());
+}
+
+/// Notes every panic in the thread of the application, before what is done about it otherwise.
+fn note_panics() {
+    let before = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        if std::thread::current().name() == Some(THREAD) {
+            *PANIC.lock().unwrap_or_else(PoisonError::into_inner) = Some(panic.to_string());
+        }
+        before(panic);
+    }));
+}
+
 /// Where the parts of the application listen.
 pub struct App {
     pub gateway: SocketAddr,
@@ -30,7 +53,9 @@ pub fn app() -> &'static App {
     static APP: OnceLock<App> = OnceLock::new();
     APP.get_or_init(|| {
         let (told, addresses) = std::sync::mpsc::channel();
-        std::thread::spawn(move || {
+        note_panics();
+        let thread = std::thread::Builder::new().name(THREAD.to_owned());
+        let running = thread.spawn(move || {
             let runtime = Builder::new_current_thread().enable_all().build();
             runtime.expect("a runtime").block_on(async move {
                 let process = process().await;
@@ -38,6 +63,7 @@ pub fn app() -> &'static App {
                 let _ = process.run(CancellationToken::new(), || {}).await;
             });
         });
+        running.expect("a thread");
         let addresses = addresses.recv().expect("the application starts");
         let of = |role| addresses.of(role).expect("it listens");
         App { gateway: of(Role::Apigateway), topic: of(Role::Topic) }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpStream;
 
-use super::app::{app, block_on};
+use super::app::{app, block_on, check_panic};
 
 /// Longest time for an answer. The requests of the application have 2 s by default.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -31,6 +31,7 @@ async fn exchange(addr: SocketAddr, data: &[u8]) -> Vec<u8> {
         answers
     };
     let answers = tokio::time::timeout(PATIENCE, exchange).await;
+    check_panic();
     answers.unwrap_or_else(|_| panic!("the connection does not end"))
 }
 
