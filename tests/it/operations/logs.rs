@@ -16,6 +16,7 @@ use crate::kit::http::{get, put, raw, request, send};
 use crate::kit::metrics::metric_above;
 use crate::kit::process::{PROGRAM, Process};
 use crate::kit::system::Role;
+use crate::kit::token::{AUDIENCE, ISSUER, KeyFile, Signer, claims};
 use crate::kit::{SOON, free_addr, skip, wait_for};
 
 /// Stands for everything that a user or an administrator would not like to read in a log.
@@ -270,6 +271,21 @@ async fn send_everywhere(gateway: SocketAddr) {
     }
 }
 
+/// Sends tokens of somebody with the marker as a name: one that counts, and some that do not.
+async fn ask_with_tokens(gateway: SocketAddr, key: &Signer) {
+    let sub = format!("{MARKER}-ada");
+    let good = key.token(&sub);
+    let mut late = claims(&sub);
+    late["exp"] = 1.into();
+    let expired = key.sign(&key.head(), &late);
+    let forged = Signer::eddsa("1").token(&sub);
+    for (token, status) in [(&good, 404), (&expired, 401), (&forged, 401)] {
+        let mut asked = request("DELETE", "/api/feed/delete_feed?user_id=7&id=999", "");
+        asked.headers_mut().insert("authorization", format!("Bearer {token}").parse().unwrap());
+        assert_eq!(send(gateway, asked).await.unwrap().status, status);
+    }
+}
+
 /// The same straight to a service.
 async fn call_everywhere(topic: SocketAddr) {
     use microservice_app::api::proto::topic::{PutTopicRequest, topic_client::TopicClient};
@@ -318,7 +334,16 @@ async fn neither_contents_nor_secrets_are_logged_at_any_level() {
         ["etcd_client", "h2", "hyper", "hyper_util", "mio", "rusqlite", "rustls", "tokio", "tokio_util"];
     let more = ["tonic", "tower", "want", "warp", "log", "rpprof"].map(|name| format!(",{name}=trace"));
     let level = "trace".to_owned() + &others.map(|name| format!(",{name}=trace")).concat() + &more.concat();
+    let key = Signer::eddsa("1");
+    let keys = KeyFile::new(&[&key]);
+    let open =
+        ["create_feed", "get_feeds", "put_profile", "get_profile", "put_topic", "get_topic", "list_topics"];
+    let policy = open.map(|operation| format!("{operation}=public")).join(",") + ",delete_feed=token";
     let env = [
+        ("MSA__HTTP__AUTH__JWKS_FILE", keys.path.to_str().unwrap()),
+        ("MSA__HTTP__AUTH__ISSUER", ISSUER),
+        ("MSA__HTTP__AUTH__AUDIENCE", AUDIENCE),
+        ("MSA__HTTP__AUTH__POLICY", &policy),
         ("CREDENTIALS_DIRECTORY", dir.path().to_str().unwrap()),
         ("MSA__REGISTRY__CA_FILE", "ca.pem"),
         ("MSA__REGISTRY__CERT_FILE", "client.pem"),
@@ -341,6 +366,7 @@ async fn neither_contents_nor_secrets_are_logged_at_any_level() {
     .await;
 
     send_everywhere(roles[3].addr).await;
+    ask_with_tokens(roles[3].addr, &key).await;
     call_everywhere(roles[2].addr).await;
     // a wrong password, and another file in its place
     fs::write(dir.path().join("password"), format!("{MARKER}-wrong")).unwrap();

@@ -10,9 +10,11 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 
 use crate::kit::mesh::{Mesh, acceptor, client13, connect};
-use crate::kit::{peer, wait_for};
+use crate::kit::{SOON, peer, wait_for};
 
 const SUBJECT: &str = "x-msa-subject";
+/// Who asks, in one of the calls.
+const SOMEBODY: &str = "zQ7somebodyX9";
 
 /// Calls profile over a stream, in the name of somebody; returns the status of gRPC.
 async fn call<S>(stream: S, rpc: &str, message: &impl Message, subject: &str) -> String
@@ -68,7 +70,8 @@ async fn who_asked_is_the_word_of_a_caller_with_a_certificate() {
     .await;
     let (addr, mut etcd) = (feed.addr.to_string(), mesh.etcd.client().await);
     etcd.put(format!("/services/feed/{addr}"), addr.as_str(), None).await.unwrap();
-    let profile = mesh.role("profile", "permissive", &[]);
+    let everything = [("MSA__LOG__LEVEL", "trace"), ("MSA__LOG__SLOW_MS", "0")];
+    let mut profile = mesh.role("profile", "permissive", &everything);
     wait_for("profile calls feed", || async {
         (profile.metric("client_endpoints{service=\"feed\",state=\"up\"}").await > 0.5).then_some(())
     })
@@ -80,7 +83,7 @@ async fn who_asked_is_the_word_of_a_caller_with_a_certificate() {
     assert_eq!(call(plain().await, "PutProfile", &put, "ada").await, "0");
     for _ in 0..2 {
         for (proven, subject, wanted) in
-            [(false, "ada", None), (true, "ada", Some("ada")), (true, "7", Some("7"))]
+            [(false, SOMEBODY, None), (true, SOMEBODY, Some(SOMEBODY)), (true, "7", Some("7"))]
         {
             heard.lock().unwrap().clear();
             let status = if proven {
@@ -95,4 +98,8 @@ async fn who_asked_is_the_word_of_a_caller_with_a_certificate() {
             assert!(heard.iter().all(|heard| heard.as_deref() == wanted), "proven: {proven}: {heard:?}");
         }
     }
+    profile.process.stop(SOON);
+    assert!(profile.process.count_logs(|line| line["message"] == "slow call") > 0, "it logs each call");
+    let named = profile.process.count_logs(|line| line.to_string().contains(SOMEBODY));
+    assert_eq!(named, 0, "no log says who asked");
 }
