@@ -5,12 +5,10 @@
 //! that nobody configures here. Everything else has to be asked for by address, as `localhost`, or by a name of this
 //! process; a page cannot choose these.
 
-use std::net::IpAddr;
-
 use http::{HeaderName, Request, StatusCode, header};
 
 use super::reply::Refusal;
-use crate::server::strict::host_name;
+use crate::server::strict::is_known_host;
 
 /// Targets that have no effect and that monitoring asks for; `*` is the server itself.
 const FOR_ANY_HOST: [&str; 5] = ["/metrics", "/livez", "/readyz", "/sd/targets", "*"];
@@ -57,21 +55,13 @@ pub fn check<B>(request: &Request<B>, for_any_host: bool, names: &[String]) -> R
         return Err(Refusal(StatusCode::FORBIDDEN, reason.to_owned()));
     }
     // HTTP/1.0 needs no host, and no browser speaks it
-    match host.map(host_name) {
-        Some(name) if !is_known(name, names) => {
+    match host {
+        Some(host) if !is_known_host(host, names) => {
             let reason = "host: must be an address, localhost, or a name of this process";
             Err(Refusal(StatusCode::MISDIRECTED_REQUEST, reason.to_owned()))
         }
         _ => Ok(()),
     }
-}
-
-fn is_known(name: &str, names: &[String]) -> bool {
-    // an absolute name may end with a dot
-    let name = name.strip_suffix('.').unwrap_or(name);
-    name.parse::<IpAddr>().is_ok()
-        || name.eq_ignore_ascii_case("localhost")
-        || names.iter().any(|known| name.eq_ignore_ascii_case(known))
 }
 
 #[cfg(test)]

@@ -9,6 +9,7 @@
 
 pub mod access;
 mod checks;
+mod host_name;
 mod identity;
 mod link;
 mod load;
@@ -23,6 +24,7 @@ mod value;
 
 pub use access::{Access, AccessRule};
 pub use checks::bare_endpoint;
+pub use host_name::HostName;
 pub use identity::{Caller, Identity, NamedRole, TrustDomain};
 pub use link::Link;
 pub use load::{ConfigError, Source, load};

@@ -50,7 +50,7 @@ kinds! {
     EXPECTATION_FAILED = StatusCode::EXPECTATION_FAILED, "expectation_failed",
         "`expect` asks for something else than `100-continue`";
     MISDIRECTED_REQUEST = StatusCode::MISDIRECTED_REQUEST, "misdirected_request",
-        "The target has another scheme than this port serves";
+        "The target has another scheme than this port serves, or the host is none of `http.hosts`";
     TOO_MANY_REQUESTS = Code::TooManyRequests.http(), Code::TooManyRequests.name(),
         "This client is over `http.rate_limit`";
     TOO_MANY_FIELDS = StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "too_many_fields", "The head has over 100 fields";

@@ -60,7 +60,7 @@ use self::request::Accepted;
 use crate::api::error::Error;
 use crate::api::headers::DEGRADED;
 use crate::client::Client;
-use crate::config::{Role, Settings, Switch};
+use crate::config::{HostName, Role, Settings, Switch};
 use crate::context::Context;
 use crate::limit::Permit;
 use crate::server::admission::{Admission, Refusal, head_bytes};
@@ -89,6 +89,8 @@ pub struct Gateway {
     cors: Option<Arc<Cors>>,
     /// What callers speak.
     scheme: Scheme,
+    /// The names under which it is asked; any, if there are none.
+    hosts: Arc<[HostName]>,
     /// What browsers are told about HTTPS, if anything.
     hsts: Option<HeaderValue>,
     /// True if the files in [`PAGES`] are served.
@@ -123,6 +125,7 @@ impl Gateway {
             description: auth.as_deref().map(|auth| Arc::new(Described::new(openapi::with_access(auth)))),
             auth,
             scheme: if settings.http.tls_cert_file.is_some() { Scheme::HTTPS } else { Scheme::HTTP },
+            hosts: settings.http.hosts.clone().into(),
             hsts: reply::hsts(settings.http.hsts),
             docs,
             tracer,
@@ -238,6 +241,7 @@ impl Gateway {
             return Err(Problem::too_many_fields(MAX_HEADERS));
         }
         strict::check(request, &self.scheme)?;
+        strict::check_name(request, &self.hosts)?;
         let resource = self.find(request);
         let method = request.method();
         let takes = match resource {

@@ -30,6 +30,7 @@ async fn a_panic_in_a_route_is_answered_with_500_and_counted() {
         description: None,
         cors: None,
         scheme: Scheme::HTTP,
+        hosts: Arc::default(),
         hsts: None,
         docs: false,
         tracer: Tracer::off(),

@@ -2,7 +2,7 @@
 //! routes of the gateway and of the admin listener. hyper refuses the rest by itself; `tests/it/api/rfc9112.rs` has the
 //! list, rule by rule.
 
-use std::net::Ipv6Addr;
+use std::net::{IpAddr, Ipv6Addr};
 
 use http::uri::{Authority, Scheme};
 use http::{HeaderValue, Method, Request, StatusCode, Version, header};
@@ -11,7 +11,7 @@ use http::{HeaderValue, Method, Request, StatusCode, Version, header};
 /// program thinks that it does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Malformed {
-    /// 400, or 421 for a scheme that this listener does not serve.
+    /// 400, or 421 for a scheme or a name that this listener does not serve.
     pub status: StatusCode,
     /// The header that is wrong, or `target`.
     pub field: &'static str,
@@ -95,6 +95,35 @@ fn check_target<B>(request: &Request<B>, served: &Scheme) -> Result<(), Malforme
 #[must_use]
 pub fn asks_about_the_server<B>(request: &Request<B>) -> bool {
     request.uri().path() == "*"
+}
+
+/// Returns true if the host of a `Host` field is an address, `localhost` or one of these names. A web page whose own name was
+/// given the address of this listener (DNS rebinding) cannot choose any of them.
+#[must_use]
+pub fn is_known_host(host: &str, names: &[impl AsRef<str>]) -> bool {
+    let name = host_name(host);
+    // an absolute name may end with a dot
+    let name = name.strip_suffix('.').unwrap_or(name);
+    name.parse::<IpAddr>().is_ok()
+        || name.eq_ignore_ascii_case("localhost")
+        || names.iter().any(|known| name.eq_ignore_ascii_case(known.as_ref()))
+}
+
+/// Checks the name under which a listener is asked; without `names` every one is taken. The request must have passed
+/// [`check`].
+///
+/// # Errors
+/// 421 for another name.
+pub fn check_name<B>(request: &Request<B>, names: &[impl AsRef<str>]) -> Result<(), Malformed> {
+    let given = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
+    // a target that names a host counts more (RFC 9112, 3.2.2)
+    let host = request.uri().authority().map(Authority::as_str).or(given);
+    // HTTP/1.0 needs no host, and no browser speaks it
+    if names.is_empty() || host.is_none_or(|host| is_known_host(host, names)) {
+        return Ok(());
+    }
+    let detail = "must be an address, localhost, or a name of this gateway";
+    Err(Malformed { status: StatusCode::MISDIRECTED_REQUEST, field: "host", detail })
 }
 
 /// Returns the host of a `Host` field, without the port and without the brackets of an IPv6 address.

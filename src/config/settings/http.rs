@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::super::access::AccessRule;
+use super::super::host_name::HostName;
 use super::super::origin::Origin;
 use super::super::types::{ListenAddr, Network, Switch};
 use super::{GATEWAYS, Kind, Role};
@@ -57,6 +58,11 @@ section! {
     /// Whether the gateway serves the page of its API, `/docs`, and the description that it is made from,
     /// `/openapi.json`. With `off` these paths are unknown.
     "http.docs" => docs: Switch = Switch::On, Kind::choice(Switch::NAMES);
+
+    /// Names by which callers know this gateway: a request whose `Host` is neither one of them, nor an address, nor
+    /// `localhost` is answered 421. Without any, every name is taken, also that of a web page that an attacker has given
+    /// the gateway's address (DNS rebinding).
+    "http.hosts" => hosts: Vec<HostName> = Vec::new(), Kind::list(HostName::FORM);
 
     /// Origins of web pages whose scripts may call the gateway (CORS). A page of any other origin cannot read answers,
     /// and cannot write. The page at `/docs` needs no entry.

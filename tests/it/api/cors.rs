@@ -4,7 +4,7 @@ use http::Method;
 use microservice_app::gateway::{PAGES, ROUTES};
 
 use crate::kit::app::App;
-use crate::kit::http::{Answer, request, send};
+use crate::kit::http::{Answer, raw, request, send};
 
 const ALLOWED: &str = "https://app.example";
 const OTHER: &str = "https://evil.example";
@@ -223,4 +223,40 @@ async fn head_is_get_without_its_body() {
         assert_eq!(head.headers.len(), get.headers.len(), "{path}: {head:?}");
         assert_eq!(head.header("content-length"), get.body.len().to_string(), "{path}");
     }
+}
+
+#[tokio::test]
+async fn under_a_name_that_is_not_its_own_a_gateway_is_not_asked() {
+    let app = App::start_with(|settings| settings.http.hosts = vec!["api.example".parse().unwrap()]).await;
+    let list = "/api/topic/list";
+    for host in ["api.example", "API.example.", "api.example:8080", "localhost", "127.0.0.1:80", "[::1]"] {
+        assert_eq!(ask(&app, "GET", list, &[("host", host)]).await.status, 200, "{host}");
+    }
+    // a page of evil.example whose name was given the gateway's address
+    let topic = r#"{"topic_id":7,"subject":"evil","content":""}"#;
+    for host in ["evil.example", "evil.example:80", "api.example.evil.example", "x.api.example", "2130706433"]
+    {
+        for (method, path, body) in [
+            ("GET", list, ""),
+            ("PUT", "/api/topic/put_topic", topic),
+            ("GET", "/docs", ""),
+            ("OPTIONS", "*", ""),
+        ] {
+            let mut asked = request(method, path, body);
+            asked.headers_mut().insert("host", host.parse().unwrap());
+            let answer = send(app.gateway(), asked).await.unwrap();
+            let problem = answer.json();
+            assert_eq!(
+                (answer.status.as_u16(), problem["field"].as_str()),
+                (421, Some("host")),
+                "{host} {path}"
+            );
+        }
+    }
+    // the target counts more than the field
+    let asked = format!("GET http://evil.example{list} HTTP/1.1\r\nhost: api.example\r\n\r\n");
+    let answer = raw(app.gateway(), asked.as_bytes()).await;
+    assert!(answer.starts_with("HTTP/1.1 421 "), "{answer}");
+    let missing = ask(&app, "GET", "/api/topic/view?topic_id=7", &[]).await;
+    assert_eq!(missing.status, 404, "nothing was written");
 }
