@@ -78,9 +78,16 @@ let
   derived = lib.mkOverride 1200;
   # The user of a role's processes, and the name of their directory in /var/lib.
   stateOf = role: "microservice-app-${role}";
+  # The group that may read the certificate of a role and its key.
+  tlsGroupOf = role: "microservice-app-tls-${role}";
 in
 rec {
-  inherit ip stateOf toml;
+  inherit
+    ip
+    stateOf
+    tlsGroupOf
+    toml
+    ;
 
   # The description of an option that becomes the setting `key`.
   describe = key: "Setting `${key}`: ${definitions.${key}.meaning}";
@@ -128,6 +135,7 @@ rec {
     "profile"
     "topic"
   ];
+  rolesHere = lib.filter (role: cfg.${role}.enable or false) (serviceNames ++ [ "apigateway" ]);
 
   # A submodule with the options of one process.
   #   role             the command of the program
@@ -254,8 +262,8 @@ rec {
         (lib.mkIf (cfg.tls.mode != "off") {
           grpc.tls = derived cfg.tls.mode;
           tls = {
-            cert_file = derived "${cfg.tls.directory}/${role}.crt";
-            key_file = derived "${cfg.tls.directory}/${role}.key";
+            cert_file = derived "${cfg.tls.directory}/${role}/${role}.crt";
+            key_file = derived "${cfg.tls.directory}/${role}/${role}.key";
             ca_file = derived "${cfg.tls.directory}/ca.crt";
           }
           // lib.optionalAttrs (cfg.tls.trustDomain != null) {
@@ -303,6 +311,7 @@ rec {
         lib
         pkgs
         stateOf
+        tlsGroupOf
         toml
         withStore
         ;

@@ -10,6 +10,7 @@ let
   cfg = config.services.microservice-app;
   server = cfg.registry.server;
   ours = import ./lib.nix { inherit config lib pkgs; };
+  inherit (ours) rolesHere;
 
   clientPort = 2379;
   peerPort = 2380;
@@ -26,7 +27,6 @@ let
   # where the roles of this host find etcd
   endpoint =
     address: if server.tls == null then ours.ip.hostPort address clientPort else clientUrl address;
-  rolesHere = lib.filter (role: cfg.${role}.enable or false) (ours.serviceNames ++ [ "apigateway" ]);
 
   tlsOption =
     who:

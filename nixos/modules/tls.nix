@@ -31,17 +31,13 @@ in
       default = "/var/lib/microservice-app-tls";
       example = "/run/certificates";
       description = ''
-        Directory with `ca.crt`, and with `ROLE.crt` and `ROLE.key` for each role of this host, such as `feed.crt`. The
-        processes read the files there themselves, and again when they change, without a restart: whatever
-        issues certificates may replace them at any time. A role's `settings.tls` name other files.
+        Directory with `ca.crt`, which everyone may read, and with a directory for each role of this host, such as
+        `feed` with `feed.crt` and `feed.key`. The directory of a role is made with the group
+        `microservice-app-tls-ROLE`, in which that role alone is, and gives this group to the files that are made in
+        it: let the group read them, and nobody else. The processes read the files there themselves, and again when
+        they change, without a restart: whatever issues certificates may replace them at any time. A role's
+        `settings.tls` name other files.
       '';
-    };
-
-    group = mkOption {
-      type = types.str;
-      default = "microservice-app-tls";
-      example = "certificates";
-      description = "Group that may read the files of `directory`. The roles of this host are in it.";
     };
 
     trustDomain = mkOption {
@@ -53,7 +49,11 @@ in
   };
 
   config = lib.mkIf (cfg.tls.mode != "off") {
-    users.groups.${cfg.tls.group} = { };
-    systemd.tmpfiles.rules = [ "d ${cfg.tls.directory} 0750 root ${cfg.tls.group} -" ];
+    users.groups = lib.genAttrs (map ours.tlsGroupOf ours.rolesHere) (_: { });
+    # a role that is taken over does not get the key of another one; setgid: new files have the group of their directory
+    systemd.tmpfiles.rules = [
+      "d ${cfg.tls.directory} 0755 root root -"
+    ]
+    ++ map (role: "d ${cfg.tls.directory}/${role} 2750 root ${ours.tlsGroupOf role} -") ours.rolesHere;
   };
 }

@@ -4,6 +4,7 @@
   lib,
   pkgs,
   stateOf,
+  tlsGroupOf,
   toml,
   withStore,
   etcdCredentials,
@@ -85,8 +86,8 @@ in
           User = stateOf role;
           StateDirectory = stateOf role;
           StateDirectoryMode = "0700";
-          # to read the certificates where they are
-          SupplementaryGroups = lib.optional (cfg.tls.mode != "off") cfg.tls.group;
+          # to read the certificate of the role where it is
+          SupplementaryGroups = lib.optional (cfg.tls.mode != "off") (tlsGroupOf role);
           LoadCredential = lib.mapAttrsToList (id: path: "${id}:${path}") (
             lib.optionalAttrs (cfg.adminTokenFile != null) { admin-token = cfg.adminTokenFile; }
             // etcdCredentials

@@ -329,19 +329,35 @@ import ./refused.nix { inherit self lib pkgs; }
       serviceOf = name: trusting.systemd.services.${name}.serviceConfig;
       files = map (name: (serviceOf name).ExecStart) units;
       text = check "certificates" trusting "microservice-app-apigateway.service" {
-        theRolesMayReadThem = lib.all (
-          name: lib.elem "microservice-app-tls" (serviceOf name).SupplementaryGroups
-        ) units;
+        eachRoleMayReadItsOwn =
+          map (
+            name: lib.filter (lib.hasPrefix "microservice-app-tls") (serviceOf name).SupplementaryGroups
+          ) units == [
+            [ "microservice-app-tls-feed" ]
+            [ "microservice-app-tls-feed" ]
+            [ "microservice-app-tls-apigateway" ]
+          ];
         theGatewayMayReadTheOneForCallers =
           lib.elem "acme" (serviceOf "microservice-app-apigateway").SupplementaryGroups
           && !lib.elem "acme" (serviceOf "microservice-app-feed").SupplementaryGroups;
         everyRoleHasTheToken = lib.all (
           name: lib.elem "admin-token:/var/lib/secrets/admin-token" (serviceOf name).LoadCredential
         ) units;
-        theirDirectoryIsThere = lib.elem "d /var/lib/microservice-app-tls 0750 root microservice-app-tls -" trusting.systemd.tmpfiles.rules;
-        withoutThemNobodyIsInTheGroup =
+        theirDirectoriesAreThere =
+          lib.filter (lib.hasInfix "microservice-app-tls") trusting.systemd.tmpfiles.rules == [
+            "d /var/lib/microservice-app-tls 0755 root root -"
+            "d /var/lib/microservice-app-tls/feed 2750 root microservice-app-tls-feed -"
+            "d /var/lib/microservice-app-tls/apigateway 2750 root microservice-app-tls-apigateway -"
+          ];
+        nobodyElseIsInTheGroups =
+          lib.all (role: trusting.users.groups."microservice-app-tls-${role}".members == [ ])
+            [
+              "feed"
+              "apigateway"
+            ];
+        withoutThemThereIsNoGroup =
           gateway.systemd.services.microservice-app-apigateway.serviceConfig.SupplementaryGroups == [ ]
-          && !gateway.users.groups ? microservice-app-tls;
+          && !lib.any (lib.hasPrefix "microservice-app-tls") (lib.attrNames gateway.users.groups);
       };
     in
     pkgs.runCommand "certificates" { inherit files text; } ''
@@ -357,9 +373,9 @@ import ./refused.nix { inherit self lib pkgs; }
       grep -qxF 'cert_file = "/var/lib/acme/api.example.org/fullchain.pem"' "$3"
       for file in "$1" "$2"; do
         grep -qxF 'cert_file = "/run/certificates/feed.pem"' "$file"
-        grep -qxF 'key_file = "/var/lib/microservice-app-tls/feed.key"' "$file"
+        grep -qxF 'key_file = "/var/lib/microservice-app-tls/feed/feed.key"' "$file"
       done
-      grep -qxF 'key_file = "/var/lib/microservice-app-tls/apigateway.key"' "$3"
+      grep -qxF 'key_file = "/var/lib/microservice-app-tls/apigateway/apigateway.key"' "$3"
       cp $text $out
     '';
 

@@ -1,5 +1,6 @@
 # VM test of trust: certificates between gateway and services, which are replaced under load; callers without one or with
-# another's are refused; each role has a user of its own in etcd; the admin ports are shut.
+# another's are refused; a role cannot read the key of another one on its host; each role has a user of its own in etcd;
+# the admin ports are shut.
 {
   self,
   lib,
@@ -37,17 +38,16 @@ let
     cp ours.crt $out/ca.crt
   '';
 
-  # The files of a role; `rotate SET` replaces them as whatever issues certificates would, one after the other.
+  # The files of some roles; `rotate SET` replaces them as whatever issues certificates would, one after the other.
   holder =
     roles:
-    { config, ... }:
     let
-      inherit (config.services.microservice-app.tls) group;
+      # a new file gets the group of its directory
       install = set: ''
         for role in ${toString roles}; do
           for kind in crt key; do
-            install -m 0640 -g ${group} ${certificates}/${set}/$role.$kind ${directory}/.new
-            mv ${directory}/.new ${directory}/$role.$kind
+            install -m 0640 ${certificates}/${set}/$role.$kind ${directory}/$role/.new
+            mv ${directory}/$role/.new ${directory}/$role/$role.$kind
           done
         done
       '';
@@ -61,8 +61,7 @@ let
         wantedBy = [ "multi-user.target" ];
         before = map (role: "microservice-app-${role}.service") roles;
         serviceConfig.Type = "oneshot";
-        script =
-          "install -m 0640 -g ${group} ${certificates}/ca.crt ${directory}/ca.crt\n" + install "first";
+        script = "install -m 0644 ${certificates}/ca.crt ${directory}/ca.crt\n" + install "first";
       };
       environment.systemPackages = [ (pkgs.writeShellScriptBin "rotate" (install "$1")) ];
     };
@@ -139,11 +138,25 @@ ours.test {
     node-4 = {
       imports = [
         (role "node-4")
-        (holder [ "apigateway" ])
+        (holder [
+          "apigateway"
+          "topic"
+        ])
       ];
-      services.microservice-app.apigateway = {
-        enable = true;
-        openFirewall = true;
+      systemd.tmpfiles.rules = [
+        "f+ /var/lib/secrets/etcd-password-of-topic 0400 root root - secret-of-topic"
+      ];
+      services.microservice-app = {
+        apigateway = {
+          enable = true;
+          openFirewall = true;
+        };
+        # two roles on one host
+        topic = {
+          enable = true;
+          settings.registry.user = "topic";
+          credentials.etcd-password = "/var/lib/secrets/etcd-password-of-topic";
+        };
       };
     };
     client = {
@@ -151,5 +164,9 @@ ours.test {
       environment.systemPackages = [ pkgs.openssl ];
     };
   };
-  script = "CERTIFICATES = \"${certificates}\"\n" + builtins.readFile ./trust.py;
+  script = ''
+    CERTIFICATES = "${certificates}"
+    TLS = "${directory}"
+  ''
+  + builtins.readFile ./trust.py;
 }

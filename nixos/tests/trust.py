@@ -4,6 +4,8 @@ FEEDS = "/api/feed/get_feeds?user_id=123&size=2"
 PROFILE = "/api/profile/get_profile?user_id=123"
 FEED = f"{ADDRESSES['node-1']}:8082"
 HOLDERS = {"node-0": "profile", "node-1": "feed", "node-4": "apigateway"}
+# topic is on the host of the gateway
+ROLES = [*HOLDERS.values(), "topic"]
 ROOT = "--user=root:secret-of-root"
 
 
@@ -42,7 +44,7 @@ boot(["node-0"])
 node_0.wait_for_unit("etcd.service", timeout=BOOT)
 
 with subtest("etcd has a user for each role, with the least rights"):
-    for role in HOLDERS.values():
+    for role in ROLES:
         node_0.succeed(
             f"etcdctl role add {role}",
             f"etcdctl role grant-permission {role} readwrite --prefix=true /services/{role}/",
@@ -69,14 +71,28 @@ with subtest("with certificates, the calls of the original's README work"):
     assert profile["feeds"] == json.loads(TWO_FEEDS)["feeds"], profile
 
 with subtest("a user of etcd can write its own role's keys, and read no more than it needs"):
-    for role in HOLDERS.values():
+    for role in ROLES:
+        other = "feed" if role == "topic" else "topic"
         user = f"--user={role}:secret-of-{role}"
         node_0.succeed(f"etcdctl {user} put /services/{role}/10.0.0.1:1 x", f"etcdctl {user} del /services/{role}/10.0.0.1:1")
-        node_0.fail(f"etcdctl {user} put /services/topic/10.0.0.1:1 x", f"etcdctl {user} put /elsewhere x")
+        node_0.fail(f"etcdctl {user} put /services/{other}/10.0.0.1:1 x", f"etcdctl {user} put /elsewhere x")
         node_0.fail(f"etcdctl {user} user list")
         reads = f"etcdctl {user} get --prefix /services/"
-        node_0.fail(reads) if role == "feed" else node_0.succeed(reads)
+        node_0.fail(reads) if role in ("feed", "topic") else node_0.succeed(reads)
     node_0.fail("etcdctl get --prefix /services/")
+
+with subtest("a role can read its own key, and not that of another role of its host"):
+    for role, other in [("topic", "apigateway"), ("apigateway", "topic")]:
+        node_4.wait_for_unit(f"microservice-app-{role}.service", timeout=BOOT)
+        pid = node_4.succeed(f"systemctl show --property=MainPID --value microservice-app-{role}.service").strip()
+        # the ids of the process, without its sandbox: the files themselves say who may read them
+        ids = dict(line.split(":", 1) for line in node_4.succeed(f"cat /proc/{pid}/status").splitlines())
+        uid, gid = ids["Uid"].split()[0], ids["Gid"].split()[0]
+        groups = ",".join(ids["Groups"].split())
+        read = f"setpriv --reuid={uid} --regid={gid} --groups={groups} cat {TLS}/%s > /dev/null"
+        node_4.succeed(read % f"{role}/{role}.key", read % "ca.crt")
+        node_4.fail(read % f"{other}/{other}.key")
+        node_4.fail(read % f"{other}/{other}.crt")
 
 with subtest("feed answers whom it knows, and nobody else"):
     for allowed in ["apigateway", "profile"]:

@@ -89,6 +89,7 @@ pub const BLOCKS: &[(&str, &str, Use)] = &[
     ("docs/nix.md", "inputs.disko", Text),
     ("docs/nix.md", "services.microservice-app", Text),
     ("docs/nix.md", "# the same on each", Text),
+    ("docs/nix.md", "cd /var/lib/microservice-app-tls", Not(NIX)),
     ("docs/nix.md", "nix build .#options", Not(NIX)),
     ("docs/nix.md", "nixos-rebuild build-image", Not(NIX)),
     ("docs/nix.md", "nixos-generate-config", Not(NIX)),
