@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::time::Duration;
@@ -13,6 +14,7 @@ use crate::api::walkthrough;
 use crate::kit::authority::{Authority, replace};
 use crate::kit::http::{get, request, send};
 use crate::kit::load::Load;
+use crate::kit::mesh::{HOUR, ROLES, uri};
 use crate::kit::podman::{command, image, off, podman, try_podman};
 use crate::kit::{free_addr, wait_long_for};
 
@@ -267,28 +269,28 @@ async fn compose_shares_a_database() {
     walkthrough::read(compose.gateway);
 }
 
+/// Lets the user of the containers read the files of a directory.
+fn give_to_the_container(dir: &Path) {
+    for file in std::fs::read_dir(dir).unwrap().map(|file| file.unwrap().path()).chain([dir.to_owned()]) {
+        std::os::unix::fs::chown(file, Some(65532), Some(65532)).unwrap();
+    }
+}
+
 /// The calls between the roles are encrypted, and feed refuses whoever has no certificate.
 #[tokio::test]
 #[ignore = "wants Podman: make test-containers"]
 async fn compose_encrypts_the_calls() {
     let certificates = tempfile::tempdir().unwrap();
-    let path = certificates.path();
     let authority = Authority::new("test");
-    for role in ["apigateway", "feed", "profile", "topic"] {
-        authority.issue_identity(
-            path,
-            role,
-            &format!("spiffe://test.example/{role}"),
-            Duration::from_hours(1),
-            |_| {},
-        );
-    }
-    replace(&path.join("ca.pem"), &authority.pem());
-    for file in std::fs::read_dir(path).unwrap().map(|file| file.unwrap().path()).chain([path.to_owned()]) {
-        std::os::unix::fs::chown(file, Some(65532), Some(65532)).unwrap();
+    for role in ROLES {
+        let dir = certificates.path().join(role);
+        std::fs::create_dir(&dir).unwrap();
+        authority.issue_identity(&dir, role, &uri(role), HOUR, |_| {});
+        replace(&dir.join("ca.pem"), &authority.pem());
+        give_to_the_container(&dir);
     }
     let mut compose = Compose::of(&["compose.yml", "compose.tls.yml"]);
-    compose.env.insert("CERTIFICATES", path.display().to_string());
+    compose.env.insert("CERTIFICATES", certificates.path().display().to_string());
     compose.run(&["up", "--detach"]);
     compose.wait_for_feeds(1).await;
     walkthrough::walk(compose.gateway);

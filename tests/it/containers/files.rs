@@ -7,7 +7,7 @@ use std::process::Command;
 
 use microservice_app::config::settings::{self, Settings};
 use microservice_app::config::{self, Role, Source};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use super::manifests::find;
 use super::shipped;
@@ -33,18 +33,29 @@ fn defaults_of(text: &str) -> String {
 }
 
 fn compose() -> Value {
-    documents(&defaults_of(&text("deploy/compose.yml"))).remove(0)
+    compose_file("compose.yml")
+}
+
+fn compose_file(name: &str) -> Value {
+    documents(&defaults_of(&text(&format!("deploy/{name}")))).remove(0)
 }
 
 /// Returns the arguments and the environment of a role in compose.
 fn of_compose(compose: &Value, role: Role) -> (Vec<String>, Env) {
     let service = &compose["services"][role.name()];
-    let text = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
-    let env = service["environment"].as_object().unwrap();
-    (
-        service["command"].as_array().unwrap().iter().map(text).collect(),
-        env.iter().map(|(name, value)| (name.clone(), text(value))).collect(),
-    )
+    let args = service["command"].as_array().unwrap().iter();
+    (args.map(plain).collect(), env_of(&service["environment"]))
+}
+
+/// Returns the environment of a service of compose.
+fn env_of(environment: &Value) -> Env {
+    let set = environment.as_object().unwrap().iter();
+    set.map(|(name, value)| (name.clone(), plain(value))).collect()
+}
+
+/// Returns a value as the text that the program gets.
+fn plain(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
 /// Returns every object of the base of the Kubernetes manifests.
@@ -243,6 +254,33 @@ fn compose_bounds_and_hides_every_part() {
         }
     }
     assert_eq!(profiles, ["monitoring", "tracing"].map(str::to_owned).into());
+}
+
+/// Who takes over a container gets the key of its role and no other.
+#[test]
+fn each_role_is_given_its_own_key() {
+    if !shipped() {
+        return;
+    }
+    let compose = compose_file("compose.tls.yml");
+    for role in ROLES {
+        let name = role.name();
+        let service = &compose["services"][name];
+        assert_eq!(service["volumes"], json!([format!("./certificates/{name}:/certificates:ro")]));
+        let env = env_of(&service["environment"]);
+        let wanted = BTreeMap::from([
+            ("grpc.tls", "strict".to_owned()),
+            ("tls.ca_file", "/certificates/ca.pem".to_owned()),
+            ("tls.cert_file", format!("/certificates/{name}.pem")),
+            ("tls.key_file", format!("/certificates/{name}.key")),
+        ]);
+        assert_eq!(changed(role, &env), wanted, "compose: {name}");
+
+        let patch = file(&format!("deploy/kubernetes/components/certificates/{name}.yaml"));
+        let volumes = &patch["spec"]["template"]["spec"]["volumes"];
+        let secret = json!({ "secretName": format!("{name}-certificate"), "defaultMode": 0o440 });
+        assert_eq!(*volumes, json!([{ "name": "certificates", "secret": secret }]), "Kubernetes: {name}");
+    }
 }
 
 /// The rules, the dashboards and the configuration of Prometheus are those of deploy/monitoring.
