@@ -94,10 +94,13 @@ impl Compose {
     /// Returns what the gateway says of itself on its admin port.
     fn status(&self) -> Option<Value> {
         let ip = Self::address(&self.containers("apigateway").pop()?)?;
-        let url = format!("http://{ip}:6060/status");
-        let output =
-            std::process::Command::new("curl").args(["-sS", "--max-time", "2", &url]).output().ok()?;
-        serde_json::from_slice(&output.stdout).ok()
+        let mut curl = std::process::Command::new("curl");
+        curl.args(["-sS", "--max-time", "2"]).arg(format!("http://{ip}:6060/status"));
+        if let Some(dir) = self.env.get("ADMIN_TOKEN") {
+            let token = std::fs::read_to_string(Path::new(dir).join("token")).ok()?;
+            curl.arg("--header").arg(format!("authorization: Bearer {}", token.trim()));
+        }
+        serde_json::from_slice(&curl.output().ok()?.stdout).ok()
     }
 
     /// Returns the address of a container.
@@ -301,6 +304,32 @@ async fn compose_encrypts_the_calls() {
         curl.args(["-sS", "--max-time", "5", "-o", "/dev/null", "-w", "%{http_code}"]).args(flags);
         let output = curl.arg(format!("{scheme}://{ip}:8082/grpc.health.v1.Health/Check")).output().unwrap();
         assert!(!output.status.success() && output.stdout == b"000", "{scheme}: {output:?}");
+    }
+}
+
+/// With a token, operators show it; health checks and monitoring go on without.
+#[tokio::test]
+#[ignore = "wants Podman: make test-containers"]
+async fn compose_asks_operators_for_a_token() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("token"), "a-token-for-operators\n").unwrap();
+    give_to_the_container(dir.path());
+    let mut compose = Compose::of(&["compose.yml", "compose.token.yml"]);
+    compose.env.insert("ADMIN_TOKEN", dir.path().display().to_string());
+    compose.run(&["up", "--detach"]);
+    // it asks for /status, with the token
+    compose.wait_for_feeds(1).await;
+    for role in ROLES {
+        let container = compose.containers(role).pop().unwrap();
+        let ip = Compose::address(&container).unwrap();
+        for (path, wanted) in [("status", "401"), ("metrics", "200"), ("livez", "200"), ("readyz", "200")] {
+            let mut curl = std::process::Command::new("curl");
+            curl.args(["-sS", "--max-time", "5", "-o", "/dev/null", "-w", "%{http_code}"]);
+            let output = curl.arg(format!("http://{ip}:6060/{path}")).output().unwrap();
+            assert_eq!(String::from_utf8_lossy(&output.stdout), wanted, "{role}: {path}: {output:?}");
+        }
+        let ready = try_podman(&["exec", &container, "/usr/local/bin/microservice-app", "check-health"]);
+        assert!(ready.status.success(), "{role}: {}", String::from_utf8_lossy(&ready.stderr));
     }
 }
 

@@ -283,6 +283,33 @@ fn each_role_is_given_its_own_key() {
     }
 }
 
+/// The admin ports listen beyond loopback in containers. A token can be added, and nothing else is changed then.
+#[test]
+fn a_token_can_be_added_to_the_admin_ports() {
+    if !shipped() {
+        return;
+    }
+    let compose = compose_file("compose.token.yml");
+    let component = file("deploy/kubernetes/components/token/kustomization.yaml");
+    let patch = |index: usize| documents(component["patches"][index]["patch"].as_str().unwrap()).remove(0);
+    let (settings, pods) = (patch(0), patch(1));
+    let wanted = BTreeMap::from([("admin.token_file", "/admin-token/token".to_owned())]);
+    for role in ROLES {
+        let name = role.name();
+        let service = &compose["services"][name];
+        assert_eq!(service["volumes"], json!(["./admin-token:/admin-token:ro"]), "{name}");
+        assert_eq!(changed(role, &env_of(&service["environment"])), wanted, "compose: {name}");
+        assert_eq!(changed(role, &env_of(&settings["data"])), wanted, "Kubernetes: {name}");
+    }
+    assert_eq!(pods[0]["value"]["mountPath"], "/admin-token");
+    assert_eq!(pods[0]["value"]["name"], pods[1]["value"]["name"]);
+    assert_eq!(pods[1]["value"]["secret"], json!({ "secretName": "admin-token", "defaultMode": 0o440 }));
+    let target = component["patches"][1]["target"]["name"].as_str().unwrap();
+    assert_eq!(target.split('|').collect::<Vec<_>>(), ROLES.map(Role::name));
+    let trust = file("deploy/kubernetes/overlays/trust/kustomization.yaml");
+    assert!(trust["components"].as_array().unwrap().contains(&"../../components/token".into()));
+}
+
 /// The rules, the dashboards and the configuration of Prometheus are those of deploy/monitoring.
 #[test]
 fn monitoring_is_the_same_everywhere() {
