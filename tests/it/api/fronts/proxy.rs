@@ -69,7 +69,11 @@ impl Kind {
                 command.arg("-p").arg(dir.path()).arg("-c").arg(&file).args(["-e", "stderr"])
             }
             Self::Haproxy | Self::HaproxyLenient => command.arg("-db").arg("-f").arg(&file),
-            Self::Envoy => command.arg("-c").arg(&file).args(["--concurrency", "1", "-l", "error"]),
+            Self::Envoy => {
+                command.arg("-c").arg(&file).args(["--concurrency", "1", "-l", "error"]);
+                // for a restart it takes a name that all Envoys of a machine share
+                command.arg("--disable-hot-restart")
+            }
         };
         let log = std::fs::File::create(dir.path().join("log")).unwrap();
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
