@@ -25,7 +25,8 @@ build: ## build the program: target/release/microservice-app
 test: deps ## every check and test; stops at the first step that fails
 	cargo fmt --check
 	$(if $(wildcard tests/check-nix),tests/check-nix)
-	cargo deny --locked check -D unmatched-skip -D unnecessary-skip bans licenses sources
+	cargo deny --locked check -D unmatched-skip -D unnecessary-skip -A license-exception-not-encountered bans licenses sources
+	cargo deny --locked --config deny.toml --manifest-path fuzz/Cargo.toml check -A unmatched-skip bans licenses sources
 	cargo clippy --locked --all-targets -- -D warnings
 	cargo clippy --locked --no-default-features --lib --bins --examples -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --lib --examples
