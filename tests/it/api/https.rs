@@ -208,7 +208,20 @@ async fn a_browser_loads_the_page_over_https() {
     assert_eq!(browser.script(protocol).await, "h2");
 }
 
-/// testssl.sh tries what is known; a private authority and one name fewer than it likes are all that it may find.
+/// What testssl.sh may find, with its severity: this machine and the authority of the test are the reason, not the gateway.
+const OF_THE_TEST: [(&str, &str); 5] = [
+    // the OpenSSL of this machine lacks GOST
+    ("engine_problem", "WARN"),
+    // it hangs up before a ticket of TLS 1.3 has come, and then has none to try
+    ("sessionresumption_ticket", "WARN"),
+    // certificates live for an hour; of one that has expired it says CRITICAL
+    ("cert_expirationStatus", "HIGH"),
+    ("cert_notAfter", "HIGH"),
+    // the authority publishes no revocations
+    ("cert_revocation", "HIGH"),
+];
+
+/// testssl.sh tries what is known, and looks at the certificate and at what the gateway offers.
 #[tokio::test]
 async fn a_scanner_finds_nothing_weak() {
     const CHECK: &str = "a scanner finds nothing weak in the gateway's TLS";
@@ -232,8 +245,12 @@ async fn a_scanner_finds_nothing_weak() {
         "-U",
         "-P",
         "-h",
+        "-S",
     ]);
-    command.args(["--jsonfile"]).arg(&report).arg(format!("localhost:{}", secure.addr().port()));
+    command
+        .args(["--add-ca", &secure.ca(), "--jsonfile"])
+        .arg(&report)
+        .arg(format!("localhost:{}", secure.addr().port()));
     command.current_dir(secure.dir.path()).stdin(std::process::Stdio::null());
     let said = tokio::time::timeout(Duration::from_mins(5), output(command)).await.expect("it ends");
     let report = std::fs::read_to_string(&report).unwrap_or_else(|error| panic!("{error}: {}", text(&said)));
@@ -244,9 +261,12 @@ async fn a_scanner_finds_nothing_weak() {
         |id: &str| findings.iter().find(|finding| finding["id"] == id).unwrap_or_else(|| panic!("no {id}"));
     assert!(found("TLS1_3")["finding"].as_str().unwrap().starts_with("offered"));
     assert!(found("TLS1_1")["finding"].as_str().unwrap().starts_with("not offered"));
+    assert_eq!(found("cert_chain_of_trust")["severity"], "OK");
     let bad = |severity: &str| ["LOW", "MEDIUM", "HIGH", "CRITICAL", "WARN"].contains(&severity);
-    // it tells that the OpenSSL of this machine lacks GOST
-    let judged = findings.iter().filter(|finding| finding["id"] != "engine_problem");
-    let bad: Vec<_> = judged.filter(|finding| bad(finding["severity"].as_str().unwrap())).collect();
+    let judged = findings.iter().filter(|finding| {
+        let (id, severity) = (finding["id"].as_str().unwrap(), finding["severity"].as_str().unwrap());
+        bad(severity) && !OF_THE_TEST.contains(&(id, severity))
+    });
+    let bad: Vec<_> = judged.collect();
     assert!(bad.is_empty(), "{bad:#?}");
 }
