@@ -8,7 +8,7 @@ use std::process::Command;
 use microservice_app::cli;
 use microservice_app::config::settings::{self, SECTIONS, Setting};
 use microservice_app::config::{
-    self, AccessRule, Caller, Collector, HostPort, Kind, Link, ListenAddr, Network, Role, Settings,
+    self, AccessRule, Caller, Collector, HostName, HostPort, Kind, Link, ListenAddr, Network, Role, Settings,
 };
 use microservice_app::config::{NamedRole, Source, StoreUrl, Unit};
 use microservice_app::gateway::openapi;
@@ -66,6 +66,7 @@ fn sample(setting: &Setting) -> String {
         Kind::List { form: AccessRule::FORM } => "put_topic=public",
         Kind::List { form: Caller::FORM } => "topic",
         Kind::List { form: NamedRole::FORM } => "feed=dns:feed.example",
+        Kind::List { form: HostName::FORM } => "api.example",
         Kind::List { .. } => "https://other.example:2379",
         Kind::Text { form } => match form {
             ListenAddr::FORM => "127.0.0.1:1234",
