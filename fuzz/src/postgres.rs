@@ -9,7 +9,9 @@ use tokio_postgres::{Config, NoTls, Row};
 use super::app::block_on;
 
 /// The types of the columns, by the first byte: those of every statement that the stores read.
-const SHAPES: [&[u32]; 5] = [&[INT8, TEXT], &[TEXT, TEXT, TEXT], &[TEXT, TEXT], &[INT8, INT8], &[TEXT]];
+const SHAPES: [&[u32]; 6] =
+    [&[INT8, TEXT], &[TEXT, TEXT, TEXT], &[TEXT, TEXT], &[INT8, INT8], &[TEXT], &[INT8, TEXT, BOOL]];
+const BOOL: u32 = 16;
 const INT8: u32 = 20;
 const TEXT: u32 = 25;
 

@@ -22,6 +22,9 @@ pub enum StoreError {
     /// An operation failed.
     #[error("store: {0}")]
     Failed(String),
+    /// A record that was read holds what this program cannot read. Others can be read.
+    #[error("store: a record cannot be read: {0}")]
+    Unreadable(String),
     /// The disk is full.
     #[error("store: disk full")]
     Full,
@@ -56,6 +59,7 @@ impl From<StoreError> for Error {
             StoreError::Unknown(_) => Self::unavailable("it is not known whether the write was made"),
             StoreError::Open { .. }
             | StoreError::Failed(_)
+            | StoreError::Unreadable(_)
             | StoreError::Lost(_)
             | StoreError::Away(_)
             | StoreError::Closed => Self::unavailable("the store cannot answer"),

@@ -18,8 +18,16 @@ pub enum Failure {
     Row(String),
     /// The server's disk is full. Nothing was changed.
     Full,
+    /// A record that was read holds what this program cannot read, such as no value. The connection is as good as before.
+    Unreadable(String),
     /// Anything else that the server said. Nothing was changed.
     Refused(String),
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        Self::of(&error)
+    }
 }
 
 impl Failure {
@@ -61,6 +69,11 @@ impl Failure {
         }
     }
 
+    /// Returns the failure of a read whose answer has come, and does not hold what it should.
+    pub fn unreadable(error: &Error) -> Self {
+        Self::Unreadable(crate::api::error::chain(error))
+    }
+
     /// Returns true if the connection should be given up.
     pub const fn ends_connection(&self) -> bool {
         matches!(self, Self::Unknown(_) | Self::Elsewhere(_))
@@ -73,6 +86,7 @@ impl From<Failure> for StoreError {
             Failure::Unknown(why) => Self::Unknown(why),
             Failure::Elsewhere(why) => Self::Away(why),
             Failure::Full => Self::Full,
+            Failure::Unreadable(why) => Self::Unreadable(why),
             Failure::Conflict(why) | Failure::Row(why) | Failure::Refused(why) => Self::Failed(why),
         }
     }

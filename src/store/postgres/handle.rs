@@ -121,7 +121,7 @@ impl Postgres {
     where
         T: Send + 'static,
         F: Fn(Arc<Ready>) -> R,
-        R: Future<Output = Result<T, tokio_postgres::Error>> + Send + 'static,
+        R: Future<Output = Result<T, Failure>> + Send + 'static,
     {
         let admitted = self.admitted.try_acquire();
         let _admitted = admitted.map_err(|_| StoreError::Busy("reads"))?;
@@ -136,7 +136,7 @@ impl Postgres {
                 let _permit = permit;
                 let failure = match ready.link.answered(limit, read).await {
                     Ok(Ok(answer)) => return Ok(answer),
-                    Ok(Err(error)) => Failure::of(&error),
+                    Ok(Err(failure)) => failure,
                     Err(silent) => Failure::Unknown(silent),
                 };
                 if failure.ends_connection() {

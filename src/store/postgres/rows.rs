@@ -9,16 +9,16 @@ use super::batch::Key;
 use crate::api::proto::feed::FeedRecord;
 use crate::api::proto::topic::TopicSummary;
 
-/// Returns a page of a user's feeds from rows `id, content`, newest first. A row without content says that the rest is left
-/// out.
+/// Returns a page of a user's feeds from rows `id, content, is_rest`, newest first. A row that is the rest says that it and
+/// what follows are left out.
 pub fn feeds(user_id: i64, rows: &[Row]) -> Result<FeedPage, Error> {
     let mut page = FeedPage::default();
     for row in rows {
-        let Some(content) = row.try_get(1)? else {
+        if row.try_get(2)? {
             page.shortened = true;
             break;
-        };
-        page.feeds.push(FeedRecord { id: row.try_get(0)?, user_id, content });
+        }
+        page.feeds.push(FeedRecord { id: row.try_get(0)?, user_id, content: row.try_get(1)? });
     }
     page.feeds.reverse();
     Ok(page)

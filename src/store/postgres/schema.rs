@@ -223,6 +223,7 @@ impl Schema {
 fn is_read_as(name: &str, found: &Type) -> bool {
     match name {
         "user_id" | "id" | "topic_id" | "int8" | "count" => *found == Type::INT8,
+        "is_rest" => *found == Type::BOOL,
         // SELECT 1
         "?column?" => *found == Type::INT4,
         _ => String::accepts(found),

@@ -50,13 +50,15 @@ pub static FEED: Service = Service {
     },
     table: bulk::Service::Feed.table(),
     others: &[
-        // the content of the first record over the limit is not read: that it is there says enough
-        "SELECT id, CASE WHEN bytes <= $4 THEN content END
+        // the content of the first record over the limit is not read: that it is there says enough. One without a content is
+        // read like any other, so that it is an error
+        "SELECT id, CASE WHEN bytes <= $4 THEN content ELSE '' END, bytes > $4 AS is_rest
          FROM (
-             SELECT id, content, sum(octet_length(content)) OVER (ORDER BY id DESC ROWS UNBOUNDED PRECEDING) AS bytes
+             SELECT id, content, sum(coalesce(octet_length(content), 0))
+                 OVER (ORDER BY id DESC ROWS UNBOUNDED PRECEDING) AS bytes
              FROM feed.feeds WHERE user_id = $1 AND id <= $2 ORDER BY id DESC LIMIT $3
          ) AS newest
-         WHERE bytes - octet_length(content) <= $4 ORDER BY id DESC",
+         WHERE bytes - coalesce(octet_length(content), 0) <= $4 ORDER BY id DESC",
         "SELECT 1 FROM feed.feeds WHERE user_id = $1 LIMIT 1",
         // the time is looked at apart: a cluster refuses to ask for it where rows are deleted
         "WITH w AS MATERIALIZED (

@@ -1,6 +1,7 @@
 //! The store in PostgreSQL, against a real server.
 
 mod access;
+mod bad_records;
 mod order;
 mod outages;
 mod plans;
