@@ -85,7 +85,7 @@ async fn answered<T, E: Into<Unusable>>(
     let ended = tokio::time::timeout(limit, work).await;
     match ended.map_err(|_| format!("no answer within {limit:?}"))?.map_err(Into::into) {
         Ok(done) => Ok(done),
-        Err(Unusable::Foreign(why) | Unusable::Failed(why)) => Err(why),
+        Err(unusable) => Err(unusable.reason().to_owned()),
     }
 }
 
@@ -145,17 +145,15 @@ impl Target {
         service: records::Service,
     ) -> Result<Self, String> {
         let mut link = connect(url, settings).await?;
-        service_of(service).schema.ensure(link.client_mut(), settings.timeout).await.map_err(why)?;
+        service_of(service)
+            .schema
+            .ensure(link.client_mut(), settings.timeout)
+            .await
+            .map_err(|unusable| unusable.reason().to_owned())?;
         // migrations change the limits of their session
         drop(link);
         let link = connect(url, settings).await?;
         answered(settings, Session::new(link, service)).await.map(Self)
-    }
-}
-
-fn why(unusable: Unusable) -> String {
-    match unusable {
-        Unusable::Foreign(why) | Unusable::Failed(why) => why,
     }
 }
 

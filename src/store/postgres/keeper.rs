@@ -5,6 +5,7 @@
 //! once, and a connection that is lost is a reason to check the other. Reads go to the host of the writes: a primary
 //! whose place another one has taken may still answer, with what is out of date, and only its commits hang.
 
+use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -25,6 +26,11 @@ use crate::telemetry::log::LogThrottle;
 /// Waits between two rounds over all hosts. A round takes [`super::dial::CONNECT`] if a host is silent or a standby.
 const FIRST_WAIT: Duration = Duration::from_millis(50);
 const LONGEST_WAIT: Duration = Duration::from_millis(250);
+/// Range of the wait after migrations that wanted a table that others use, ms. Each try holds up whoever comes after it for
+/// [`super::schema::TABLE_WAIT`] at most, so that it is a small part of the time.
+const TABLE_IN_USE: RangeInclusive<u64> = 10_000..=20_000;
+/// How long reads wait for the connection for writes, which migrates, before they connect anew.
+const MIGRATED: Duration = Duration::from_secs(5);
 /// Time between two checks that the server can still be written to: one that was demoted keeps its connections.
 const CHECK: Duration = Duration::from_secs(1);
 /// At each so many checks it is looked whether another host has taken the place of this one: a primary that was cut off
@@ -176,6 +182,7 @@ impl Keeper {
         let (schema, connection) = (self.service.schema.name, self.purpose.name());
         let (mut lost, mut left, mut other) = (None, None, self.other.clone());
         loop {
+            let mut in_use = false;
             match self.open(lost, left.as_ref(), &mut other).await {
                 Ok(ready) => {
                     lost = Some(ready.host);
@@ -207,16 +214,22 @@ impl Keeper {
                     }
                 }
                 Err(unusable) => {
-                    let (Unusable::Foreign(reason) | Unusable::Failed(reason)) = &unusable;
-                    self.database.connect_failed(self.purpose, reason);
+                    let reason = unusable.reason();
+                    self.database.connect_failed(self.purpose, &reason);
                     if let Some(count) = failures.note() {
                         tracing::warn!(schema, connection, reason, count, "cannot use PostgreSQL, trying on");
                     }
+                    in_use = matches!(unusable, Unusable::InUse(_));
                     self.fail(unusable);
                 }
             }
+            let wait = if in_use {
+                Duration::from_millis(crate::random::range(TABLE_IN_USE))
+            } else {
+                backoff.next_wait()
+            };
             tokio::select! {
-                () = tokio::time::sleep(backoff.next_wait()) => {}
+                () = tokio::time::sleep(wait) => {}
                 _ = found(&mut other) => {}
             }
         }
@@ -228,7 +241,7 @@ impl Keeper {
             let since = if let State::Away(since, _) = state { *since } else { Instant::now() };
             *state = match unusable {
                 Unusable::Foreign(why) => State::Unusable(why),
-                Unusable::Failed(why) => State::Away(since, why),
+                Unusable::InUse(why) | Unusable::Failed(why) => State::Away(since, why),
             };
         });
     }
@@ -258,11 +271,27 @@ impl Keeper {
                 Some(Session::begin(&link, left, self.target.timeout).await.map_err(Unusable::Failed)?)
             }
         };
-        let version = self.service.schema.ensure(link.client_mut(), self.target.timeout).await?;
+        let version = self.schema(&mut link, other).await?;
         let prepared = tokio::time::timeout(self.target.timeout, self.prepare(&link)).await;
         let late = |_| Unusable::Failed(format!("no answer within {:?}", self.target.timeout));
         let statements = prepared.map_err(late)??;
         Ok(Ready { link, statements, version, session, host, opened: Instant::now() })
+    }
+
+    /// Returns the version of the schema once it is up to date. The connection for writes migrates, and that for reads waits for
+    /// it; unless that one is open, and so does not migrate: somebody has dropped the tables meanwhile.
+    async fn schema(&self, link: &mut Link, other: &mut watch::Receiver<State>) -> Result<i32, Unusable> {
+        let (schema, limit) = (&self.service.schema, self.target.timeout);
+        if self.purpose == Purpose::Reads && ready(&other.borrow_and_update()).is_none() {
+            if let Some(version) = schema.current(link.client(), limit).await? {
+                return Ok(version);
+            }
+            if tokio::time::timeout(MIGRATED, found(other)).await.is_err() {
+                let why = "the connection for writes has not migrated the schema yet";
+                return Err(Unusable::Failed(why.to_owned()));
+            }
+        }
+        schema.ensure(link.client_mut(), limit).await
     }
 
     async fn prepare(&self, link: &Link) -> Result<Vec<Statement>, Unusable> {

@@ -18,7 +18,7 @@ const LOCK: i32 = 0x006d_7361;
 const LOCK_WAIT: Duration = Duration::from_secs(10);
 /// Longest wait of one statement of the migrations for a table that others use. Whoever comes later waits behind it, so
 /// it is short, and the migrations are tried again.
-const TABLE_WAIT: Duration = Duration::from_millis(500);
+pub const TABLE_WAIT: Duration = Duration::from_millis(500);
 /// Longest time of one statement of the migrations, on the server.
 const STATEMENT: Duration = Duration::from_mins(1);
 /// Longest time for all of them.
@@ -49,8 +49,20 @@ pub enum Found {
 pub enum Unusable {
     /// It is not this service's, or needs a newer program. Waiting does not help.
     Foreign(String),
+    /// The migrations want a table that others use. Whoever comes after them waits behind them, so they are not tried again at
+    /// once.
+    InUse(String),
     /// The server failed.
     Failed(String),
+}
+
+impl Unusable {
+    /// Returns why.
+    pub fn reason(&self) -> &str {
+        match self {
+            Self::Foreign(why) | Self::InUse(why) | Self::Failed(why) => why,
+        }
+    }
 }
 
 impl From<Error> for Unusable {
@@ -87,13 +99,23 @@ impl Schema {
     /// # Errors
     /// [`Unusable`].
     pub async fn ensure(&self, client: &mut Client, limit: Duration) -> Result<i32, Unusable> {
-        let found = tokio::time::timeout(limit, self.find(client)).await;
-        match found.map_err(|_| Unusable::Failed(format!("no answer within {limit:?}")))?? {
-            Found::Version(version) if version >= self.version() => return Ok(version),
-            Found::Version(_) | Found::Nothing => {}
+        if let Some(version) = self.current(client, limit).await? {
+            return Ok(version);
         }
         let migrated = tokio::time::timeout(LIMIT, self.migrate_locked(client)).await;
         migrated.map_err(|_| Unusable::Failed(format!("the migrations took longer than {LIMIT:?}")))?
+    }
+
+    /// Returns the version that is there, if it has no need of a migration. Asks for it within `limit`.
+    ///
+    /// # Errors
+    /// [`Unusable`].
+    pub async fn current(&self, client: &Client, limit: Duration) -> Result<Option<i32>, Unusable> {
+        let found = tokio::time::timeout(limit, self.find(client)).await;
+        match found.map_err(|_| Unusable::Failed(format!("no answer within {limit:?}")))?? {
+            Found::Version(version) if version >= self.version() => Ok(Some(version)),
+            Found::Version(_) | Found::Nothing => Ok(None),
+        }
     }
 
     /// Looks what is in the database, and whether this program can work with it.
@@ -207,7 +229,7 @@ impl Schema {
         runner.set_migration_table_name(format!("{name}.migrations"));
         let report = runner.run_async(client).await.map_err(|error| match error.kind() {
             refinery::error::Kind::Connection(_, cause) if is_lock_timeout(cause.as_ref()) => {
-                Unusable::Failed(format!("others use a table: {}", crate::api::error::chain(&error)))
+                Unusable::InUse(format!("others use a table: {}", crate::api::error::chain(&error)))
             }
             refinery::error::Kind::Connection(..) => Unusable::Failed(crate::api::error::chain(&error)),
             _ => Unusable::Foreign(crate::api::error::chain(&error)),

@@ -1,11 +1,16 @@
 //! Migrations, and databases that are not ours.
 
-use microservice_app::store;
+use microservice_app::store::{self, FeedStore};
 
 use super::super::contract::{at, metrics, record, soon};
 use super::{MS, feed, found, open, wait_until_well};
 use crate::kit::postgres::{Postgres, connect};
-use crate::kit::wait_for;
+use crate::kit::{wait_for, wait_long_for};
+
+/// Waits for the next try of migrations that have met a table in use, which comes after 10 to 20 s.
+pub async fn wait_until_migrated(store: &dyn FeedStore) {
+    wait_long_for("the store is well", || async { store.warnings().is_empty().then_some(()) }).await;
+}
 
 /// Writes a version into the history, as a newer program would.
 const NEWER: &str = "INSERT INTO feed.migrations VALUES (9, 'later', '2030-01-01T00:00:00Z', '1')";
@@ -180,7 +185,7 @@ async fn migrations_do_not_wait_long_for_a_table_that_others_use() {
         tokio::time::sleep(100 * MS).await;
     }
     admin.batch_execute("COMMIT").await.unwrap();
-    wait_until_well(store.as_ref()).await;
+    wait_until_migrated(store.as_ref()).await;
     store.create(record(7, 1, "x"), soon()).await.unwrap();
 }
 
