@@ -87,6 +87,22 @@ async fn sqlite(path: PathBuf, schema: &'static sqlite::Schema) -> Result<sqlite
     opened.await.map_err(|_| StoreError::Closed)?.map_err(refuse)
 }
 
+/// As [`feed`], in PostgreSQL and with these migrations, for tests of what a newer version may do.
+///
+/// # Errors
+/// [`StoreError::Open`].
+#[doc(hidden)]
+pub async fn feed_migrated_by(
+    url: &PostgresUrl,
+    settings: &Store,
+    migrations: &'static [(&'static str, &'static str)],
+    metrics: &Metrics,
+) -> Result<Arc<dyn FeedStore>, StoreError> {
+    // as long-lived as those of this program
+    let service = Box::leak(Box::new(postgres::FEED.migrated_by(migrations)));
+    Ok(Arc::new(measured::Feeds::new(Arc::new(postgres(url, settings, service, metrics).await?), metrics)))
+}
+
 async fn postgres(
     url: &PostgresUrl,
     settings: &Store,

@@ -33,6 +33,12 @@ pub const DELETE: usize = 4;
 pub const PROBE: usize = 5;
 
 impl Service {
+    /// Returns the same service with other migrations.
+    pub const fn migrated_by(&self, migrations: &'static [(&'static str, &'static str)]) -> Self {
+        let Schema { name, lock, .. } = self.schema;
+        Self { schema: Schema { name, lock, migrations }, table: self.table, others: self.others }
+    }
+
     /// Returns the statements, by their numbers.
     pub fn statements(&self) -> Vec<String> {
         let (schema, table) = (self.schema.name, self.table);
@@ -100,3 +106,24 @@ pub static TOPIC: Service = Service {
         "SELECT topic_id, subject FROM topic.topics WHERE topic_id > $1 ORDER BY topic_id LIMIT $2",
     ],
 };
+
+#[cfg(test)]
+mod tests {
+    use refinery::Migration;
+
+    use super::*;
+
+    /// A database that has made a migration refuses a program in which it reads otherwise. So a script never changes once it is
+    /// released; a change is a new one.
+    #[test]
+    fn released_migrations_stay_as_they_are() {
+        let first = [&FEED, &PROFILE, &TOPIC].map(|service| {
+            let (name, script) = service.schema.migrations[0];
+            Migration::unapplied(name, script).unwrap().checksum()
+        });
+        assert_eq!(
+            first,
+            [10_044_695_733_268_214_501, 11_380_347_702_782_601_748, 13_604_415_171_858_285_561]
+        );
+    }
+}

@@ -209,3 +209,11 @@ fn a_migration_that_is_killed_halfway_leaves_the_old_version() {
     drop(open(&path, &NEW).unwrap());
     assert_eq!((version(&path), one::<u32>(&path, "SELECT count(*) FROM runs")), (3, 1));
 }
+
+/// A file that has run a script never runs it again: a script never changes once it is released; a change is a new one.
+#[test]
+fn released_migrations_stay_as_they_are() {
+    let first = [&FEED, &PROFILE, &TOPIC]
+        .map(|schema| refinery::Migration::unapplied("V1__first", schema.migrations[0]).unwrap().checksum());
+    assert_eq!(first, [7_913_460_226_557_024_482, 10_203_122_614_378_477_753, 17_026_322_049_889_079_191]);
+}

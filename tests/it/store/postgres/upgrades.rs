@@ -1,0 +1,141 @@
+//! A newer version that migrates the schema, beside a store of this one that goes on. The newer version is one of these tests.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use microservice_app::config::StoreUrl;
+use microservice_app::store::{self, FeedStore};
+use tokio_util::sync::CancellationToken;
+
+use super::super::contract::{at, metrics, record, soon};
+use super::schema::wait_until_migrated;
+use super::{MS, feed, found, wait_until_well};
+use crate::kit::postgres::Postgres;
+use crate::kit::wait_for;
+
+const FIRST: (&str, &str) =
+    ("V1__feeds", include_str!("../../../../src/store/postgres/migrations/feed/V1__feeds.sql"));
+/// Programs of version 1 can work with it.
+const COMPATIBLE: &[(&str, &str)] = &[FIRST, ("V2__notes", include_str!("migrations/V2__notes.sql"))];
+/// They cannot.
+const INCOMPATIBLE: &[(&str, &str)] = &[FIRST, ("V2__stars", include_str!("migrations/V2__stars.sql"))];
+
+/// How long locks are looked at, and the largest share of that time in which calls may have to wait for the migrations: one
+/// try takes 0.5 s, and the next one follows after 10 s.
+const WATCHED: Duration = Duration::from_secs(5);
+const HELD_UP: f64 = 0.2;
+
+/// Opens the store of a newer version.
+async fn newer(server: &Postgres, migrations: &'static [(&str, &str)]) -> Arc<dyn FeedStore> {
+    let settings = at(&server.url());
+    let StoreUrl::Postgres(url) = &settings.url else { panic!("{:?}", settings.url) };
+    store::feed_migrated_by(url, &settings, migrations, &metrics()).await.unwrap()
+}
+
+/// Writes and reads until it is told to stop; returns how often. No call may fail.
+async fn use_on(store: Arc<dyn FeedStore>, user: i64, stop: CancellationToken) -> i64 {
+    let mut made = 0;
+    while !stop.is_cancelled() {
+        store.create(record(user, made + 1, "x"), soon()).await.unwrap();
+        made += 1;
+        let page = store.newest(user, 1, 0).await.unwrap().unwrap();
+        assert_eq!(page.feeds, [record(user, made, "x")]);
+    }
+    made
+}
+
+async fn versions(admin: &tokio_postgres::Client) -> Vec<i32> {
+    let rows = admin.query("SELECT version FROM feed.migrations ORDER BY version", &[]).await.unwrap();
+    rows.iter().map(|row| row.get(0)).collect()
+}
+
+/// Ends the sessions of all stores, so that they look at the schema again.
+async fn end_sessions(admin: &tokio_postgres::Client) {
+    let end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'app'";
+    admin.execute(end, &[]).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_store_goes_on_while_a_newer_version_migrates_and_afterwards() {
+    let server = Postgres::start().await;
+    let (old, admin, stop) = (feed(&server.url()).await, server.admin().await, CancellationToken::new());
+    let users = [1, 2, 3, 4];
+    let used = users.map(|user| tokio::spawn(use_on(old.clone(), user, stop.clone())));
+    wait_for("they are at work", || async { (found(old.as_ref(), 4).await.len() > 10).then_some(()) }).await;
+
+    let new = newer(&server, COMPATIBLE).await;
+    wait_until_migrated(new.as_ref()).await;
+    assert_eq!(versions(&admin).await, [1, 2]);
+    new.create(record(7, 1, "new"), soon()).await.unwrap();
+    old.create(record(7, 2, "old"), soon()).await.unwrap();
+    let before = found(new.as_ref(), 4).await.len();
+    wait_for("they go on", || async { (found(new.as_ref(), 4).await.len() > before).then_some(()) }).await;
+    stop.cancel();
+    for (user, used) in users.into_iter().zip(used) {
+        let made = used.await.unwrap();
+        let want: Vec<_> = ((made - 999).max(1)..=made).collect();
+        assert_eq!(found(new.as_ref(), user).await, want, "nothing is lost");
+    }
+    for store in [&old, &new] {
+        assert_eq!(store.warnings(), [""; 0]);
+        assert_eq!(found(store.as_ref(), 7).await, [1, 2]);
+    }
+    let notes = admin.query("SELECT DISTINCT note FROM feed.feeds", &[]).await.unwrap();
+    assert_eq!(notes.iter().map(|row| row.get(0)).collect::<Vec<String>>(), [""]);
+
+    // at its next connection the old one meets the newer schema
+    end_sessions(&admin).await;
+    let told = "store postgres: schema feed is of version 2, newer than this program's 1";
+    wait_for("it says so", || async { (old.warnings() == [told]).then_some(()) }).await;
+    old.usable().await.unwrap();
+    old.create(record(7, 3, "old"), soon()).await.unwrap();
+    assert_eq!(found(old.as_ref(), 7).await, [1, 2, 3]);
+}
+
+#[tokio::test]
+async fn a_version_that_older_programs_cannot_work_with_fails_their_health() {
+    let server = Postgres::start().await;
+    let (old, admin) = (feed(&server.url()).await, server.admin().await);
+    old.create(record(7, 1, "x"), soon()).await.unwrap();
+    let new = newer(&server, INCOMPATIBLE).await;
+    wait_until_well(new.as_ref()).await;
+    end_sessions(&admin).await;
+    let why = wait_for("its health fails", || async { old.usable().await.err() }).await.to_string();
+    assert!(why.contains("schema feed is of version 2, this program knows versions up to 1"), "{why}");
+    wait_until_well(new.as_ref()).await;
+    new.usable().await.unwrap();
+    assert_eq!(found(new.as_ref(), 7).await, [1]);
+}
+
+#[tokio::test]
+async fn a_migration_that_waits_for_a_table_holds_up_hardly_anybody() {
+    let server = Postgres::start().await;
+    let (old, admin) = (feed(&server.url()).await, server.admin().await);
+    old.create(record(7, 1, "x"), soon()).await.unwrap();
+    let reader = server.admin().await;
+    reader.batch_execute("BEGIN; SELECT * FROM feed.feeds").await.unwrap();
+    // looks whether the migrations want the table; who reads or writes then waits behind them
+    let watch = async {
+        let waits = "SELECT 1 FROM pg_locks WHERE NOT granted AND mode = 'AccessExclusiveLock'
+                     AND relation = 'feed.feeds'::regclass";
+        let (begun, mut looks, mut held_up) = (Instant::now(), 0, 0);
+        while begun.elapsed() < WATCHED {
+            looks += 1;
+            held_up += usize::from(!admin.query(waits, &[]).await.unwrap().is_empty());
+            tokio::time::sleep(10 * MS).await;
+        }
+        (looks, held_up)
+    };
+    let (new, (looks, held_up)) = futures_util::join!(newer(&server, COMPATIBLE), watch);
+    assert!(held_up > 0, "nobody wanted the table in {looks} looks");
+    let share = f64::from(u32::try_from(held_up).unwrap()) / f64::from(looks);
+    assert!(share < HELD_UP, "calls are held up in {share} of the time");
+    let told = new.warnings();
+    assert!(told.iter().any(|line| line.contains("others use a table")), "{told:?}");
+    assert_eq!(versions(&admin).await, [1]);
+
+    reader.batch_execute("COMMIT").await.unwrap();
+    wait_until_migrated(new.as_ref()).await;
+    assert_eq!(versions(&admin).await, [1, 2]);
+    assert_eq!(found(new.as_ref(), 7).await, [1]);
+}
