@@ -192,3 +192,17 @@ fn a_foreign_file_is_refused_as_it_is() {
     std::fs::write(&path, "no database at all").unwrap();
     assert!(Sqlite::open(&path, &FEED).unwrap_err().contains("not a database"));
 }
+
+#[tokio::test]
+async fn a_commit_waits_for_the_disk() {
+    let Fixture { store, path: _, _dir } = fixture();
+    let settings = |db: &Connection| {
+        let synchronous: u32 = db.pragma_query_value(None, "synchronous", |row| row.get(0))?;
+        let journal: String = db.pragma_query_value(None, "journal_mode", |row| row.get(0))?;
+        Ok((synchronous, journal))
+    };
+    // 2 is FULL: with NORMAL the last commits are lost when the power fails
+    let want = (2, "wal".to_owned());
+    assert_eq!(store.write(soon(), settings).await.unwrap(), want);
+    assert_eq!(store.read(settings).await.unwrap(), want);
+}
