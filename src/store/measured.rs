@@ -1,5 +1,5 @@
 //! A store whose operations are measured: how long each takes, and whether it fails. A failure of the
-//! store is also logged, here and nowhere else. An operation whose future is dropped is not counted.
+//! store is also logged, here and nowhere else, at most once in 10 s. An operation whose future is dropped is not counted.
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -12,9 +12,11 @@ use super::metrics::{Metrics, StoreOperation};
 use super::records::{FeedPage, Profile, Topic, TopicPage};
 use super::traits::{FeedStore, Health, ProfileStore, TopicStore};
 use crate::api::proto::feed::FeedRecord;
+use crate::telemetry::log::LogThrottle;
 
 /// Measures an operation, and logs its failure.
 async fn measure<T>(
+    failures: &LogThrottle,
     operation: &StoreOperation,
     work: impl Future<Output = Result<T, StoreError>>,
 ) -> Result<T, StoreError> {
@@ -24,8 +26,9 @@ async fn measure<T>(
         if !matches!(
             error,
             StoreError::Late | StoreError::Busy(_) | StoreError::Away(_) | StoreError::Unknown(_)
-        ) {
-            tracing::error!(%error, "store failed");
+        ) && let Some(count) = failures.note()
+        {
+            tracing::error!(%error, count, "store failed");
         }
     })
 }
@@ -33,6 +36,7 @@ async fn measure<T>(
 /// A measured [`FeedStore`].
 pub struct Feeds {
     store: Arc<dyn FeedStore>,
+    failures: LogThrottle,
     create: StoreOperation,
     newest: StoreOperation,
     delete: StoreOperation,
@@ -42,28 +46,35 @@ impl Feeds {
     /// Measures a store.
     pub fn new(store: Arc<dyn FeedStore>, metrics: &Metrics) -> Self {
         let operation = |name| metrics.operation("feed", name);
-        Self { store, create: operation("create"), newest: operation("newest"), delete: operation("delete") }
+        Self {
+            store,
+            failures: LogThrottle::default(),
+            create: operation("create"),
+            newest: operation("newest"),
+            delete: operation("delete"),
+        }
     }
 }
 
 #[async_trait]
 impl FeedStore for Feeds {
     async fn create(&self, feed: FeedRecord, deadline: Instant) -> Result<(), StoreError> {
-        measure(&self.create, self.store.create(feed, deadline)).await
+        measure(&self.failures, &self.create, self.store.create(feed, deadline)).await
     }
 
     async fn newest(&self, user_id: i64, size: u32, before: i64) -> Result<Option<FeedPage>, StoreError> {
-        measure(&self.newest, self.store.newest(user_id, size, before)).await
+        measure(&self.failures, &self.newest, self.store.newest(user_id, size, before)).await
     }
 
     async fn delete(&self, user_id: i64, id: i64, deadline: Instant) -> Result<bool, StoreError> {
-        measure(&self.delete, self.store.delete(user_id, id, deadline)).await
+        measure(&self.failures, &self.delete, self.store.delete(user_id, id, deadline)).await
     }
 }
 
 /// A measured [`ProfileStore`].
 pub struct Profiles {
     store: Arc<dyn ProfileStore>,
+    failures: LogThrottle,
     put: StoreOperation,
     get: StoreOperation,
 }
@@ -71,24 +82,30 @@ pub struct Profiles {
 impl Profiles {
     /// Measures a store.
     pub fn new(store: Arc<dyn ProfileStore>, metrics: &Metrics) -> Self {
-        Self { store, put: metrics.operation("profile", "put"), get: metrics.operation("profile", "get") }
+        Self {
+            store,
+            failures: LogThrottle::default(),
+            put: metrics.operation("profile", "put"),
+            get: metrics.operation("profile", "get"),
+        }
     }
 }
 
 #[async_trait]
 impl ProfileStore for Profiles {
     async fn put(&self, profile: Profile, deadline: Instant) -> Result<(), StoreError> {
-        measure(&self.put, self.store.put(profile, deadline)).await
+        measure(&self.failures, &self.put, self.store.put(profile, deadline)).await
     }
 
     async fn get(&self, user_id: i64) -> Result<Option<Profile>, StoreError> {
-        measure(&self.get, self.store.get(user_id)).await
+        measure(&self.failures, &self.get, self.store.get(user_id)).await
     }
 }
 
 /// A measured [`TopicStore`].
 pub struct Topics {
     store: Arc<dyn TopicStore>,
+    failures: LogThrottle,
     put: StoreOperation,
     get: StoreOperation,
     list: StoreOperation,
@@ -98,22 +115,28 @@ impl Topics {
     /// Measures a store.
     pub fn new(store: Arc<dyn TopicStore>, metrics: &Metrics) -> Self {
         let operation = |name| metrics.operation("topic", name);
-        Self { store, put: operation("put"), get: operation("get"), list: operation("list") }
+        Self {
+            store,
+            failures: LogThrottle::default(),
+            put: operation("put"),
+            get: operation("get"),
+            list: operation("list"),
+        }
     }
 }
 
 #[async_trait]
 impl TopicStore for Topics {
     async fn put(&self, topic: Topic, deadline: Instant) -> Result<(), StoreError> {
-        measure(&self.put, self.store.put(topic, deadline)).await
+        measure(&self.failures, &self.put, self.store.put(topic, deadline)).await
     }
 
     async fn get(&self, topic_id: i64) -> Result<Option<Topic>, StoreError> {
-        measure(&self.get, self.store.get(topic_id)).await
+        measure(&self.failures, &self.get, self.store.get(topic_id)).await
     }
 
     async fn list(&self, after: i64, size: u32) -> Result<TopicPage, StoreError> {
-        measure(&self.list, self.store.list(after, size)).await
+        measure(&self.failures, &self.list, self.store.list(after, size)).await
     }
 }
 
