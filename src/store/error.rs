@@ -8,6 +8,9 @@ use tonic::metadata::MetadataMap;
 use crate::api::error::{Code, Error};
 use crate::api::headers::{PUSHBACK, PUSHBACK_RANGE};
 
+/// [`PUSHBACK`] of an answer that would be the same again.
+const NEVER: HeaderValue = HeaderValue::from_static("-1");
+
 /// A store could not be opened or used. The text says which and why; it is for the log.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum StoreError {
@@ -22,6 +25,9 @@ pub enum StoreError {
     /// An operation failed.
     #[error("store: {0}")]
     Failed(String),
+    /// The database does not accept a record: a rule of its table forbids it. A repetition fails too. Nothing was changed.
+    #[error("store: a record is not accepted: {0}")]
+    Unacceptable(String),
     /// A record that was read holds what this program cannot read. Others can be read.
     #[error("store: a record cannot be read: {0}")]
     Unreadable(String),
@@ -54,12 +60,15 @@ impl From<StoreError> for Error {
     fn from(error: StoreError) -> Self {
         match error {
             StoreError::Late => Self::new(Code::Timeout, "the deadline has passed"),
+            StoreError::Unacceptable(_) => {
+                Self::new(Code::BadRequest, "the store does not accept this record")
+            }
+            StoreError::Unreadable(_) => Self::unavailable("a record cannot be read"),
             StoreError::Full => Self::unavailable("the store's disk is full"),
             StoreError::Busy(_) => Self::unavailable("the store has too much to do"),
             StoreError::Unknown(_) => Self::unavailable("it is not known whether the write was made"),
             StoreError::Open { .. }
             | StoreError::Failed(_)
-            | StoreError::Unreadable(_)
             | StoreError::Lost(_)
             | StoreError::Away(_)
             | StoreError::Closed => Self::unavailable("the store cannot answer"),
@@ -69,12 +78,15 @@ impl From<StoreError> for Error {
 
 impl From<StoreError> for Status {
     /// Returns the answer of a service. An overload tells the caller when to repeat the call, and that the instance has not
-    /// failed.
+    /// failed; a record that cannot be read says the same of the instance, and forbids a repetition.
     fn from(error: StoreError) -> Self {
-        let is_overload = matches!(error, StoreError::Busy(_));
+        let pushback = match error {
+            StoreError::Busy(_) => Some(HeaderValue::from(crate::random::range(PUSHBACK_RANGE))),
+            StoreError::Unreadable(_) => Some(NEVER),
+            _ => None,
+        };
         let mut status = Self::from(Error::from(error));
-        if is_overload {
-            let pushback = HeaderValue::from(crate::random::range(PUSHBACK_RANGE));
+        if let Some(pushback) = pushback {
             *status.metadata_mut() = MetadataMap::from_headers(HeaderMap::from_iter([(PUSHBACK, pushback)]));
         }
         status
@@ -102,10 +114,11 @@ mod tests {
             status
                 .metadata()
                 .get(PUSHBACK.as_str())
-                .map(|value| value.to_str().unwrap().parse::<u16>().unwrap())
+                .map(|value| value.to_str().unwrap().parse::<i32>().unwrap())
         };
         let ms = pushback(StoreError::Busy("writes")).unwrap();
-        assert!(PUSHBACK_RANGE.contains(&ms), "{ms}");
+        assert!(PUSHBACK_RANGE.contains(&u16::try_from(ms).unwrap()), "{ms}");
         assert_eq!(pushback(StoreError::Away("there".to_owned())), None);
+        assert_eq!(pushback(StoreError::Unreadable("it".to_owned())), Some(-1));
     }
 }

@@ -87,7 +87,8 @@ impl From<Failure> for StoreError {
             Failure::Elsewhere(why) => Self::Away(why),
             Failure::Full => Self::Full,
             Failure::Unreadable(why) => Self::Unreadable(why),
-            Failure::Conflict(why) | Failure::Row(why) | Failure::Refused(why) => Self::Failed(why),
+            Failure::Row(why) => Self::Unacceptable(why),
+            Failure::Conflict(why) | Failure::Refused(why) => Self::Failed(why),
         }
     }
 }

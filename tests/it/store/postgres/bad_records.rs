@@ -1,11 +1,20 @@
-//! Records that cannot be read: each is the failure of the calls that ask for it, and of nothing else.
+//! Records that the database does not accept, or that cannot be read: each is the failure of the calls that are about it,
+//! and of nothing else.
+
+use std::time::Duration;
 
 use futures_util::future::join_all;
 use microservice_app::store::{self, Profile, StoreError, Topic};
 
 use super::super::contract::{at, ids, metrics, record, soon};
 use super::{feed, found, sessions};
+use crate::kit::etcd::Etcd;
+use crate::kit::http::{get, put};
 use crate::kit::postgres::Postgres;
+use crate::kit::system::Role;
+
+/// More failures than open a breaker in a row.
+const MANY: usize = 12;
 
 #[tokio::test]
 async fn a_record_that_cannot_be_read_fails_its_own_calls_alone() {
@@ -78,4 +87,47 @@ async fn the_same_holds_for_profiles_and_topics() {
         .unwrap();
     unreadable(profiles.get(8).await.unwrap_err());
     assert_eq!(sessions(&admin).await, before);
+}
+
+#[tokio::test]
+async fn neither_is_tried_again_nor_held_against_the_instance() {
+    let (etcd, server) = (Etcd::start().await, Postgres::start().await);
+    let env = [("MSA__STORE__URL", server.url())];
+    let env = env.each_ref().map(|(name, value)| (*name, value.as_str()));
+    let mut feed = Role::start(&etcd.addr.to_string(), "feed", "127.0.0.1:0", &env);
+    let gateway = Role::gateway(&etcd.addr.to_string());
+    gateway.wait_for_certain("feed", 1).await;
+    let write = async |user: i64, content: &str| {
+        let body = format!(r#"{{"id":1,"user_id":{user},"content":"{content}"}}"#);
+        put(gateway.addr, "/api/feed/create_feed", &body).await
+    };
+    assert_eq!(write(8, "good").await.status, 200);
+    let admin = server.admin().await;
+    admin
+        .batch_execute(
+            "ALTER TABLE feed.feeds ADD CONSTRAINT bad CHECK (content <> 'bad');
+             ALTER TABLE feed.feeds ALTER content DROP NOT NULL; INSERT INTO feed.feeds VALUES (9, 1, NULL)",
+        )
+        .await
+        .unwrap();
+    for _ in 0..MANY {
+        let refused = write(7, "bad").await;
+        assert_eq!(refused.status, 400, "{}", refused.body);
+        assert_eq!(refused.json()["detail"], "the store does not accept this record");
+        let unread = get(gateway.addr, "/api/feed/get_feeds?user_id=9").await;
+        assert_eq!(unread.status, 503, "{}", unread.body);
+    }
+    let tries = server.log().matches("violates check constraint").count();
+    assert_eq!(tries, MANY, "each is tried once");
+    assert_eq!(gateway.metric("client_retry_granted_total").await as i64, 0);
+    assert_eq!(gateway.metric("client_breaker_transitions_total").await as i64, 0);
+    // others go on
+    assert_eq!(write(8, "better").await.status, 200);
+    let read = get(gateway.addr, "/api/feed/get_feeds?user_id=8").await;
+    assert_eq!(read.json()["feeds"][0]["content"], "better");
+    // a caller cannot fill the log
+    feed.process.poll_logs();
+    let lines = feed.process.count_logs(|line| line["message"] == "store failed");
+    assert_eq!(lines, 1, "{:#?}", feed.process.seen);
+    feed.process.stop(Duration::from_secs(10));
 }
