@@ -76,8 +76,32 @@ struct Counters {
 #[derive(Debug, Default)]
 struct State {
     links: [LinkState; 2],
-    /// The host to which writes went last.
-    writes_to: Option<usize>,
+    /// Where writes went last.
+    writes_to: Option<Server>,
+    last: Option<Transaction>,
+}
+
+/// A server, as far as it can be told from another.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Server {
+    /// Index of its host.
+    host: usize,
+    /// What it says of itself, if it does: behind one name there may be another server than before.
+    identity: Option<String>,
+}
+
+impl Server {
+    fn differs(&self, other: &Self) -> bool {
+        let identities = self.identity.as_ref().zip(other.identity.as_ref());
+        self.host != other.host || identities.is_some_and(|(one, other)| one != other)
+    }
+}
+
+/// The last transaction.
+#[derive(Clone, Copy, Debug)]
+struct Transaction {
+    writes: usize,
+    took: Duration,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -125,13 +149,18 @@ impl Database {
         }))
     }
 
-    /// Notes that a connection is open, to the host with this index, and which version of the schema was found there.
-    pub fn connected(&self, purpose: Purpose, host: usize, schema: i32) {
+    /// Notes that a connection is open, to the host with this index, and which version of the schema was found there. `identity`
+    /// is what the server says of itself: a primary that takes the place of another one says something else.
+    pub fn connected(&self, purpose: Purpose, host: usize, identity: Option<String>, schema: i32) {
         self.0.schema.set(schema.into());
         self.0.links[purpose as usize].ok.inc();
         let mut state = self.state();
-        if purpose == Purpose::Writes && state.writes_to.replace(host).is_some_and(|before| before != host) {
-            self.0.failovers.inc();
+        if purpose == Purpose::Writes {
+            let server = Server { host, identity };
+            if state.writes_to.as_ref().is_some_and(|before| before.differs(&server)) {
+                self.0.failovers.inc();
+            }
+            state.writes_to = Some(server);
         }
         self.change(&mut state, purpose, Some(host));
         if std::mem::take(&mut state.links[purpose as usize].away) {
@@ -191,6 +220,7 @@ impl Database {
         if let Some((_, histogram)) = self.0.commits.iter().find(|(known, _)| *known == outcome) {
             histogram.observe(took.as_secs_f64());
         }
+        self.state().last = Some(Transaction { writes, took });
         if outcome == Commit::Unknown {
             self.0.unknown.inc_by(writes as u64);
         }
@@ -215,12 +245,31 @@ impl Database {
             "hosts": inner.hosts, "connections": connections.collect::<Vec<_>>(),
             "failovers": inner.failovers.get(), "writes_queued": inner.queued.get(),
             "unknown_outcomes": inner.unknown.get(), "schema_version": inner.schema.get(),
+            "transactions": self.transactions(state.last),
+        })
+    }
+
+    /// Returns what is told of transactions: how many there were, and the writes and the time of one, on average and the last.
+    fn transactions(&self, last: Option<Transaction>) -> Value {
+        let batches = &self.0.batches;
+        let seconds: f64 = self.0.commits.iter().map(|(_, commits)| commits.get_sample_sum()).sum();
+        let mean =
+            |sum: f64| rounded(sum / u32::try_from(batches.get_sample_count()).map_or(f64::NAN, f64::from));
+        json!({
+            "count": batches.get_sample_count(),
+            "mean": {"writes": mean(batches.get_sample_sum()), "seconds": mean(seconds)},
+            "last": last.map(|last| json!({"writes": last.writes, "seconds": rounded(last.took.as_secs_f64())})),
         })
     }
 
     fn state(&self) -> std::sync::MutexGuard<'_, State> {
         self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Returns a number with six digits behind the point; one that is no number is null in JSON.
+fn rounded(number: f64) -> f64 {
+    (number * 1e6).round() / 1e6
 }
 
 #[cfg(test)]
@@ -234,21 +283,31 @@ mod tests {
         let metrics = Metrics::register(&registry).unwrap();
         let hosts = ["a:1", "b:1"].map(str::to_owned).to_vec();
         let database = Database::new(&metrics, "feed", hosts);
-        database.connected(Purpose::Reads, 1, 3);
-        database.connected(Purpose::Writes, 0, 3);
+        assert_eq!(
+            database.status()["transactions"],
+            json!({"count": 0, "mean": {"writes": null, "seconds": null}, "last": null})
+        );
+        database.connected(Purpose::Reads, 1, None, 3);
+        database.connected(Purpose::Writes, 0, None, 3);
         database.lost(Purpose::Writes, &"gone");
         database.connect_failed(Purpose::Writes, &"refused");
         let away = &database.status()["connections"][1];
         assert_eq!((&away["host"], &away["last_error"]), (&Value::Null, &json!("refused")));
-        database.connected(Purpose::Writes, 0, 3);
+        database.connected(Purpose::Writes, 0, None, 3);
         assert_eq!(database.status()["failovers"], 0);
         database.lost(Purpose::Writes, &"gone");
-        database.connected(Purpose::Writes, 1, 4);
+        database.connected(Purpose::Writes, 1, None, 4);
         database.committed(Commit::Unknown, 3, Duration::from_millis(2));
-        database.committed(Commit::Ok, 1, Duration::from_millis(2));
+        database.committed(Commit::Ok, 1, Duration::from_millis(4));
 
         let status = database.status();
         assert_eq!((&status["failovers"], &status["unknown_outcomes"]), (&json!(1), &json!(3)));
+        assert_eq!(
+            status["transactions"],
+            json!({
+                "count": 2, "mean": {"writes": 2.0, "seconds": 0.003}, "last": {"writes": 1, "seconds": 0.004}
+            })
+        );
         let writes = &status["connections"][1];
         assert_eq!((&writes["name"], &writes["host"]), (&json!("writes"), &json!("b:1")));
         assert_eq!((&writes["connects"], &writes["failed_connects"]), (&json!(3), &json!(1)));
@@ -269,6 +328,18 @@ mod tests {
             "store_schema_version{store=\"feed\"} 4\n",
         ] {
             assert!(page.contains(line), "{line} is not in\n{page}");
+        }
+    }
+
+    #[test]
+    fn another_server_behind_the_same_name_is_a_failover() {
+        let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
+        let database = Database::new(&metrics, "feed", vec!["a:1".to_owned()]);
+        for (identity, failovers) in
+            [(None, 0), (Some("5/1"), 0), (Some("5/1"), 0), (Some("5/2"), 1), (None, 1), (Some("6/1"), 1)]
+        {
+            database.connected(Purpose::Writes, 0, identity.map(str::to_owned), 1);
+            assert_eq!(database.status()["failovers"], failovers, "{identity:?}");
         }
     }
 }

@@ -114,7 +114,7 @@ impl DatabaseFamilies {
             failovers: counters(
                 r,
                 "store_database_failovers_total",
-                "How often writes have gone to another host of the shared database than before.",
+                "How often writes have gone to another server of the shared database than before.",
                 &["store"],
             )?,
             queued: gauges(

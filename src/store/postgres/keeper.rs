@@ -196,7 +196,8 @@ impl Keeper {
                         version = ready.version,
                         "connected to PostgreSQL"
                     );
-                    self.database.connected(self.purpose, ready.host, ready.version);
+                    let identity = ready.link.timeline().map(|timeline| timeline.to_string());
+                    self.database.connected(self.purpose, ready.host, identity, ready.version);
                     self.state.send_replace(State::Ready(ready.clone()));
                     let why = self.watch(&ready).await;
                     self.database.lost(self.purpose, &why);

@@ -1,6 +1,7 @@
 //! Which of several servers that can be written to is the primary: a standby that is promoted begins a new timeline, and one
 //! whose place it has taken may not know of it. That one still answers reads, with what is out of date.
 
+use std::fmt;
 use std::sync::Arc;
 
 use tokio::sync::watch;
@@ -17,6 +18,12 @@ pub struct Timeline {
     /// The same for a primary and its standbys.
     system: String,
     number: u32,
+}
+
+impl fmt::Display for Timeline {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.system, self.number)
+    }
 }
 
 impl Timeline {

@@ -121,7 +121,14 @@ async fn a_database_that_is_away_is_a_warning_and_takes_no_instance_out_of_servi
     .await;
     let back = connection(&feed, "writes").await;
     assert_eq!((&back["host"], &back["connects"]), (&host, &json!(2)), "{back}");
-    assert_eq!(database(&feed).await["failovers"], 0, "the same host");
+    let told = database(&feed).await;
+    assert_eq!(told["failovers"], 0, "the same server");
+    let transactions = &told["transactions"];
+    assert!(transactions["count"].as_u64() >= Some(2), "{transactions}");
+    for of in ["mean", "last"] {
+        assert!(transactions[of]["writes"].as_f64() >= Some(1.0), "{transactions}");
+        assert!(transactions[of]["seconds"].as_f64() > Some(0.0), "{transactions}");
+    }
     let read = get(gateway.addr, "/api/feed/get_feeds?user_id=7").await.json();
     let ids: Vec<_> =
         read["feeds"].as_array().expect("feeds").iter().map(|feed| feed["id"].clone()).collect();
@@ -178,4 +185,22 @@ async fn a_failover_is_seen() {
     assert_eq!(feed.metric(&connected("writes", &second)).await as i64, 1);
     assert_eq!(feed.metric(&connected("writes", &first)).await as i64, 0);
     assert_eq!(connection(&feed, "writes").await["host"], second.addr.to_string());
+}
+
+/// As behind a name or an address that moves: the primary at one address is another than before.
+#[tokio::test]
+async fn a_failover_behind_one_address_is_seen() {
+    let (etcd, mut postgres) = (Etcd::start().await, Postgres::start().await);
+    let feed = start(&etcd, &postgres.url());
+    let gateway = Role::gateway(&etcd.addr.to_string());
+    gateway.wait_for_certain("feed", 1).await;
+    assert_eq!(write(&gateway, 1).await, 200);
+    // it starts as a standby of nobody, and is promoted
+    postgres.kill();
+    postgres.write("standby.signal", "");
+    postgres.launch();
+    postgres.admin().await.execute("SELECT pg_promote()", &[]).await.expect("it is promoted");
+    wait_for("writes are made", || async { (write(&gateway, 2).await == 200).then_some(()) }).await;
+    assert_eq!(database(&feed).await["failovers"], 1);
+    assert_eq!(feed.metric("store_database_failovers_total{store=\"feed\"}").await as i64, 1);
 }
