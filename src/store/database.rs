@@ -60,6 +60,7 @@ struct Inner {
     batches: Histogram,
     commits: [(Commit, Histogram); 3],
     unknown: IntCounter,
+    late: IntCounter,
     schema: IntGauge,
     state: Mutex<State>,
 }
@@ -144,6 +145,7 @@ impl Database {
                 (Commit::Unknown, commit("unknown")),
             ],
             unknown: families.unknown.with_label_values(&[store]),
+            late: families.late.with_label_values(&[store]),
             schema: families.schema.with_label_values(&[store]),
             state: Mutex::default(),
         }))
@@ -226,6 +228,11 @@ impl Database {
         }
     }
 
+    /// Notes that so many writes reached the server too late to be made.
+    pub fn late(&self, writes: usize) {
+        self.0.late.inc_by(writes as u64);
+    }
+
     /// Returns its member of `/status`.
     #[must_use]
     pub fn status(&self) -> Value {
@@ -244,7 +251,7 @@ impl Database {
         json!({
             "hosts": inner.hosts, "connections": connections.collect::<Vec<_>>(),
             "failovers": inner.failovers.get(), "writes_queued": inner.queued.get(),
-            "unknown_outcomes": inner.unknown.get(), "schema_version": inner.schema.get(),
+            "unknown_outcomes": inner.unknown.get(), "late_writes": inner.late.get(), "schema_version": inner.schema.get(),
             "transactions": self.transactions(state.last),
         })
     }

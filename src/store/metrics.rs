@@ -93,6 +93,8 @@ pub(super) struct DatabaseFamilies {
     /// By store.
     pub unknown: IntCounterVec,
     /// By store.
+    pub late: IntCounterVec,
+    /// By store.
     pub schema: IntGaugeVec,
 }
 
@@ -141,6 +143,12 @@ impl DatabaseFamilies {
                 r,
                 "store_unknown_outcomes_total",
                 "Writes of which it is not known whether the shared database has made them.",
+                &["store"],
+            )?,
+            late: counters(
+                r,
+                "store_late_writes_total",
+                "Writes that reached the shared database too late to be made, and were sent again or refused.",
                 &["store"],
             )?,
             schema: gauges(

@@ -22,7 +22,7 @@ use super::rows;
 use super::service::{DELETE, PROBE};
 
 /// Longest time from the sending of a write to its beginning.
-const BEGIN: Duration = Duration::from_millis(300);
+pub const BEGIN: Duration = Duration::from_millis(300);
 /// The smallest limit of a statement: a write whose deadline is nearer than twice this is not sent.
 pub const LEAST: Duration = Duration::from_millis(10);
 

@@ -20,6 +20,7 @@ use super::keeper::{EXECUTE, Keeper, Links, Ready, SLACK, State};
 use super::service::Service;
 use super::writer::{CONNECTION_WAIT, Job, Writer};
 use crate::config::{PostgresUrl, Store};
+use crate::telemetry::log::LogThrottle;
 
 /// Most writes that wait for their transaction.
 const QUEUE: usize = 1024;
@@ -73,6 +74,7 @@ impl Postgres {
             execute: EXECUTE.min(timeout),
             progress: progress.clone(),
             database: database.clone(),
+            late: LogThrottle::default(),
         };
         tokio::spawn(commits.run(jobs));
         let store = Self {

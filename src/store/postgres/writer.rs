@@ -12,10 +12,11 @@ use super::super::database::{Commit, Database};
 use super::super::error::StoreError;
 use super::super::progress::Progress;
 use super::batch::Write;
-use super::commit::{Fate, LEAST, Times, absent, commit};
+use super::commit::{BEGIN, Fate, LEAST, Times, absent, commit};
 use super::failure::Failure;
 use super::keeper::{Links, Ready, SLACK};
 use crate::server::input;
+use crate::telemetry::log::LogThrottle;
 
 /// Most writes in one transaction, so that the first of them does not wait long.
 const BATCH: usize = 256;
@@ -79,6 +80,7 @@ pub struct Writer {
     pub execute: Duration,
     pub progress: Arc<Progress>,
     pub database: Database,
+    pub late: LogThrottle,
 }
 
 impl Writer {
@@ -168,6 +170,7 @@ impl Writer {
                 Fate::Unfound => unfound.push(job),
             }
         }
+        self.note_late(again.len());
         if !again.is_empty()
             && let Ok(Err(why)) = tokio::time::timeout(SLACK, ready.link.check()).await
         {
@@ -178,6 +181,19 @@ impl Writer {
             self.answer_deletions(ready, unfound, work).await;
         }
         work.again(again);
+    }
+
+    /// Tells that writes came too late. One is what a pause of a machine costs; if they never end, each write takes several
+    /// tries, or fails.
+    fn note_late(&self, writes: usize) {
+        if writes == 0 {
+            return;
+        }
+        self.database.late(writes);
+        if let Some(count) = self.late.note() {
+            let limit_ms = BEGIN.as_millis();
+            tracing::warn!(writes, limit_ms, count, "writes reach PostgreSQL too late, and are sent again");
+        }
     }
 
     /// Answers deletions that found no record, unless one is about to appear.

@@ -8,7 +8,7 @@ use microservice_app::config::Store;
 use microservice_app::store::{FeedStore, StoreError};
 
 use super::super::contract::{at, record, soon};
-use super::{MS, feed, open, wait_for_session};
+use super::{MS, feed, found, open, wait_for_session};
 use crate::kit::postgres::{Postgres, connect};
 use crate::kit::relay::{Direction, Faults, Relay};
 use crate::kit::wait_for;
@@ -195,4 +195,24 @@ async fn nobody_is_told_of_an_unknown_outcome_while_the_write_can_begin() {
         assert!(other.delete(7, 2, soon()).await.unwrap());
         assert_eq!(content(other.as_ref()).await, "newer");
     }
+}
+
+#[tokio::test]
+async fn writes_that_come_too_late_again_and_again_are_counted() {
+    let server = Postgres::start().await;
+    let relay = Relay::start(server.addr, 7).await;
+    let store = feed(&Postgres::url_at(&[relay.addr])).await;
+    store.create(record(7, 1, "x"), soon()).await.unwrap();
+    let late = || store.database()["late_writes"].as_u64().unwrap();
+    assert_eq!(late(), 0);
+    // a write has to begin within 300 ms
+    let far = Direction { delay: 400 * MS, ..Direction::default() };
+    relay.set(Faults { up: far, ..Faults::default() });
+    let written = store.create(record(7, 2, "x"), soon()).await;
+    assert!(matches!(written, Err(StoreError::Late)), "{written:?}");
+    // the first try and five more
+    assert_eq!(late(), 6);
+    relay.heal();
+    wait_for("a write is made", || async { store.create(record(7, 2, "x"), soon()).await.ok() }).await;
+    assert_eq!(found(store.as_ref(), 7).await, [1, 2]);
 }
