@@ -7,6 +7,7 @@ pub mod outage;
 mod unreplicated;
 
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
@@ -38,7 +39,7 @@ const SERVER: Duration = Duration::from_secs(5);
 /// The whole system over one store: two feed instances in two processes.
 pub struct System {
     pub gateway: Role,
-    _feeds: [Role; 2],
+    pub feeds: [Role; 2],
     _others: [Role; 2],
     _etcd: Etcd,
 }
@@ -53,7 +54,7 @@ impl System {
         let (feeds, others) = ([start("feed"), start("feed")], [start("profile"), start("topic")]);
         let gateway = Role::start(&endpoint, "apigateway", "127.0.0.1:0", &env[..1]);
         gateway.wait_for_certain("feed", 2).await;
-        let system = Self { gateway, _feeds: feeds, _others: others, _etcd: etcd };
+        let system = Self { gateway, feeds, _others: others, _etcd: etcd };
         // both instances are called in turn
         for _ in 0..4 {
             system.wait_for_writes().await;
@@ -70,6 +71,19 @@ impl System {
         })
         .await;
     }
+
+    /// Tries to write one record; returns whether it was refused with 503.
+    pub async fn refuses_a_write(&self) -> bool {
+        let body = r#"{"id":1,"user_id":2,"content":"x"}"#;
+        let answer = send(self.gateway.addr, request("PUT", "/api/feed/create_feed", body)).await;
+        answer.is_ok_and(|answer| answer.status == 503)
+    }
+
+    /// Returns the sum of a metric over the feed instances.
+    pub async fn sum(&self, series: &str) -> f64 {
+        let [one, other] = &self.feeds;
+        one.metric(series).await + other.metric(series).await
+    }
 }
 
 /// A span of time in which something was broken.
@@ -81,6 +95,8 @@ struct Span {
     most: Duration,
     /// Share of the writes that have to be acknowledged.
     least: f64,
+    /// Largest share that may be: a fault that bites refuses some.
+    largest: f64,
 }
 
 /// Writes and reads that go on while something is broken.
@@ -93,6 +109,8 @@ pub struct Trial {
     told: Vec<(String, Duration)>,
     /// For how long reads lacked a write that was acknowledged.
     unaware: Vec<(String, Duration)>,
+    /// Counts of what shows that a fault has bitten: each must be at least 1.
+    bitten: Vec<(String, f64)>,
 }
 
 impl Trial {
@@ -111,7 +129,15 @@ impl Trial {
         wait_for("the feeds are read", || async { (get(addr, &path).await.status == 200).then_some(()) })
             .await;
         let reads = Load::of(addr, 30.0, move |_| request("GET", &path, "")).start();
-        Self { system, writers, reads, spans: Vec::new(), told: Vec::new(), unaware: Vec::new() }
+        Self {
+            system,
+            writers,
+            reads,
+            spans: Vec::new(),
+            told: Vec::new(),
+            unaware: Vec::new(),
+            bitten: Vec::new(),
+        }
     }
 
     /// Notes a fault that stops writes for at most `most`: it began at `from`, and by now is over as far as the
@@ -119,21 +145,32 @@ impl Trial {
     pub async fn resumed(&mut self, what: &str, from: Instant, most: Duration) {
         self.system.wait_for_writes().await;
         sleep(AFTER).await;
-        self.span(what, from, most, 0.0);
+        self.span(what, from, most, 0.0..=1.0);
     }
 
     /// Notes a fault that has lasted since `from` and may cost a few writes, or none.
     pub fn undisturbed(&mut self, what: &str, from: Instant, most: Duration, least: f64) {
-        self.span(what, from, most, least);
+        self.span(what, from, most, least..=1.0);
     }
 
-    fn span(&mut self, what: &str, from: Instant, most: Duration, least: f64) {
-        self.spans.push(Span { what: what.to_owned(), from, to: Instant::now(), most, least });
+    /// Notes a fault that has lasted since `from` and stops writes: at most this share is acknowledged.
+    pub fn stopped(&mut self, what: &str, from: Instant, largest: f64) {
+        self.span(what, from, Duration::MAX, 0.0..=largest);
+    }
+
+    fn span(&mut self, what: &str, from: Instant, most: Duration, share: RangeInclusive<f64>) {
+        let (what, to, (least, largest)) = (what.to_owned(), Instant::now(), share.into_inner());
+        self.spans.push(Span { what, from, to, most, least, largest });
     }
 
     /// Notes a time that has no bound.
     pub fn tell(&mut self, what: &str, time: Duration) {
         self.told.push((what.to_owned(), time));
+    }
+
+    /// Notes a count that shows that a fault has bitten. It must be at least 1.
+    pub fn bites(&mut self, what: &str, count: f64) {
+        self.bitten.push((what.to_owned(), count));
     }
 
     /// Writes a record, and reads it until no instance lacks it.
@@ -166,10 +203,15 @@ impl Trial {
     pub async fn finish(self, server: SocketAddr, findings: &mut Findings) {
         self.system.wait_for_writes().await;
         let (ledger, reads) = (self.writers.finish().await, self.reads.finish().await);
-        for Span { what, from, to, most, least } in &self.spans {
-            findings.time(&format!("{what}: no write for"), ledger.longest_silence(*from, *to), *most);
+        for Span { what, from, to, most, least, largest } in &self.spans {
+            let silence = ledger.longest_silence(*from, *to);
+            if *most < Duration::MAX {
+                findings.time(&format!("{what}: no write for"), silence, *most);
+            }
             let share = ledger.acknowledged_share(*from, *to);
-            if *least > 0.0 {
+            if *largest < 1.0 {
+                findings.share(&format!("{what}: share refused"), 1.0 - share, 1.0 - *largest);
+            } else if *least > 0.0 {
                 findings.timed_share(&format!("{what}: share acknowledged"), share, *least);
             } else {
                 findings.tell(&format!("{what}: share acknowledged"), share, "");
@@ -177,6 +219,9 @@ impl Trial {
         }
         for (what, time) in &self.told {
             findings.tell(what, time.as_secs_f64(), "s");
+        }
+        for (what, count) in &self.bitten {
+            findings.share(what, *count, 1.0);
         }
         for (what, time) in &self.unaware {
             findings.time(&format!("{what}: reads lacked a write for"), *time, UNAWARE);

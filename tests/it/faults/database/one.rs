@@ -12,6 +12,7 @@ use crate::kit::lane::Lane;
 use crate::kit::ledger::LIMIT;
 use crate::kit::postgres::{self, Postgres};
 use crate::kit::relay::{Direction, Faults, Relay};
+use crate::kit::system::Role;
 use crate::kit::wait_for;
 
 rows! { "store"
@@ -22,6 +23,34 @@ rows! { "store"
 const CONNECTIONS: usize = 20;
 /// Time after which it ends an idle session.
 const IDLE: Duration = Duration::from_millis(300);
+
+/// Answers that do not get through.
+const HELD: Direction = Direction {
+    delay: Duration::ZERO,
+    jitter: Duration::ZERO,
+    loss: 0.0,
+    bandwidth: 0,
+    cut: true,
+    reset: 0.0,
+};
+
+/// Metrics of an instance of feed: writes of unknown outcome, those that wait, and tries to connect that failed.
+const UNKNOWN: &str = "store_unknown_outcomes_total{store=\"feed\"}";
+const QUEUED: &str = "store_writes_queued{store=\"feed\"}";
+const FAILED: &str = "store_database_connects_total{connection=\"writes\",outcome=\"error\",store=\"feed\"}";
+/// Writes that wait only if both instances have a transaction under way that does not end.
+const WAITING: f64 = 8.0;
+
+/// Returns true if the database has refused an instance because of its limit of connections.
+async fn is_crowded_out(feed: &Role) -> bool {
+    let status = feed.status().await;
+    let connections = status["roles"][0]["database"]["connections"].as_array().cloned().unwrap_or_default();
+    // SQLSTATE 53300: too many connections
+    connections.iter().any(|connection| {
+        connection["host"].is_null()
+            && connection["last_error"].as_str().is_some_and(|why| why.contains("53300"))
+    })
+}
 
 /// One database, the relay before it, and the system at work.
 struct Bench {
@@ -71,30 +100,77 @@ impl Bench {
     /// Ends every connection again and again while batches are under way.
     async fn resets(&mut self) {
         let from = Instant::now();
+        let before = self.trial.system.sum(UNKNOWN).await;
         while from.elapsed() < self.step {
-            self.relay.reset();
-            sleep(Duration::from_millis(150)).await;
+            self.hold_answers().await;
+            self.reset_held().await;
+            // without a connection there is no transaction to meet
+            self.trial.system.wait_for_writes().await;
         }
         self.trial.resumed("connections reset", from, SERVER).await;
+        let unknown = self.trial.system.sum(UNKNOWN).await - before;
+        self.trial.bites("connections reset: writes of unknown outcome", unknown);
+    }
+
+    /// Holds the answers of the database back, and waits until an instance has a transaction under way: others wait behind
+    /// it, and none can end.
+    async fn hold_answers(&self) {
+        self.relay.set(Faults { down: HELD, ..Faults::default() });
+        let begun = Instant::now();
+        // an instance that has still no connection makes writes wait as well, but not for long
+        while self.trial.system.sum(QUEUED).await < WAITING && begun.elapsed() < SECOND {
+            sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// Resets every connection before an answer that is held gets through.
+    async fn reset_held(&self) {
+        self.relay.set(Faults { down: HELD, refuse: true, ..Faults::default() });
+        self.relay.reset();
+        wait_for("every connection is reset", || async { (self.relay.open() == 0).then_some(()) }).await;
+        self.relay.heal();
     }
 
     /// Somebody else takes every connection that the database has, then leaves.
     async fn limit_of_connections(&mut self) {
         let from = Instant::now();
-        let mut others = Vec::new();
+        // the system would take back what it has lost before somebody else gets it
+        self.relay.set(Faults { refuse: true, ..Faults::default() });
         self.relay.reset();
-        while others.len() < 2 * CONNECTIONS
-            && let Some(client) = self.other().await
-        {
-            others.push(client);
+        let others = self.take_every_connection().await;
+        self.relay.heal();
+        let before = self.trial.system.sum(FAILED).await;
+        for feed in &self.trial.system.feeds {
+            wait_for("no connection is free for it", || async { is_crowded_out(feed).await.then_some(()) })
+                .await;
         }
-        self.relay.reset();
+        let refused = f64::from(u8::from(self.trial.system.refuses_a_write().await));
         sleep(self.step).await;
+        let failed = self.trial.system.sum(FAILED).await - before;
+        self.trial.bites("no connection free: failed tries to connect", failed);
+        self.trial.bites("no connection free: 503", refused);
         drop(others);
         let back = Instant::now();
         wait_for("connections are free again", || self.other()).await;
         self.trial.resumed("no connection free, then free again", back, SERVER).await;
         self.trial.resumed("limit of connections reached", from, self.step + SERVER).await;
+    }
+
+    /// Connects until the database has refused it for a while: sessions that are lost end a little later.
+    async fn take_every_connection(&self) -> Vec<tokio_postgres::Client> {
+        let (mut others, mut refused) = (Vec::new(), 0);
+        while refused < 20 {
+            match self.other().await {
+                Some(client) => {
+                    others.push(client);
+                    refused = 0;
+                }
+                None => refused += 1,
+            }
+            assert!(others.len() <= CONNECTIONS, "the database accepts more than its limit");
+            sleep(Duration::from_millis(10)).await;
+        }
+        others
     }
 
     /// Somebody else who connects as the system does.
