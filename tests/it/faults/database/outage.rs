@@ -17,6 +17,9 @@ long_rows! { "store"
 
 /// How long etcd is away: longer than the leader's key lives without it.
 const AWAY: Duration = Duration::from_secs(TTL.as_secs() + 2 * LOOP_WAIT.as_secs() + 1);
+/// For how long writes are watched once the primary has stepped down, and the largest share of them that may be acknowledged.
+const DOWN: Duration = Duration::from_secs(1);
+const STILL: f64 = 0.0;
 /// Longest time from the return of etcd to the next acknowledged write.
 const BACK: Duration = Duration::from_secs(TTL.as_secs() + LOOP_WAIT.as_secs() + 5);
 
@@ -37,13 +40,13 @@ async fn registry_away(time: Duration) -> Findings {
         let [_, _, third] = patroni.roles().await;
         patroni.nodes[third].kill();
         patroni.stop_etcd(0..3);
-        sleep(AWAY).await;
+        steps_down(&mut trial, "etcd away and a replica dead").await;
         back(&mut patroni, &mut trial, "etcd away and a replica dead, and back").await;
 
         let [_, _, third] = patroni.roles().await;
         patroni.delay_answers(third, 3 * SECOND);
         patroni.stop_etcd(0..3);
-        sleep(AWAY).await;
+        steps_down(&mut trial, "etcd away and a replica slow").await;
         back(&mut patroni, &mut trial, "etcd away and a replica slow, and back").await;
         if begun.elapsed() >= time {
             break;
@@ -52,6 +55,17 @@ async fn registry_away(time: Duration) -> Findings {
     let server = patroni.direct()[patroni.primary().await];
     trial.finish(server, &mut findings).await;
     findings
+}
+
+/// Waits while etcd is away and the primary cannot ask every member: once the leader's key has run out it can only be read,
+/// so that a replica which was promoted meanwhile is the only one that is written to.
+async fn steps_down(trial: &mut Trial, what: &str) {
+    sleep(TTL + 2 * LOOP_WAIT).await;
+    let from = Instant::now();
+    let refused = f64::from(u8::from(trial.system.refuses_a_write().await));
+    trial.bites(&format!("{what}: 503"), refused);
+    sleep(DOWN).await;
+    trial.stopped(what, from, STILL);
 }
 
 /// Brings etcd back, then what else was broken.
