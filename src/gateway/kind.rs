@@ -32,7 +32,7 @@ macro_rules! kinds {
 
 kinds! {
     BAD_REQUEST = Code::BadRequest.http(), Code::BadRequest.name(),
-        "The input is wrong; `field` names it, unless it is a rule of the database that forbids the record";
+        "The input is wrong; `field` names it, unless it is a CHECK of the database that forbids the record";
     UNAUTHORIZED = StatusCode::UNAUTHORIZED, "unauthorized",
         "The bearer token is missing or not valid; `www-authenticate` says why";
     FORBIDDEN = StatusCode::FORBIDDEN, "forbidden",

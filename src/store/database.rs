@@ -158,9 +158,13 @@ impl Database {
         self.0.links[purpose as usize].ok.inc();
         let mut state = self.state();
         if purpose == Purpose::Writes {
-            let server = Server { host, identity };
-            if state.writes_to.as_ref().is_some_and(|before| before.differs(&server)) {
-                self.0.failovers.inc();
+            let mut server = Server { host, identity };
+            if let Some(before) = state.writes_to.take() {
+                if before.differs(&server) {
+                    self.0.failovers.inc();
+                } else if server.identity.is_none() {
+                    server.identity = before.identity;
+                }
             }
             state.writes_to = Some(server);
         }
@@ -260,8 +264,8 @@ impl Database {
     fn transactions(&self, last: Option<Transaction>) -> Value {
         let batches = &self.0.batches;
         let seconds: f64 = self.0.commits.iter().map(|(_, commits)| commits.get_sample_sum()).sum();
-        let mean =
-            |sum: f64| rounded(sum / u32::try_from(batches.get_sample_count()).map_or(f64::NAN, f64::from));
+        #[expect(clippy::cast_precision_loss, reason = "exact to 2^53")]
+        let mean = |sum: f64| rounded(sum / batches.get_sample_count() as f64);
         json!({
             "count": batches.get_sample_count(),
             "mean": {"writes": mean(batches.get_sample_sum()), "seconds": mean(seconds)},
@@ -343,7 +347,7 @@ mod tests {
         let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
         let database = Database::new(&metrics, "feed", vec!["a:1".to_owned()]);
         for (identity, failovers) in
-            [(None, 0), (Some("5/1"), 0), (Some("5/1"), 0), (Some("5/2"), 1), (None, 1), (Some("6/1"), 1)]
+            [(None, 0), (Some("5/1"), 0), (Some("5/1"), 0), (Some("5/2"), 1), (None, 1), (Some("6/1"), 2)]
         {
             database.connected(Purpose::Writes, 0, identity.map(str::to_owned), 1);
             assert_eq!(database.status()["failovers"], failovers, "{identity:?}");

@@ -16,27 +16,44 @@ use crate::telemetry::log::LogThrottle;
 
 /// Measures an operation, and logs its failure.
 async fn measure<T>(
-    failures: &LogThrottle,
+    failures: &Failures,
     operation: &StoreOperation,
     work: impl Future<Output = Result<T, StoreError>>,
 ) -> Result<T, StoreError> {
     let result = operation.measure(work).await;
-    result.inspect_err(|error| {
-        // that a database is away is logged once, by whoever keeps the connection
-        if !matches!(
-            error,
-            StoreError::Late | StoreError::Busy(_) | StoreError::Away(_) | StoreError::Unknown(_)
-        ) && let Some(count) = failures.note()
-        {
-            tracing::error!(%error, count, "store failed");
+    result.inspect_err(|error| failures.log(error))
+}
+
+/// The failures that are logged. Those of single records have a limit of their own: a caller can cause as many as he likes.
+#[derive(Default)]
+struct Failures {
+    store: LogThrottle,
+    records: LogThrottle,
+}
+
+impl Failures {
+    fn log(&self, error: &StoreError) {
+        match error {
+            // that a database is away is logged once, by whoever keeps the connection
+            StoreError::Late | StoreError::Busy(_) | StoreError::Away(_) | StoreError::Unknown(_) => {}
+            StoreError::Unacceptable(_) | StoreError::Unreadable(_) => {
+                if let Some(count) = self.records.note() {
+                    tracing::warn!(%error, count, "a record cannot be stored or read");
+                }
+            }
+            _ => {
+                if let Some(count) = self.store.note() {
+                    tracing::error!(%error, count, "store failed");
+                }
+            }
         }
-    })
+    }
 }
 
 /// A measured [`FeedStore`].
 pub struct Feeds {
     store: Arc<dyn FeedStore>,
-    failures: LogThrottle,
+    failures: Failures,
     create: StoreOperation,
     newest: StoreOperation,
     delete: StoreOperation,
@@ -48,7 +65,7 @@ impl Feeds {
         let operation = |name| metrics.operation("feed", name);
         Self {
             store,
-            failures: LogThrottle::default(),
+            failures: Failures::default(),
             create: operation("create"),
             newest: operation("newest"),
             delete: operation("delete"),
@@ -74,7 +91,7 @@ impl FeedStore for Feeds {
 /// A measured [`ProfileStore`].
 pub struct Profiles {
     store: Arc<dyn ProfileStore>,
-    failures: LogThrottle,
+    failures: Failures,
     put: StoreOperation,
     get: StoreOperation,
 }
@@ -84,7 +101,7 @@ impl Profiles {
     pub fn new(store: Arc<dyn ProfileStore>, metrics: &Metrics) -> Self {
         Self {
             store,
-            failures: LogThrottle::default(),
+            failures: Failures::default(),
             put: metrics.operation("profile", "put"),
             get: metrics.operation("profile", "get"),
         }
@@ -105,7 +122,7 @@ impl ProfileStore for Profiles {
 /// A measured [`TopicStore`].
 pub struct Topics {
     store: Arc<dyn TopicStore>,
-    failures: LogThrottle,
+    failures: Failures,
     put: StoreOperation,
     get: StoreOperation,
     list: StoreOperation,
@@ -117,7 +134,7 @@ impl Topics {
         let operation = |name| metrics.operation("topic", name);
         Self {
             store,
-            failures: LogThrottle::default(),
+            failures: Failures::default(),
             put: operation("put"),
             get: operation("get"),
             list: operation("list"),

@@ -266,7 +266,7 @@ impl Import for Target {
         let put = self.put(&page, on_conflict).await;
         let end = if matches!(put, Ok(Put::Written(_))) { "COMMIT" } else { "ROLLBACK" };
         match put {
-            Err(Failure::Row(why)) => {
+            Err(Failure::Row(why) | Failure::Forbidden(why)) => {
                 session.command(end).await?;
                 let refused = self.refused(&page).await?;
                 let key = refused.map_or_else(String::new, |record| session.table.name_of(&record.key));
@@ -317,7 +317,7 @@ impl Target {
             session.command("ROLLBACK").await?;
             page = match tried {
                 Ok(_) => second,
-                Err(Failure::Row(_)) => first,
+                Err(Failure::Row(_) | Failure::Forbidden(_)) => first,
                 Err(failure) => return Err(failure),
             };
         }

@@ -14,8 +14,11 @@ pub enum Failure {
     Elsewhere(String),
     /// Another transaction was in the way. Nothing was changed; a repetition may succeed.
     Conflict(String),
-    /// A row is bad, SQLSTATE class 22 or 23. Nothing was changed.
+    /// A row is bad, SQLSTATE class 22 or 23. Nothing was changed. Whose fault it is is not known: a schema that is newer than
+    /// this program, a trigger and a partition that is missing say so, too.
     Row(String),
+    /// A row breaks a CHECK, a rule of its table about what it holds. Nothing was changed.
+    Forbidden(String),
     /// The server's disk is full. Nothing was changed.
     Full,
     /// A record that was read holds what this program cannot read, such as no value. The connection is as good as before.
@@ -51,6 +54,8 @@ impl Failure {
                 _,
             ) => Self::Conflict(text),
             (&SqlState::DISK_FULL, _) => Self::Full,
+            // without a constraint: no partition takes it
+            (&SqlState::CHECK_VIOLATION, _) if said.constraint().is_some() => Self::Forbidden(text),
             (_, "22" | "23") => Self::Row(text),
             // a feature that is missing stays so, unless it is that the prepared statement is out of date
             (&SqlState::FEATURE_NOT_SUPPORTED, _) if said.routine() != Some("RevalidateCachedQuery") => {
@@ -87,8 +92,8 @@ impl From<Failure> for StoreError {
             Failure::Elsewhere(why) => Self::Away(why),
             Failure::Full => Self::Full,
             Failure::Unreadable(why) => Self::Unreadable(why),
-            Failure::Row(why) => Self::Unacceptable(why),
-            Failure::Conflict(why) | Failure::Refused(why) => Self::Failed(why),
+            Failure::Forbidden(why) => Self::Unacceptable(why),
+            Failure::Row(why) | Failure::Conflict(why) | Failure::Refused(why) => Self::Failed(why),
         }
     }
 }

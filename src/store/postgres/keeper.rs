@@ -5,7 +5,6 @@
 //! once, and a connection that is lost is a reason to check the other. Reads go to the host of the writes: a primary
 //! whose place another one has taken may still answer, with what is out of date, and only its commits hang.
 
-use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -26,9 +25,10 @@ use crate::telemetry::log::LogThrottle;
 /// Waits between two rounds over all hosts. A round takes [`super::dial::CONNECT`] if a host is silent or a standby.
 const FIRST_WAIT: Duration = Duration::from_millis(50);
 const LONGEST_WAIT: Duration = Duration::from_millis(250);
-/// Range of the wait after migrations that wanted a table that others use, ms. Each try holds up whoever comes after it for
-/// [`super::schema::TABLE_WAIT`] at most, so that it is a small part of the time.
-const TABLE_IN_USE: RangeInclusive<u64> = 10_000..=20_000;
+/// Waits after migrations that wanted a table that others use. Each try holds up whoever comes after it for
+/// [`super::schema::TABLE_WAIT`] at most: soon that is a small part of the time.
+const FIRST_IN_USE: Duration = Duration::from_secs(2);
+const LONGEST_IN_USE: Duration = Duration::from_secs(20);
 /// How long reads wait for the connection for writes, which migrates, before they connect anew.
 const MIGRATED: Duration = Duration::from_secs(5);
 /// Time between two checks that the server can still be written to: one that was demoted keeps its connections.
@@ -178,6 +178,7 @@ impl Keeper {
     /// Connects and stays connected, for ever.
     pub async fn run(self) {
         let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
+        let mut tables = Backoff::new(FIRST_IN_USE, LONGEST_IN_USE);
         let failures = LogThrottle::default();
         let (schema, connection) = (self.service.schema.name, self.purpose.name());
         let (mut lost, mut left, mut other) = (None, None, self.other.clone());
@@ -224,11 +225,7 @@ impl Keeper {
                     self.fail(unusable);
                 }
             }
-            let wait = if in_use {
-                Duration::from_millis(crate::random::range(TABLE_IN_USE))
-            } else {
-                backoff.next_wait()
-            };
+            let wait = if in_use { tables.next_wait() } else { backoff.next_wait() };
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 _ = found(&mut other) => {}
@@ -272,24 +269,31 @@ impl Keeper {
                 Some(Session::begin(&link, left, self.target.timeout).await.map_err(Unusable::Failed)?)
             }
         };
-        let version = self.schema(&mut link, other).await?;
+        let version = self.schema(&mut link, host, other).await?;
         let prepared = tokio::time::timeout(self.target.timeout, self.prepare(&link)).await;
         let late = |_| Unusable::Failed(format!("no answer within {:?}", self.target.timeout));
         let statements = prepared.map_err(late)??;
         Ok(Ready { link, statements, version, session, host, opened: Instant::now() })
     }
 
-    /// Returns the version of the schema once it is up to date. The connection for writes migrates, and that for reads waits for
-    /// it; unless that one is open, and so does not migrate: somebody has dropped the tables meanwhile.
-    async fn schema(&self, link: &mut Link, other: &mut watch::Receiver<State>) -> Result<i32, Unusable> {
+    /// Returns the version of the schema of a host once it is up to date. The connection for writes migrates, and that for reads
+    /// waits for it; unless that one is open, and so does not migrate: somebody has dropped the tables meanwhile.
+    async fn schema(
+        &self,
+        link: &mut Link,
+        host: usize,
+        other: &mut watch::Receiver<State>,
+    ) -> Result<i32, Unusable> {
         let (schema, limit) = (&self.service.schema, self.target.timeout);
         if self.purpose == Purpose::Reads && ready(&other.borrow_and_update()).is_none() {
             if let Some(version) = schema.current(link.client(), limit).await? {
                 return Ok(version);
             }
-            if tokio::time::timeout(MIGRATED, found(other)).await.is_err() {
-                let why = "the connection for writes has not migrated the schema yet";
-                return Err(Unusable::Failed(why.to_owned()));
+            let failed = |why: &str| Err(Unusable::Failed(why.to_owned()));
+            match tokio::time::timeout(MIGRATED, found(other)).await {
+                Ok(migrated) if migrated == host => {}
+                Ok(_) => return failed("writes go to another host"),
+                Err(_) => return failed("the connection for writes has not migrated the schema yet"),
             }
         }
         schema.ensure(link.client_mut(), limit).await

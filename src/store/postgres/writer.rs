@@ -235,7 +235,10 @@ struct Work {
 impl Work {
     fn refuse(&mut self, jobs: Vec<Job>, error: StoreError) {
         refuse(jobs, &error);
-        self.failed = Some(error);
+        // a record that is forbidden says nothing of the database
+        if !matches!(error, StoreError::Unacceptable(_)) {
+            self.failed = Some(error);
+        }
     }
 
     /// Takes writes that came too late, and may have time for another try.
@@ -259,7 +262,7 @@ impl Work {
         }
         match failure {
             // find the bad row, and write the others
-            Failure::Row(_) if jobs.len() > 1 => self.divide(jobs, 2),
+            Failure::Row(_) | Failure::Forbidden(_) if jobs.len() > 1 => self.divide(jobs, 2),
             Failure::Conflict(_) if self.has_patience(jobs.len()) => self.divide(jobs, DIVIDE),
             Failure::Elsewhere(_) if self.repeats < REPEATS => {
                 self.repeats += 1;

@@ -127,7 +127,7 @@ async fn neither_is_tried_again_nor_held_against_the_instance() {
     assert_eq!(read.json()["feeds"][0]["content"], "better");
     // a caller cannot fill the log
     feed.process.poll_logs();
-    let lines = feed.process.count_logs(|line| line["message"] == "store failed");
+    let lines = feed.process.count_logs(|line| line["message"] == "a record cannot be stored or read");
     assert_eq!(lines, 1, "{:#?}", feed.process.seen);
     feed.process.stop(Duration::from_secs(10));
 }
