@@ -13,6 +13,9 @@ use serde_json::Value;
 use super::refusal::Refusal;
 use super::verified::Verified;
 
+/// Members of a key that nobody but its owner may have: the private parts of pairs (RFC 7518, 6.2.2 and 6.3.2; `priv` of newer
+/// kinds), and a key that both sides have. Whoever reads them can make tokens.
+const SECRET: [&str; 8] = ["d", "p", "q", "dp", "dq", "qi", "priv", "k"];
 /// Most keys of a set. Issuers have two or three at a time.
 const MAX_KEYS: usize = 64;
 /// Longest `kid`, bytes.
@@ -58,8 +61,7 @@ impl KeySet {
         if given.len() > MAX_KEYS {
             return Err(format!("has over {MAX_KEYS} keys"));
         }
-        // `d` is the private part of a pair, `k` a key that both sides have: whoever reads it can make tokens
-        if given.iter().any(|key| ["d", "k"].iter().any(|part| key.get(part).is_some())) {
+        if given.iter().any(|key| SECRET.iter().any(|part| key.get(part).is_some())) {
             return Err("holds a private key, which belongs to the issuer alone".to_owned());
         }
         let keys: Vec<_> = given.iter().filter_map(Key::read).collect();
