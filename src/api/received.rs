@@ -8,9 +8,8 @@ use prost::encoding::{DecodeContext, decode_key, skip_field};
 use prost::{DecodeError, Message};
 
 use super::proto::{feed, profile, topic};
-use super::validate::MAX_SIZE;
 
-/// Most fields of an answer: the items of a page, and a few of its own. An item may be two bytes on the wire, and takes a
+/// Most fields of an answer: the items of a page ([`super::validate::MAX_SIZE`]), and a few of its own. An item may be two bytes on the wire, and takes a
 /// hundred in memory.
 const MAX_FIELDS: usize = 1024;
 
@@ -26,11 +25,11 @@ pub trait Received: Message + Default {
 /// Decodes an answer.
 ///
 /// # Errors
-/// What is wrong with it, for logs: it cannot be decoded, is not sound, or has more items than a page.
+/// What is wrong with it, for logs: it cannot be decoded, is not sound, or has more fields than a whole page.
 pub fn receive<A: Received>(message: &Bytes) -> Result<A, String> {
     // shorter ones cannot have so many
     if message.len() > 2 * MAX_FIELDS && fields(message.clone()).map_err(|e| e.to_string())? > MAX_FIELDS {
-        return Err(format!("it has more than {MAX_SIZE} items"));
+        return Err(format!("it has more than {MAX_FIELDS} fields"));
     }
     let answer = A::decode(message.clone()).map_err(|e| e.to_string())?;
     if !answer.is_sound() {
@@ -170,7 +169,7 @@ fn is_feed(encoded: &Bytes) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::validate::MAX_ANSWER;
+    use crate::api::validate::{MAX_ANSWER, MAX_SIZE};
 
     #[test]
     fn what_is_not_utf8_or_no_feed_is_not_sound() {
@@ -199,13 +198,14 @@ mod tests {
         let page = usize::try_from(MAX_SIZE).unwrap();
         assert_eq!(receive::<EncodedFeeds>(&items(page)).unwrap().feeds.len(), page);
         assert_eq!(receive::<Feeds>(&items(page)).unwrap().feeds.len(), page);
-        for count in [page + 100, MAX_ANSWER] {
+        assert_eq!(receive::<Feeds>(&items(MAX_FIELDS)).unwrap().feeds.len(), MAX_FIELDS);
+        for count in [MAX_FIELDS + 1, MAX_ANSWER] {
             for error in [
                 receive::<Feeds>(&items(count)).map(drop),
                 receive::<EncodedFeeds>(&items(count)).map(drop),
                 receive::<Topics>(&items(count)).map(drop),
             ] {
-                assert_eq!(error.unwrap_err(), "it has more than 1000 items", "{count}");
+                assert_eq!(error.unwrap_err(), "it has more than 1024 fields", "{count}");
             }
         }
         assert!(receive::<Feeds>(&Bytes::from([10, 0x80].repeat(page))).is_err(), "it is cut off");
