@@ -8,7 +8,7 @@
 use http::{HeaderName, Request, StatusCode, header};
 
 use super::reply::Refusal;
-use crate::server::strict::is_known_host;
+use crate::server::strict::{asked_host, is_known_host};
 
 /// Targets that have no effect and that monitoring asks for; `*` is the server itself.
 const FOR_ANY_HOST: [&str; 5] = ["/metrics", "/livez", "/readyz", "/sd/targets", "*"];
@@ -30,10 +30,7 @@ pub fn is_for_any_host<B>(request: &Request<B>) -> bool {
 /// 403 for a foreign origin, 421 for a name that is none of this process.
 pub fn check<B>(request: &Request<B>, for_any_host: bool, names: &[String]) -> Result<(), Refusal> {
     let (uri, headers) = (request.uri(), request.headers());
-    let host = match uri.authority() {
-        Some(authority) => Some(authority.as_str()),
-        None => headers.get(header::HOST).and_then(|host| host.to_str().ok()),
-    };
+    let host = asked_host(request);
     // `null` is foreign too
     let own = |origin: &str| {
         host.is_some_and(|host| {
@@ -54,7 +51,6 @@ pub fn check<B>(request: &Request<B>, for_any_host: bool, names: &[String]) -> R
         let reason = "sec-fetch-site: pages of other sites are not answered";
         return Err(Refusal(StatusCode::FORBIDDEN, reason.to_owned()));
     }
-    // HTTP/1.0 needs no host, and no browser speaks it
     match host {
         Some(host) if !is_known_host(host, names) => {
             let reason = "host: must be an address, localhost, or a name of this process";

@@ -97,6 +97,14 @@ pub fn asks_about_the_server<B>(request: &Request<B>) -> bool {
     request.uri().path() == "*"
 }
 
+/// Returns the host that a request asks, with its port if it has one: a target that names a host counts more than the field
+/// (RFC 9112, 3.2.2). Only HTTP/1.0 needs none, and no browser speaks it.
+#[must_use]
+pub fn asked_host<B>(request: &Request<B>) -> Option<&str> {
+    let given = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
+    request.uri().authority().map(Authority::as_str).or(given)
+}
+
 /// Returns true if the host of a `Host` field is an address, `localhost` or one of these names. A web page whose own name was
 /// given the address of this listener (DNS rebinding) cannot choose any of them.
 #[must_use]
@@ -115,11 +123,7 @@ pub fn is_known_host(host: &str, names: &[impl AsRef<str>]) -> bool {
 /// # Errors
 /// 421 for another name.
 pub fn check_name<B>(request: &Request<B>, names: &[impl AsRef<str>]) -> Result<(), Malformed> {
-    let given = request.headers().get(header::HOST).and_then(|host| host.to_str().ok());
-    // a target that names a host counts more (RFC 9112, 3.2.2)
-    let host = request.uri().authority().map(Authority::as_str).or(given);
-    // HTTP/1.0 needs no host, and no browser speaks it
-    if names.is_empty() || host.is_none_or(|host| is_known_host(host, names)) {
+    if names.is_empty() || asked_host(request).is_none_or(|host| is_known_host(host, names)) {
         return Ok(());
     }
     let detail = "must be an address, localhost, or a name of this gateway";

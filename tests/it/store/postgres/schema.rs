@@ -7,7 +7,7 @@ use super::{MS, feed, found, open, wait_until_well};
 use crate::kit::postgres::{Postgres, connect};
 use crate::kit::{wait_for, wait_long_for};
 
-/// Waits for the next try of migrations that have met a table in use, which comes after 10 to 20 s.
+/// Waits for the next try of migrations that have met a table in use, which comes ever later, after 20 s at most.
 pub async fn wait_until_migrated(store: &dyn FeedStore) {
     wait_long_for("the store is well", || async { store.warnings().is_empty().then_some(()) }).await;
 }
