@@ -216,11 +216,11 @@ in
         inherit (pkgs.formats.yaml { }) type;
         default = { };
         example = {
-          bootstrap.dcs.ttl = 20;
+          bootstrap.dcs.synchronous_mode = "quorum";
         };
         description = ''
-          Further settings of Patroni. Those in `bootstrap.dcs` count when the cluster is made; change them later by
-          `patronictl edit-config`.
+          Further settings of Patroni; with the example, a commit waits for whichever standby is the quickest. Those in
+          `bootstrap.dcs` count when the cluster is made; change them later by `patronictl edit-config`.
         '';
       };
     };

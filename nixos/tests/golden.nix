@@ -52,37 +52,43 @@ let
   node0 = (host "node-0").config;
   feed = feedHost.services.microservice-app.feed;
   login = "host msa app 192.168.50.11/32 scram-sha-256";
-  member =
-    (lib.nixosSystem {
-      modules = [
-        self.nixosModules.default
-        {
-          boot.isContainer = true;
-          nixpkgs.hostPlatform = pkgs.stdenv.hostPlatform.system;
-          system.stateVersion = "26.05";
-          networking.hostName = "db-0";
-          services.microservice-app = {
-            registry.endpoints = [ "https://192.168.50.20:2379" ];
-            registry.access = {
-              caFile = "/var/lib/secrets/ca.crt";
-              user = "patroni";
-              passwordFile = "/var/lib/secrets/etcd-patroni";
-            };
-            database = {
-              enable = true;
-              passwordFile = "/var/lib/secrets/db-password";
-              allowFrom = [ "192.168.50.11" ];
-              hugePages = 1101;
-              cluster.members = {
-                db-0 = "192.168.50.20";
-                db-1 = "192.168.50.21";
-                db-2 = "192.168.50.22";
-              };
+  cluster = lib.nixosSystem {
+    modules = [
+      self.nixosModules.default
+      {
+        boot.isContainer = true;
+        nixpkgs.hostPlatform = pkgs.stdenv.hostPlatform.system;
+        system.stateVersion = "26.05";
+        networking.hostName = "db-0";
+        services.microservice-app = {
+          registry.endpoints = [ "https://192.168.50.20:2379" ];
+          registry.access = {
+            caFile = "/var/lib/secrets/ca.crt";
+            user = "patroni";
+            passwordFile = "/var/lib/secrets/etcd-patroni";
+          };
+          database = {
+            enable = true;
+            passwordFile = "/var/lib/secrets/db-password";
+            allowFrom = [ "192.168.50.11" ];
+            hugePages = 1101;
+            cluster.members = {
+              db-0 = "192.168.50.20";
+              db-1 = "192.168.50.21";
+              db-2 = "192.168.50.22";
             };
           };
-        }
+        };
+      }
+    ];
+  };
+  member = cluster.config;
+  quorum =
+    (cluster.extendModules {
+      modules = [
+        { services.microservice-app.database.cluster.settings.bootstrap.dcs.synchronous_mode = "quorum"; }
       ];
-    }).config;
+    }).config.services.patroni.settings.bootstrap.dcs;
   patroni = member.services.patroni.settings;
   large = changed "node-0" { services.microservice-app.database.hugePages = 4400; };
   # a standby, of Patroni or by hand, is there again soon after a failover
@@ -235,6 +241,7 @@ in
       && patroni.bootstrap.dcs.synchronous_mode_strict
       && patroni.bootstrap.dcs.failsafe_mode
       && patroni.bootstrap.dcs.primary_start_timeout == 0;
+    quorumBySetting = quorum.synchronous_mode == "quorum" && quorum.synchronous_mode_strict;
     standbysFollowSoon =
       followsSoon patroni.postgresql.parameters && followsSoon node0.services.postgresql.settings;
     newStandbysAreCopiedAtOnce = patroni.postgresql.basebackup == [ { checkpoint = "fast"; } ];

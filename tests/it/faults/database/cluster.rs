@@ -1,14 +1,15 @@
 //! The primary of the database, lost in every way.
 
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use rustix::process::Signal;
 use tokio::time::{Instant, sleep};
 
 use super::super::{Findings, SECOND, long_rows, rows};
-use super::{SERVER, Trial};
+use super::{HARDLY, SERVER, Trial};
 use crate::kit::ledger::{Account, read_directly};
-use crate::kit::patroni::{LOOP_WAIT, Options, Patroni, TTL};
+use crate::kit::patroni::{LOOP_WAIT, MAJOR, Patroni, Replication, TTL};
 use crate::kit::relay::Faults;
 
 rows! { "store"
@@ -18,10 +19,11 @@ rows! { "store"
 long_rows! { "store"
     "F65" f65_primary_lost primary_lost 60 1 "the database's primary: host gone, Patroni killed, frozen, cut off; a frozen host is named first";
     "F68" f68_asynchronous_replication asynchronous 20 10 "replication is asynchronous and the primary is lost: the account shows lost writes";
+    "F70" f70_quorum quorum 60 1 "commits wait for the quicker of two standbys: one of them is frozen, the primary is lost";
 }
 
 /// Longest time without an acknowledged write if the host of the primary, or its Patroni, is gone.
-const HOST: Duration = Duration::from_secs(TTL.as_secs() + LOOP_WAIT.as_secs() + 5);
+static HOST: LazyLock<Duration> = LazyLock::new(|| *TTL + LOOP_WAIT + 5 * SECOND);
 /// How long commits wait for a standby before the primary is lost.
 const HELD: Duration = Duration::from_millis(150);
 
@@ -38,14 +40,14 @@ enum Loss {
 
 impl Loss {
     /// Returns its name, and the longest time without an acknowledged write.
-    const fn bound(self) -> (&'static str, Duration) {
+    fn bound(self) -> (&'static str, Duration) {
         match self {
             Self::PostgresKilled => ("PostgreSQL killed", SERVER),
             Self::SwitchedOver => ("switched over by hand", SERVER),
-            Self::HostGone => ("host gone", HOST),
-            Self::PostgresFrozen => ("PostgreSQL frozen", HOST),
-            Self::CutOff => ("cut off", HOST),
-            Self::PatroniKilled => ("Patroni killed alone", HOST),
+            Self::HostGone => ("host gone", *HOST),
+            Self::PostgresFrozen => ("PostgreSQL frozen", *HOST),
+            Self::CutOff => ("cut off", *HOST),
+            Self::PatroniKilled => ("Patroni killed alone", *HOST),
         }
     }
 
@@ -75,9 +77,14 @@ async fn hold_commits(patroni: &Patroni, primary: usize) {
     sleep(HELD).await;
 }
 
-/// The system over three nodes. The host that its URL names first is neither the primary nor the synchronous standby.
+/// The system over three nodes. The host that its URL names first is neither the primary nor its (first) synchronous standby.
 pub async fn start() -> (Patroni, Trial) {
-    let patroni = Patroni::start().await;
+    start_with(Replication::Synchronous).await
+}
+
+/// The same with another replication that commits wait for.
+async fn start_with(replication: Replication) -> (Patroni, Trial) {
+    let patroni = Patroni::start(replication).await;
     let [primary, standby, third] = patroni.roles().await;
     let trial = Trial::start(&patroni.url([third, primary, standby])).await;
     (patroni, trial)
@@ -141,10 +148,31 @@ async fn primary_lost(time: Duration) -> Findings {
     lose_primaries(time, patroni, trial, &losses).await
 }
 
+/// A commit waits for either standby; none of them may hold it up alone.
+async fn quorum(time: Duration) -> Findings {
+    if *MAJOR < 4 {
+        return Findings::skipped(
+            "it needs Patroni 4 or later (PATRONI names another than that of the path)",
+        );
+    }
+    let (mut patroni, mut trial) = start_with(Replication::Quorum).await;
+    let [_, one, other] = patroni.roles().await;
+    for standby in [one, other] {
+        patroni.nodes[standby].signal_server(Signal::STOP);
+        let from = Instant::now();
+        sleep(3 * SECOND).await;
+        trial.undisturbed("one of two standbys frozen", from, HARDLY, 0.99);
+        patroni.heal().await;
+        patroni.wait_until_healed().await;
+    }
+    // not cut off: that takes from the other two their way to each other, and they need each other's vote
+    let losses = [Loss::PostgresKilled, Loss::SwitchedOver, Loss::HostGone, Loss::PostgresFrozen];
+    lose_primaries(time, patroni, trial, &losses).await
+}
+
 /// The account has to be able to show a loss: what a replica has not got yet is lost with the primary.
 async fn asynchronous(time: Duration) -> Findings {
-    let options = Options { synchronous: false, strict: false };
-    let mut patroni = Patroni::start_with(options).await;
+    let mut patroni = Patroni::start(Replication::Asynchronous).await;
     let trial = Trial::start(&patroni.url([0, 1, 2])).await;
     let mut findings = Findings::default();
     let lost = patroni.primary().await;

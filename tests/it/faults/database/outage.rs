@@ -1,5 +1,6 @@
 //! The registry of the database's nodes is away, alone and with a replica that is dead or slow.
 
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
@@ -16,12 +17,12 @@ long_rows! { "store"
 }
 
 /// How long etcd is away: longer than the leader's key lives without it.
-const AWAY: Duration = Duration::from_secs(TTL.as_secs() + 2 * LOOP_WAIT.as_secs() + 1);
+static AWAY: LazyLock<Duration> = LazyLock::new(|| *TTL + 2 * LOOP_WAIT + SECOND);
 /// For how long writes are watched once the primary has stepped down, and the largest share of them that may be acknowledged.
 const DOWN: Duration = Duration::from_secs(1);
 const STILL: f64 = 0.0;
 /// Longest time from the return of etcd to the next acknowledged write.
-const BACK: Duration = Duration::from_secs(TTL.as_secs() + LOOP_WAIT.as_secs() + 5);
+static BACK: LazyLock<Duration> = LazyLock::new(|| *TTL + LOOP_WAIT + 5 * SECOND);
 
 async fn registry_away(time: Duration) -> Findings {
     let (mut patroni, mut trial) = start().await;
@@ -29,12 +30,12 @@ async fn registry_away(time: Duration) -> Findings {
     loop {
         let from = Instant::now();
         patroni.stop_etcd(0..3);
-        sleep(AWAY).await;
+        sleep(*AWAY).await;
         trial.undisturbed("etcd alone away", from, HARDLY, 0.99);
         back(&mut patroni, &mut trial, "etcd alone away, and back").await;
 
         patroni.stop_etcd(0..2);
-        sleep(AWAY).await;
+        sleep(*AWAY).await;
         back(&mut patroni, &mut trial, "etcd without a leader, and back").await;
 
         let [_, _, third] = patroni.roles().await;
@@ -60,7 +61,7 @@ async fn registry_away(time: Duration) -> Findings {
 /// Waits while etcd is away and the primary cannot ask every member: once the leader's key has run out it can only be read,
 /// so that a replica which was promoted meanwhile is the only one that is written to.
 async fn steps_down(trial: &mut Trial, what: &str) {
-    sleep(TTL + 2 * LOOP_WAIT).await;
+    sleep(*TTL + 2 * LOOP_WAIT).await;
     let from = Instant::now();
     let refused = f64::from(u8::from(trial.system.refuses_a_write().await));
     trial.bites(&format!("{what}: 503"), refused);
@@ -72,7 +73,7 @@ async fn steps_down(trial: &mut Trial, what: &str) {
 async fn back(patroni: &mut Patroni, trial: &mut Trial, what: &str) {
     let from = Instant::now();
     patroni.restart_etcd().await;
-    trial.resumed(what, from, BACK).await;
+    trial.resumed(what, from, *BACK).await;
     patroni.heal().await;
     patroni.wait_until_healed().await;
 }

@@ -2,6 +2,7 @@
 //! tree of its own behind relays, so that a part of it can be killed, frozen, slowed or cut off.
 
 use std::net::SocketAddr;
+use std::sync::LazyLock;
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -19,10 +20,14 @@ mod node;
 
 pub use node::Node;
 
-/// Life of the leader's key, s, and the time between two looks of a Patroni. Far below what one would set in
-/// production, so that a test takes seconds.
-pub const TTL: Duration = Duration::from_secs(5);
+/// Time between two looks of a Patroni. Far below what one would set in production, so that a test takes seconds.
 pub const LOOP_WAIT: Duration = Duration::from_secs(1);
+
+/// Major version of the Patroni that is tested.
+pub static MAJOR: LazyLock<u32> = LazyLock::new(node::major_version);
+
+/// Life of the leader's key: the shortest that this Patroni takes, or less than one would set in production.
+pub static TTL: LazyLock<Duration> = LazyLock::new(|| Duration::from_secs(if *MAJOR < 4 { 5 } else { 20 }));
 
 /// Pause between two questions to a Patroni.
 const PAUSE: Duration = Duration::from_millis(150);
@@ -33,18 +38,25 @@ const STALE: Duration = Duration::from_secs(10);
 /// Bytes that a replica may lack to count as one that follows, while writes go on.
 const NEAR: u64 = 1 << 20;
 
-/// What the nodes agree on about commits.
-#[derive(Clone, Copy, Debug)]
-pub struct Options {
-    /// A commit waits for a synchronous standby, which alone is promoted.
-    pub synchronous: bool,
-    /// Without a standby that is fit, commits wait: else they are done unreplicated.
-    pub strict: bool,
+/// What a commit waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Replication {
+    /// Nothing: what is not replicated yet is lost with the primary.
+    Asynchronous,
+    /// The one synchronous standby, or until there is one that is fit. It alone is promoted.
+    Synchronous,
+    /// Whichever standby is the quickest, or until there is one. Needs Patroni 4.
+    Quorum,
 }
 
-impl Default for Options {
-    fn default() -> Self {
-        Self { synchronous: true, strict: true }
+impl Replication {
+    /// Returns the role of the standbys that may be promoted, in Patroni's words, and how many there are of them.
+    const fn standbys(self) -> (&'static str, usize) {
+        match self {
+            Self::Asynchronous => ("sync_standby", 0),
+            Self::Synchronous => ("sync_standby", 1),
+            Self::Quorum => ("quorum_standby", 2),
+        }
     }
 }
 
@@ -52,18 +64,14 @@ impl Default for Options {
 pub struct Patroni {
     pub nodes: Vec<Node>,
     pub etcd: Cluster,
+    waits_for: Replication,
     /// Where the relays run.
     _lane: Lane,
 }
 
 impl Patroni {
     /// Starts it and waits until it has a primary and, if commits wait for one, a synchronous standby.
-    pub async fn start() -> Self {
-        Self::start_with(Options::default()).await
-    }
-
-    /// Starts an unusual one.
-    pub async fn start_with(options: Options) -> Self {
+    pub async fn start(waits_for: Replication) -> Self {
         let lane = Lane::start();
         // a busy machine must not cost it its leader; its shortest lease is then 3 s
         let etcd =
@@ -71,10 +79,10 @@ impl Patroni {
         let members: Vec<_> = etcd.members.iter().map(|member| member.addr).collect();
         let mut nodes = Vec::new();
         for number in 0..3 {
-            nodes.push(lane.run(Node::start(number, members.clone(), options)).await);
+            nodes.push(lane.run(Node::start(number, members.clone(), waits_for)).await);
         }
-        let patroni = Self { nodes, etcd, _lane: lane };
-        patroni.wait_until_whole(options.synchronous).await;
+        let patroni = Self { nodes, etcd, waits_for, _lane: lane };
+        patroni.wait_until_whole().await;
         let server = patroni.nodes[patroni.primary().await].server;
         let admin =
             wait_for("the primary answers", || postgres::connect(server, "postgres", "postgres")).await;
@@ -82,18 +90,21 @@ impl Patroni {
         patroni
     }
 
-    /// Waits until one node leads and the others have all that it has, one of them as the synchronous standby.
-    async fn wait_until_whole(&self, synchronous: bool) {
+    /// Waits until one node leads and the others have all that it has, as the standbys that there have to be.
+    async fn wait_until_whole(&self) {
+        let (standby, standbys) = self.waits_for.standbys();
         Self::wait("the database cluster is whole", || async {
             let members = self.members().await?;
             let role = |name: &str| members.iter().filter(|member| member["role"] == name).count();
             let leader = members.iter().find(|member| member["role"] == "leader")?;
             let follows = |member: &Value| {
                 let near = member["lag"].as_u64().is_none_or(|bytes| bytes < NEAR);
-                member["state"] == "running" && member["timeline"] == leader["timeline"] && near
+                // Patroni 4 has a word of its own for a standby that follows
+                let runs = member["state"] == "running" || member["state"] == "streaming";
+                runs && member["timeline"] == leader["timeline"] && near
             };
             let following = members.iter().filter(|member| follows(member)).count();
-            (following == 3 && role("sync_standby") == usize::from(synchronous)).then_some(())
+            (following == 3 && role(standby) == standbys).then_some(())
         })
         .await;
     }
@@ -101,7 +112,7 @@ impl Patroni {
     /// Waits until the cluster is whole again after a fault.
     pub async fn wait_until_healed(&self) {
         tokio::select! {
-            () = self.wait_until_whole(true) => {}
+            () = self.wait_until_whole() => {}
             () = self.watch_anew() => {}
         }
     }
@@ -156,17 +167,18 @@ impl Patroni {
         .await
     }
 
-    /// Waits until there is a synchronous standby, and returns its number.
+    /// Waits until there is a standby that may be promoted, and returns its number.
     pub async fn standby(&self) -> usize {
-        Self::wait("there is a synchronous standby", || async {
+        let (role, _) = self.waits_for.standbys();
+        Self::wait("there is a standby that may be promoted", || async {
             let members = self.members().await?;
-            let standby = members.iter().find(|member| member["role"] == "sync_standby")?;
+            let standby = members.iter().find(|member| member["role"] == role)?;
             self.nodes.iter().position(|node| standby["name"] == node.name)
         })
         .await
     }
 
-    /// Returns the numbers of the primary, its synchronous standby and the third node.
+    /// Returns the numbers of the primary, a standby that may be promoted and the third node.
     pub async fn roles(&self) -> [usize; 3] {
         let (primary, standby) = (self.primary().await, self.standby().await);
         [primary, standby, 3 - primary - standby]

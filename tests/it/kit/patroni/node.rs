@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 
-use super::{LOOP_WAIT, Options, TTL};
+use super::{LOOP_WAIT, MAJOR, Replication, TTL};
 use crate::kit::http::{request, send};
 use crate::kit::relay::{Faults, Relay};
 use crate::kit::{free_addr, postgres};
@@ -39,7 +39,7 @@ pub struct Node {
 
 impl Node {
     /// Starts it and waits for nothing.
-    pub async fn start(number: u64, members: Vec<SocketAddr>, options: Options) -> Self {
+    pub async fn start(number: u64, members: Vec<SocketAddr>, waits_for: Replication) -> Self {
         let (server, rest) = (free_addr(), free_addr());
         let clients = Relay::start(server, 3 * number).await;
         let replication = Relay::start(server, 3 * number + 1).await;
@@ -57,7 +57,7 @@ impl Node {
             "restapi": { "listen": rest, "connect_address": peers_rest.addr },
             // not the addresses that the members tell, past the relays
             "etcd3": { "hosts": endpoints, "use_proxies": true },
-            "bootstrap": { "dcs": agreed(options), "initdb": [{ "encoding": "UTF8" }, { "locale": "C" }, "no-sync"] },
+            "bootstrap": { "dcs": agreed(waits_for), "initdb": [{ "encoding": "UTF8" }, { "locale": "C" }, "no-sync"] },
             "postgresql": postgresql(dir.path(), server, replication.addr),
             "watchdog": { "mode": "off" },
         });
@@ -185,16 +185,22 @@ impl Drop for Node {
 }
 
 /// Returns what the nodes agree on, in Patroni's words.
-fn agreed(options: Options) -> Value {
+fn agreed(waits_for: Replication) -> Value {
+    let mode = match waits_for {
+        Replication::Asynchronous => json!(false),
+        Replication::Synchronous => json!(true),
+        Replication::Quorum => json!("quorum"),
+    };
     json!({
         "ttl": TTL.as_secs(),
         "loop_wait": LOOP_WAIT.as_secs(),
-        "retry_timeout": 2,
+        // a Patroni takes no less
+        "retry_timeout": if *MAJOR < 4 { 2 } else { 3 },
         // a primary that has crashed is replaced, not awaited
         "primary_start_timeout": 0,
         "failsafe_mode": true,
-        "synchronous_mode": options.synchronous,
-        "synchronous_mode_strict": options.strict,
+        "synchronous_mode": mode,
+        "synchronous_mode_strict": waits_for != Replication::Asynchronous,
         // a new primary would make the slots of the others late; they stream at once without
         "postgresql": { "use_pg_rewind": true, "use_slots": false },
     })
@@ -248,6 +254,15 @@ fn spawn(dir: &Path) -> Child {
 /// Returns the Patroni that the variable `PATRONI` names, else that of the path.
 fn program() -> PathBuf {
     std::env::var_os("PATRONI").map_or_else(|| "patroni".into(), PathBuf::from)
+}
+
+/// Returns the major version of the Patroni, as whoever runs it in the tests is told.
+pub fn major_version() -> u32 {
+    let mut command = postgres::unprivileged(program(), Path::new("/"));
+    let told = command.arg("--version").output().expect("patroni is installed (make deps)");
+    let version = String::from_utf8_lossy(&told.stdout);
+    let major = version.trim().strip_prefix("patroni ").and_then(|version| version.split('.').next());
+    major.and_then(|major| major.parse().ok()).unwrap_or_else(|| panic!("no version of Patroni: {told:?}"))
 }
 
 /// Returns the Python that Debian's programs use, else the one in the path.
