@@ -147,7 +147,7 @@ impl Target {
         let mut link = connect(url, settings).await?;
         service_of(service)
             .schema
-            .ensure(link.client_mut(), settings.timeout)
+            .ensure(link.client_mut(), settings.timeout, false)
             .await
             .map_err(|unusable| unusable.reason().to_owned())?;
         // migrations change the limits of their session

@@ -25,8 +25,8 @@ use crate::telemetry::log::LogThrottle;
 /// Waits between two rounds over all hosts. A round takes [`super::dial::CONNECT`] if a host is silent or a standby.
 const FIRST_WAIT: Duration = Duration::from_millis(50);
 const LONGEST_WAIT: Duration = Duration::from_millis(250);
-/// Waits after migrations that wanted a table that others use. Each try holds up whoever comes after it for
-/// [`super::schema::TABLE_WAIT`] at most: soon that is a small part of the time.
+/// Waits after migrations that wanted a table that others use. Each try holds up whoever comes after it for 0.5 to 1.5 s:
+/// soon that is a small part of the time.
 const FIRST_IN_USE: Duration = Duration::from_secs(2);
 const LONGEST_IN_USE: Duration = Duration::from_secs(20);
 /// How long reads wait for the connection for writes, which migrates, before they connect anew.
@@ -182,9 +182,12 @@ impl Keeper {
         let failures = LogThrottle::default();
         let (schema, connection) = (self.service.schema.name, self.purpose.name());
         let (mut lost, mut left, mut other) = (None, None, self.other.clone());
+        // the migrations wanted a table that others used
+        let mut in_use = false;
         loop {
-            let mut in_use = false;
-            match self.open(lost, left.as_ref(), &mut other).await {
+            let opened = self.open(lost, left.as_ref(), in_use, &mut other).await;
+            in_use = matches!(opened, Err(Unusable::InUse(_)));
+            match opened {
                 Ok(ready) => {
                     lost = Some(ready.host);
                     left.clone_from(&ready.session);
@@ -221,7 +224,6 @@ impl Keeper {
                     if let Some(count) = failures.note() {
                         tracing::warn!(schema, connection, reason, count, "cannot use PostgreSQL, trying on");
                     }
-                    in_use = matches!(unusable, Unusable::InUse(_));
                     self.fail(unusable);
                 }
             }
@@ -246,11 +248,13 @@ impl Keeper {
 
     /// Opens a connection, brings the schema up to date, and prepares the statements. The host of the other connection is
     /// tried first, also if it is found meanwhile. But writes do not begin with the host that they have lost: one whose
-    /// commits hang still answers reads. `left` is the session that writes had before.
+    /// commits hang still answers reads. `left` is the session that writes had before, and
+    /// `in_use` is true if others have used a table that the migrations want.
     async fn open(
         &self,
         lost: Option<usize>,
         left: Option<&Session>,
+        in_use: bool,
         other: &mut watch::Receiver<State>,
     ) -> Result<Ready, Unusable> {
         let known = ready(&other.borrow_and_update()).map(|ready| ready.host);
@@ -269,7 +273,7 @@ impl Keeper {
                 Some(Session::begin(&link, left, self.target.timeout).await.map_err(Unusable::Failed)?)
             }
         };
-        let version = self.schema(&mut link, host, other).await?;
+        let version = self.schema(&mut link, host, in_use, other).await?;
         let prepared = tokio::time::timeout(self.target.timeout, self.prepare(&link)).await;
         let late = |_| Unusable::Failed(format!("no answer within {:?}", self.target.timeout));
         let statements = prepared.map_err(late)??;
@@ -282,6 +286,7 @@ impl Keeper {
         &self,
         link: &mut Link,
         host: usize,
+        in_use: bool,
         other: &mut watch::Receiver<State>,
     ) -> Result<i32, Unusable> {
         let (schema, limit) = (&self.service.schema, self.target.timeout);
@@ -296,7 +301,7 @@ impl Keeper {
                 Err(_) => return failed("the connection for writes has not migrated the schema yet"),
             }
         }
-        schema.ensure(link.client_mut(), limit).await
+        schema.ensure(link.client_mut(), limit, in_use).await
     }
 
     async fn prepare(&self, link: &Link) -> Result<Vec<Statement>, Unusable> {

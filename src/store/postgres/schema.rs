@@ -18,7 +18,12 @@ const LOCK: i32 = 0x006d_7361;
 const LOCK_WAIT: Duration = Duration::from_secs(10);
 /// Longest wait of one statement of the migrations for a table that others use. Whoever comes later waits behind it, so
 /// it is short, and the migrations are tried again.
-pub const TABLE_WAIT: Duration = Duration::from_millis(500);
+const TABLE_WAIT: Duration = Duration::from_millis(500);
+/// The same when they are tried again, beyond the server's `deadlock_timeout` (1 s by default): it ends an autovacuum that
+/// others have waited for so long. A table's autovacuum may take hours.
+const AUTOVACUUM_WAIT: Duration = Duration::from_millis(200);
+/// Longest wait with it, if `deadlock_timeout` is longer than usual.
+const LONGEST_TABLE_WAIT: Duration = Duration::from_millis(1500);
 /// Longest time of one statement of the migrations, on the server.
 const STATEMENT: Duration = Duration::from_mins(1);
 /// Longest time for all of them.
@@ -95,14 +100,15 @@ impl Schema {
 
     /// Brings the schema to the version of this program if it is older, once among all processes that try. Returns the
     /// version that is there. A current schema takes no lock, and no rights but to read and write its tables. `limit` is for the look at what is there.
+    /// `again` is true if others have used a table until now.
     ///
     /// # Errors
     /// [`Unusable`].
-    pub async fn ensure(&self, client: &mut Client, limit: Duration) -> Result<i32, Unusable> {
+    pub async fn ensure(&self, client: &mut Client, limit: Duration, again: bool) -> Result<i32, Unusable> {
         if let Some(version) = self.current(client, limit).await? {
             return Ok(version);
         }
-        let migrated = tokio::time::timeout(LIMIT, self.migrate_locked(client)).await;
+        let migrated = tokio::time::timeout(LIMIT, self.migrate_locked(client, again)).await;
         migrated.map_err(|_| Unusable::Failed(format!("the migrations took longer than {LIMIT:?}")))?
     }
 
@@ -191,13 +197,14 @@ impl Schema {
     }
 
     /// Migrates while no other process does.
-    async fn migrate_locked(&self, client: &mut Client) -> Result<i32, Unusable> {
+    async fn migrate_locked(&self, client: &mut Client, again: bool) -> Result<i32, Unusable> {
         let (wait, limit) = (LOCK_WAIT.as_millis(), STATEMENT.as_millis());
         // a server whose client has given up must not go on with the lock
         client.batch_execute(&format!("SET statement_timeout = {limit}; SET lock_timeout = {wait}")).await?;
         let lock = client.execute("SELECT pg_advisory_lock($1, $2)", &[&LOCK, &self.lock]).await;
         lock.map_err(|error| Unusable::Failed(format!("another process migrates: {}", reason(&error))))?;
-        client.batch_execute(&format!("SET lock_timeout = {}", TABLE_WAIT.as_millis())).await?;
+        let wait = if again { autovacuum_wait(client).await? } else { TABLE_WAIT };
+        client.batch_execute(&format!("SET lock_timeout = {}", wait.as_millis())).await?;
         let migrated = self.migrate(client).await;
         // the caller gives a failed connection up, and the lock with it
         migrated?;
@@ -239,6 +246,14 @@ impl Schema {
         }
         Ok(())
     }
+}
+
+/// Returns how long a statement has to wait for a table so that the server ends an autovacuum of it.
+async fn autovacuum_wait(client: &Client) -> Result<Duration, Error> {
+    let milliseconds = "SELECT setting::int8 FROM pg_settings WHERE name = 'deadlock_timeout'";
+    let timeout: i64 = client.query_one(milliseconds, &[]).await?.try_get(0)?;
+    let timeout = Duration::from_millis(u64::try_from(timeout).unwrap_or(0));
+    Ok((timeout + AUTOVACUUM_WAIT).clamp(TABLE_WAIT, LONGEST_TABLE_WAIT))
 }
 
 /// Returns true if a column of an answer has the type that its name stands for: ids are numbers, contents are texts.

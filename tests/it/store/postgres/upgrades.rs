@@ -20,8 +20,8 @@ const COMPATIBLE: &[(&str, &str)] = &[FIRST, ("V2__notes", include_str!("migrati
 /// They cannot.
 const INCOMPATIBLE: &[(&str, &str)] = &[FIRST, ("V2__stars", include_str!("migrations/V2__stars.sql"))];
 
-/// How long locks are looked at, and the largest share of that time in which calls may have to wait for the migrations: one
-/// try takes 0.5 s, and the next ones follow after 1 to 2 s, 2 to 4 s and so on. A busy machine may stand still in one.
+/// How long locks are looked at, and the largest share of that time in which calls may have to wait for the migrations: the
+/// first try takes 0.5 s and the others 1.2 s, after 1 to 2 s, 2 to 4 s and so on. A busy machine may stand still in one.
 const WATCHED: Duration = Duration::from_secs(5);
 const HELD_UP: f64 = 0.5;
 
@@ -143,4 +143,27 @@ async fn a_migration_that_waits_for_a_table_holds_up_hardly_anybody() {
     wait_until_migrated(new.as_ref()).await;
     assert_eq!(versions(&admin).await, [1, 2]);
     assert_eq!(found(new.as_ref(), 7).await, [1]);
+}
+
+#[tokio::test]
+async fn a_migration_does_not_wait_for_the_end_of_an_autovacuum() {
+    let server = Postgres::start_with(&["autovacuum_naptime = 1s"]).await;
+    let (old, admin) = (feed(&server.url()).await, server.admin().await);
+    old.create(record(7, 1, "x"), soon()).await.unwrap();
+    // one that would take minutes
+    let slow =
+        "ALTER TABLE feed.feeds SET (autovacuum_vacuum_cost_delay = 100, autovacuum_vacuum_cost_limit = 1,
+                  autovacuum_vacuum_insert_threshold = 0, autovacuum_vacuum_insert_scale_factor = 0);
+                INSERT INTO feed.feeds (user_id, id, content)
+                  SELECT 8, g, repeat('x', 100) FROM generate_series(1, 20000) AS g";
+    admin.batch_execute(slow).await.unwrap();
+    let vacuums = "SELECT 1 FROM pg_stat_progress_vacuum WHERE relid = 'feed.feeds'::regclass";
+    wait_for("an autovacuum is at work", || async {
+        (!admin.query(vacuums, &[]).await.unwrap().is_empty()).then_some(())
+    })
+    .await;
+    let new = newer(&server, COMPATIBLE).await;
+    wait_until_migrated(new.as_ref()).await;
+    assert_eq!(versions(&admin).await, [1, 2]);
+    assert!(server.log().contains("canceling autovacuum task"), "{}", server.log());
 }
