@@ -144,6 +144,15 @@ fn ready(state: &State) -> Option<&Arc<Ready>> {
     }
 }
 
+/// Returns why the schema is not up to date, by the state of the connection that migrates it.
+fn not_migrated(writes: &State) -> String {
+    let waits = "the connection for writes has not migrated the schema yet";
+    match writes {
+        State::Away(_, why) | State::Unusable(why) => format!("{waits}: {why}"),
+        State::Ready(_) => waits.to_owned(),
+    }
+}
+
 /// Keeps one connection.
 pub struct Keeper {
     target: Target,
@@ -294,11 +303,10 @@ impl Keeper {
             if let Some(version) = schema.current(link.client(), limit).await? {
                 return Ok(version);
             }
-            let failed = |why: &str| Err(Unusable::Failed(why.to_owned()));
             match tokio::time::timeout(MIGRATED, found(other)).await {
                 Ok(migrated) if migrated == host => {}
-                Ok(_) => return failed("writes go to another host"),
-                Err(_) => return failed("the connection for writes has not migrated the schema yet"),
+                Ok(_) => return Err(Unusable::Failed("writes go to another host".to_owned())),
+                Err(_) => return Err(Unusable::Failed(not_migrated(&other.borrow()))),
             }
         }
         schema.ensure(link.client_mut(), limit, in_use).await
