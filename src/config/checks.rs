@@ -235,6 +235,11 @@ fn tls(role: Role, settings: &Settings) -> Result<(), Wrong> {
     if let Some((key, _, what)) = files.into_iter().find(|(_, path, _)| path.is_none()) {
         return Err((key, format!("is missing, and `grpc.tls` is {}: name a file with {what}", grpc.tls)));
     }
+    for (at, named) in tls.names.iter().enumerate() {
+        if tls.names.iter().take(at).any(|earlier| earlier.role == named.role) {
+            return Err(("tls.names", format!("names {} twice", named.role.name())));
+        }
+    }
     if Role::SERVICES.contains(&role) && grpc.allow.is_empty() {
         return Err(("grpc.allow", "is empty: nobody could call the service".to_owned()));
     }

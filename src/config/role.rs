@@ -22,6 +22,12 @@ impl Role {
     /// The services that register and are called.
     pub const SERVICES: [Self; 3] = [Self::Feed, Self::Profile, Self::Topic];
 
+    /// Returns true if this role calls services of other roles.
+    #[must_use]
+    pub const fn calls_services(self) -> bool {
+        matches!(self, Self::Apigateway | Self::Profile | Self::Up)
+    }
+
     /// Returns the name used everywhere for this role.
     #[must_use]
     pub const fn name(self) -> &'static str {

@@ -71,6 +71,10 @@ const REFUSED: &[(&str, &str)] = &[
     ),
     ("[grpc]\nallow = [\"gateway\"]", "`grpc.allow` in app.toml: `gateway` is no caller, want apigateway"),
     ("[tls]\ntrust_domain = \"Prod\"", "`tls.trust_domain` in app.toml: `Prod` is no trust domain"),
+    (
+        "[grpc]\ntls = \"strict\"\n[tls]\ncert_file = \"c\"\nkey_file = \"k\"\nca_file = \"a\"\nnames = [\"feed=dns:a.b\", \"feed=dns:c.d\"]",
+        "`tls.names` in app.toml: names feed twice",
+    ),
     ("[tls]\nnames = [\"feed\"]", "`tls.names` in app.toml: `feed` names no role"),
     (
         "[client]\nbalancer = \"best\"",

@@ -1,5 +1,6 @@
 //! The files with a certificate, its key and the authorities that are trusted.
 
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use tokio_rustls::rustls::RootCertStore;
@@ -21,17 +22,25 @@ pub struct Files {
     pub authorities: Option<Source>,
 }
 
-/// What the files hold. It has a private key, so it has no `Debug`.
+/// What the files hold. It has a private key, so it has no `Debug`. Cheap to clone.
+#[derive(Clone)]
 pub struct Material {
     /// The certificate with its chain and its key, which fit each other.
-    pub own: std::sync::Arc<CertifiedKey>,
+    pub own: Arc<CertifiedKey>,
     /// What the certificate says.
     pub leaf: Leaf,
-    /// The authorities that are valid now.
-    pub authorities: RootCertStore,
-    /// All authorities in the file, each with the time in which it is valid.
-    listed: Vec<(CertificateDer<'static>, Period)>,
-    /// When the files were read.
+    /// The authorities of the peers.
+    pub authorities: Authorities,
+}
+
+/// The authorities of the peers. Cheap to clone.
+#[derive(Clone)]
+pub struct Authorities {
+    /// Those that are valid now.
+    pub valid: Arc<RootCertStore>,
+    /// All that the file holds, each with the time in which it is valid.
+    listed: Arc<[(CertificateDer<'static>, Period)]>,
+    /// When the file was read.
     at: SystemTime,
 }
 
@@ -54,29 +63,47 @@ impl Files {
         let own = CertifiedKey::from_der(chain, self.key.private_key()?, &ring::default_provider());
         let own =
             own.map_err(|error| self.key.refuse(format_args!("does not fit the certificate: {error}")))?;
-        let (mut authorities, mut listed) = (RootCertStore::empty(), Vec::new());
+        let authorities = self.read_authorities(now)?;
+        if let Some(source) = self.authorities.as_ref().filter(|_| authorities.valid.is_empty()) {
+            return Err(source.refuse("has no authority that is valid now"));
+        }
+        Ok(Material { own: Arc::new(own), leaf, authorities })
+    }
+
+    /// Reads the file with the authorities alone. None of them need be valid now.
+    ///
+    /// # Errors
+    /// When it cannot be read or does not hold certificates.
+    pub fn read_authorities(&self, now: SystemTime) -> Result<Authorities, Unusable> {
+        let (mut valid, mut listed) = (RootCertStore::empty(), Vec::new());
         if let Some(source) = &self.authorities {
             for certificate in source.authorities()? {
                 let period = Leaf::read(&certificate).map_err(|fault| source.refuse(fault))?.period;
                 // an authority that has expired is as good as one that has left
                 if is_valid(period, now) {
-                    authorities.add(certificate.clone()).map_err(|error| source.refuse(error))?;
+                    valid.add(certificate.clone()).map_err(|error| source.refuse(error))?;
                 }
                 listed.push((certificate, period));
             }
-            if authorities.is_empty() {
-                return Err(source.refuse("has no authority that is valid now"));
-            }
         }
-        Ok(Material { own: std::sync::Arc::new(own), leaf, authorities, listed, at: now })
+        Ok(Authorities { valid: Arc::new(valid), listed: listed.into(), at: now })
     }
 }
 
 impl Material {
-    /// Returns when the authority is valid that expires first.
+    /// Returns true if the files held the same certificates and authorities, those that are valid included.
     #[must_use]
-    pub fn authority(&self) -> Option<Period> {
-        self.valid().map(|(_, period)| *period).min_by_key(|period| period.to)
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.own.cert == other.own.cert && self.authorities == other.authorities
+    }
+}
+
+impl Authorities {
+    /// Returns when the authority is valid that expires first; if none is valid now, that which was valid last.
+    #[must_use]
+    pub fn first_to_expire(&self) -> Option<Period> {
+        let first = self.valid().map(|(_, period)| *period).min_by_key(|period| period.to);
+        first.or_else(|| self.listed.iter().map(|(_, period)| *period).max_by_key(|period| period.to))
     }
 
     /// Returns when the next of the authorities becomes valid, or the first of them expires.
@@ -86,15 +113,16 @@ impl Material {
         self.listed.iter().map(|(_, period)| change(period)).filter(|change| *change >= self.at).min()
     }
 
-    /// Returns true if the files held the same certificates and authorities, those that are valid included.
-    #[must_use]
-    pub fn is_same(&self, other: &Self) -> bool {
-        self.own.cert == other.own.cert && self.listed == other.listed && self.valid().eq(other.valid())
-    }
-
     /// Returns the authorities that are valid now.
     fn valid(&self) -> impl Iterator<Item = &(CertificateDer<'static>, Period)> {
         self.listed.iter().filter(|(_, period)| is_valid(*period, self.at))
+    }
+}
+
+/// They are the same if the file was, and if the same of them are valid.
+impl PartialEq for Authorities {
+    fn eq(&self, other: &Self) -> bool {
+        self.listed == other.listed && self.valid().eq(other.valid())
     }
 }
 

@@ -6,12 +6,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use tokio_rustls::rustls::pki_types::CertificateDer;
 use x509_cert::Certificate;
 use x509_cert::der::Decode as _;
+use x509_cert::der::oid::ObjectIdentifier;
+use x509_cert::der::oid::db::rfc5280::{ID_KP_CLIENT_AUTH, ID_KP_SERVER_AUTH};
 use x509_cert::ext::pkix::name::GeneralName;
-use x509_cert::ext::pkix::{BasicConstraints, KeyUsage, SubjectAltName};
+use x509_cert::ext::pkix::{BasicConstraints, ExtendedKeyUsage, KeyUsage, SubjectAltName};
 
 use crate::config::Identity;
 
-/// Most names of one certificate. Nobody has so many; they are compared one by one.
+/// Most names of a certificate between the parts of the system. They are compared one by one.
 const MAX_NAMES: usize = 100;
 
 /// The time in which a certificate is valid.
@@ -34,6 +36,8 @@ pub struct Leaf {
     pub period: Period,
     authority: bool,
     usage: Option<KeyUsage>,
+    /// What it may be shown for; everything if it does not say.
+    purposes: Option<Vec<ObjectIdentifier>>,
 }
 
 /// Why a certificate is none of a holder by the rules of SPIFFE (X509-SVID, 4 and 5.2).
@@ -54,6 +58,15 @@ pub enum Fault {
     /// It names several holders.
     #[error("the certificate has more than one URI name")]
     Ambiguous,
+    /// It has more names than anybody compares.
+    #[error("the certificate has more than {MAX_NAMES} names")]
+    Names,
+    /// It is not for those who call.
+    #[error("the certificate has extended key usages, and clientAuth is not among them")]
+    NotForClients,
+    /// It is not for those who are called.
+    #[error("the certificate has extended key usages, and serverAuth is not among them")]
+    NotForServers,
 }
 
 impl Leaf {
@@ -66,9 +79,6 @@ impl Leaf {
         let names = read.get::<SubjectAltName>().map_err(|_| Fault::Malformed)?;
         let (mut uris, mut dns) = (Vec::new(), Vec::new());
         let names = names.map(|(_, SubjectAltName(names))| names).unwrap_or_default();
-        if names.len() > MAX_NAMES {
-            return Err(Fault::Malformed);
-        }
         for name in names {
             match name {
                 GeneralName::UniformResourceIdentifier(uri) => uris.push(uri.to_string()),
@@ -78,6 +88,7 @@ impl Leaf {
         }
         let authority = read.get::<BasicConstraints>().map_err(|_| Fault::Malformed)?;
         let usage = read.get::<KeyUsage>().map_err(|_| Fault::Malformed)?;
+        let purposes = read.get::<ExtendedKeyUsage>().map_err(|_| Fault::Malformed)?;
         let time = |time: x509_cert::time::Time| UNIX_EPOCH.checked_add(time.to_unix_duration());
         Ok(Self {
             uris,
@@ -88,6 +99,7 @@ impl Leaf {
             },
             authority: authority.is_some_and(|(_, constraints)| constraints.ca),
             usage: usage.map(|(_, usage)| usage),
+            purposes: purposes.map(|(_, ExtendedKeyUsage(purposes))| purposes),
         })
     }
 
@@ -108,6 +120,24 @@ impl Leaf {
         }
         if self.uris.len() > 1 {
             return Err(Fault::Ambiguous);
+        }
+        if self.uris.len() + self.dns.len() > MAX_NAMES {
+            return Err(Fault::Names);
+        }
+        Ok(())
+    }
+
+    /// Checks that others take it from a process that `calls` services, and from one that `serves`.
+    ///
+    /// # Errors
+    /// The purpose that it lacks.
+    pub fn check_purposes(&self, calls: bool, serves: bool) -> Result<(), Fault> {
+        let Some(purposes) = &self.purposes else { return Ok(()) };
+        if calls && !purposes.contains(&ID_KP_CLIENT_AUTH) {
+            return Err(Fault::NotForClients);
+        }
+        if serves && !purposes.contains(&ID_KP_SERVER_AUTH) {
+            return Err(Fault::NotForServers);
         }
         Ok(())
     }

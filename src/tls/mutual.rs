@@ -120,7 +120,7 @@ impl Mutual {
     fn validity(
         &self,
         chain: &[CertificateDer<'_>],
-        recheck: fn(&Sides, &[CertificateDer<'_>], UnixTime) -> Result<(), Error>,
+        recheck: impl Fn(&Sides, &[CertificateDer<'_>], UnixTime) -> Result<(), Error> + Send + Sync + 'static,
     ) -> Validity {
         let current = self.current.clone();
         Validity::new(chain, self.current.changed(), move |chain, now| {
@@ -147,8 +147,9 @@ impl Mutual {
         match connector.connect(name, tcp).await {
             Ok(stream) => {
                 let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
-                let mut validity =
-                    self.validity(chain, |sides, chain, now| sides.services.recheck(chain, now));
+                let service = service.to_owned();
+                let mut validity = self
+                    .validity(chain, move |sides, chain, now| sides.services.recheck(&service, chain, now));
                 validity.watch(changed);
                 Ok((stream, validity))
             }
@@ -199,6 +200,8 @@ impl Build {
     fn sides(&self, material: &Material) -> Result<Sides, Unusable> {
         let wrong = |error: &dyn std::fmt::Display| self.certificate.refuse(error);
         material.leaf.check().map_err(|fault| wrong(&fault))?;
+        let (calls, serves) = (self.role.calls_services(), Role::SERVICES.contains(&self.role));
+        material.leaf.check_purposes(calls, serves).map_err(|fault| wrong(&fault))?;
         let names = Names::new(self.tls.trust_domain.as_ref(), &self.tls.names, &material.leaf);
         let names = Arc::new(names.map_err(|reason| wrong(&reason))?);
         let own = names.of_service(self.role.name()).filter(|own| !material.leaf.is(own));
@@ -208,7 +211,7 @@ impl Build {
                 material.leaf
             )));
         }
-        let (allowed, authorities) = (names.of_callers(&self.allow), material.authorities.clone());
+        let (allowed, authorities) = (names.of_callers(&self.allow), material.authorities.valid.clone());
         let callers = CallerVerifier::new(authorities.clone(), allowed, self.callers.clone());
         let callers = Arc::new(callers.map_err(|reason| wrong(&reason))?);
         let services = Arc::new(ServiceVerifier::new(authorities, names, self.services.clone()));

@@ -2,7 +2,8 @@
 //!
 //! One task looks at the files every second. What it reads replaces what is in use only if all of it fits together: a
 //! certificate without its key, as it may be found between two writes, a damaged file or an expired certificate leaves
-//! the last good set in use, and is read again with the next look.
+//! the last good set in use, and is read again with the next look. Authorities are another matter: those that have left
+//! their file or have expired are trusted no more, whatever the other files hold.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
@@ -48,7 +49,7 @@ impl<T: Send + Sync + 'static> Reloading<T> {
         let shared =
             Shared { current: ArcSwap::from_pointee(build(&material)?), changed: watch::Sender::default() };
         let shared = Arc::new(shared);
-        metrics.set_in_use(material.leaf.period, material.authority());
+        metrics.set_in_use(material.leaf.period, material.authorities.first_to_expire());
         metrics.set_unusable(false);
         let look = Look { files, build: Box::new(build), metrics, material, follower };
         let task = tokio::spawn(follow(shared.clone(), look));
@@ -100,7 +101,7 @@ struct Look<T> {
 impl<T> Look<T> {
     /// Returns what is to be used from now on, if the files have changed and can be used.
     fn look(&mut self, now: SystemTime) -> Option<T> {
-        let changed = self.material.changes_at().is_some_and(|at| now > at);
+        let changed = self.material.authorities.changes_at().is_some_and(|at| now > at);
         let looked = self.follower.look(changed, || {
             let material = self.files.read(now)?;
             let same = material.is_same(&self.material);
@@ -108,27 +109,44 @@ impl<T> Look<T> {
             Ok((material, built))
         });
         match looked {
-            follow::Look::Unchanged | follow::Look::Failed { news: false, .. } => None,
+            follow::Look::Unchanged => None,
             follow::Look::Read((material, built)) => {
                 self.metrics.set_unusable(false);
                 if built.is_some() {
                     tracing::info!(names = %material.leaf, "certificates have changed, using the new ones");
                     self.metrics.note_used();
-                    self.metrics.set_in_use(material.leaf.period, material.authority());
+                    self.metrics.set_in_use(material.leaf.period, material.authorities.first_to_expire());
                 }
                 self.material = material;
                 built
             }
-            follow::Look::Failed { error, news: true } => {
-                tracing::warn!(
-                    %error,
-                    "certificates have changed and cannot be used, going on with those from before"
-                );
-                self.metrics.note_failed();
-                self.metrics.set_unusable(true);
-                None
+            follow::Look::Failed { error, news } => {
+                if news {
+                    tracing::warn!(
+                        %error,
+                        "certificates have changed and cannot be used, going on with those from before"
+                    );
+                    self.metrics.note_failed();
+                    self.metrics.set_unusable(true);
+                }
+                self.look_at_authorities(now)
             }
         }
+    }
+
+    /// Returns what is to be used from now on if the authorities have changed, with the certificate from before.
+    fn look_at_authorities(&mut self, now: SystemTime) -> Option<T> {
+        let authorities = self.files.read_authorities(now).ok()?;
+        if authorities == self.material.authorities {
+            return None;
+        }
+        let material = Material { authorities, ..self.material.clone() };
+        let built = (self.build)(&material).ok()?;
+        let trusted = material.authorities.valid.len();
+        tracing::warn!(trusted, "the authorities have changed, using them with the certificate from before");
+        self.metrics.set_in_use(material.leaf.period, material.authorities.first_to_expire());
+        self.material = material;
+        Some(built)
     }
 }
 
@@ -216,7 +234,7 @@ mod tests {
         let new = authority(now + 60 * minute, now + 600 * minute);
         std::fs::write(dir.path().join("ca"), old.pem() + &new.pem()).unwrap();
         let (mut look, _) = looking_at(dir.path(), Some("ca"));
-        let trusted = |look: &Look<SystemTime>| look.material.authorities.roots.clone();
+        let trusted = |look: &Look<SystemTime>| look.material.authorities.valid.roots.clone();
         let of = |certificate: &rcgen::Certificate| {
             let mut store = tokio_rustls::rustls::RootCertStore::empty();
             store.add(certificate.der().clone()).unwrap();
@@ -228,6 +246,18 @@ mod tests {
         assert!(look.look(now + 120 * minute).is_some());
         assert_eq!(trusted(&look), of(&new));
         assert!(look.look(now + 121 * minute).is_none());
+        // the last one, and the certificate as well
+        assert!(look.look(now + 601 * minute).is_some());
+        assert!(trusted(&look).is_empty());
+        assert!(look.look(now + 602 * minute).is_none());
+        let next = authority(now, now + 900 * minute);
+        std::fs::write(dir.path().join("ca"), next.pem()).unwrap();
+        assert!(look.look(now + 603 * minute).is_some());
+        assert_eq!(trusted(&look), of(&next));
+        // what is no list of authorities changes nothing
+        std::fs::write(dir.path().join("ca"), "").unwrap();
+        assert!(look.look(now + 604 * minute).is_none());
+        assert_eq!(trusted(&look), of(&next));
     }
 
     #[test]

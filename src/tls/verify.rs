@@ -60,39 +60,71 @@ impl Refusals {
 /// Verifies the callers of a service.
 #[derive(Debug)]
 pub struct CallerVerifier {
-    chain: Arc<dyn ClientCertVerifier>,
+    /// `None` while no authority is trusted: then nobody is.
+    chain: Option<Arc<dyn ClientCertVerifier>>,
+    algorithms: WebPkiSupportedAlgorithms,
     allowed: Arc<[Identity]>,
     refusals: Arc<Refusals>,
 }
 
 impl CallerVerifier {
-    /// Returns one that takes callers with one of these identities.
+    /// Returns one that takes callers with one of these identities. Without an authority it takes none.
     ///
     /// # Errors
-    /// When there is no authority.
+    /// When the authorities cannot be used.
     pub fn new(
-        authorities: RootCertStore,
+        authorities: Arc<RootCertStore>,
         allowed: Arc<[Identity]>,
         refusals: Arc<Refusals>,
     ) -> Result<Self, String> {
         let provider = Arc::new(ring::default_provider());
-        let chain = WebPkiClientVerifier::builder_with_provider(Arc::new(authorities), provider);
-        Ok(Self { chain: chain.build().map_err(|error| error.to_string())?, allowed, refusals })
+        let algorithms = provider.signature_verification_algorithms;
+        let chain = if authorities.is_empty() {
+            None
+        } else {
+            let chain = WebPkiClientVerifier::builder_with_provider(authorities, provider).build();
+            Some(chain.map_err(|error| error.to_string())?)
+        };
+        Ok(Self { chain, algorithms, allowed, refusals })
     }
 
-    /// Checks a chain, without counting what is wrong with it.
+    /// Checks a caller again, without counting what is wrong with it.
     ///
     /// # Errors
     /// What is wrong with it.
     pub fn recheck(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<(), Error> {
         let (leaf, rest) = chain.split_first().ok_or(Error::NoCertificatesPresented)?;
-        self.chain.verify_client_cert(leaf, rest, now).map(|_| ())
+        self.check_chain(leaf, rest, now)?;
+        recheck_holder(leaf, |holder| self.is_allowed(holder))
     }
+
+    fn check_chain(
+        &self,
+        leaf: &CertificateDer<'_>,
+        rest: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, Error> {
+        let chain = self.chain.as_ref().ok_or(CertificateError::UnknownIssuer)?;
+        chain.verify_client_cert(leaf, rest, now)
+    }
+
+    fn is_allowed(&self, leaf: &Leaf) -> bool {
+        self.allowed.iter().any(|identity| leaf.is(identity))
+    }
+}
+
+/// Checks again who the holder of a certificate is: which identity is meant may have changed since it was shown.
+fn recheck_holder(certificate: &CertificateDer<'_>, is_meant: impl Fn(&Leaf) -> bool) -> Result<(), Error> {
+    let leaf = Leaf::read(certificate).ok().filter(|leaf| leaf.check().is_ok());
+    if leaf.is_some_and(|leaf| is_meant(&leaf)) {
+        return Ok(());
+    }
+    Err(CertificateError::ApplicationVerificationFailure.into())
 }
 
 impl ClientCertVerifier for CallerVerifier {
     fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        self.chain.root_hint_subjects()
+        self.chain.as_ref().map_or(&[], |chain| chain.root_hint_subjects())
     }
 
     fn verify_client_cert(
@@ -101,9 +133,9 @@ impl ClientCertVerifier for CallerVerifier {
         intermediates: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, Error> {
-        let verified = self.chain.verify_client_cert(end_entity, intermediates, now)?;
+        let verified = self.check_chain(end_entity, intermediates, now)?;
         let leaf = self.refusals.read(end_entity)?;
-        if self.allowed.iter().any(|identity| leaf.is(identity)) {
+        if self.is_allowed(&leaf) {
             return Ok(verified);
         }
         Err(self.refusals.refuse(Refused::Identity, &leaf, "an identity of grpc.allow"))
@@ -124,18 +156,18 @@ impl ClientCertVerifier for CallerVerifier {
         cert: &CertificateDer<'_>,
         dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, Error> {
-        self.chain.verify_tls13_signature(message, cert, dss)
+        verify_tls13_signature(message, cert, dss, &self.algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.chain.supported_verify_schemes()
+        self.algorithms.supported_schemes()
     }
 }
 
 /// Verifies the services that are called. The server name of a connection is the name of the service that is meant.
 #[derive(Debug)]
 pub struct ServiceVerifier {
-    authorities: RootCertStore,
+    authorities: Arc<RootCertStore>,
     names: Arc<Names>,
     algorithms: WebPkiSupportedAlgorithms,
     refusals: Arc<Refusals>,
@@ -143,18 +175,20 @@ pub struct ServiceVerifier {
 
 impl ServiceVerifier {
     /// Returns one that knows services by these names.
-    pub fn new(authorities: RootCertStore, names: Arc<Names>, refusals: Arc<Refusals>) -> Self {
+    pub fn new(authorities: Arc<RootCertStore>, names: Arc<Names>, refusals: Arc<Refusals>) -> Self {
         let algorithms = ring::default_provider().signature_verification_algorithms;
         Self { authorities, names, algorithms, refusals }
     }
 
-    /// Checks a chain, without counting what is wrong with it.
+    /// Checks an instance of a service again, without counting what is wrong with it.
     ///
     /// # Errors
     /// What is wrong with it.
-    pub fn recheck(&self, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<(), Error> {
+    pub fn recheck(&self, service: &str, chain: &[CertificateDer<'_>], now: UnixTime) -> Result<(), Error> {
         let (leaf, rest) = chain.split_first().ok_or(Error::NoCertificatesPresented)?;
-        self.check_chain(leaf, rest, now)
+        self.check_chain(leaf, rest, now)?;
+        let wanted = self.names.of_service(service);
+        recheck_holder(leaf, |holder| wanted.is_some_and(|wanted| holder.is(wanted)))
     }
 
     fn check_chain(

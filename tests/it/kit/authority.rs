@@ -16,7 +16,17 @@ pub struct Authority {
 
 impl Authority {
     pub fn new(name: &str) -> Self {
+        Self::make(params(&[], name))
+    }
+
+    /// Makes one that is valid from an hour ago for another `life`.
+    pub fn lasting(name: &str, life: Duration) -> Self {
         let mut params = params(&[], name);
+        params.not_after = (SystemTime::now() + life).into();
+        Self::make(params)
+    }
+
+    fn make(mut params: CertificateParams) -> Self {
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
         let key = KeyPair::generate().expect("a key");

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
+use rcgen::ExtendedKeyUsagePurpose;
 use tokio::time::{Instant, sleep};
 
 use crate::kit::authority::{Authority, replace};
@@ -39,11 +40,17 @@ async fn what_does_not_fit_leaves_the_last_good_set_in_use() {
     let mut topic = mesh.role("topic", "strict", &[]);
     let (cert, key) = (read(&mesh, "topic.pem"), read(&mesh, "topic.key"));
     let feed = read(&mesh, "feed.pem");
+    // as an authority makes it whose template knows clients only
+    let uri = "spiffe://test.example/topic";
+    mesh.authority.issue_identity(mesh.path(), "client", uri, HOUR, |params| {
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+    });
     for (cert, key, what) in [
         (&*feed, &*key, "does not fit the certificate"),
         (&feed, &read(&mesh, "feed.key"), "others know this process as spiffe://test.example/topic"),
         (&cert[..cert.len() / 2], &key, "damaged PEM"),
         (&cert, "", "holds no private key"),
+        (&read(&mesh, "client.pem"), &read(&mesh, "client.key"), "serverAuth is not among them"),
     ] {
         replace(&mesh.path().join("topic.pem"), cert);
         replace(&mesh.path().join("topic.key"), key);
@@ -58,7 +65,7 @@ async fn what_does_not_fit_leaves_the_last_good_set_in_use() {
         assert!(topic.metric("tls_files_unusable{purpose=\"grpc\"}").await > 0.5);
         assert_eq!(topic.process.count_logs(told), 1, "it is said once");
     }
-    assert!(topic.metric("tls_reloads_total{purpose=\"grpc\",result=\"failed\"}").await > 3.5);
+    assert!(topic.metric("tls_reloads_total{purpose=\"grpc\",result=\"failed\"}").await > 4.5);
     mesh.issue(&mesh.authority, "topic", 2 * HOUR);
     wait_for("the next good one is used", || async {
         (topic.metric("tls_files_unusable{purpose=\"grpc\"}").await < 0.5).then_some(())
@@ -149,4 +156,64 @@ async fn connections_end_when_their_authority_leaves() {
     assert!(begun.elapsed() > Duration::from_secs(3));
     let error = ask(topic.addr, client13(mesh.path(), "late")).await.unwrap_err();
     assert!(error.contains("UnknownCA"), "{error}");
+}
+
+/// What else is wrong with the files must not keep an authority in use that has lost its key.
+#[tokio::test]
+async fn an_authority_leaves_though_the_certificate_cannot_be_used() {
+    let mesh = Mesh::start().await;
+    let next = Authority::new("two");
+    let mut topic = mesh.role("topic", "strict", &[]);
+    let old = idle(&mesh, &topic, "apigateway").await;
+    replace(&mesh.path().join("topic.key"), "");
+    mesh.trust(&[&next]);
+    topic.process.wait_for_log("it says so", |line| {
+        line["message"] == "the authorities have changed, using them with the certificate from before"
+    });
+    tokio::time::timeout(Duration::from_secs(10), old).await.expect("it ends").expect("gracefully");
+    let error = ask(topic.addr, client13(mesh.path(), "apigateway")).await.unwrap_err();
+    assert!(error.contains("UnknownCA"), "{error}");
+    assert!(topic.metric("tls_files_unusable{purpose=\"grpc\"}").await > 0.5);
+    // and the other way round
+    mesh.issue(&next, "apigateway", HOUR);
+    ask(topic.addr, client13(mesh.path(), "apigateway")).await.expect("of the next authority");
+}
+
+/// Nobody is trusted then, until there is another one.
+#[tokio::test]
+async fn nobody_is_trusted_once_the_last_authority_has_expired() {
+    let mesh = Mesh::start().await;
+    let life = Duration::from_secs(8);
+    let end = SystemTime::now() + life;
+    let short = Authority::lasting("short", life);
+    mesh.trust(&[&short]);
+    mesh.issue_all(&short, HOUR);
+    let topic = mesh.role("topic", "strict", &[]);
+    let old = idle(&mesh, &topic, "apigateway").await;
+    tokio::time::timeout(life + Duration::from_secs(10), old).await.expect("it ends").expect("gracefully");
+    assert!(SystemTime::now() >= end, "not before");
+    let error = ask(topic.addr, client13(mesh.path(), "apigateway")).await.unwrap_err();
+    assert!(error.contains("UnknownCA"), "{error}");
+    mesh.trust(&[&mesh.authority]);
+    mesh.issue_all(&mesh.authority, HOUR);
+    wait_for("another one is trusted", || async {
+        ask(topic.addr, client13(mesh.path(), "apigateway")).await.ok()
+    })
+    .await;
+}
+
+/// By the same authority: the name that a caller has to have is another one now.
+#[tokio::test]
+async fn connections_end_when_the_name_of_their_caller_counts_no_more() {
+    let mesh = Mesh::start().await;
+    let topic = mesh.role("topic", "strict", &[]);
+    let old = idle(&mesh, &topic, "apigateway").await;
+    let renamed = |role: &str| {
+        let uri = format!("spiffe://other.example/{role}");
+        mesh.authority.issue_identity(mesh.path(), role, &uri, HOUR, |_| {});
+    };
+    renamed("topic");
+    tokio::time::timeout(Duration::from_secs(10), old).await.expect("it ends").expect("gracefully");
+    renamed("apigateway");
+    ask(topic.addr, client13(mesh.path(), "apigateway")).await.expect("by its new name");
 }
