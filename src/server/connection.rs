@@ -34,7 +34,8 @@ const IDLE_LINGER: Duration = Duration::from_millis(50);
 /// Time that an idle connection may take to end once it was told that the server drains. It bounds the wait for
 /// peers that are frozen, for streams that are open, and for heads that are not complete.
 const IDLE_DRAIN: Duration = Duration::from_millis(250);
-/// Time that an idle connection may take to end after it was asked to make room; then it is cut.
+/// Time that an idle HTTP/2 connection may take to end after it was asked to make room; then it is cut. One on HTTP/1 has
+/// nothing to finish, and [`IDLE_LINGER`] for a head that is on its way.
 const EVICTION: Duration = Duration::from_secs(1);
 /// Time in which a connection ends whose peer is trusted no more, whatever is still called on it.
 const OUTLIVED: Duration = Duration::from_secs(30);
@@ -250,11 +251,16 @@ where
             }
             tokio::time::sleep(OUTLIVED).await;
         };
+        let linger = match (evicted, http1) {
+            (false, _) => IDLE_DRAIN,
+            (true, true) => IDLE_LINGER,
+            (true, false) => EVICTION,
+        };
         tokio::select! {
             biased;
             result = connection => self.log_end(result, conn),
             () = cut => {}
-            () = self.conns.idle(conn, if evicted { EVICTION } else { IDLE_DRAIN }) => {}
+            () = self.conns.idle(conn, linger) => {}
             () = distrusted => {}
         }
     }

@@ -217,15 +217,14 @@ impl Conns {
         }
     }
 
-    /// Asks the connection that has been idle longest to close. Does nothing while one is about to end already: each
-    /// of them frees one slot. One that was asked and is busy again may last.
-    pub fn close_longest_idle(&self) {
+    /// Asks the connections that have been idle longest to close, so that `most` are about to end: each of them frees
+    /// one slot. One that was asked and is busy again may last.
+    pub fn close_longest_idle(&self, most: usize) {
         let conns = self.lock();
-        let idle = || conns.values().filter(|conn| !conn.is_busy());
-        if idle().any(|conn| conn.closing.load(Relaxed)) {
-            return;
-        }
-        if let Some(conn) = idle().min_by_key(|conn| conn.idle_since()) {
+        let (closing, mut idle): (Vec<_>, Vec<_>) =
+            conns.values().filter(|conn| !conn.is_busy()).partition(|conn| conn.closing.load(Relaxed));
+        idle.sort_by_key(|conn| conn.idle_since());
+        for conn in idle.into_iter().take(most.saturating_sub(closing.len())) {
             conn.closing.store(true, Relaxed);
             conn.close.notify_one();
         }
@@ -286,12 +285,24 @@ mod tests {
         let open: Vec<_> = (1..=9).map(|id| conns.add(id)).collect();
         let active = ActiveRequest::new(&open[0].0, &conns, false);
         let closing = || open.iter().map(|(conn, _)| conn.closing.load(Relaxed)).collect::<Vec<_>>();
-        conns.close_longest_idle();
-        conns.close_longest_idle();
+        conns.close_longest_idle(1);
+        conns.close_longest_idle(1);
         let mut expected = [false; 9];
         expected[1] = true; // the first one has a request, and one closes at a time
         assert_eq!(closing(), expected);
         drop(active);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn as_many_close_as_are_wanted_the_oldest_first() {
+        let conns = conns(true, 9);
+        let open: Vec<_> = (1..=5).map(|id| conns.add(id)).collect();
+        let closing = || open.iter().filter(|(conn, _)| conn.closing.load(Relaxed)).count();
+        for (most, expected) in [(1, 1), (2, 2), (2, 2), (4, 4), (64, 5)] {
+            conns.close_longest_idle(most);
+            assert_eq!(closing(), expected);
+            assert!(open[..expected].iter().all(|(conn, _)| conn.closing.load(Relaxed)));
+        }
     }
 
     /// It ends when its calls do, which may be never: a peer may call again and again and not confirm the GOAWAY.
@@ -299,9 +310,9 @@ mod tests {
     async fn one_that_does_not_end_keeps_no_other_from_closing() {
         let conns = conns(false, 9);
         let (stays, idle) = (conns.add(1), conns.add(2));
-        conns.close_longest_idle();
+        conns.close_longest_idle(1);
         let active = ActiveRequest::new(&stays.0, &conns, false);
-        conns.close_longest_idle();
+        conns.close_longest_idle(1);
         assert!(stays.0.closing.load(Relaxed) && idle.0.closing.load(Relaxed));
         drop(active);
     }
@@ -314,14 +325,14 @@ mod tests {
             let (sends, idle) = (conns.add(1), conns.add(2));
             let part = Unsent::new(Bytes::from_static(b"abc"), &sends.0.output);
             tokio::time::advance(Duration::from_secs(1)).await;
-            conns.close_longest_idle();
+            conns.close_longest_idle(1);
             assert!(sends.0.is_busy() && !sends.0.closing.load(Relaxed) && idle.0.closing.load(Relaxed));
             drop((idle, part));
             // it is idle since then, and this one for longer
             let idle = conns.add(3);
             idle.0.idle_since.store(999, Relaxed);
             assert!(!sends.0.is_busy());
-            conns.close_longest_idle();
+            conns.close_longest_idle(1);
             assert!(!sends.0.closing.load(Relaxed) && idle.0.closing.load(Relaxed));
         }
     }

@@ -232,6 +232,25 @@ async fn f31_idle_connections_make_room() {
     }
 }
 
+/// They are not idle as hyper sees it, and end when they are told to all the same.
+#[tokio::test]
+async fn f31_connections_that_have_sent_one_byte_make_room() {
+    let app = App::start_with(|settings| settings.http.max_connections = 50).await;
+    let mut begun = Vec::new();
+    let mut longest = Duration::ZERO;
+    for round in 0..70 {
+        let mut stream = TcpStream::connect(app.gateway()).await.unwrap();
+        stream.write_all(b"G").await.unwrap();
+        begun.push(stream);
+        if round >= 50 {
+            let asked = Instant::now();
+            assert_eq!(get(app.gateway(), LIST).await.status, 200);
+            longest = longest.max(asked.elapsed());
+        }
+    }
+    assert!(longest < Duration::from_secs(1), "{longest:?}");
+}
+
 #[tokio::test]
 async fn f31_a_reader_that_stops_is_cut_and_one_that_is_slow_is_served() {
     let app = App::start_with(|settings| {
