@@ -2,7 +2,7 @@
 //!
 //! `debug` raises the level of this program only; other crates stay at `info`, because their lines would bury
 //! ours. A crate that is named is logged up to `debug`: `info,h2=debug`. It is not logged at `trace`, where it
-//! might print what users sent.
+//! might print what users sent; the client of PostgreSQL does so at `debug` already, and stays at `info`.
 
 use tracing_subscriber::filter::{LevelFilter, Targets};
 
@@ -25,6 +25,8 @@ const LEVELS: [(&str, LevelFilter); 6] = [
 const OTHERS: LevelFilter = LevelFilter::INFO;
 /// Highest level of other crates that are named.
 const NAMED: LevelFilter = LevelFilter::DEBUG;
+/// A crate that prints the parameters of statements at debug.
+const TELLS_CONTENTS: &str = "tokio_postgres";
 /// Most parts of a text. Each part is compared with every place in the code that logs.
 const MAX_PARTS: usize = 32;
 
@@ -48,7 +50,11 @@ pub fn parse(text: &str) -> Result<Targets, String> {
                 if !is_target(target) {
                     return Err(format!("{:?} is not the name of a module", shown(target)));
                 }
-                let cap = if is_ours(target) { LevelFilter::TRACE } else { NAMED };
+                let cap = match target {
+                    _ if is_within(target, OURS) => LevelFilter::TRACE,
+                    _ if target.starts_with(TELLS_CONTENTS) => OTHERS,
+                    _ => NAMED,
+                };
                 named.push((target.to_owned(), level(word)?.min(cap)));
             }
             None if general.replace(level(part)?).is_some() => {
@@ -61,6 +67,7 @@ pub fn parse(text: &str) -> Result<Targets, String> {
     let targets = Targets::new()
         .with_default(general.min(OTHERS))
         .with_target("rpprof", general.min(LevelFilter::WARN)) // says at info that it begins and ends
+        .with_target(TELLS_CONTENTS, general.min(OTHERS)) // also if `tokio` is named
         .with_target(OURS, general);
     Ok(targets.with_targets(named)) // a later directive for the same target wins
 }
@@ -74,8 +81,8 @@ fn is_target(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b':' | b'-'))
 }
 
-fn is_ours(target: &str) -> bool {
-    target.strip_prefix(OURS).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
+fn is_within(target: &str, crate_name: &str) -> bool {
+    target.strip_prefix(crate_name).is_some_and(|rest| rest.is_empty() || rest.starts_with("::"))
 }
 
 #[cfg(test)]
@@ -112,6 +119,16 @@ mod tests {
         assert!(
             parse("info,microservice_app=debug").unwrap().would_enable("microservice_app", &Level::DEBUG)
         );
+    }
+
+    #[test]
+    fn what_prints_contents_stays_at_info() {
+        for text in ["debug,tokio_postgres=debug", "tokio_postgres::query=trace", "tokio=debug", "t=debug"] {
+            let filter = parse(text).unwrap();
+            assert!(!filter.would_enable("tokio_postgres::query", &Level::DEBUG), "{text}");
+            assert!(!filter.would_enable("tokio_postgres", &Level::DEBUG), "{text}");
+        }
+        assert!(parse("tokio_postgres=debug").unwrap().would_enable("tokio_postgres", &Level::INFO));
     }
 
     #[test]
