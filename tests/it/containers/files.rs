@@ -308,6 +308,19 @@ fn a_token_can_be_added_to_the_admin_ports() {
     assert_eq!(target.split('|').collect::<Vec<_>>(), ROLES.map(Role::name));
     let trust = file("deploy/kubernetes/overlays/trust/kustomization.yaml");
     assert!(trust["components"].as_array().unwrap().contains(&"../../components/token".into()));
+    // a service that is taken over reaches its own records only, and nobody on the way reads them
+    for (role, patch) in SERVICES.into_iter().zip(trust["patches"].as_array().unwrap()) {
+        let name = role.name();
+        let patch = &documents(patch["patch"].as_str().unwrap())[0];
+        assert_eq!(patch["metadata"]["name"], name);
+        let pod = &patch["spec"]["template"]["spec"];
+        let env = pod["containers"][0]["env"].as_array().unwrap().iter();
+        let env = env.map(|env| (plain(&env["name"]), plain(&env["value"]))).collect();
+        let url = format!("postgres://{name}@postgres.example.org/msa?sslmode=verify-full");
+        let wanted = BTreeMap::from([("store.url", url), ("store.ca_file", "/run/store/ca.crt".to_owned())]);
+        assert_eq!(changed(role, &env), wanted, "{name}");
+        assert_eq!(pod["volumes"][0]["secret"]["secretName"], format!("store-{name}"));
+    }
 }
 
 /// The rules, the dashboards and the configuration of Prometheus are those of deploy/monitoring.
