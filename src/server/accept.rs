@@ -26,10 +26,8 @@ use crate::telemetry::log::LogThrottle;
 
 /// Pause after a failed accept, so that the loop does not spin while file descriptors are used up.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Time between two attempts to close idle connections while no slot is free.
+/// Time between two attempts to close an idle connection while no slot is free.
 const SLOT_RETRY: Duration = Duration::from_millis(20);
-/// Most connections that are asked to close at a time. Those that take their time must not keep others waiting.
-const CLOSING: usize = 64;
 
 /// Serves a listener on this thread, see [`serve_on`].
 pub async fn serve<S, F, B>(
@@ -106,7 +104,7 @@ pub async fn serve_on<S, F, B>(
                     tracing::warn!(%error, times, addr = %listener.addr(), "accept failed");
                 }
                 // most likely file descriptors are used up: closing an idle connection frees one
-                conns.close_longest_idle(1);
+                conns.close_longest_idle();
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -174,16 +172,14 @@ fn adopt<S>(
     }
 }
 
-/// Returns a slot for one more connection. While none is free, asks the longest idle connection to close, then two, and
-/// so on: a peer may not let its connection end.
+/// Returns a slot for one more connection. While none is free, asks the longest idle connection to close,
+/// again and again.
 async fn slot(slots: &Arc<Semaphore>, conns: &Conns) -> OwnedSemaphorePermit {
-    let mut most = 1;
     loop {
         if let Ok(slot) = slots.clone().try_acquire_owned() {
             return slot;
         }
-        conns.close_longest_idle(most);
-        most = (2 * most).min(CLOSING);
+        conns.close_longest_idle();
         let freed = slots.clone().acquire_owned();
         if let Ok(Ok(slot)) = tokio::time::timeout(SLOT_RETRY, freed).await {
             return slot;

@@ -1,6 +1,6 @@
 //! One open connection: whether it is idle, what it holds, and how it is told to end.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 
 use tokio::sync::Notify;
@@ -17,8 +17,8 @@ pub struct Conn {
     pub active: AtomicUsize,
     /// When the last request ended, ms on the server's clock.
     pub idle_since: AtomicU64,
-    /// True once it was asked to close.
-    pub closing: AtomicBool,
+    /// 1 more than when it was asked to close, ms on the server's clock; 0 before.
+    closing: AtomicU64,
     /// Asks it to close.
     pub close: Notify,
     /// What it receives.
@@ -45,7 +45,7 @@ impl Conn {
         Self {
             active: AtomicUsize::new(0),
             idle_since: AtomicU64::new(now),
-            closing: AtomicBool::new(false),
+            closing: AtomicU64::new(0),
             close: Notify::new(),
             input: Arc::default(),
             drained: Arc::default(),
@@ -56,6 +56,17 @@ impl Conn {
             bodies: AtomicUsize::new(0),
             caller: OnceLock::new(),
         }
+    }
+
+    /// Asks it to close.
+    pub fn ask_to_close(&self, now: u64) {
+        self.closing.store(now.saturating_add(1), Relaxed);
+        self.close.notify_one();
+    }
+
+    /// Returns when it was asked to close.
+    pub fn asked_to_close(&self) -> Option<u64> {
+        self.closing.load(Relaxed).checked_sub(1)
     }
 
     /// Returns true while a request is being answered or its answer sent. A stream that goes on, such as a health

@@ -34,9 +34,11 @@ const IDLE_LINGER: Duration = Duration::from_millis(50);
 /// Time that an idle connection may take to end once it was told that the server drains. It bounds the wait for
 /// peers that are frozen, for streams that are open, and for heads that are not complete.
 const IDLE_DRAIN: Duration = Duration::from_millis(250);
-/// Time that an idle HTTP/2 connection may take to end after it was asked to make room; then it is cut. One on HTTP/1 has
-/// nothing to finish, and [`IDLE_LINGER`] for a head that is on its way.
+/// Time that an idle HTTP/2 connection may take to end after it was asked to make room; then it is cut.
 const EVICTION: Duration = Duration::from_secs(1);
+/// The same on HTTP/1, where there is nothing to finish: what has arrived is read before, and a part of a head is not waited
+/// for.
+const EVICTION_HTTP1: Duration = Duration::from_millis(1);
 /// Time in which a connection ends whose peer is trusted no more, whatever is still called on it.
 const OUTLIVED: Duration = Duration::from_secs(30);
 /// Time from the opening of an HTTP/2 connection to its first frame. After that it may be idle for as long as its
@@ -253,7 +255,7 @@ where
         };
         let linger = match (evicted, http1) {
             (false, _) => IDLE_DRAIN,
-            (true, true) => IDLE_LINGER,
+            (true, true) => EVICTION_HTTP1,
             (true, false) => EVICTION,
         };
         tokio::select! {

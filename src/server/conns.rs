@@ -23,6 +23,8 @@ pub const MAX_UNSENT: usize = 128 * 1024 * 1024;
 /// Time that an answer on HTTP/1 must have waited before its connection may be cut to free memory: short
 /// enough that peers which stop reading cannot hold all of it, long enough for every peer that reads.
 const UNSENT_TIME_HTTP1: u64 = 100;
+/// Time in which a connection that was asked to close ends, if its peer takes part, ms: then another one is asked.
+const ENDING: u64 = 100;
 /// Time between two looks for a connection to cut while memory is short.
 const SHORT_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -217,16 +219,17 @@ impl Conns {
         }
     }
 
-    /// Asks the connections that have been idle longest to close, so that `most` are about to end: each of them frees
-    /// one slot. One that was asked and is busy again may last.
-    pub fn close_longest_idle(&self, most: usize) {
-        let conns = self.lock();
-        let (closing, mut idle): (Vec<_>, Vec<_>) =
-            conns.values().filter(|conn| !conn.is_busy()).partition(|conn| conn.closing.load(Relaxed));
-        idle.sort_by_key(|conn| conn.idle_since());
-        for conn in idle.into_iter().take(most.saturating_sub(closing.len())) {
-            conn.closing.store(true, Relaxed);
-            conn.close.notify_one();
+    /// Asks the connection that has been idle longest to close. Does nothing while one that was just asked is about to end
+    /// already: each of them frees one slot. One that was asked and is busy again may last.
+    pub fn close_longest_idle(&self) {
+        let (conns, now) = (self.lock(), self.clock.now());
+        let idle = || conns.values().filter(|conn| !conn.is_busy());
+        if idle().any(|conn| conn.asked_to_close().is_some_and(|at| now.saturating_sub(at) < ENDING)) {
+            return;
+        }
+        let others = idle().filter(|conn| conn.asked_to_close().is_none());
+        if let Some(conn) = others.min_by_key(|conn| conn.idle_since()) {
+            conn.ask_to_close(now);
         }
     }
 
@@ -284,24 +287,25 @@ mod tests {
         let conns = conns(true, 9);
         let open: Vec<_> = (1..=9).map(|id| conns.add(id)).collect();
         let active = ActiveRequest::new(&open[0].0, &conns, false);
-        let closing = || open.iter().map(|(conn, _)| conn.closing.load(Relaxed)).collect::<Vec<_>>();
-        conns.close_longest_idle(1);
-        conns.close_longest_idle(1);
+        let closing = || open.iter().map(|(conn, _)| conn.asked_to_close().is_some()).collect::<Vec<_>>();
+        conns.close_longest_idle();
+        conns.close_longest_idle();
         let mut expected = [false; 9];
         expected[1] = true; // the first one has a request, and one closes at a time
         assert_eq!(closing(), expected);
         drop(active);
     }
 
+    /// A peer may not take part in the end of its connection.
     #[tokio::test(start_paused = true)]
-    async fn as_many_close_as_are_wanted_the_oldest_first() {
-        let conns = conns(true, 9);
-        let open: Vec<_> = (1..=5).map(|id| conns.add(id)).collect();
-        let closing = || open.iter().filter(|(conn, _)| conn.closing.load(Relaxed)).count();
-        for (most, expected) in [(1, 1), (2, 2), (2, 2), (4, 4), (64, 5)] {
-            conns.close_longest_idle(most);
-            assert_eq!(closing(), expected);
-            assert!(open[..expected].iter().all(|(conn, _)| conn.closing.load(Relaxed)));
+    async fn another_one_closes_if_the_one_before_takes_its_time() {
+        let conns = conns(false, 9);
+        let open: Vec<_> = (1..=3).map(|id| conns.add(id)).collect();
+        let asked = || open.iter().filter(|(conn, _)| conn.asked_to_close().is_some()).count();
+        for (time, expected) in [(0, 1), (ENDING - 1, 1), (1, 2), (ENDING, 3), (ENDING, 3)] {
+            tokio::time::advance(Duration::from_millis(time)).await;
+            conns.close_longest_idle();
+            assert_eq!(asked(), expected);
         }
     }
 
@@ -310,10 +314,10 @@ mod tests {
     async fn one_that_does_not_end_keeps_no_other_from_closing() {
         let conns = conns(false, 9);
         let (stays, idle) = (conns.add(1), conns.add(2));
-        conns.close_longest_idle(1);
+        conns.close_longest_idle();
         let active = ActiveRequest::new(&stays.0, &conns, false);
-        conns.close_longest_idle(1);
-        assert!(stays.0.closing.load(Relaxed) && idle.0.closing.load(Relaxed));
+        conns.close_longest_idle();
+        assert!(stays.0.asked_to_close().is_some() && idle.0.asked_to_close().is_some());
         drop(active);
     }
 
@@ -325,15 +329,17 @@ mod tests {
             let (sends, idle) = (conns.add(1), conns.add(2));
             let part = Unsent::new(Bytes::from_static(b"abc"), &sends.0.output);
             tokio::time::advance(Duration::from_secs(1)).await;
-            conns.close_longest_idle(1);
-            assert!(sends.0.is_busy() && !sends.0.closing.load(Relaxed) && idle.0.closing.load(Relaxed));
+            conns.close_longest_idle();
+            assert!(
+                sends.0.is_busy() && sends.0.asked_to_close().is_none() && idle.0.asked_to_close().is_some()
+            );
             drop((idle, part));
             // it is idle since then, and this one for longer
             let idle = conns.add(3);
             idle.0.idle_since.store(999, Relaxed);
             assert!(!sends.0.is_busy());
-            conns.close_longest_idle(1);
-            assert!(!sends.0.closing.load(Relaxed) && idle.0.closing.load(Relaxed));
+            conns.close_longest_idle();
+            assert!(sends.0.asked_to_close().is_none() && idle.0.asked_to_close().is_some());
         }
     }
 

@@ -56,6 +56,10 @@ impl Files {
     /// The first file that cannot be read or does not hold what it should, a certificate that is not valid now, or a key
     /// that is not its own.
     pub fn read(&self, now: SystemTime) -> Result<Material, Unusable> {
+        let authorities = self.read_authorities(now)?;
+        if let Some(source) = self.authorities.as_ref().filter(|_| authorities.valid.is_empty()) {
+            return Err(source.refuse("has no authority that is valid now"));
+        }
         let chain = self.certificate.chain()?;
         let first = chain.first().ok_or_else(|| self.certificate.refuse("holds no certificate"))?;
         let leaf = Leaf::read(first).map_err(|fault| self.certificate.refuse(fault))?;
@@ -63,10 +67,6 @@ impl Files {
         let own = CertifiedKey::from_der(chain, self.key.private_key()?, &ring::default_provider());
         let own =
             own.map_err(|error| self.key.refuse(format_args!("does not fit the certificate: {error}")))?;
-        let authorities = self.read_authorities(now)?;
-        if let Some(source) = self.authorities.as_ref().filter(|_| authorities.valid.is_empty()) {
-            return Err(source.refuse("has no authority that is valid now"));
-        }
         Ok(Material { own: Arc::new(own), leaf, authorities })
     }
 
@@ -75,18 +75,15 @@ impl Files {
     /// # Errors
     /// When it cannot be read or does not hold certificates.
     pub fn read_authorities(&self, now: SystemTime) -> Result<Authorities, Unusable> {
-        let (mut valid, mut listed) = (RootCertStore::empty(), Vec::new());
+        let mut listed = Vec::new();
         if let Some(source) = &self.authorities {
             for certificate in source.authorities()? {
                 let period = Leaf::read(&certificate).map_err(|fault| source.refuse(fault))?.period;
-                // an authority that has expired is as good as one that has left
-                if is_valid(period, now) {
-                    valid.add(certificate.clone()).map_err(|error| source.refuse(error))?;
-                }
+                RootCertStore::empty().add(certificate.clone()).map_err(|error| source.refuse(error))?;
                 listed.push((certificate, period));
             }
         }
-        Ok(Authorities { valid: Arc::new(valid), listed: listed.into(), at: now })
+        Ok(Authorities::of(listed.into(), now))
     }
 }
 
@@ -99,11 +96,27 @@ impl Material {
 }
 
 impl Authorities {
-    /// Returns when the authority is valid that expires first; if none is valid now, that which was valid last.
+    /// Returns those of a list that are valid at a time: one that has expired is as good as one that has left.
+    fn of(listed: Arc<[(CertificateDer<'static>, Period)]>, at: SystemTime) -> Self {
+        let valid = listed.iter().filter(|(_, period)| is_valid(*period, at));
+        let mut store = RootCertStore::empty();
+        // each of them was taken before
+        store.add_parsable_certificates(valid.map(|(certificate, _)| certificate.clone()));
+        Self { valid: Arc::new(store), listed, at }
+    }
+
+    /// Returns those of the same list that are valid at another time.
+    #[must_use]
+    pub fn at(&self, time: SystemTime) -> Self {
+        Self::of(self.listed.clone(), time)
+    }
+
+    /// Returns when the authority is valid that expires first; if none is valid now, that which expired last.
     #[must_use]
     pub fn first_to_expire(&self) -> Option<Period> {
         let first = self.valid().map(|(_, period)| *period).min_by_key(|period| period.to);
-        first.or_else(|| self.listed.iter().map(|(_, period)| *period).max_by_key(|period| period.to))
+        let begun = self.listed.iter().map(|(_, period)| *period).filter(|period| period.from <= self.at);
+        first.or_else(|| begun.max_by_key(|period| period.to))
     }
 
     /// Returns when the next of the authorities becomes valid, or the first of them expires.

@@ -127,16 +127,16 @@ impl Leaf {
         Ok(())
     }
 
-    /// Checks that others take it from a process that `calls` services, and from one that `serves`.
+    /// Checks that others take it from a process that `calls` services, and from one that `is_called`.
     ///
     /// # Errors
     /// The purpose that it lacks.
-    pub fn check_purposes(&self, calls: bool, serves: bool) -> Result<(), Fault> {
+    pub fn check_purposes(&self, calls: bool, is_called: bool) -> Result<(), Fault> {
         let Some(purposes) = &self.purposes else { return Ok(()) };
         if calls && !purposes.contains(&ID_KP_CLIENT_AUTH) {
             return Err(Fault::NotForClients);
         }
-        if serves && !purposes.contains(&ID_KP_SERVER_AUTH) {
+        if is_called && !purposes.contains(&ID_KP_SERVER_AUTH) {
             return Err(Fault::NotForServers);
         }
         Ok(())

@@ -200,8 +200,8 @@ impl Build {
     fn sides(&self, material: &Material) -> Result<Sides, Unusable> {
         let wrong = |error: &dyn std::fmt::Display| self.certificate.refuse(error);
         material.leaf.check().map_err(|fault| wrong(&fault))?;
-        let (calls, serves) = (self.role.calls_services(), Role::SERVICES.contains(&self.role));
-        material.leaf.check_purposes(calls, serves).map_err(|fault| wrong(&fault))?;
+        let is_called = Role::SERVICES.contains(&self.role);
+        material.leaf.check_purposes(self.role.calls_services(), is_called).map_err(|fault| wrong(&fault))?;
         let names = Names::new(self.tls.trust_domain.as_ref(), &self.tls.names, &material.leaf);
         let names = Arc::new(names.map_err(|reason| wrong(&reason))?);
         let own = names.of_service(self.role.name()).filter(|own| !material.leaf.is(own));

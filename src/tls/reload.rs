@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use tokio::time::MissedTickBehavior;
 use tokio_util::task::AbortOnDropHandle;
 
-use super::files::{Files, Material};
+use super::files::{Authorities, Files, Material};
 use super::metrics::FileMetrics;
 use crate::credentials::Unusable;
 use crate::credentials::follow::{self, Follower};
@@ -51,7 +51,7 @@ impl<T: Send + Sync + 'static> Reloading<T> {
         let shared = Arc::new(shared);
         metrics.set_in_use(material.leaf.period, material.authorities.first_to_expire());
         metrics.set_unusable(false);
-        let look = Look { files, build: Box::new(build), metrics, material, follower };
+        let look = Look { files, build: Box::new(build), metrics, material, seen: None, follower };
         let task = tokio::spawn(follow(shared.clone(), look));
         Ok(Self { shared, _task: AbortOnDropHandle::new(task) })
     }
@@ -95,6 +95,8 @@ struct Look<T> {
     metrics: FileMetrics,
     /// What is in use was made of this.
     material: Material,
+    /// The authorities as the last look has found them that could not use the files.
+    seen: Option<Authorities>,
     follower: Follower,
 }
 
@@ -111,6 +113,7 @@ impl<T> Look<T> {
         match looked {
             follow::Look::Unchanged => None,
             follow::Look::Read((material, built)) => {
+                self.seen = None;
                 self.metrics.set_unusable(false);
                 if built.is_some() {
                     tracing::info!(names = %material.leaf, "certificates have changed, using the new ones");
@@ -134,16 +137,27 @@ impl<T> Look<T> {
         }
     }
 
-    /// Returns what is to be used from now on if the authorities have changed, with the certificate from before.
+    /// Returns what is to be used from now on if the authorities have changed, with the certificate from before. What one look
+    /// alone has found may have come between two writes.
     fn look_at_authorities(&mut self, now: SystemTime) -> Option<T> {
-        let authorities = self.files.read_authorities(now).ok()?;
-        if authorities == self.material.authorities {
+        // a file that cannot be read says nothing of who has left it, but time goes on
+        let found = self.files.read_authorities(now);
+        let found = found.unwrap_or_else(|_| self.material.authorities.at(now));
+        let before = self.seen.replace(found.clone());
+        if found == self.material.authorities || before.as_ref() != Some(&found) {
             return None;
         }
-        let material = Material { authorities, ..self.material.clone() };
+        let material = Material { authorities: found, ..self.material.clone() };
         let built = (self.build)(&material).ok()?;
         let trusted = material.authorities.valid.len();
-        tracing::warn!(trusted, "the authorities have changed, using them with the certificate from before");
+        if trusted == 0 {
+            tracing::error!("no authority is valid any more: nobody is trusted");
+        } else {
+            tracing::warn!(
+                trusted,
+                "the authorities have changed, using them with the certificate from before"
+            );
+        }
         self.metrics.set_in_use(material.leaf.period, material.authorities.first_to_expire());
         self.material = material;
         Some(built)
@@ -195,7 +209,7 @@ mod tests {
         let (follower, material) =
             Follower::start(files.sources(), || files.read(SystemTime::now())).unwrap();
         let build = Box::new(|material: &Material| Ok(material.leaf.period.to));
-        (Look { files, build, metrics, material, follower }, registry)
+        (Look { files, build, metrics, material, seen: None, follower }, registry)
     }
 
     #[test]
@@ -246,18 +260,25 @@ mod tests {
         assert!(look.look(now + 120 * minute).is_some());
         assert_eq!(trusted(&look), of(&new));
         assert!(look.look(now + 121 * minute).is_none());
-        // the last one, and the certificate as well
-        assert!(look.look(now + 601 * minute).is_some());
+        // the last one, and the certificate as well: what one look alone finds counts at the next one
+        assert!(look.look(now + 601 * minute).is_none());
+        assert!(look.look(now + 602 * minute).is_some());
         assert!(trusted(&look).is_empty());
-        assert!(look.look(now + 602 * minute).is_none());
+        assert!(look.look(now + 603 * minute).is_none());
         let next = authority(now, now + 900 * minute);
         std::fs::write(dir.path().join("ca"), next.pem()).unwrap();
-        assert!(look.look(now + 603 * minute).is_some());
-        assert_eq!(trusted(&look), of(&next));
-        // what is no list of authorities changes nothing
-        std::fs::write(dir.path().join("ca"), "").unwrap();
         assert!(look.look(now + 604 * minute).is_none());
+        assert!(look.look(now + 605 * minute).is_some());
         assert_eq!(trusted(&look), of(&next));
+        // a damaged file says nothing of who has left it
+        std::fs::write(dir.path().join("ca"), "").unwrap();
+        assert!(look.look(now + 606 * minute).is_none());
+        assert!(look.look(now + 607 * minute).is_none());
+        assert_eq!(trusted(&look), of(&next));
+        // but those that it had expire
+        assert!(look.look(now + 901 * minute).is_none());
+        assert!(look.look(now + 902 * minute).is_some());
+        assert!(trusted(&look).is_empty());
     }
 
     #[test]

@@ -309,11 +309,16 @@ fn a_token_can_be_added_to_the_admin_ports() {
     let trust = file("deploy/kubernetes/overlays/trust/kustomization.yaml");
     assert!(trust["components"].as_array().unwrap().contains(&"../../components/token".into()));
     // a service that is taken over reaches its own records only, and nobody on the way reads them
+    assert_eq!(trust["patches"].as_array().unwrap().len(), SERVICES.len());
     for (role, patch) in SERVICES.into_iter().zip(trust["patches"].as_array().unwrap()) {
         let name = role.name();
         let patch = &documents(patch["patch"].as_str().unwrap())[0];
         assert_eq!(patch["metadata"]["name"], name);
         let pod = &patch["spec"]["template"]["spec"];
+        assert_eq!(
+            (&pod["containers"][0]["name"], &pod["volumes"][0]["name"]),
+            (&json!(name), &json!("store"))
+        );
         let env = pod["containers"][0]["env"].as_array().unwrap().iter();
         let env = env.map(|env| (plain(&env["name"]), plain(&env["value"]))).collect();
         let url = format!("postgres://{name}@postgres.example.org/msa?sslmode=verify-full");

@@ -173,7 +173,10 @@ async fn an_authority_leaves_though_the_certificate_cannot_be_used() {
     tokio::time::timeout(Duration::from_secs(10), old).await.expect("it ends").expect("gracefully");
     let error = ask(topic.addr, client13(mesh.path(), "apigateway")).await.unwrap_err();
     assert!(error.contains("UnknownCA"), "{error}");
-    assert!(topic.metric("tls_files_unusable{purpose=\"grpc\"}").await > 0.5);
+    wait_for("it says that its key cannot be used", || async {
+        (topic.metric("tls_files_unusable{purpose=\"grpc\"}").await > 0.5).then_some(())
+    })
+    .await;
     // and the other way round
     mesh.issue(&next, "apigateway", HOUR);
     ask(topic.addr, client13(mesh.path(), "apigateway")).await.expect("of the next authority");
