@@ -40,8 +40,8 @@ impl Failure {
         let Some(said) = error.as_db_error() else {
             return Self::Unknown(text);
         };
-        if matches!(said.parsed_severity(), Some(Severity::Fatal | Severity::Panic)) {
-            // the session is over; what it had committed before is not told
+        if ends_session(said) {
+            // what it had committed before is not told
             return Self::Unknown(text);
         }
         match (said.code(), said.code().code().get(..2).unwrap_or_default()) {
@@ -61,15 +61,17 @@ impl Failure {
             (&SqlState::FEATURE_NOT_SUPPORTED, _) if said.routine() != Some("RevalidateCachedQuery") => {
                 Self::Refused(text)
             }
-            // the table or the schema is gone, and the next connection makes it again; connection trouble, read-only
-            // transaction, server shutting down; the prepared statement is gone
+            // a pooler between says so when its connection to the server is gone, also if it calls that a mere error
+            (_, "08") => Self::Unknown(text),
+            // the table or the schema is gone, and the next connection makes it again; read-only transaction, server
+            // shutting down; the prepared statement is gone
             (
                 &SqlState::UNDEFINED_TABLE
                 | &SqlState::INVALID_SCHEMA_NAME
                 | &SqlState::FEATURE_NOT_SUPPORTED,
                 _,
             )
-            | (_, "08" | "25" | "26" | "57") => Self::Elsewhere(text),
+            | (_, "25" | "26" | "57") => Self::Elsewhere(text),
             _ => Self::Refused(text),
         }
     }
@@ -98,6 +100,15 @@ impl From<Failure> for StoreError {
     }
 }
 
+/// Returns true if the session is over.
+fn ends_session(said: &DbError) -> bool {
+    match said.parsed_severity() {
+        Some(severity) => matches!(severity, Severity::Fatal | Severity::Panic),
+        // no server says it so since PostgreSQL 9.6, but a pooler between does, and its words are English
+        None => said.severity() != "ERROR",
+    }
+}
+
 /// Returns what the server said, or what happened to the connection. Never a value of a record.
 pub fn reason(error: &Error) -> String {
     let Some(said) = error.as_db_error() else {
@@ -116,4 +127,62 @@ pub fn reason(error: &Error) -> String {
 pub fn is_unreplicated_commit(notice: &DbError) -> bool {
     // the text is in the language of the server
     notice.routine() == Some("SyncRepWaitForLSN") || notice.message().contains("synchronous replication")
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio_postgres::{Config, NoTls};
+
+    use super::*;
+
+    /// Returns what an error is taken for. `fields` are those of the server's message, each with its letter.
+    async fn failure(fields: &[&str]) -> Failure {
+        let (ours, mut theirs) = tokio::io::duplex(1024);
+        let said = [fields.join("\0").as_bytes(), b"\0\0"].concat();
+        let length = u8::try_from(4 + said.len()).unwrap();
+        let answer = async {
+            theirs.read(&mut [0; 1024]).await.unwrap();
+            theirs.write_all(&[b"E\0\0\0", &[length][..], &said].concat()).await.unwrap();
+        };
+        let mut config = Config::new();
+        config.user("app");
+        let (refused, ()) = futures_util::join!(config.connect_raw(ours, NoTls), answer);
+        Failure::of(&refused.err().unwrap())
+    }
+
+    #[tokio::test]
+    async fn what_was_committed_before_the_end_of_a_session_is_not_known() {
+        for fields in [
+            &["SFATAL", "VFATAL", "C57P01", "Mterminating connection"][..],
+            // in the language of the server
+            &["SFATALE", "VFATAL", "C57P01", "Mterminating connection"],
+            &["SPANIC", "VPANIC", "CXX000", "Mpanic"],
+            // PgBouncer, whose server has died before it could answer; older versions call it an error
+            &["SFATAL", "C08P01", "Mserver conn crashed?"],
+            &["SERROR", "C08P01", "Mserver conn crashed?"],
+            &["SFATAL", "C57P01", "Mserver shutting down"],
+            &["SERROR", "VERROR", "C08006", "Mconnection to the node lost"],
+        ] {
+            let failure = failure(fields).await;
+            assert!(matches!(failure, Failure::Unknown(_)), "{fields:?}: {failure:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn an_error_within_a_session_is_certain() {
+        for (code, elsewhere) in
+            [("C57P01", true), ("C25006", true), ("C26000", true), ("C42P01", true), ("C42501", false)]
+        {
+            for fields in [&["SFEHLER", "VERROR", code, "Mno"][..], &["SERROR", code, "Mno"]] {
+                let failure = failure(fields).await;
+                let certain = if elsewhere {
+                    matches!(failure, Failure::Elsewhere(_))
+                } else {
+                    matches!(failure, Failure::Refused(_))
+                };
+                assert!(certain, "{fields:?}: {failure:?}");
+            }
+        }
+    }
 }
