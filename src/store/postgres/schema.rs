@@ -19,10 +19,11 @@ const LOCK_WAIT: Duration = Duration::from_secs(10);
 /// Longest wait of one statement of the migrations for a table that others use. Whoever comes later waits behind it, so
 /// it is short, and the migrations are tried again.
 const TABLE_WAIT: Duration = Duration::from_millis(500);
-/// The same when they are tried again, beyond the server's `deadlock_timeout` (1 s by default): it ends an autovacuum that
-/// others have waited for so long. A table's autovacuum may take hours.
+/// The same when they are tried again while an autovacuum is at work, beyond the server's `deadlock_timeout` (1 s by default):
+/// it ends one that others have waited for so long. A table's autovacuum may take hours.
 const AUTOVACUUM_WAIT: Duration = Duration::from_millis(200);
-/// Longest wait with it, if `deadlock_timeout` is longer than usual.
+/// Longest wait with it. A server whose `deadlock_timeout` is longer is not waited for: the writes of other instances give up
+/// after some 0.6 s.
 const LONGEST_TABLE_WAIT: Duration = Duration::from_millis(1500);
 /// Longest time of one statement of the migrations, on the server.
 const STATEMENT: Duration = Duration::from_mins(1);
@@ -203,7 +204,7 @@ impl Schema {
         client.batch_execute(&format!("SET statement_timeout = {limit}; SET lock_timeout = {wait}")).await?;
         let lock = client.execute("SELECT pg_advisory_lock($1, $2)", &[&LOCK, &self.lock]).await;
         lock.map_err(|error| Unusable::Failed(format!("another process migrates: {}", reason(&error))))?;
-        let wait = if again { autovacuum_wait(client).await? } else { TABLE_WAIT };
+        let wait = if again { self.autovacuum_wait(client).await? } else { TABLE_WAIT };
         client.batch_execute(&format!("SET lock_timeout = {}", wait.as_millis())).await?;
         let migrated = self.migrate(client).await;
         // the caller gives a failed connection up, and the lock with it
@@ -213,6 +214,25 @@ impl Schema {
             Found::Version(version) => Ok(version),
             Found::Nothing => Err(Unusable::Failed("the migrations left nothing".to_owned())),
         }
+    }
+
+    /// Returns how long a statement waits for a table: long enough for the server to end an autovacuum of one, if that is what
+    /// may be in the way. Nobody else is ended for who waits, so a longer wait would hold up others for nothing.
+    async fn autovacuum_wait(&self, client: &Client) -> Result<Duration, Error> {
+        // every role may read this. An autovacuum belongs to no role, unlike a VACUUM by hand; one that prevents a wraparound is
+        // not ended
+        let question = "SELECT setting::int8 FROM pg_settings WHERE name = 'deadlock_timeout' AND EXISTS (
+                            SELECT FROM pg_locks l JOIN pg_class c ON c.oid = l.relation
+                                JOIN pg_namespace n ON n.oid = c.relnamespace JOIN pg_stat_activity a ON a.pid = l.pid
+                            WHERE l.granted AND l.mode = 'ShareUpdateExclusiveLock' AND n.nspname = $1
+                                AND l.database = (SELECT oid FROM pg_database WHERE datname = current_database())
+                                AND a.usesysid IS NULL
+                                AND age(c.relfrozenxid) < current_setting('autovacuum_freeze_max_age')::int8
+                                AND mxid_age(c.relminmxid)
+                                    < current_setting('autovacuum_multixact_freeze_max_age')::int8)";
+        let row = client.query_opt(question, &[&self.name]).await?;
+        let timeout: Option<i64> = row.map(|row| row.try_get(0)).transpose()?;
+        Ok(table_wait(timeout.map(|timeout| Duration::from_millis(u64::try_from(timeout).unwrap_or(0)))))
     }
 
     async fn migrate(&self, client: &mut Client) -> Result<(), Unusable> {
@@ -248,12 +268,11 @@ impl Schema {
     }
 }
 
-/// Returns how long a statement has to wait for a table so that the server ends an autovacuum of it.
-async fn autovacuum_wait(client: &Client) -> Result<Duration, Error> {
-    let milliseconds = "SELECT setting::int8 FROM pg_settings WHERE name = 'deadlock_timeout'";
-    let timeout: i64 = client.query_one(milliseconds, &[]).await?.try_get(0)?;
-    let timeout = Duration::from_millis(u64::try_from(timeout).unwrap_or(0));
-    Ok((timeout + AUTOVACUUM_WAIT).clamp(TABLE_WAIT, LONGEST_TABLE_WAIT))
+/// Returns how long a statement waits for a table. `ends_vacuum` is after how long the server ends an autovacuum for it, if
+/// one is at work.
+fn table_wait(ends_vacuum: Option<Duration>) -> Duration {
+    let enough = ends_vacuum.map(|timeout| timeout + AUTOVACUUM_WAIT);
+    enough.filter(|wait| *wait <= LONGEST_TABLE_WAIT).map_or(TABLE_WAIT, |wait| wait.max(TABLE_WAIT))
 }
 
 /// Returns true if a column of an answer has the type that its name stands for: ids are numbers, contents are texts.
@@ -269,4 +288,18 @@ fn is_read_as(name: &str, found: &Type) -> bool {
 
 fn is_lock_timeout(error: &(dyn std::error::Error + 'static)) -> bool {
     error.downcast_ref().and_then(Error::code) == Some(&SqlState::LOCK_NOT_AVAILABLE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_statement_waits_longer_only_where_that_ends_an_autovacuum() {
+        let ms = Duration::from_millis;
+        assert_eq!(table_wait(None), ms(500));
+        for (deadlock_timeout, wait) in [(10, 500), (1000, 1200), (1300, 1500), (1301, 500), (10_000, 500)] {
+            assert_eq!(table_wait(Some(ms(deadlock_timeout))), ms(wait), "{deadlock_timeout}");
+        }
+    }
 }
