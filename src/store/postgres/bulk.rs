@@ -25,6 +25,10 @@ const LIMIT: Duration = Duration::from_mins(10);
 const TRIES: u32 = 3;
 /// Time between two tries.
 const PAUSE: Duration = Duration::from_millis(500);
+/// How often migrations are tried that want a table that others use, and the time between two tries: calls of the services
+/// wait behind each.
+const MIGRATION_TRIES: u32 = 5;
+const MIGRATION_PAUSE: Duration = Duration::from_secs(2);
 
 /// A connection and its statements.
 struct Session {
@@ -144,14 +148,19 @@ impl Target {
         settings: &Store,
         service: records::Service,
     ) -> Result<Self, String> {
-        let mut link = connect(url, settings).await?;
-        service_of(service)
-            .schema
-            .ensure(link.client_mut(), settings.timeout, false)
-            .await
-            .map_err(|unusable| unusable.reason().to_owned())?;
-        // migrations change the limits of their session
-        drop(link);
+        let schema = &service_of(service).schema;
+        let mut tries = 1;
+        loop {
+            // a connection for each try: migrations change the limits of their session, and one that fails has locks
+            let mut link = connect(url, settings).await?;
+            match schema.ensure(link.client_mut(), settings.timeout, tries > 1).await {
+                Ok(_) => break,
+                Err(Unusable::InUse(_)) if tries < MIGRATION_TRIES => tries += 1,
+                Err(unusable) => return Err(unusable.reason().to_owned()),
+            }
+            drop(link);
+            tokio::time::sleep(MIGRATION_PAUSE).await;
+        }
         let link = connect(url, settings).await?;
         answered(settings, Session::new(link, service)).await.map(Self)
     }

@@ -259,6 +259,26 @@ fn settings(path: &Path, lines: &[String]) -> String {
 }
 
 #[tokio::test]
+async fn migrations_that_meet_a_table_in_use_are_tried_again() {
+    let (_root, from) = directory();
+    let server = Postgres::start().await;
+    fill(&from, 1..=3, "x");
+    let admin = server.admin().await;
+    let begun = "SET ROLE app; CREATE SCHEMA feed; CREATE TABLE feed.migrations
+                 (version int4 PRIMARY KEY, name varchar(255), applied_on varchar(255), checksum varchar(255))";
+    admin.batch_execute(begun).await.unwrap();
+    admin.batch_execute("BEGIN; LOCK TABLE feed.migrations IN SHARE MODE").await.unwrap();
+    let (source, store) = (url(&from), server.url());
+    let args = [source.as_str(), &store, "--service", "feed"];
+    let release = async {
+        wait_for("a try has ended", || async { server.log().contains("lock timeout").then_some(()) }).await;
+        admin.batch_execute("COMMIT").await.unwrap();
+    };
+    let (out, ()) = futures_util::join!(copied(&args), release);
+    assert_eq!(out, "feed: 3 records: 3 copied, 0 already there; checked\n");
+}
+
+#[tokio::test]
 async fn the_password_comes_from_the_settings_of_each_side() {
     let (root, from) = directory();
     let server = Postgres::start().await;
