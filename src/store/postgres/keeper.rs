@@ -29,6 +29,10 @@ const LONGEST_WAIT: Duration = Duration::from_millis(250);
 /// soon that is a small part of the time.
 const FIRST_IN_USE: Duration = Duration::from_secs(2);
 const LONGEST_IN_USE: Duration = Duration::from_secs(20);
+/// Waits after migrations that took too long, which is a minute or two, in which nobody else could use their tables. If
+/// another process has made them meanwhile, the connection for reads finds that out.
+const FIRST_SLOW: Duration = Duration::from_mins(1);
+const LONGEST_SLOW: Duration = Duration::from_mins(10);
 /// How long reads wait for the connection for writes, which migrates, before they connect anew.
 const MIGRATED: Duration = Duration::from_secs(5);
 /// Time between two checks that the server can still be written to: one that was demoted keeps its connections.
@@ -188,6 +192,7 @@ impl Keeper {
     pub async fn run(self) {
         let mut backoff = Backoff::new(FIRST_WAIT, LONGEST_WAIT);
         let mut tables = Backoff::new(FIRST_IN_USE, LONGEST_IN_USE);
+        let mut slow = Backoff::new(FIRST_SLOW, LONGEST_SLOW);
         let failures = LogThrottle::default();
         let (schema, connection) = (self.service.schema.name, self.purpose.name());
         let (mut lost, mut left, mut other) = (None, None, self.other.clone());
@@ -196,7 +201,7 @@ impl Keeper {
         loop {
             let opened = self.open(lost, left.as_ref(), in_use, &mut other).await;
             in_use = matches!(opened, Err(Unusable::InUse(_)));
-            match opened {
+            let wait = match opened {
                 Ok(ready) => {
                     lost = Some(ready.host);
                     left.clone_from(&ready.session);
@@ -223,9 +228,12 @@ impl Keeper {
                     );
                     self.state.send_replace(State::Away(Instant::now(), why));
                     if ready.opened.elapsed() >= LASTED {
-                        backoff.reset();
+                        for waits in [&mut backoff, &mut tables, &mut slow] {
+                            waits.reset();
+                        }
                         continue;
                     }
+                    backoff.next_wait()
                 }
                 Err(unusable) => {
                     let reason = unusable.reason();
@@ -233,10 +241,15 @@ impl Keeper {
                     if let Some(count) = failures.note() {
                         tracing::warn!(schema, connection, reason, count, "cannot use PostgreSQL, trying on");
                     }
+                    let wait = match unusable {
+                        Unusable::InUse(_) => tables.next_wait(),
+                        Unusable::Slow(_) => slow.next_wait(),
+                        Unusable::Foreign(_) | Unusable::Failed(_) => backoff.next_wait(),
+                    };
                     self.fail(unusable);
+                    wait
                 }
-            }
-            let wait = if in_use { tables.next_wait() } else { backoff.next_wait() };
+            };
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
                 _ = found(&mut other) => {}
@@ -250,7 +263,7 @@ impl Keeper {
             let since = if let State::Away(since, _) = state { *since } else { Instant::now() };
             *state = match unusable {
                 Unusable::Foreign(why) => State::Unusable(why),
-                Unusable::InUse(why) | Unusable::Failed(why) => State::Away(since, why),
+                Unusable::InUse(why) | Unusable::Slow(why) | Unusable::Failed(why) => State::Away(since, why),
             };
         });
     }

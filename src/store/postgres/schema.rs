@@ -58,6 +58,9 @@ pub enum Unusable {
     /// The migrations want a table that others use. Whoever comes after them waits behind them, so they are not tried again at
     /// once.
     InUse(String),
+    /// The migrations take longer than they may, or somebody has cancelled them. They have kept others out meanwhile, so they
+    /// are tried again rarely.
+    Slow(String),
     /// The server failed.
     Failed(String),
 }
@@ -66,7 +69,7 @@ impl Unusable {
     /// Returns why.
     pub fn reason(&self) -> &str {
         match self {
-            Self::Foreign(why) | Self::InUse(why) | Self::Failed(why) => why,
+            Self::Foreign(why) | Self::InUse(why) | Self::Slow(why) | Self::Failed(why) => why,
         }
     }
 }
@@ -110,7 +113,7 @@ impl Schema {
             return Ok(version);
         }
         let migrated = tokio::time::timeout(LIMIT, self.migrate_locked(client, again)).await;
-        migrated.map_err(|_| Unusable::Failed(format!("the migrations took longer than {LIMIT:?}")))?
+        migrated.map_err(|_| Unusable::Slow(format!("the migrations took longer than {LIMIT:?}")))?
     }
 
     /// Returns the version that is there, if it has no need of a migration. Asks for it within `limit`.
@@ -254,13 +257,7 @@ impl Schema {
             .map_err(|error: refinery::Error| Unusable::Foreign(error.to_string()))?;
         let mut runner = Runner::new(&migrations).set_grouped(true);
         runner.set_migration_table_name(format!("{name}.migrations"));
-        let report = runner.run_async(client).await.map_err(|error| match error.kind() {
-            refinery::error::Kind::Connection(_, cause) if is_lock_timeout(cause.as_ref()) => {
-                Unusable::InUse(format!("others use a table: {}", crate::api::error::chain(&error)))
-            }
-            refinery::error::Kind::Connection(..) => Unusable::Failed(crate::api::error::chain(&error)),
-            _ => Unusable::Foreign(crate::api::error::chain(&error)),
-        })?;
+        let report = runner.run_async(client).await.map_err(|error| not_migrated(&error))?;
         for migration in report.applied_migrations() {
             tracing::info!(schema = name, %migration, "migrated");
         }
@@ -286,8 +283,17 @@ fn is_read_as(name: &str, found: &Type) -> bool {
     }
 }
 
-fn is_lock_timeout(error: &(dyn std::error::Error + 'static)) -> bool {
-    error.downcast_ref().and_then(Error::code) == Some(&SqlState::LOCK_NOT_AVAILABLE)
+/// Returns why the migrations have failed.
+fn not_migrated(error: &refinery::Error) -> Unusable {
+    let why = crate::api::error::chain(error);
+    let refinery::error::Kind::Connection(_, cause) = error.kind() else { return Unusable::Foreign(why) };
+    match cause.downcast_ref().and_then(Error::code) {
+        Some(&SqlState::LOCK_NOT_AVAILABLE) => Unusable::InUse(format!("others use a table: {why}")),
+        Some(&SqlState::QUERY_CANCELED) => {
+            Unusable::Slow(format!("a migration took longer than {STATEMENT:?}, or was cancelled: {why}"))
+        }
+        _ => Unusable::Failed(why),
+    }
 }
 
 #[cfg(test)]

@@ -173,3 +173,30 @@ async fn a_migration_does_not_wait_for_the_end_of_an_autovacuum() {
     assert_eq!(versions(&admin).await, [1, 2]);
     assert!(server.log().contains("canceling autovacuum task"), "{}", server.log());
 }
+
+#[tokio::test]
+async fn a_migration_that_is_ended_for_its_time_is_not_begun_again_at_once() {
+    let server = Postgres::start().await;
+    let (old, admin) = (feed(&server.url()).await, server.admin().await);
+    old.create(record(7, 1, "x"), soon()).await.unwrap();
+    let reader = server.admin().await;
+    reader.batch_execute("BEGIN; SELECT * FROM feed.feeds").await.unwrap();
+    // as its time limit does, which is a minute
+    let cancel =
+        "SELECT pg_cancel_backend(pid) FROM pg_locks WHERE NOT granted AND relation = 'feed.feeds'::regclass";
+    let cancelled = wait_for("a migration is cancelled", || async {
+        (!admin.query(cancel, &[]).await.unwrap().is_empty()).then_some(())
+    });
+    let (slow, ()) = futures_util::join!(newer(&server, COMPATIBLE), cancelled);
+    let why = "a migration took longer than 60s, or was cancelled";
+    wait_for("it says so", || async { slow.warnings().iter().any(|line| line.contains(why)).then_some(()) })
+        .await;
+    reader.batch_execute("COMMIT").await.unwrap();
+    tokio::time::sleep(3000 * MS).await;
+    assert_eq!(versions(&admin).await, [1], "{}", server.log());
+    // what another one has made is used at once
+    let other = newer(&server, COMPATIBLE).await;
+    wait_until_well(other.as_ref()).await;
+    wait_until_well(slow.as_ref()).await;
+    assert_eq!(versions(&admin).await, [1, 2]);
+}
