@@ -9,6 +9,7 @@ use refinery::{Migration, Runner};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{FromSql as _, Type};
 use tokio_postgres::{Client, Error, Row, Statement};
+use x509_cert::der::DateTime;
 
 use super::failure::reason;
 
@@ -189,6 +190,18 @@ impl Schema {
         read.map_err(|error| foreign(&table, &crate::api::error::chain(&error)))
     }
 
+    /// Looks whether the rows of the migrations that were made are as refinery writes them: it panics on others, such as ones
+    /// that somebody has put right by hand.
+    async fn check_history(&self, client: &Client) -> Result<(), Unusable> {
+        let table = format!("{}.migrations", self.name);
+        let rows =
+            client.query(&format!("SELECT version, name, applied_on, checksum FROM {table}"), &[]).await;
+        for row in rows.map_err(|error| unusable(&table, &error))? {
+            check_made(&row).map_err(|why| foreign(&table, &why))?;
+        }
+        Ok(())
+    }
+
     /// Prepares a statement, and looks whether the columns that it returns have the types that this program reads: then
     /// no answer can be one that it does not understand.
     pub async fn prepare(&self, client: &Client, text: &str) -> Result<Statement, Unusable> {
@@ -243,7 +256,7 @@ impl Schema {
         // another process may have done it meanwhile
         match self.find(client).await? {
             Found::Version(version) if version >= self.version() => return Ok(()),
-            Found::Version(_) => {}
+            Found::Version(_) => self.check_history(client).await?,
             Found::Nothing => {
                 let there = "SELECT 1 FROM pg_namespace WHERE nspname = $1";
                 if client.query(there, &[&name]).await?.is_empty() {
@@ -283,6 +296,42 @@ fn is_read_as(name: &str, found: &Type) -> bool {
     }
 }
 
+/// Looks whether a row tells of a migration that was made.
+///
+/// # Errors
+/// Which column does not.
+fn check_made(row: &Row) -> Result<(), String> {
+    let version: i32 = row.try_get("version").map_err(|_| "column version holds no number".to_owned())?;
+    let check = |column: &str, what: &str, is_right: fn(&str) -> bool| {
+        let text = row.try_get::<_, Option<&str>>(column).ok().flatten();
+        let wrong = || format!("column {column} of version {version} holds no {what}");
+        text.filter(|text| is_right(text)).map(|_| ()).ok_or_else(wrong)
+    };
+    check("name", "text", |_| true)?;
+    check("applied_on", "time such as 2030-01-01T00:00:00Z", is_time)?;
+    check("checksum", "number", |text| text.parse::<u64>().is_ok())
+}
+
+/// Returns true for a time in the format of RFC 3339.
+fn is_time(text: &str) -> bool {
+    let Some((begin, rest)) = text.split_at_checked("2030-01-01T00:00:00".len()) else { return false };
+    let zone = rest.strip_prefix('.').map_or(Some(rest), |rest| {
+        let zone = rest.trim_start_matches(|c: char| c.is_ascii_digit());
+        (zone.len() < rest.len()).then_some(zone)
+    });
+    // a month has its days, and a year its months
+    format!("{begin}Z").parse::<DateTime>().is_ok() && zone.is_some_and(is_zone)
+}
+
+/// Returns true for what ends such a time: `Z`, or the distance to it, such as `+01:00`.
+fn is_zone(text: &str) -> bool {
+    let two_digits = |text: &str| text.len() == 2 && text.bytes().all(|byte| byte.is_ascii_digit());
+    match text.strip_prefix(['+', '-']).and_then(|distance| distance.split_once(':')) {
+        Some((hours, minutes)) => two_digits(hours) && two_digits(minutes) && hours < "24" && minutes < "60",
+        None => text == "Z",
+    }
+}
+
 /// Returns why the migrations have failed.
 fn not_migrated(error: &refinery::Error) -> Unusable {
     let why = crate::api::error::chain(error);
@@ -299,6 +348,36 @@ fn not_migrated(error: &refinery::Error) -> Unusable {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn times_are_those_that_refinery_reads() {
+        for text in [
+            "2026-11-27T14:30:48.123456789Z",
+            "2030-01-01T00:00:00Z",
+            "2028-02-29T23:59:59+01:00",
+            "2030-01-01T00:00:00.5-23:59",
+        ] {
+            assert!(is_time(text), "{text}");
+        }
+        for text in [
+            "",
+            "2030-01-01",
+            "2030-01-01 00:00:00Z",
+            "2030-01-01T00:00:00",
+            "2030-01-01T00:00:00.Z",
+            "2030-01-01T00:00:00Zulu",
+            "2030-02-29T00:00:00Z",
+            "2030-13-01T00:00:00Z",
+            "2030-01-01T24:00:00Z",
+            "2030-01-01T00:00:60Z",
+            "2030-01-01T00:00:00+24:00",
+            "2030-01-01T00:00:00+1:00",
+            "2030-01-01T00:00:00+01:60",
+            "2030-01-01T00:00:0\u{fc}Z",
+        ] {
+            assert!(!is_time(text), "{text}");
+        }
+    }
 
     #[test]
     fn a_statement_waits_longer_only_where_that_ends_an_autovacuum() {

@@ -200,3 +200,38 @@ async fn a_migration_that_is_ended_for_its_time_is_not_begun_again_at_once() {
     wait_until_well(slow.as_ref()).await;
     assert_eq!(versions(&admin).await, [1, 2]);
 }
+
+#[tokio::test]
+async fn a_row_of_the_migrations_that_cannot_be_read_is_named() {
+    let server = Postgres::start().await;
+    let (old, admin) = (feed(&server.url()).await, server.admin().await);
+    old.create(record(7, 1, "x"), soon()).await.unwrap();
+    drop(old);
+    let new = newer(&server, COMPATIBLE).await;
+    wait_until_well(new.as_ref()).await;
+    let unmade = "DELETE FROM feed.migrations WHERE version = 2; ALTER TABLE feed.feeds DROP note;
+                  CREATE TABLE kept AS SELECT * FROM feed.migrations";
+    admin.batch_execute(unmade).await.unwrap();
+    let table = "feed.migrations is not as this service makes it: ";
+    for (change, told) in [
+        ("applied_on = NULL", "column applied_on of version 1 holds no time"),
+        ("applied_on = 'yesterday'", "column applied_on of version 1 holds no time"),
+        ("checksum = NULL", "column checksum of version 1 holds no number"),
+        ("checksum = '-1'", "column checksum of version 1 holds no number"),
+        ("name = NULL", "column name of version 1 holds no text"),
+    ] {
+        admin.batch_execute(&format!("UPDATE feed.migrations SET {change}")).await.unwrap();
+        end_sessions(&admin).await;
+        let why = wait_for("its health fails", || async { new.usable().await.err() }).await.to_string();
+        assert!(why.contains(table) && why.contains(told), "{change}: {why}");
+        let right = "DELETE FROM feed.migrations; INSERT INTO feed.migrations SELECT * FROM kept";
+        admin.batch_execute(right).await.unwrap();
+        wait_until_well(new.as_ref()).await;
+        new.usable().await.unwrap();
+        admin
+            .batch_execute("DELETE FROM feed.migrations WHERE version = 2; ALTER TABLE feed.feeds DROP note")
+            .await
+            .unwrap();
+    }
+    assert_eq!(found(new.as_ref(), 7).await, [1]);
+}
