@@ -14,6 +14,7 @@ use futures_util::future::BoxFuture;
 use tokio_postgres::Error;
 use tokio_postgres::types::ToSql;
 
+use super::super::error::StoreError;
 use super::batch::{Command, Key, Write, commands};
 use super::clock::Clock;
 use super::failure::Failure;
@@ -143,8 +144,11 @@ pub async fn absent(ready: &Ready, deletions: &[&Write], times: &Times) -> Resul
     for probe in &mut probes {
         probe.statement = PROBE;
     }
+    // not one is sent before the transaction has begun: it would make a record
+    let begun = ready.link.client().batch_execute(&times.begin_shortened()).await;
+    begun.map_err(|error| failed(ready, Failure::of(&error)))?;
     // an insertion waits for that transaction
-    let answers = execute(ready, Some(times.begin_shortened()), &probes, Some("ROLLBACK")).await?;
+    let answers = execute(ready, None, &probes, Some("ROLLBACK")).await?;
     Ok(answers.into_iter().flat_map(|answer| answer.keys).collect())
 }
 
@@ -165,6 +169,7 @@ async fn execute<'a>(
         async move { client.batch_execute(&text).await.map(|()| None) }.boxed()
     };
     let mut running: Vec<Option<Sent<'a>>> = Vec::with_capacity(commands.len() + 2);
+    let begins = begin.is_some();
     running.extend(begin.map(|text| Some(border(text))));
     for command in commands {
         running.push(Some(async { run(ready, command).await.map(Some) }.boxed()));
@@ -173,29 +178,39 @@ async fn execute<'a>(
     let mut answers = Vec::with_capacity(running.len());
     // the first round sends the statements in their order
     poll_fn(|context| {
-        for slot in &mut running {
+        for (number, slot) in running.iter_mut().enumerate() {
             if let Some(future) = slot
                 && let Poll::Ready(answer) = future.as_mut().poll(context)
             {
-                answers.push(answer);
+                answers.push((number, answer));
                 *slot = None;
             }
         }
         if running.iter().all(Option::is_none) { Poll::Ready(()) } else { Poll::Pending }
     })
     .await;
-    let (mut found, mut unknown) = (Vec::with_capacity(answers.len()), None);
-    for answer in answers {
+    // the first error is the reason of the others
+    answers.sort_unstable_by_key(|(number, _)| *number);
+    let mut found = Vec::with_capacity(answers.len());
+    let (mut not_begun, mut refused, mut unknown) = (None, None, None);
+    for (number, answer) in answers {
         match answer.map_err(|error| Failure::of(&error)) {
             Ok(answer) => found.extend(answer),
             Err(failure @ Failure::Unknown(_)) => unknown = unknown.or(Some(failure)),
-            // an error that the server has told is certain, whatever happened to the connection afterwards
-            Err(failure) => return Err(failure),
+            Err(failure) if begins && number == 0 => not_begun = Some(failure),
+            Err(failure) => refused = refused.or(Some(failure)),
         }
     }
-    match unknown {
-        None => Ok(found),
-        Some(failure) => Err(failed(ready, failure)),
+    match (not_begun, refused, unknown) {
+        // each of the others was a transaction of its own
+        (Some(failure), ..) if !found.is_empty() => {
+            let why = StoreError::from(failure);
+            Err(Failure::Unknown(format!("a transaction did not begin, but its statements were made: {why}")))
+        }
+        (Some(_), _, Some(failure)) | (None, None, Some(failure)) => Err(failed(ready, failure)),
+        // an error that the server has told is certain, whatever happened to the connection afterwards
+        (Some(failure), _, None) | (None, Some(failure), _) => Err(failure),
+        (None, None, None) => Ok(found),
     }
 }
 

@@ -8,6 +8,7 @@ mod plans;
 mod process;
 mod rights;
 mod schema;
+mod unbegun;
 mod upgrades;
 mod writes;
 
