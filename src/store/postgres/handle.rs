@@ -160,11 +160,11 @@ impl Postgres {
 
 #[async_trait]
 impl Health for Postgres {
-    /// Fails for a database that this program cannot work with, and when a task of the store has ended. One that is away
-    /// is away for every instance, and leaving the registry would help nobody.
+    /// Fails for a database that this program cannot work with, or not until it is migrated, and when a task of the store
+    /// has ended. One that is away is away for every instance, and leaving the registry would help nobody.
     async fn usable(&self) -> Result<(), StoreError> {
         for links in [&self.writes, &self.reads] {
-            if let State::Unusable(why) = links.state() {
+            if let State::Unusable(why) | State::Outdated(_, why) = links.state() {
                 return Err(StoreError::Failed(why));
             }
         }
@@ -176,7 +176,7 @@ impl Health for Postgres {
         let mut warnings = Vec::new();
         for (links, what) in [(&self.writes, Purpose::Writes), (&self.reads, Purpose::Reads)] {
             match links.state() {
-                State::Away(since, why) => {
+                State::Away(since, why) | State::Outdated(since, why) => {
                     let (what, s) = (what.name(), since.elapsed().as_secs());
                     warnings.push(format!("no connection for {what} for {s} s: {why}"));
                 }

@@ -69,6 +69,9 @@ pub struct Ready {
 pub enum State {
     /// There is none, since when and why.
     Away(Instant, String),
+    /// There has been none yet, since when and why: the schema is older than this program, and not migrated yet. Instances of
+    /// an older program may be able to use it.
+    Outdated(Instant, String),
     /// It can be used.
     Ready(Arc<Ready>),
     /// The database is there, and is not one that this program can work with.
@@ -118,22 +121,26 @@ impl Links {
             return Ok(ready.clone());
         }
         let limit = match self.state() {
-            State::Away(since, _) => limit.saturating_sub(self.missing(since).elapsed()),
+            State::Away(since, _) | State::Outdated(since, _) => {
+                limit.saturating_sub(self.missing(since).elapsed())
+            }
             State::Ready(_) | State::Unusable(_) => limit,
         };
         let mut states = self.own.clone();
         let usable = states.wait_for(|state| match state {
             State::Ready(ready) => !ready.link.is_lost(),
             State::Unusable(_) => true,
-            State::Away(..) => false,
+            State::Away(..) | State::Outdated(..) => false,
         });
         let found = tokio::time::timeout(limit, usable).await.map(|found| found.map(|state| state.clone()));
         match found {
             Ok(Ok(State::Ready(ready))) => Ok(ready),
-            Ok(Ok(State::Unusable(why) | State::Away(_, why))) => Err(StoreError::Away(why)),
+            Ok(Ok(State::Unusable(why) | State::Away(_, why) | State::Outdated(_, why))) => {
+                Err(StoreError::Away(why))
+            }
             Ok(Err(_)) => Err(StoreError::Closed),
             Err(_) => Err(StoreError::Away(match self.state() {
-                State::Away(_, why) | State::Unusable(why) => why,
+                State::Away(_, why) | State::Outdated(_, why) | State::Unusable(why) => why,
                 State::Ready(_) => "the connection was lost".to_owned(),
             })),
         }
@@ -152,7 +159,7 @@ fn ready(state: &State) -> Option<&Arc<Ready>> {
 fn not_migrated(writes: &State) -> String {
     let waits = "the connection for writes has not migrated the schema yet";
     match writes {
-        State::Away(_, why) | State::Unusable(why) => format!("{waits}: {why}"),
+        State::Away(_, why) | State::Outdated(_, why) | State::Unusable(why) => format!("{waits}: {why}"),
         State::Ready(_) => waits.to_owned(),
     }
 }
@@ -244,9 +251,11 @@ impl Keeper {
                     let wait = match unusable {
                         Unusable::InUse(_) => tables.next_wait(),
                         Unusable::Slow(_) => slow.next_wait(),
-                        Unusable::Foreign(_) | Unusable::Failed(_) => backoff.next_wait(),
+                        Unusable::Foreign(_) | Unusable::Older(_) | Unusable::Failed(_) => {
+                            backoff.next_wait()
+                        }
                     };
-                    self.fail(unusable);
+                    self.fail(unusable, lost.is_none());
                     wait
                 }
             };
@@ -257,13 +266,21 @@ impl Keeper {
         }
     }
 
-    /// Notes why there is no connection, and keeps the time since when.
-    fn fail(&self, unusable: Unusable) {
+    /// Notes why there is no connection, and keeps the time since when. `fresh` is true if there has been none yet.
+    fn fail(&self, unusable: Unusable, fresh: bool) {
         self.state.send_modify(|state| {
-            let since = if let State::Away(since, _) = state { *since } else { Instant::now() };
+            let since = match state {
+                State::Away(since, _) | State::Outdated(since, _) => *since,
+                State::Ready(_) | State::Unusable(_) => Instant::now(),
+            };
             *state = match unusable {
                 Unusable::Foreign(why) => State::Unusable(why),
-                Unusable::InUse(why) | Unusable::Slow(why) | Unusable::Failed(why) => State::Away(since, why),
+                Unusable::InUse(why) | Unusable::Slow(why) | Unusable::Older(why) if fresh => {
+                    State::Outdated(since, why)
+                }
+                Unusable::InUse(why) | Unusable::Slow(why) | Unusable::Older(why) | Unusable::Failed(why) => {
+                    State::Away(since, why)
+                }
             };
         });
     }
@@ -295,7 +312,7 @@ impl Keeper {
                 Some(Session::begin(&link, left, self.target.timeout).await.map_err(Unusable::Failed)?)
             }
         };
-        let version = self.schema(&mut link, host, in_use, other).await?;
+        let version = self.schema(&mut link, host, lost.is_none(), in_use, other).await?;
         let prepared = tokio::time::timeout(self.target.timeout, self.prepare(&link)).await;
         let late = |_| Unusable::Failed(format!("no answer within {:?}", self.target.timeout));
         let statements = prepared.map_err(late)??;
@@ -303,11 +320,13 @@ impl Keeper {
     }
 
     /// Returns the version of the schema of a host once it is up to date. The connection for writes migrates, and that for reads
-    /// waits for it; unless that one is open, and so does not migrate: somebody has dropped the tables meanwhile.
+    /// waits for it; unless that one is open, and so does not migrate: somebody has dropped the tables meanwhile. `fresh` is
+    /// true if there has been no connection yet.
     async fn schema(
         &self,
         link: &mut Link,
         host: usize,
+        fresh: bool,
         in_use: bool,
         other: &mut watch::Receiver<State>,
     ) -> Result<i32, Unusable> {
@@ -320,6 +339,15 @@ impl Keeper {
                 Ok(migrated) if migrated == host => {}
                 Ok(_) => return Err(Unusable::Failed("writes go to another host".to_owned())),
                 Err(_) => return Err(Unusable::Failed(not_migrated(&other.borrow()))),
+            }
+        }
+        if fresh && self.purpose == Purpose::Writes {
+            if let Some(version) = schema.current(link.client(), limit).await? {
+                return Ok(version);
+            }
+            // this may take minutes, and older instances go on meanwhile
+            if !matches!(*self.state.borrow(), State::Outdated(..)) {
+                self.fail(Unusable::Older("the schema is being migrated".to_owned()), fresh);
             }
         }
         schema.ensure(link.client_mut(), limit, in_use).await

@@ -11,7 +11,7 @@ use tokio_postgres::types::{FromSql as _, Type};
 use tokio_postgres::{Client, Error, Row, Statement};
 use x509_cert::der::DateTime;
 
-use super::failure::reason;
+use super::failure::{Failure, reason};
 
 /// First key of the advisory locks, "msa"; the second is that of the service.
 const LOCK: i32 = 0x006d_7361;
@@ -62,6 +62,8 @@ pub enum Unusable {
     /// The migrations take longer than they may, or somebody has cancelled them. They have kept others out meanwhile, so they
     /// are tried again rarely.
     Slow(String),
+    /// The schema is older, and the server does not migrate it: the role must not, or another process is about to.
+    Older(String),
     /// The server failed.
     Failed(String),
 }
@@ -70,7 +72,11 @@ impl Unusable {
     /// Returns why.
     pub fn reason(&self) -> &str {
         match self {
-            Self::Foreign(why) | Self::InUse(why) | Self::Slow(why) | Self::Failed(why) => why,
+            Self::Foreign(why)
+            | Self::InUse(why)
+            | Self::Slow(why)
+            | Self::Older(why)
+            | Self::Failed(why) => why,
         }
     }
 }
@@ -219,7 +225,7 @@ impl Schema {
         // a server whose client has given up must not go on with the lock
         client.batch_execute(&format!("SET statement_timeout = {limit}; SET lock_timeout = {wait}")).await?;
         let lock = client.execute("SELECT pg_advisory_lock($1, $2)", &[&LOCK, &self.lock]).await;
-        lock.map_err(|error| Unusable::Failed(format!("another process migrates: {}", reason(&error))))?;
+        lock.map_err(|error| older(&error, format!("another process migrates: {}", reason(&error))))?;
         let wait = if again { self.autovacuum_wait(client).await? } else { TABLE_WAIT };
         client.batch_execute(&format!("SET lock_timeout = {}", wait.as_millis())).await?;
         let migrated = self.migrate(client).await;
@@ -260,7 +266,8 @@ impl Schema {
             Found::Nothing => {
                 let there = "SELECT 1 FROM pg_namespace WHERE nspname = $1";
                 if client.query(there, &[&name]).await?.is_empty() {
-                    client.batch_execute(&format!("CREATE SCHEMA {name}")).await?;
+                    let made = client.batch_execute(&format!("CREATE SCHEMA {name}")).await;
+                    made.map_err(|error| older(&error, reason(&error)))?;
                 }
             }
         }
@@ -336,13 +343,19 @@ fn is_zone(text: &str) -> bool {
 fn not_migrated(error: &refinery::Error) -> Unusable {
     let why = crate::api::error::chain(error);
     let refinery::error::Kind::Connection(_, cause) = error.kind() else { return Unusable::Foreign(why) };
-    match cause.downcast_ref().and_then(Error::code) {
+    let Some(error) = cause.downcast_ref::<Error>() else { return Unusable::Failed(why) };
+    match error.code() {
         Some(&SqlState::LOCK_NOT_AVAILABLE) => Unusable::InUse(format!("others use a table: {why}")),
         Some(&SqlState::QUERY_CANCELED) => {
             Unusable::Slow(format!("a migration took longer than {STATEMENT:?}, or was cancelled: {why}"))
         }
-        _ => Unusable::Failed(why),
+        _ => older(error, why),
     }
+}
+
+/// Returns why the schema stays as it is. `error` is what was said, if the server is still there.
+fn older(error: &Error, why: String) -> Unusable {
+    if Failure::of(error).ends_connection() { Unusable::Failed(why) } else { Unusable::Older(why) }
 }
 
 #[cfg(test)]

@@ -156,9 +156,15 @@ async fn a_start_waits_for_another_that_migrates() {
     other.batch_execute("SELECT pg_advisory_lock(7172961, 1)").await.unwrap();
     let store = feed(&server.url()).await;
     let told = store.warnings();
-    assert!(told.iter().all(|line| line.contains("not connected yet")) && !told.is_empty(), "{told:?}");
+    assert!(
+        told[0].contains("the schema is being migrated") && told[1].contains("not connected yet"),
+        "{told:?}"
+    );
+    let unhealthy = store.usable().await.unwrap_err().to_string();
+    assert!(unhealthy.contains("the schema is being migrated"), "{unhealthy}");
     other.batch_execute("SELECT pg_advisory_unlock(7172961, 1)").await.unwrap();
     wait_until_well(store.as_ref()).await;
+    store.usable().await.unwrap();
     store.create(record(7, 1, "x"), soon()).await.unwrap();
 }
 

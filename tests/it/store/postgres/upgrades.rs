@@ -143,10 +143,18 @@ async fn a_migration_that_waits_for_a_table_holds_up_hardly_anybody() {
         new.warnings().iter().any(|line| line.contains(why)).then_some(())
     })
     .await;
+    // the older one can be used meanwhile, and its place is not to be taken yet
+    let unhealthy = new.usable().await.unwrap_err().to_string();
+    assert!(
+        unhealthy.contains("others use a table") || unhealthy.contains("is being migrated"),
+        "{unhealthy}"
+    );
+    old.usable().await.unwrap();
     assert_eq!(versions(&admin).await, [1]);
 
     reader.batch_execute("COMMIT").await.unwrap();
     wait_until_migrated(new.as_ref()).await;
+    new.usable().await.unwrap();
     assert_eq!(versions(&admin).await, [1, 2]);
     assert_eq!(found(new.as_ref(), 7).await, [1]);
 }
@@ -191,6 +199,8 @@ async fn a_migration_that_is_ended_for_its_time_is_not_begun_again_at_once() {
     let why = "a migration took longer than 60s, or was cancelled";
     wait_for("it says so", || async { slow.warnings().iter().any(|line| line.contains(why)).then_some(()) })
         .await;
+    let unhealthy = slow.usable().await.unwrap_err().to_string();
+    assert!(unhealthy.contains(why), "{unhealthy}");
     reader.batch_execute("COMMIT").await.unwrap();
     tokio::time::sleep(3000 * MS).await;
     assert_eq!(versions(&admin).await, [1], "{}", server.log());
@@ -198,6 +208,7 @@ async fn a_migration_that_is_ended_for_its_time_is_not_begun_again_at_once() {
     let other = newer(&server, COMPATIBLE).await;
     wait_until_well(other.as_ref()).await;
     wait_until_well(slow.as_ref()).await;
+    slow.usable().await.unwrap();
     assert_eq!(versions(&admin).await, [1, 2]);
 }
 
