@@ -28,7 +28,7 @@ use tokio_util::either::Either;
 use super::credentials::Files;
 use super::failure::reason;
 use super::link::{Link, Role};
-use super::timeline::Newest;
+use super::timeline::{Newest, Timeline};
 use crate::config::Store;
 
 /// Longest time for the whole connection to one host: TCP, TLS, the login, and the check that it can be written to. A
@@ -227,9 +227,9 @@ impl Target {
         self.newest.admit(link.timeline())
     }
 
-    /// Waits until another server is found that has taken the place of the one of a connection; returns that.
-    pub async fn superseded(&self, link: &Link) -> String {
-        self.newest.superseded(link.timeline()).await
+    /// Waits until another server is found that has taken the place of one with this timeline; returns that.
+    pub async fn superseded(&self, timeline: Option<Timeline>) -> String {
+        self.newest.superseded(timeline).await
     }
 
     /// Returns the names of all hosts.

@@ -350,7 +350,12 @@ impl Keeper {
                 self.fail(Unusable::Older("the schema is being migrated".to_owned()), fresh);
             }
         }
-        schema.ensure(link.client_mut(), limit, in_use).await
+        let timeline = link.timeline();
+        // the server may hang in the midst of it
+        tokio::select! {
+            version = schema.ensure(link.client_mut(), limit, in_use) => version,
+            why = self.target.superseded(timeline) => Err(Unusable::Failed(why)),
+        }
     }
 
     async fn prepare(&self, link: &Link) -> Result<Vec<Statement>, Unusable> {
@@ -381,7 +386,7 @@ impl Keeper {
         let why = tokio::select! {
             why = ready.link.lost() => return why,
             why = self.check(ready) => why,
-            why = self.target.superseded(&ready.link) => why,
+            why = self.target.superseded(ready.link.timeline()) => why,
             why = self.overtaken(ready.host) => why,
         };
         ready.link.lose(&why);

@@ -15,8 +15,9 @@ use super::failure::{Failure, reason};
 
 /// First key of the advisory locks, "msa"; the second is that of the service.
 const LOCK: i32 = 0x006d_7361;
-/// Longest wait for another process that migrates.
+/// Longest wait for another process that migrates, and what the server may take beyond it to say so.
 const LOCK_WAIT: Duration = Duration::from_secs(10);
+const LOCK_SLACK: Duration = Duration::from_secs(2);
 /// Longest wait of one statement of the migrations for a table that others use. Whoever comes later waits behind it, so
 /// it is short, and the migrations are tried again.
 const TABLE_WAIT: Duration = Duration::from_millis(500);
@@ -222,10 +223,18 @@ impl Schema {
     /// Migrates while no other process does.
     async fn migrate_locked(&self, client: &mut Client, again: bool) -> Result<i32, Unusable> {
         let (wait, limit) = (LOCK_WAIT.as_millis(), STATEMENT.as_millis());
-        // a server whose client has given up must not go on with the lock
-        client.batch_execute(&format!("SET statement_timeout = {limit}; SET lock_timeout = {wait}")).await?;
-        let lock = client.execute("SELECT pg_advisory_lock($1, $2)", &[&LOCK, &self.lock]).await;
-        lock.map_err(|error| older(&error, format!("another process migrates: {}", reason(&error))))?;
+        let lock = async {
+            // a server whose client has given up must not go on with the lock
+            client
+                .batch_execute(&format!("SET statement_timeout = {limit}; SET lock_timeout = {wait}"))
+                .await?;
+            let lock = client.execute("SELECT pg_advisory_lock($1, $2)", &[&LOCK, &self.lock]).await;
+            lock.map_err(|error| older(&error, format!("another process migrates: {}", reason(&error))))
+        };
+        let locked = tokio::time::timeout(LOCK_WAIT + LOCK_SLACK, lock).await;
+        locked.map_err(|_| {
+            Unusable::Failed("no answer to the question for the lock of the migrations".to_owned())
+        })??;
         let wait = if again { self.autovacuum_wait(client).await? } else { TABLE_WAIT };
         client.batch_execute(&format!("SET lock_timeout = {}", wait.as_millis())).await?;
         let migrated = self.migrate(client).await;

@@ -11,7 +11,8 @@ use super::super::contract::{at, metrics, record, soon};
 use super::schema::wait_until_migrated;
 use super::{MS, feed, found, wait_until_well};
 use crate::kit::postgres::Postgres;
-use crate::kit::wait_for;
+use crate::kit::relay::{Faults, Relay};
+use crate::kit::{free_addr, wait_for};
 
 const FIRST: (&str, &str) =
     ("V1__feeds", include_str!("../../../../src/store/postgres/migrations/feed/V1__feeds.sql"));
@@ -27,7 +28,11 @@ const HELD_UP: f64 = 0.5;
 
 /// Opens the store of a newer version.
 async fn newer(server: &Postgres, migrations: &'static [(&str, &str)]) -> Arc<dyn FeedStore> {
-    let settings = at(&server.url());
+    newer_at(&server.url(), migrations).await
+}
+
+async fn newer_at(url: &str, migrations: &'static [(&str, &str)]) -> Arc<dyn FeedStore> {
+    let settings = at(url);
     let StoreUrl::Postgres(url) = &settings.url else { panic!("{:?}", settings.url) };
     store::feed_migrated_by(url, &settings, migrations, &metrics()).await.unwrap()
 }
@@ -245,4 +250,30 @@ async fn a_row_of_the_migrations_that_cannot_be_read_is_named() {
             .unwrap();
     }
     assert_eq!(found(new.as_ref(), 7).await, [1]);
+}
+
+#[tokio::test]
+async fn a_server_that_freezes_amid_a_migration_is_left_for_its_successor() {
+    let mut first = Postgres::start().await;
+    feed(&first.url()).await.create(record(7, 1, "x"), soon()).await.unwrap();
+    let second = first.promote_copy(free_addr()).await;
+    let relay = Relay::start(second.addr, 7).await;
+    relay.set(Faults { refuse: true, ..Faults::default() });
+    let (reader, admin) = (first.admin().await, first.admin().await);
+    reader.batch_execute("BEGIN; SELECT * FROM feed.feeds").await.unwrap();
+    let waits = "SELECT 1 FROM pg_locks WHERE NOT granted AND relation = 'feed.feeds'::regclass";
+    let freeze = async {
+        wait_for("a migration waits for its table", || async {
+            (!admin.query(waits, &[]).await.unwrap().is_empty()).then_some(())
+        })
+        .await;
+        first.freeze();
+        relay.heal();
+    };
+    let url = Postgres::url_at(&[first.addr, relay.addr]);
+    let (new, ()) = futures_util::join!(newer_at(&url, COMPATIBLE), freeze);
+    wait_for("it has migrated the other one", || async { new.warnings().is_empty().then_some(()) }).await;
+    assert_eq!(versions(&second.admin().await).await, [1, 2]);
+    new.create(record(7, 2, "x"), soon()).await.unwrap();
+    first.thaw();
 }
