@@ -15,6 +15,7 @@ let
   weak = import ./weak.nix { inherit lib; };
   place = import ./place.nix { inherit lib ours; };
 
+  inherit (config.services) patroni;
   clustered = cluster.members != { };
   unit = if clustered then "patroni" else "postgresql";
   credential = of: name: "/run/credentials/${of}.service/${name}";
@@ -219,8 +220,8 @@ in
           bootstrap.dcs.synchronous_mode = "quorum";
         };
         description = ''
-          Further settings of Patroni; with the example, a commit waits for whichever standby is the quickest. Those in
-          `bootstrap.dcs` count when the cluster is made; change them later by `patronictl edit-config`.
+          Further settings of Patroni; with the example, a commit waits for whichever standby is the quickest, and
+          `services.patroni.softwareWatchdog` has to be set. Those in `bootstrap.dcs` count when the cluster is made; change them later by `patronictl edit-config`.
         '';
       };
     };
@@ -304,6 +305,13 @@ in
               || lib.versionAtLeast pkgs.patroni.version "4.1.1"
               || lib.versionOlder (config.services.etcd.package or pkgs.etcd).version "3.6";
             message = "services.microservice-app.database.cluster: Patroni ${pkgs.patroni.version} does not notice that etcd 3.6 refuses its token, and never logs in again: users of etcd need Patroni 4.1.1 or newer.";
+          }
+          {
+            # a standby may confirm commits of the old primary after it has voted for the new one
+            assertion =
+              patroni.settings.bootstrap.dcs.synchronous_mode != "quorum"
+              || (patroni.settings.watchdog.mode or null) == "required";
+            message = "services.microservice-app.database.cluster.settings: with `synchronous_mode` \"quorum\" a Patroni that dies alone may lose writes, unless a watchdog resets its host; set services.patroni.softwareWatchdog.";
           }
         ];
         services.microservice-app.listeners = [
@@ -424,6 +432,11 @@ in
               "ProtectProc"
               "RemoveIPC"
             ]
+            // lib.optionalAttrs patroni.softwareWatchdog {
+              PrivateDevices = false;
+              DevicePolicy = "closed";
+              DeviceAllow = [ "/dev/watchdog rw" ];
+            }
             // {
               Restart = lib.mkForce "always";
               RestartSec = "1s";

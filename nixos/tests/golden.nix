@@ -86,9 +86,12 @@ let
   quorum =
     (cluster.extendModules {
       modules = [
-        { services.microservice-app.database.cluster.settings.bootstrap.dcs.synchronous_mode = "quorum"; }
+        {
+          services.microservice-app.database.cluster.settings.bootstrap.dcs.synchronous_mode = "quorum";
+          services.patroni.softwareWatchdog = true;
+        }
       ];
-    }).config.services.patroni.settings.bootstrap.dcs;
+    }).config;
   patroni = member.services.patroni.settings;
   large = changed "node-0" { services.microservice-app.database.hugePages = 4400; };
   # a standby, of Patroni or by hand, is there again soon after a failover
@@ -241,7 +244,10 @@ in
       && patroni.bootstrap.dcs.synchronous_mode_strict
       && patroni.bootstrap.dcs.failsafe_mode
       && patroni.bootstrap.dcs.primary_start_timeout == 0;
-    quorumBySetting = quorum.synchronous_mode == "quorum" && quorum.synchronous_mode_strict;
+    quorumBySetting =
+      quorum.services.patroni.settings.bootstrap.dcs.synchronous_mode == "quorum"
+      && quorum.services.patroni.settings.bootstrap.dcs.synchronous_mode_strict;
+    watchdogIsReached = serviceOf quorum "patroni" ? DeviceAllow;
     standbysFollowSoon =
       followsSoon patroni.postgresql.parameters && followsSoon node0.services.postgresql.settings;
     newStandbysAreCopiedAtOnce = patroni.postgresql.basebackup == [ { checkpoint = "fast"; } ];

@@ -151,6 +151,17 @@ let
           name = "db-0";
         };
       });
+      aQuorumWithoutWatchdog = refused "softwareWatchdog" (
+        known
+        // database {
+          passwordFile = "/var/lib/secrets/db-password";
+          cluster = {
+            inherit members;
+            name = "db-0";
+            settings.bootstrap.dcs.synchronous_mode = "quorum";
+          };
+        }
+      );
       aPatroniThatDoesNotLogInAgain =
         let
           with' =

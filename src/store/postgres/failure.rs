@@ -142,7 +142,8 @@ mod tests {
         let said = [fields.join("\0").as_bytes(), b"\0\0"].concat();
         let length = u8::try_from(4 + said.len()).unwrap();
         let answer = async {
-            theirs.read(&mut [0; 1024]).await.unwrap();
+            let asked = theirs.read(&mut [0; 1024]).await.unwrap();
+            assert!(asked > 0);
             theirs.write_all(&[b"E\0\0\0", &[length][..], &said].concat()).await.unwrap();
         };
         let mut config = Config::new();
