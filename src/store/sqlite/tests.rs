@@ -65,20 +65,23 @@ async fn a_write_that_nobody_waits_for_behind_a_lock_is_not_made() {
     assert_eq!(content(&store).await, "kept");
 }
 
-/// Runs a future on a thread of its own, which is then kept busy until the second value is dropped.
+/// Begins a future on a thread of its own, which is then kept busy until the second value is dropped.
 fn begin_elsewhere<T: Send + 'static>(
     future: impl Future<Output = T> + Send + 'static,
 ) -> (std::thread::JoinHandle<T>, std::sync::mpsc::Sender<()>) {
     let (release, blocked) = std::sync::mpsc::channel::<()>();
+    let (begun, begins) = std::sync::mpsc::channel::<()>();
     let thread = std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let task = tokio::spawn(future);
             tokio::task::yield_now().await;
+            begun.send(()).unwrap();
             let _ = blocked.recv();
             task.await.unwrap()
         })
     });
+    begins.recv().unwrap();
     (thread, release)
 }
 
