@@ -16,6 +16,7 @@ let
   place = import ./place.nix { inherit lib ours; };
 
   inherit (config.services) patroni;
+  watchdog = patroni.settings.watchdog or { };
   clustered = cluster.members != { };
   unit = if clustered then "patroni" else "postgresql";
   credential = of: name: "/run/credentials/${of}.service/${name}";
@@ -309,8 +310,8 @@ in
           {
             # a standby may confirm commits of the old primary after it has voted for the new one
             assertion =
-              patroni.settings.bootstrap.dcs.synchronous_mode != "quorum"
-              || (patroni.settings.watchdog.mode or null) == "required";
+              (patroni.settings.bootstrap.dcs.synchronous_mode or null) != "quorum"
+              || watchdog.mode or null == "required";
             message = "services.microservice-app.database.cluster.settings: with `synchronous_mode` \"quorum\" a Patroni that dies alone may lose writes, unless a watchdog resets its host; set services.patroni.softwareWatchdog.";
           }
         ];
@@ -432,10 +433,10 @@ in
               "ProtectProc"
               "RemoveIPC"
             ]
-            // lib.optionalAttrs patroni.softwareWatchdog {
+            // lib.optionalAttrs (watchdog.mode or "off" != "off") {
               PrivateDevices = false;
               DevicePolicy = "closed";
-              DeviceAllow = [ "/dev/watchdog rw" ];
+              DeviceAllow = [ "${watchdog.device or "/dev/watchdog"} rw" ];
             }
             // {
               Restart = lib.mkForce "always";

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
+use futures_util::FutureExt as _;
 use http::HeaderValue;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -117,7 +118,9 @@ impl Bound {
             let metrics = metrics.clone();
             async move { serve_on(listener, protocol, limits, &metrics, answers, stop).await }
         });
-        handler.set_serving(true);
+        // one that is known to be of no use now; what takes its time to answer is asked again soon
+        let serving = !matches!(service.store().usable().now_or_never(), Some(Err(_)));
+        handler.set_serving(serving);
         let (addr, threads) = (&instance.addr, common.threads.count());
         tracing::info!(service = name, addr = %bound, advertised = addr, admin = %common.admin, threads, "serving");
         for warning in service.store().warnings().iter().chain(&warnings) {
@@ -126,7 +129,7 @@ impl Bound {
 
         let checks = CancellationToken::new();
         let (found, store) = watch::channel(None);
-        let check = follow_store(name, service.clone(), handler.clone(), found);
+        let check = follow_store(name, service.clone(), handler.clone(), serving, found);
         tokio::spawn(checks.clone().run_until_cancelled_owned(check));
         let checks = checks.drop_guard();
 
@@ -146,14 +149,14 @@ impl Bound {
 }
 
 /// Tells in health checks whether the store can be used, and why not in `problem`. A store that is slow to answer is not
-/// out of use, but not well either.
+/// out of use, but not well either. `serving` is what health checks tell by now.
 async fn follow_store(
     name: &'static str,
     service: Service,
     handler: Handler,
+    mut serving: bool,
     problem: watch::Sender<Option<String>>,
 ) {
-    let mut serving = true;
     loop {
         tokio::time::sleep(STORE_CHECK).await;
         let Ok(found) = tokio::time::timeout(STORE_CHECK, service.store().usable()).await else {

@@ -146,7 +146,11 @@ pub async fn absent(ready: &Ready, deletions: &[&Write], times: &Times) -> Resul
     }
     // not one is sent before the transaction has begun: it would make a record
     let begun = ready.link.client().batch_execute(&times.begin_shortened()).await;
-    begun.map_err(|error| failed(ready, Failure::of(&error)))?;
+    if let Err(error) = begun {
+        // it may have begun, and failed behind that
+        let _ = ready.link.client().batch_execute("ROLLBACK").await;
+        return Err(failed(ready, Failure::of(&error)));
+    }
     // an insertion waits for that transaction
     let answers = execute(ready, None, &probes, Some("ROLLBACK")).await?;
     Ok(answers.into_iter().flat_map(|answer| answer.keys).collect())

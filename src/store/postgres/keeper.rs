@@ -29,10 +29,10 @@ const LONGEST_WAIT: Duration = Duration::from_millis(250);
 /// soon that is a small part of the time.
 const FIRST_IN_USE: Duration = Duration::from_secs(2);
 const LONGEST_IN_USE: Duration = Duration::from_secs(20);
-/// Waits after migrations that took too long, which is a minute or two, in which nobody else could use their tables. If
-/// another process has made them meanwhile, the connection for reads finds that out.
+/// Waits after migrations that failed or took too long, perhaps a minute or two, in which nobody else could use their tables.
+/// Each instance has its own. If another process has made them meanwhile, the connection for reads finds that out.
 const FIRST_SLOW: Duration = Duration::from_mins(1);
-const LONGEST_SLOW: Duration = Duration::from_mins(10);
+const LONGEST_SLOW: Duration = Duration::from_mins(30);
 /// How long reads wait for the connection for writes, which migrates, before they connect anew.
 const MIGRATED: Duration = Duration::from_secs(5);
 /// Time between two checks that the server can still be written to: one that was demoted keeps its connections.
@@ -275,6 +275,8 @@ impl Keeper {
             };
             *state = match unusable {
                 Unusable::Foreign(why) => State::Unusable(why),
+                // it has not been migrated meanwhile
+                Unusable::Failed(why) if matches!(state, State::Outdated(..)) => State::Outdated(since, why),
                 Unusable::InUse(why) | Unusable::Slow(why) | Unusable::Older(why) if fresh => {
                     State::Outdated(since, why)
                 }

@@ -61,10 +61,10 @@ pub enum Unusable {
     /// The migrations want a table that others use. Whoever comes after them waits behind them, so they are not tried again at
     /// once.
     InUse(String),
-    /// The migrations take longer than they may, or somebody has cancelled them. They have kept others out meanwhile, so they
-    /// are tried again rarely.
+    /// The migrations fail, take longer than they may, or another process has been making them for long. They keep others out
+    /// meanwhile, so they are tried again rarely.
     Slow(String),
-    /// The schema is older, and the server does not migrate it: the role must not, or another process is about to.
+    /// The schema is older, and there is no migrating it: the role must not.
     Older(String),
     /// The server failed.
     Failed(String),
@@ -230,7 +230,12 @@ impl Schema {
                 .batch_execute(&format!("SET statement_timeout = {limit}; SET lock_timeout = {wait}"))
                 .await?;
             let lock = client.execute("SELECT pg_advisory_lock($1, $2)", &[&LOCK, &self.lock]).await;
-            lock.map_err(|error| older(&error, format!("another process migrates: {}", reason(&error))))
+            let why = |error: &Error| format!("another process migrates: {}", reason(error));
+            lock.map_err(|error| match error.code() {
+                // the connection for reads finds out when that one has done it
+                Some(&SqlState::LOCK_NOT_AVAILABLE) => Unusable::Slow(why(&error)),
+                _ => older(&error, why(&error)),
+            })
         };
         let locked = tokio::time::timeout(LOCK_WAIT + LOCK_SLACK, lock).await;
         locked.map_err(|_| {
@@ -343,7 +348,9 @@ fn not_migrated(error: &refinery::Error) -> Unusable {
         Some(&SqlState::QUERY_CANCELED) => {
             Unusable::Slow(format!("a migration took longer than {STATEMENT:?}, or was cancelled: {why}"))
         }
-        _ => older(error, why),
+        _ if Failure::of(error).ends_connection() => Unusable::Failed(why),
+        // after who knows what time, in which others were kept out
+        _ => Unusable::Slow(why),
     }
 }
 
