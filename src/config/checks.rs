@@ -147,12 +147,17 @@ fn auth(role: Role, http: &Http) -> Result<(), Wrong> {
     if http.auth_audience.iter().any(String::is_empty) {
         return Err((AUDIENCE, "has an empty value".to_owned()));
     }
-    for (at, rule) in http.auth_policy.iter().enumerate() {
-        if http.auth_policy.iter().take(at).any(|earlier| earlier.operation == rule.operation) {
-            return Err((POLICY, format!("has two rules for {}", rule.operation)));
-        }
+    if let Some(rule) = repeated(&http.auth_policy, |rule| rule.operation) {
+        return Err((POLICY, format!("has two rules for {}", rule.operation)));
     }
     Ok(())
+}
+
+/// Returns the first of a list whose key an earlier one has.
+fn repeated<T, K: PartialEq>(list: &[T], key: impl Fn(&T) -> K) -> Option<&T> {
+    let is_repeated =
+        |(at, item): &(usize, &T)| list.iter().take(*at).any(|earlier| key(earlier) == key(item));
+    list.iter().enumerate().find(is_repeated).map(|(_, item)| item)
 }
 
 /// Checks how etcd is reached.
@@ -235,10 +240,8 @@ fn tls(role: Role, settings: &Settings) -> Result<(), Wrong> {
     if let Some((key, _, what)) = files.into_iter().find(|(_, path, _)| path.is_none()) {
         return Err((key, format!("is missing, and `grpc.tls` is {}: name a file with {what}", grpc.tls)));
     }
-    for (at, named) in tls.names.iter().enumerate() {
-        if tls.names.iter().take(at).any(|earlier| earlier.role == named.role) {
-            return Err(("tls.names", format!("names {} twice", named.role.name())));
-        }
+    if let Some(named) = repeated(&tls.names, |named| named.role) {
+        return Err(("tls.names", format!("names {} twice", named.role.name())));
     }
     if Role::SERVICES.contains(&role) && grpc.allow.is_empty() {
         return Err(("grpc.allow", "is empty: nobody could call the service".to_owned()));

@@ -333,24 +333,19 @@ impl Keeper {
         other: &mut watch::Receiver<State>,
     ) -> Result<i32, Unusable> {
         let (schema, limit) = (&self.service.schema, self.target.timeout);
+        if let Some(version) = schema.current(link.client(), limit).await? {
+            return Ok(version);
+        }
         if self.purpose == Purpose::Reads && ready(&other.borrow_and_update()).is_none() {
-            if let Some(version) = schema.current(link.client(), limit).await? {
-                return Ok(version);
-            }
             match tokio::time::timeout(MIGRATED, found(other)).await {
                 Ok(migrated) if migrated == host => {}
                 Ok(_) => return Err(Unusable::Failed("writes go to another host".to_owned())),
                 Err(_) => return Err(Unusable::Failed(not_migrated(&other.borrow()))),
             }
         }
-        if fresh && self.purpose == Purpose::Writes {
-            if let Some(version) = schema.current(link.client(), limit).await? {
-                return Ok(version);
-            }
-            // this may take minutes, and older instances go on meanwhile
-            if !matches!(*self.state.borrow(), State::Outdated(..)) {
-                self.fail(Unusable::Older("the schema is being migrated".to_owned()), fresh);
-            }
+        // this may take minutes, and older instances go on meanwhile
+        if fresh && self.purpose == Purpose::Writes && !matches!(*self.state.borrow(), State::Outdated(..)) {
+            self.fail(Unusable::Older("the schema is being migrated".to_owned()), fresh);
         }
         let timeline = link.timeline();
         // the server may hang in the midst of it
