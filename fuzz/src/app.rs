@@ -1,8 +1,9 @@
 //! What the targets run in: a runtime for short work, and the whole application on loopback for what comes over a socket.
 
+use std::cell::Cell;
 use std::future::Future;
 use std::net::SocketAddr;
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, Once, OnceLock, PoisonError};
 
 use microservice_app::app::process::Process;
 use microservice_app::app::role::ServiceKind;
@@ -40,6 +41,25 @@ fn note_panics() {
         }
         before(panic);
     }));
+}
+
+/// Returns what `run` does, and panics if a task panics meanwhile that it has begun on this thread.
+pub fn watch_panics<T>(run: impl FnOnce() -> T) -> T {
+    thread_local! {
+        static PANICS: Cell<u32> = const { Cell::new(0) };
+    }
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let before = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            PANICS.set(PANICS.get() + 1);
+            before(panic);
+        }));
+    });
+    let known = PANICS.get();
+    let done = run();
+    assert_eq!(PANICS.get(), known, "a task has panicked");
+    done
 }
 
 /// Where the parts of the application listen.

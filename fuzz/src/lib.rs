@@ -9,6 +9,7 @@
 #![allow(missing_docs, clippy::panic, clippy::expect_used, clippy::unwrap_used)]
 
 mod app;
+mod client;
 mod edge;
 mod headers;
 mod postgres;
@@ -21,7 +22,7 @@ mod tokens;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// Every kind of input.
-pub const TARGETS: [Target; 14] = [
+pub const TARGETS: [Target; 15] = [
     ("json_body", edge::json_body),
     ("query", edge::query),
     ("header_set", headers::header_set),
@@ -33,6 +34,7 @@ pub const TARGETS: [Target; 14] = [
     ("settings", settings::settings),
     ("http1_gateway", server::http1_gateway),
     ("http2_service", server::http2_service),
+    ("service_answer", client::service_answer),
     ("postgres_rows", postgres::rows),
     ("bearer_token", tokens::bearer_token),
     ("key_set", tokens::key_set),

@@ -11,8 +11,8 @@ use super::app::{app, block_on, check_panic};
 
 /// Longest time for an answer. The requests of the application have 2 s by default.
 const PATIENCE: Duration = Duration::from_secs(5);
-const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-const SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
+pub const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+pub const SETTINGS: &[u8] = &[0, 0, 0, 4, 0, 0, 0, 0, 0];
 const PING: &[u8] = &[0, 0, 8, 6, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8];
 
 /// Sends bytes, with `end` the end as well, and returns what comes back until the other side ends the connection.
@@ -80,7 +80,7 @@ pub fn http2_service(data: &[u8]) {
 }
 
 /// Returns frames that are given in short.
-fn frames(mut data: &[u8]) -> Vec<u8> {
+pub fn frames(mut data: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(2 * data.len());
     while let [kind, flags, stream, length, rest @ ..] = data {
         let (payload, rest) = rest.split_at(rest.len().min(usize::from(*length)));

@@ -146,5 +146,5 @@ macro_rules! kinds {
 
 kinds! {
     json_body query header_set grpc_timeout trace_headers registry_entry registry_list view_on_disk settings http1_gateway
-    http2_service postgres_rows bearer_token key_set
+    http2_service service_answer postgres_rows bearer_token key_set
 }
