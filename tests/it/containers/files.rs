@@ -62,9 +62,20 @@ fn plain(value: &Value) -> String {
 fn base() -> Vec<Value> {
     let kustomization = file("deploy/kubernetes/base/kustomization.yaml");
     let files = kustomization["resources"].as_array().unwrap().iter();
-    files
+    let mut objects: Vec<_> = files
         .flat_map(|name| documents(&text(&format!("deploy/kubernetes/base/{}", name.as_str().unwrap()))))
-        .collect()
+        .collect();
+    // kustomize makes it, and its name: with an option that name would stay, and no pod would see a change
+    let generated = kustomization["configMapGenerator"].as_array().unwrap();
+    let [settings] = generated.as_slice() else { panic!("{generated:?}") };
+    assert_eq!(settings.as_object().unwrap().keys().collect::<Vec<_>>(), ["literals", "name"]);
+    assert!(kustomization["generatorOptions"].is_null());
+    let literals = settings["literals"].as_array().unwrap().iter();
+    let data = literals.map(|literal| literal.as_str().unwrap().split_once('=').unwrap());
+    let data = data.map(|(name, value)| (name.to_owned(), Value::from(value)));
+    let data: serde_json::Map<_, _> = data.collect();
+    objects.push(json!({ "kind": "ConfigMap", "metadata": { "name": settings["name"] }, "data": data }));
+    objects
 }
 
 /// Returns the arguments and the environment of a role in Kubernetes, but for what only the cluster knows.

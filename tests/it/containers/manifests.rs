@@ -43,6 +43,20 @@ pub fn find<'a>(objects: &'a [Value], kind: &str, name: &str) -> &'a Value {
     found.next().unwrap_or_else(|| panic!("no {kind} {name}"))
 }
 
+/// Returns the settings that all processes share. Their name ends with a hash of the content, and every process has it: so
+/// that a change of a setting starts them anew.
+pub fn settings(objects: &[Value]) -> &Value {
+    let deployments = objects.iter().filter(|object| object["kind"] == "Deployment");
+    let names = deployments.filter_map(|deployment| {
+        let container = &deployment["spec"]["template"]["spec"]["containers"][0];
+        container["envFrom"][0]["configMapRef"]["name"].as_str()
+    });
+    let names: Vec<_> = names.collect();
+    assert_eq!(names.len(), 4, "{names:?}");
+    assert!(names[0].starts_with("settings-") && names.iter().all(|name| *name == names[0]), "{names:?}");
+    find(objects, "ConfigMap", names[0])
+}
+
 /// Returns where two values differ, `/path/to/it`, with the old and the new value; null stands for none.
 pub fn differences(old: &Value, new: &Value) -> BTreeMap<String, (Value, Value)> {
     fn walk(path: &str, old: &Value, new: &Value, found: &mut BTreeMap<String, (Value, Value)>) {

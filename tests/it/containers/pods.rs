@@ -9,7 +9,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use tokio::net::{TcpListener, TcpStream};
 
-use super::manifests::{OVERLAYS, differences, find, objects};
+use super::manifests::{OVERLAYS, differences, find, objects, settings};
 use crate::kit::http::{self, request};
 use crate::kit::load::Load;
 use crate::kit::podman::{Network, command, image, inspect, off, podman, try_podman};
@@ -119,7 +119,7 @@ impl System {
 
     /// Starts a pod, with the settings that all share; the registry has an address here, and no name.
     fn play(&self, pod: &Value, ip: Option<IpAddr>) {
-        let mut settings = find(&self.objects, "ConfigMap", "settings").clone();
+        let mut settings = settings(&self.objects).clone();
         let before = settings.clone();
         settings["data"]["MSA__REGISTRY__ENDPOINTS"] = format!("{}:2379", self.etcd).into();
         let changed: Vec<_> = differences(&before, &settings).into_keys().collect();
