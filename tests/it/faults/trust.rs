@@ -11,7 +11,7 @@ use crate::kit::authority::Authority;
 use crate::kit::cpu::Meter;
 use crate::kit::http::{Connection, request, send};
 use crate::kit::load::Load;
-use crate::kit::mesh::{HOUR, Mesh, client13, connect};
+use crate::kit::mesh::{HOUR, Mesh, ROLES, client13, connect, uri};
 use crate::kit::system::Role;
 use crate::kit::{quantile, wait_for};
 
@@ -27,7 +27,7 @@ const ROLLOVER: usize = 10;
 
 rows! { "callpath"
     "P34" p34_the_cost_of_tls cost 60 4 "calls with certificates on both ends against plaintext, 64 at a time";
-    "F41" f41_certificates rotations 180 6 "every certificate replaced again and again, and their authority";
+    "F41" f41_certificates rotations 180 6 "every certificate replaced again and again, and their authority; foreign and expired ones between";
 }
 
 /// Waits until every process has used a change of its files so often.
@@ -36,6 +36,18 @@ async fn used(roles: &[&Role], changes: usize) {
         wait_for("the change is used", || async {
             let used = role.metric("tls_reloads_total{purpose=\"grpc\",result=\"ok\"}").await;
             (used >= changes as f64).then_some(())
+        })
+        .await;
+    }
+}
+
+/// Waits until every process has refused a change of its files at least so often, and says that it cannot use what is there.
+async fn unusable(roles: &[&Role], times: f64) {
+    for role in roles {
+        wait_for("what cannot be used is refused", || async {
+            let refused = role.metric("tls_reloads_total{purpose=\"grpc\",result=\"failed\"}").await;
+            let stale = role.metric("tls_files_unusable{purpose=\"grpc\"}").await > 0.5;
+            (refused >= times && stale).then_some(())
         })
         .await;
     }
@@ -69,10 +81,22 @@ async fn rotations(time: Duration) -> Findings {
     load.more(50).await;
 
     let roles = [&gateway, &feeds[0], &feeds[1], &profile, &topic];
-    let (mut changes, mut rotated, mut rolled) = (0, 0, 0);
+    let (mut changes, mut rotated, mut rolled, mut refused) = (0, 0, 0, 0.0);
     let (begun, least) = (Instant::now(), if time >= 60 * SECOND { ROTATIONS[0] } else { ROTATIONS[1] });
     while begun.elapsed() < time || rotated < least {
         let before = shown(&mesh, &topic).await;
+        if rotated % ROLLOVER == 2 {
+            // what cannot be used lies there for a while: the certificates of others, then ones that have expired
+            for (role, other) in ROLES.into_iter().zip(ROLES.into_iter().cycle().skip(1)) {
+                mesh.authority.issue_identity(mesh.path(), role, &uri(other), HOUR, |_| {});
+            }
+            unusable(&roles, 2.0 * refused + 1.0).await;
+            mesh.issue_all(&mesh.authority, Duration::ZERO);
+            unusable(&roles, 2.0 * refused + 2.0).await;
+            tokio::time::sleep(SECOND).await;
+            assert_eq!(shown(&mesh, &topic).await, before, "the last good certificate is in use");
+            refused += 1.0;
+        }
         if rotated % ROLLOVER == 1 {
             // old and new are trusted, then the certificates are the new one's, then it is trusted alone
             let next = Authority::new(&format!("authority {rotated}"));
@@ -101,6 +125,7 @@ async fn rotations(time: Duration) -> Findings {
     let lost = gateway.metric("client_connections_total{event=\"lost\"").await;
     findings.add("rotations", rotated as f64, "", Bound::AtLeast(least as f64), false);
     findings.tell("changes of the authority", f64::from(rolled), "");
+    findings.add("times with foreign and with expired certificates", refused, "", Bound::AtLeast(1.0), false);
     findings.add("connections replaced by the gateway", replaced, "", Bound::AtLeast(4.0), false);
     findings.tell("connections lost by the gateway", lost, "");
     findings
