@@ -136,7 +136,7 @@ let
     hash = "sha256-2DJuDtT0OFXbqBIo9ohVRwblJXinx4LZqQtz+GgGVKE=";
   };
   checks = {
-    inherit package;
+    inherit package sbom;
     clippy = craneLib.cargoClippy (
       withDeps // { cargoClippyExtraArgs = "--all-targets -- --deny warnings"; }
     );

@@ -129,3 +129,49 @@ fn tell(set: &KeySet, metrics: &AuthMetrics) {
         tracing::info!(keys = set.len(), ignored = set.ignored, "keys for tokens read");
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::super::super::metrics::Metrics;
+    use super::*;
+
+    fn replace(path: &Path, id: &str) {
+        let set = format!(
+            r#"{{"keys":[{{"kty":"OKP","crv":"Ed25519","kid":"{id}","x":"11qYAYKxCrfVS_7TyWQHOg7hcvPapiMlrwIaaPcHURo"}}]}}"#
+        );
+        let next = path.with_extension("next");
+        std::fs::write(&next, set).unwrap();
+        std::fs::rename(&next, path).unwrap();
+    }
+
+    /// Whoever makes up names of keys must not make the gateway read its file for each of them.
+    #[tokio::test(start_paused = true)]
+    async fn unknown_keys_cause_one_read_a_second_and_a_changed_file_is_read_at_once() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("keys.json");
+        replace(&path, "a");
+        let source = Source::new("http.auth.jwks_file", &path, None);
+        let metrics = Metrics::register(&prometheus::Registry::new()).unwrap();
+        let keys = Arc::new(Keys::new(source, metrics.auth()).unwrap());
+        let last_read = async || keys.last.lock().await.at;
+        let begun = last_read().await;
+        let refresh = async |times| {
+            for _ in 0..times {
+                keys.refreshed().await;
+            }
+        };
+        tokio::time::advance(INTERVAL / 2).await;
+        refresh(1000).await;
+        assert_eq!(last_read().await, begun, "it is not due");
+        tokio::time::advance(INTERVAL / 2).await;
+        refresh(1000).await;
+        let second = last_read().await;
+        assert!(second >= begun + INTERVAL && second.elapsed() < INTERVAL, "one read");
+
+        replace(&path, "b");
+        assert!(keys.refreshed().await.find(Some("b")).is_ok(), "the new key counts at once");
+        assert!(keys.get().find(Some("a")).is_err(), "the old one no more");
+    }
+}

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use microservice_app::store;
+use microservice_app::store::{self, Profile, Topic};
 use tokio_postgres::Client;
 use tokio_postgres::error::SqlState;
 
@@ -111,6 +111,39 @@ async fn a_service_can_do_in_the_database_what_it_needs_and_nothing_more() {
         failed.extend(refused(&taken_over, statement).await);
     }
     assert!(failed.is_empty(), "{failed:#?}");
+    // the other roles, and the owner of a schema, towards the schemas of others
+    for (role, foreign) in [
+        ("profile", "feed.feeds"),
+        ("profile", "topic.topics"),
+        ("topic", "feed.feeds"),
+        ("topic", "profile.profiles"),
+        ("feed_owner", "profile.profiles"),
+        ("feed_owner", "topic.topics"),
+    ] {
+        let client = connect(server.addr, role, "msa").await.unwrap();
+        for statement in [
+            format!("SELECT * FROM {foreign}"),
+            format!("DELETE FROM {foreign}"),
+            format!("DROP TABLE {foreign}"),
+            format!("CREATE TABLE {}.other (id int)", foreign.split_once('.').unwrap().0),
+            "CREATE SCHEMA other".to_owned(),
+            "SET ROLE topic_owner".to_owned(),
+        ] {
+            failed.extend(refused(&client, &statement).await.map(|found| format!("{role}: {found}")));
+        }
+    }
+    assert!(failed.is_empty(), "{failed:#?}");
+    // what these need, they may
+    let profiles = store::profile(&at(&url("profile")), &metrics()).await.unwrap();
+    let [name, company, title] = ["Ada", "Acme", "engineer"].map(str::to_owned);
+    let ada = Profile { user_id: 7, name, company, title };
+    profiles.put(ada.clone(), soon()).await.unwrap();
+    assert_eq!(profiles.get(7).await.unwrap(), Some(ada));
+    let topics = store::topic(&at(&url("topic")), &metrics()).await.unwrap();
+    let topic = Topic { topic_id: 1, subject: "s".to_owned(), content: "c".to_owned() };
+    topics.put(topic.clone(), soon()).await.unwrap();
+    assert_eq!(topics.get(1).await.unwrap(), Some(topic));
+    assert_eq!(topics.list(0, 10).await.unwrap().topics.len(), 1);
     let granted = "SELECT has_table_privilege('topic', 'feed.feeds', 'SELECT')";
     assert!(!admin.query_one(granted, &[]).await.unwrap().get::<_, bool>(0));
 }
