@@ -1,8 +1,8 @@
 //! Keeps web pages away from the admin listener. A browser on this host reaches loopback for any page: by a plain link, or
 //! under a name of the page's own that was rebound to 127.0.0.1, which makes the page and the listener one site.
 //!
-//! What only reads numbers (`FOR_ANY_HOST`) is answered under any name, since Prometheus and load balancers use names
-//! that nobody configures here. Everything else has to be asked for by address, as `localhost`, or by a name of this
+//! Metrics, health and the list of targets (`FOR_ANY_HOST`) are answered under any name, since Prometheus and load balancers
+//! use names that nobody configures here: a rebound page can read them. Everything else has to be asked for by address, as `localhost`, or by a name of this
 //! process; a page cannot choose these.
 
 use http::{HeaderName, Request, StatusCode, header};
