@@ -294,6 +294,115 @@ fn each_role_is_given_its_own_key() {
     }
 }
 
+/// Who takes over a container can write the entries of its role in the registry, and no others: etcd asks for a user, over
+/// TLS. The rights of the users are tried where the commands of docs/kubernetes.md are run.
+#[test]
+fn each_role_is_a_user_of_etcd() {
+    if !shipped() {
+        return;
+    }
+    let components = "deploy/kubernetes/components";
+    let patches = |component: &str| -> Vec<Value> {
+        let kustomization = file(&format!("{components}/{component}/kustomization.yaml"));
+        let patches = kustomization["patches"].as_array().unwrap().iter();
+        let patch = |patch: &Value| match patch["path"].as_str() {
+            Some(name) => file(&format!("{components}/{component}/{name}")),
+            None => documents(patch["patch"].as_str().unwrap()).remove(0),
+        };
+        patches.map(patch).collect()
+    };
+    let variables = |container: &Value| -> Env {
+        let set =
+            container["env"].as_array().unwrap().iter().filter(|variable| variable["value"].is_string());
+        set.map(|variable| (plain(&variable["name"]), plain(&variable["value"]))).collect()
+    };
+    let access = patches("registry-access");
+    let settings = env_of(&find(&access, "ConfigMap", "settings")["data"]);
+    for role in ROLES {
+        let name = role.name();
+        let pod = &find(&access, "Deployment", name)["spec"]["template"]["spec"];
+        let container = &pod["containers"][0];
+        assert_eq!(container["name"], name);
+        let mut env = settings.clone();
+        env.extend(variables(container));
+        let wanted = BTreeMap::from([
+            ("registry.ca_file", "/certificates/ca.crt"),
+            (
+                "registry.endpoints",
+                "[\"https://etcd-0.etcd:2379\", \"https://etcd-1.etcd:2379\", \"https://etcd-2.etcd:2379\"]",
+            ),
+            ("registry.password_file", "/run/registry/password"),
+            ("registry.user", name),
+        ]);
+        assert_eq!(
+            changed(role, &env),
+            wanted.into_iter().map(|(key, value)| (key, value.to_owned())).collect()
+        );
+        let mount = json!([{ "name": "registry", "mountPath": "/run/registry", "readOnly": true }]);
+        let secret = json!({ "secretName": format!("registry-{name}"), "defaultMode": 0o440 });
+        assert_eq!(container["volumeMounts"], mount, "{name}");
+        assert_eq!(pod["volumes"], json!([{ "name": "registry", "secret": secret }]), "{name}");
+    }
+
+    let pod = |objects: &[Value]| find(objects, "StatefulSet", "etcd")["spec"]["template"]["spec"].clone();
+    let args = |container: &Value, env: &Env| -> Vec<String> {
+        let args = container["args"].as_array().unwrap().iter().map(plain);
+        args.map(|arg| arg.replace("$(CLIENTS)", env.get("CLIENTS").map_or("", String::as_str))).collect()
+    };
+    let (plaintext, secured) = (pod(&base()), pod(&access));
+    let (old, new) = (&plaintext["containers"][0], &secured["containers"][0]);
+    let env = variables(new);
+    // the list takes the place of that of the base: all of it with TLS, but for the port of the probes, and the files
+    let with_tls = |arg: String| match arg.split_once('=') {
+        Some(("--listen-metrics-urls", _)) => arg,
+        _ => arg.replace("http://", "https://"),
+    };
+    let mut wanted: Vec<_> = args(old, &variables(old)).into_iter().map(with_tls).collect();
+    wanted.extend(
+        [
+            "--cert-file=/certificates/tls.crt",
+            "--key-file=/certificates/tls.key",
+            "--peer-cert-file=/certificates/tls.crt",
+            "--peer-key-file=/certificates/tls.key",
+            "--peer-trusted-ca-file=/certificates/ca.crt",
+            "--peer-client-cert-auth",
+            "--peer-cert-allowed-hostname=etcd",
+        ]
+        .map(str::to_owned),
+    );
+    assert_eq!(args(new, &env), wanted);
+    assert_eq!(env["MEMBERS"], variables(old)["MEMBERS"].replace("http://", "https://"));
+    assert_eq!(new["volumeMounts"][0]["mountPath"], "/certificates");
+    let certificate = file(&format!("{components}/registry-access/certificate.yaml"));
+    let issued = &certificate["spec"];
+    assert_eq!(secured["volumes"][0]["secret"]["secretName"], issued["secretName"]);
+    // every name at which somebody asks
+    let urls = [&settings["MSA__REGISTRY__ENDPOINTS"], &env["MEMBERS"], &env["ETCDCTL_ENDPOINTS"]];
+    let hosts = urls.into_iter().flat_map(|urls| urls.split(','));
+    let hosts = hosts.map(|url| url.split_once("https://").unwrap().1.rsplit_once(':').unwrap().0);
+    let hosts: BTreeSet<_> = hosts.chain(["etcd"]).collect();
+    let names: BTreeSet<_> =
+        issued["dnsNames"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()).collect();
+    assert_eq!(names, hosts);
+    assert_eq!(issued["usages"], json!(["digital signature", "server auth", "client auth"]));
+    // a certificate of the same authority that has no such name is no member's
+    let roles = documents(&text(&format!("{components}/certificates/certificates.yaml")));
+    for certificate in roles.iter().filter(|object| object["kind"] == "Certificate") {
+        assert!(certificate["spec"]["dnsNames"].is_null(), "{certificate}");
+    }
+    assert_eq!(issued["issuerRef"], find(&roles, "Certificate", "feed")["spec"]["issuerRef"]);
+    let trust = file("deploy/kubernetes/overlays/trust/kustomization.yaml");
+    let used = ["certificates", "registry-access", "token"].map(|name| format!("../../components/{name}"));
+    assert_eq!(trust["components"], json!(used));
+
+    // the step before it takes both
+    let both = patches("permissive");
+    assert_eq!(find(&both, "ConfigMap", "settings")["data"], json!({ "MSA__GRPC__TLS": "permissive" }));
+    let clients = variables(&pod(&both)["containers"][0]);
+    let wanted = [env["CLIENTS"].clone(), env["CLIENTS"].replace("https://", "http://")].join(",");
+    assert_eq!(clients, Env::from([("CLIENTS".to_owned(), wanted)]));
+}
+
 /// The admin ports listen beyond loopback in containers. A token can be added, and nothing else is changed then.
 #[test]
 fn a_token_can_be_added_to_the_admin_ports() {
