@@ -8,6 +8,18 @@ use crate::kit::authority::Authority;
 use crate::kit::etcd::{self, Etcd};
 
 const NIX: &str = "docs/nix.md";
+const KUBERNETES: &str = "docs/kubernetes.md";
+/// A kubectl that makes no Secret and runs here what is to run in a pod, without input unless it is asked to pass it on.
+const KUBECTL: &str = "shift 2
+case $1 in
+  create) echo \"$*\" ;;
+  exec)
+    shift
+    if [ \"$1\" = -i ]; then shift; else exec < /dev/null; fi
+    shift 2
+    exec \"$@\"
+    ;;
+esac";
 const RUNBOOK: &str = "docs/runbook.md";
 
 /// A member that systemd would start. Killed when dropped.
@@ -37,7 +49,8 @@ async fn the_shown_commands_of_etcd_do_what_the_pages_say() {
     session.sh("etcdctl put /services/feed/10.0.0.1:8082 10.0.0.1:8082");
     upkeep(&mut session);
     restore(&mut session).await;
-    rights(&mut session);
+    let granted = rights(&mut session);
+    in_pods(&mut session, &granted).await;
     exchange(&mut session).await;
     secured(&mut session).await;
     session.finish();
@@ -110,64 +123,87 @@ async fn restore(session: &mut Session) {
     assert_eq!(keys, ["/other", "/services/feed/10.0.0.1:8082"]);
 }
 
-fn rights(session: &mut Session) {
+/// Returns the rights of each role, and the roles of each user.
+fn granted(session: &Session) -> String {
+    session.sh("for s in feed profile topic apigateway; do etcdctl role get $s; etcdctl user get $s; done\netcdctl user get root")
+}
+
+/// Returns true if a user may do that.
+fn may(session: &Session, user: &str, password: &str, command: &str) -> bool {
+    let script = format!("ETCDCTL_USER={user}:{password} etcdctl {command}");
+    session.shell(&script).output().unwrap().status.success()
+}
+
+/// Tries what each user may do, and what it may not.
+fn try_rights(session: &Session, password: impl Fn(&str) -> String) {
+    for (user, command, allowed) in [
+        ("feed", "put /services/feed/a a", true),
+        ("feed", "put /services/topic/a a", false),
+        ("feed", "get --prefix /services/", false),
+        ("feed", "get --prefix /services/feed/", true),
+        ("feed", "get --prefix /", false),
+        ("feed", "get /other", false),
+        ("feed", "watch /services/topic/ --prefix --rev=1", false),
+        ("feed", "del --prefix /services/topic/", false),
+        ("feed", "del --prefix /", false),
+        // a prefix that only begins like its own
+        ("feed", "put /services/feed2/a a", false),
+        ("feed", "put /services/feed a", false),
+        // the last key beyond its own, and the first one before
+        ("feed", "del /services/feed/ /services/feed1", false),
+        ("feed", "role grant-permission feed readwrite --prefix=true /", false),
+        ("feed", "user grant-role feed root", false),
+        ("feed", "user add mallory:mallory", false),
+        ("feed", "user passwd root --interactive=false", false),
+        ("feed", "auth disable", false),
+        ("feed", "snapshot save stolen.db", false),
+        ("feed", "member add mallory --peer-urls=http://127.0.0.1:1", false),
+        ("apigateway", "del --prefix /services/topic/", false),
+        ("apigateway", "put /services/apigateway/a a", true),
+        ("profile", "put /services/feed/a a", false),
+        ("apigateway", "get --prefix /services/", true),
+        ("apigateway", "put /services/feed/a a", false),
+        ("profile", "get --prefix /services/", true),
+        ("root", "put /other 1", true),
+    ] {
+        assert_eq!(may(session, user, &password(user), command), allowed, "{user}: {command}");
+    }
+    assert!(!may(session, "feed", "wrong", "put /services/feed/a a"));
+}
+
+fn rights(session: &mut Session) -> String {
     let script = session.lines(NIX, "for s in feed profile topic apigateway").join("\n");
     // each password twice: four services, then root
-    let typed = [
-        "feed-1",
-        "feed-1",
-        "profile-1",
-        "profile-1",
-        "topic-1",
-        "topic-1",
-        "gateway-1",
-        "gateway-1",
-        "root-1",
-        "root-1",
-    ];
-    session.typed(&script, &typed);
-    let may = |session: &Session, user: &str, command: &str| {
-        session.shell(&format!("ETCDCTL_USER={user} etcdctl {command}")).output().unwrap().status.success()
-    };
-    for (user, command, allowed) in [
-        ("feed:feed-1", "put /services/feed/a a", true),
-        ("feed:feed-1", "put /services/topic/a a", false),
-        ("feed:feed-1", "get --prefix /services/", false),
-        ("feed:feed-1", "get --prefix /services/feed/", true),
-        ("feed:feed-1", "get --prefix /", false),
-        ("feed:feed-1", "get /other", false),
-        ("feed:feed-1", "watch /services/topic/ --prefix --rev=1", false),
-        ("feed:feed-1", "del --prefix /services/topic/", false),
-        ("feed:feed-1", "del --prefix /", false),
-        // a prefix that only begins like its own
-        ("feed:feed-1", "put /services/feed2/a a", false),
-        ("feed:feed-1", "put /services/feed a", false),
-        // the last key beyond its own, and the first one before
-        ("feed:feed-1", "del /services/feed/ /services/feed1", false),
-        ("feed:feed-1", "role grant-permission feed readwrite --prefix=true /", false),
-        ("feed:feed-1", "user grant-role feed root", false),
-        ("feed:feed-1", "user add mallory:mallory", false),
-        ("feed:feed-1", "user passwd root --interactive=false", false),
-        ("feed:feed-1", "auth disable", false),
-        ("feed:feed-1", "snapshot save stolen.db", false),
-        ("feed:feed-1", "member add mallory --peer-urls=http://127.0.0.1:1", false),
-        ("apigateway:gateway-1", "del --prefix /services/topic/", false),
-        ("apigateway:gateway-1", "put /services/apigateway/a a", true),
-        ("profile:profile-1", "put /services/feed/a a", false),
-        ("feed:wrong", "put /services/feed/a a", false),
-        ("apigateway:gateway-1", "get --prefix /services/", true),
-        ("apigateway:gateway-1", "put /services/feed/a a", false),
-        ("profile:profile-1", "get --prefix /services/", true),
-        ("root:root-1", "put /other 1", true),
-    ] {
-        assert_eq!(may(session, user, command), allowed, "{user}: {command}");
-    }
+    let users = ["feed", "profile", "topic", "apigateway", "root"];
+    let typed: Vec<_> = users.iter().flat_map(|user| [format!("{user}-1"), format!("{user}-1")]).collect();
+    session.typed(&script, &typed.iter().map(String::as_str).collect::<Vec<_>>());
+    try_rights(session, |user| format!("{user}-1"));
     session.set("ETCDCTL_USER", "root:root-1");
+    let granted = granted(session);
     session.swap("USER", "feed");
     let script = session.said("docs/operations.md", "etcdctl user passwd USER");
     session.typed(&script, &["feed-2", "feed-2"]);
-    assert!(may(session, "feed:feed-2", "put /services/feed/a a"));
-    assert!(!may(session, "feed:feed-1", "put /services/feed/a a"));
+    assert!(may(session, "feed", "feed-2", "put /services/feed/a a"));
+    assert!(!may(session, "feed", "feed-1", "put /services/feed/a a"));
+    session.set("ETCDCTL_USER", "");
+    granted
+}
+
+/// On Kubernetes each role has the same rights, and the password of its Secret.
+async fn in_pods(session: &mut Session, wanted: &str) {
+    let etcd = Etcd::start().await;
+    session.set("ETCDCTL_ENDPOINTS", &etcd.addr.to_string());
+    session.program("kubectl", KUBECTL);
+    let secrets = session.run(KUBERNETES, "for s in feed profile topic apigateway root");
+    let made = ["feed", "profile", "topic", "apigateway"]
+        .map(|role| format!("create secret generic registry-{role} --from-file=password={role}\n"));
+    assert_eq!(secrets, made.concat());
+    session.run(KUBERNETES, "etcdctl() {");
+    let password = |user: &str| std::fs::read_to_string(session.path(user)).unwrap().trim().to_owned();
+    try_rights(session, password);
+    let root = format!("root:{}", password("root"));
+    session.set("ETCDCTL_USER", &root);
+    assert_eq!(granted(session), wanted);
     session.set("ETCDCTL_USER", "");
 }
 
