@@ -109,6 +109,16 @@ fn ends_session(said: &DbError) -> bool {
     }
 }
 
+/// Returns true if the server cannot serve any more, or can no longer be written to. Unlike [`Failure::ends_connection`], it is
+/// false for a statement that would fail on any connection.
+pub fn is_away(error: &Error) -> bool {
+    let of_server = |code: &SqlState| {
+        // a pooler between may call the end of a server (57P0x) a mere error
+        *code == SqlState::READ_ONLY_SQL_TRANSACTION || code.code().starts_with("57P0")
+    };
+    matches!(Failure::of(error), Failure::Unknown(_)) || error.code().is_some_and(of_server)
+}
+
 /// Returns what the server said, or what happened to the connection. Never a value of a record.
 pub fn reason(error: &Error) -> String {
     let Some(said) = error.as_db_error() else {
@@ -130,14 +140,14 @@ pub fn is_unreplicated_commit(notice: &DbError) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio_postgres::{Config, NoTls};
 
     use super::*;
 
-    /// Returns what an error is taken for. `fields` are those of the server's message, each with its letter.
-    async fn failure(fields: &[&str]) -> Failure {
+    /// Returns an error as the server tells it. `fields` are those of its message, each with its letter.
+    pub async fn told(fields: &[&str]) -> Error {
         let (ours, mut theirs) = tokio::io::duplex(1024);
         let said = [fields.join("\0").as_bytes(), b"\0\0"].concat();
         let length = u8::try_from(4 + said.len()).unwrap();
@@ -149,7 +159,12 @@ mod tests {
         let mut config = Config::new();
         config.user("app");
         let (refused, ()) = futures_util::join!(config.connect_raw(ours, NoTls), answer);
-        Failure::of(&refused.err().unwrap())
+        refused.err().unwrap()
+    }
+
+    /// Returns what an error is taken for.
+    async fn failure(fields: &[&str]) -> Failure {
+        Failure::of(&told(fields).await)
     }
 
     #[tokio::test]
@@ -184,6 +199,26 @@ mod tests {
                 };
                 assert!(certain, "{fields:?}: {failure:?}");
             }
+        }
+    }
+
+    #[tokio::test]
+    async fn a_statement_that_fails_everywhere_does_not_tell_that_the_server_is_away() {
+        for (severity, code, away) in [
+            ("FATAL", "25P03", true),
+            ("ERROR", "08006", true),
+            ("ERROR", "25006", true),
+            ("ERROR", "57P01", true),
+            ("ERROR", "57P03", true),
+            ("ERROR", "57014", false),
+            ("ERROR", "42P01", false),
+            ("ERROR", "3F000", false),
+            ("ERROR", "25001", false),
+            ("ERROR", "26000", false),
+            ("ERROR", "0A000", false),
+        ] {
+            let error = told(&[&format!("S{severity}"), &format!("C{code}"), "Mno"]).await;
+            assert_eq!(is_away(&error), away, "{code}");
         }
     }
 }

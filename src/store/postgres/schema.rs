@@ -12,7 +12,7 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{FromSql as _, Type};
 use tokio_postgres::{Client, Error, Row, Statement};
 
-use super::failure::{Failure, reason};
+use super::failure::{is_away, reason};
 
 /// First key of the advisory locks, "msa"; the second is that of the service.
 const LOCK: i32 = 0x006d_7361;
@@ -348,7 +348,7 @@ fn not_migrated(error: &refinery::Error) -> Unusable {
         Some(&SqlState::QUERY_CANCELED) => {
             Unusable::Slow(format!("a migration took longer than {STATEMENT:?}, or was cancelled: {why}"))
         }
-        _ if Failure::of(error).ends_connection() => Unusable::Failed(why),
+        _ if is_away(error) => Unusable::Failed(why),
         // after who knows what time, in which others were kept out
         _ => Unusable::Slow(why),
     }
@@ -356,7 +356,7 @@ fn not_migrated(error: &refinery::Error) -> Unusable {
 
 /// Returns why the schema stays as it is. `error` is what was said, if the server is still there.
 fn older(error: &Error, why: String) -> Unusable {
-    if Failure::of(error).ends_connection() { Unusable::Failed(why) } else { Unusable::Older(why) }
+    if is_away(error) { Unusable::Failed(why) } else { Unusable::Older(why) }
 }
 
 #[cfg(test)]

@@ -20,6 +20,11 @@ const FIRST: (&str, &str) =
 const COMPATIBLE: &[(&str, &str)] = &[FIRST, ("V2__notes", include_str!("migrations/V2__notes.sql"))];
 /// They cannot.
 const INCOMPATIBLE: &[(&str, &str)] = &[FIRST, ("V2__stars", include_str!("migrations/V2__stars.sql"))];
+/// It fails once it has locked the table.
+const FAILING: &[(&str, &str)] = &[
+    FIRST,
+    ("V2__nowhere", "ALTER TABLE feed.feeds ADD COLUMN note text; INSERT INTO feed.nowhere VALUES (1)"),
+];
 
 /// How long locks are looked at, and the largest share of that time in which calls may have to wait for the migrations: each
 /// try takes 0.5 s, the second after 1 to 2 s, the third after 2 to 4 s and so on. A busy machine may stand still in one.
@@ -215,6 +220,23 @@ async fn a_migration_that_is_ended_for_its_time_is_not_begun_again_at_once() {
     wait_until_well(slow.as_ref()).await;
     slow.usable().await.unwrap();
     assert_eq!(versions(&admin).await, [1, 2]);
+}
+
+#[tokio::test]
+async fn a_migration_that_fails_is_not_begun_again_at_once() {
+    let server = Postgres::start().await;
+    let (old, admin) = (feed(&server.url()).await, server.admin().await);
+    old.create(record(7, 1, "x"), soon()).await.unwrap();
+    let new = newer(&server, FAILING).await;
+    let why = r#"relation "feed.nowhere" does not exist"#;
+    wait_for("it says so", || async { new.warnings().iter().any(|line| line.contains(why)).then_some(()) })
+        .await;
+    let unhealthy = new.usable().await.unwrap_err().to_string();
+    assert!(unhealthy.contains(why), "{unhealthy}");
+    tokio::time::sleep(3000 * MS).await;
+    assert_eq!(server.log().matches(why).count(), 1, "tries: {}", server.log());
+    assert_eq!(versions(&admin).await, [1]);
+    old.create(record(7, 2, "x"), soon()).await.unwrap();
 }
 
 #[tokio::test]
