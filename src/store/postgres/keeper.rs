@@ -366,7 +366,8 @@ impl Keeper {
         let session = format!(
             "{DURABLE}; SET statement_timeout = {execute}; SET lock_timeout = {lock}; \
              SET default_transaction_isolation = 'read committed'; \
-             SET idle_in_transaction_session_timeout = {limit}; {plans}; \
+             SET idle_in_transaction_session_timeout = {limit}; RESET idle_session_timeout; \
+             RESET client_connection_check_interval; {plans}; \
              SELECT set_config('plan_cache_mode', 'force_generic_plan', false) \
              WHERE NOT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')"
         );

@@ -32,6 +32,11 @@ const LONGEST_TABLE_WAIT: Duration = Duration::from_millis(1500);
 const STATEMENT: Duration = Duration::from_mins(1);
 /// Longest time for all of them.
 const LIMIT: Duration = Duration::from_mins(2);
+/// Longest pause of this program between two statements of the migrations. Then the server ends the session, and so frees its
+/// locks: the host may be gone without a word. A wait for a lock is no pause.
+const PAUSE: Duration = Duration::from_secs(10);
+/// How often the server looks amid a statement whether its client is still there.
+const LOOK: Duration = Duration::from_secs(1);
 
 /// The schema of one service.
 #[derive(Debug)]
@@ -113,7 +118,7 @@ impl Schema {
 
     /// Brings the schema to the version of this program if it is older, once among all processes that try. Returns the
     /// version that is there. A current schema takes no lock, and no rights but to read and write its tables. `limit` is for the look at what is there.
-    /// `again` is true if others have used a table until now.
+    /// `again` is true if others have used a table until now. The limits of the session are those of the migrations afterwards.
     ///
     /// # Errors
     /// [`Unusable`].
@@ -223,12 +228,17 @@ impl Schema {
 
     /// Migrates while no other process does.
     async fn migrate_locked(&self, client: &mut Client, again: bool) -> Result<i32, Unusable> {
-        let (wait, limit) = (LOCK_WAIT.as_millis(), STATEMENT.as_millis());
+        let (wait, limit, pause) = (LOCK_WAIT.as_millis(), STATEMENT.as_millis(), PAUSE.as_millis());
         let lock = async {
-            // a server whose client has given up must not go on with the lock
-            client
-                .batch_execute(&format!("SET statement_timeout = {limit}; SET lock_timeout = {wait}"))
-                .await?;
+            // a server whose client is gone, or has given up, must not go on with the lock
+            let session = format!(
+                "SET statement_timeout = {limit}; SET lock_timeout = {wait}; \
+                 SET idle_session_timeout = {pause}; SET idle_in_transaction_session_timeout = {pause}"
+            );
+            client.batch_execute(&session).await?;
+            // a server on Windows cannot do that
+            let check = format!("SET client_connection_check_interval = {}", LOOK.as_millis());
+            let _ = client.batch_execute(&check).await;
             let lock = client.execute("SELECT pg_advisory_lock($1, $2)", &[&LOCK, &self.lock]).await;
             let why = |error: &Error| format!("another process migrates: {}", reason(error));
             lock.map_err(|error| match error.code() {

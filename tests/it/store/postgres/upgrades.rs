@@ -9,7 +9,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::super::contract::{at, metrics, record, soon};
 use super::schema::wait_until_migrated;
-use super::{MS, feed, found, wait_until_well};
+use super::{MS, feed, found, wait_for_session, wait_until_well};
 use crate::kit::postgres::Postgres;
 use crate::kit::relay::{Faults, Relay};
 use crate::kit::{free_addr, wait_for};
@@ -25,6 +25,9 @@ const FAILING: &[(&str, &str)] = &[
     FIRST,
     ("V2__nowhere", "ALTER TABLE feed.feeds ADD COLUMN note text; INSERT INTO feed.nowhere VALUES (1)"),
 ];
+/// It takes 50 s with the table locked.
+const LONG: &[(&str, &str)] =
+    &[FIRST, ("V2__long", "ALTER TABLE feed.feeds ADD COLUMN note text; SELECT pg_sleep(50)")];
 
 /// How long locks are looked at, and the largest share of that time in which calls may have to wait for the migrations: each
 /// try takes 0.5 s, the second after 1 to 2 s, the third after 2 to 4 s and so on. A busy machine may stand still in one.
@@ -237,6 +240,45 @@ async fn a_migration_that_fails_is_not_begun_again_at_once() {
     assert_eq!(server.log().matches(why).count(), 1, "tries: {}", server.log());
     assert_eq!(versions(&admin).await, [1]);
     old.create(record(7, 2, "x"), soon()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_migration_whose_program_is_gone_frees_the_table() {
+    let server = Postgres::start().await;
+    let (old, admin) = (feed(&server.url()).await, server.admin().await);
+    old.create(record(7, 1, "x"), soon()).await.unwrap();
+    let new = newer(&server, LONG).await;
+    wait_for_session(&admin, "wait_event = 'PgSleep'").await;
+    // as the end of its process does
+    drop(new);
+    wait_for("the older one writes again", || async { old.create(record(7, 2, "x"), soon()).await.ok() })
+        .await;
+    assert_eq!(versions(&admin).await, [1]);
+    assert!(server.log().contains("connection to client lost"), "{}", server.log());
+}
+
+#[tokio::test]
+async fn a_migration_whose_program_stands_still_frees_the_table() {
+    let server = Postgres::start().await;
+    let (old, admin) = (feed(&server.url()).await, server.admin().await);
+    old.create(record(7, 1, "x"), soon()).await.unwrap();
+    let relay = Relay::start(server.addr, 7).await;
+    let reader = server.admin().await;
+    reader.batch_execute("BEGIN; SELECT * FROM feed.feeds").await.unwrap();
+    // it has the lock of the migrations, and wants the table
+    let waits = async {
+        wait_for_session(&admin, "wait_event_type = 'Lock' AND query LIKE '%note%'").await;
+        relay.set(Faults::cut());
+        reader.batch_execute("COMMIT").await.unwrap();
+    };
+    let url = Postgres::url_at(&[relay.addr]);
+    let (new, ()) = futures_util::join!(newer_at(&url, COMPATIBLE), waits);
+    let why = "due to idle-in-transaction timeout";
+    wait_for("its session is ended", || async { server.log().contains(why).then_some(()) }).await;
+    old.create(record(7, 2, "x"), soon()).await.unwrap();
+    assert_eq!(versions(&admin).await, [1]);
+    relay.heal();
+    wait_until_migrated(new.as_ref()).await;
 }
 
 #[tokio::test]
