@@ -18,9 +18,9 @@ use super::super::error::StoreError;
 use super::batch::{Command, Key, Write, commands};
 use super::clock::Clock;
 use super::failure::Failure;
-use super::keeper::Ready;
 use super::rows;
 use super::service::{DELETE, PROBE};
+use super::state::Ready;
 
 /// Longest time from the sending of a write to its beginning.
 pub const BEGIN: Duration = Duration::from_millis(300);

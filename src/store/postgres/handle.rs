@@ -16,8 +16,9 @@ use super::super::traits::Health;
 use super::batch::Write;
 use super::dial::Target;
 use super::failure::Failure;
-use super::keeper::{EXECUTE, Keeper, Links, Ready, SLACK, State};
+use super::keeper::{EXECUTE, Keeper, SLACK};
 use super::service::Service;
+use super::state::{Away, Links, Ready, State};
 use super::writer::{CONNECTION_WAIT, Job, Writer};
 use crate::config::{PostgresUrl, Store};
 use crate::telemetry::log::LogThrottle;
@@ -164,7 +165,7 @@ impl Health for Postgres {
     /// has ended. One that is away is away for every instance, and leaving the registry would help nobody.
     async fn usable(&self) -> Result<(), StoreError> {
         for links in [&self.writes, &self.reads] {
-            if let State::Unusable(why) | State::Outdated(_, why) = links.state() {
+            if let State::Unusable(why) | State::Away(Away { outdated: true, why, .. }) = links.state() {
                 return Err(StoreError::Failed(why));
             }
         }
@@ -176,7 +177,7 @@ impl Health for Postgres {
         let mut warnings = Vec::new();
         for (links, what) in [(&self.writes, Purpose::Writes), (&self.reads, Purpose::Reads)] {
             match links.state() {
-                State::Away(since, why) | State::Outdated(since, why) => {
+                State::Away(Away { since, why, .. }) => {
                     let (what, s) = (what.name(), since.elapsed().as_secs());
                     warnings.push(format!("no connection for {what} for {s} s: {why}"));
                 }

@@ -12,13 +12,13 @@ use tokio::sync::watch;
 use tokio_postgres::Statement;
 
 use super::super::database::{Database, Purpose};
-use super::super::error::StoreError;
 use super::dial::Target;
 use super::link::Link;
 use super::schema::Unusable;
 use super::service::Service;
 use super::session::Session;
 use super::sql::DURABLE;
+use super::state::{Away, Links, Ready, State, not_migrated, ready};
 use crate::backoff::Backoff;
 use crate::telemetry::log::LogThrottle;
 
@@ -50,117 +50,12 @@ pub const EXECUTE: Duration = Duration::from_millis(500);
 /// Longest wait of a write for one record that another transaction holds.
 const LOCK: Duration = Duration::from_millis(100);
 
-/// A connection with its prepared statements.
-pub struct Ready {
-    pub link: Link,
-    /// In the order of [`Service::statements()`].
-    pub statements: Vec<Statement>,
-    /// The version of the schema.
-    pub version: i32,
-    /// That of writes, so that it is found again.
-    session: Option<Session>,
-    /// The number of the host.
-    host: usize,
-    opened: Instant,
-}
-
-/// The state of a connection.
-#[derive(Clone)]
-pub enum State {
-    /// There is none, since when and why.
-    Away(Instant, String),
-    /// There has been none yet, since when and why: the schema is older than this program, and not migrated yet. Instances of
-    /// an older program may be able to use it.
-    Outdated(Instant, String),
-    /// It can be used.
-    Ready(Arc<Ready>),
-    /// The database is there, and is not one that this program can work with.
-    Unusable(String),
-}
-
 /// Returns the settings of a session. Every statement finds its rows by the index of its table, in order; the server must
 /// not choose another plan because it has no statistics yet.
 const fn plans(purpose: Purpose) -> &'static str {
     match purpose {
         Purpose::Reads => "SET enable_seqscan = off; SET enable_bitmapscan = off; SET enable_sort = off",
         Purpose::Writes => "SET enable_seqscan = off; SET enable_hashjoin = off; SET enable_mergejoin = off",
-    }
-}
-
-/// The current connection, for those who use it. Cheap to clone.
-#[derive(Clone)]
-pub struct Links {
-    own: watch::Receiver<State>,
-    /// The other connection of the store.
-    other: watch::Receiver<State>,
-}
-
-impl Links {
-    /// Returns the state as it is.
-    pub fn state(&self) -> State {
-        self.own.borrow().clone()
-    }
-
-    /// Returns since when there has been no connection that should be there: not before the other one was opened.
-    fn missing(&self, since: Instant) -> Instant {
-        let opened = ready(&self.other.borrow()).map(|ready| ready.opened);
-        opened.map_or(since, |opened| since.max(opened))
-    }
-
-    /// Returns false once nobody keeps the connection any more.
-    pub fn is_kept(&self) -> bool {
-        self.own.has_changed().is_ok()
-    }
-
-    /// Waits for a connection, until there has been none for `limit`: a database that stays away is refused at once.
-    ///
-    /// # Errors
-    /// [`StoreError::Away`] with why there is none.
-    pub async fn wait(&self, limit: Duration) -> Result<Arc<Ready>, StoreError> {
-        if let Some(ready) = ready(&self.own.borrow()) {
-            return Ok(ready.clone());
-        }
-        let limit = match self.state() {
-            State::Away(since, _) | State::Outdated(since, _) => {
-                limit.saturating_sub(self.missing(since).elapsed())
-            }
-            State::Ready(_) | State::Unusable(_) => limit,
-        };
-        let mut states = self.own.clone();
-        let usable = states.wait_for(|state| match state {
-            State::Ready(ready) => !ready.link.is_lost(),
-            State::Unusable(_) => true,
-            State::Away(..) | State::Outdated(..) => false,
-        });
-        let found = tokio::time::timeout(limit, usable).await.map(|found| found.map(|state| state.clone()));
-        match found {
-            Ok(Ok(State::Ready(ready))) => Ok(ready),
-            Ok(Ok(State::Unusable(why) | State::Away(_, why) | State::Outdated(_, why))) => {
-                Err(StoreError::Away(why))
-            }
-            Ok(Err(_)) => Err(StoreError::Closed),
-            Err(_) => Err(StoreError::Away(match self.state() {
-                State::Away(_, why) | State::Outdated(_, why) | State::Unusable(why) => why,
-                State::Ready(_) => "the connection was lost".to_owned(),
-            })),
-        }
-    }
-}
-
-/// Returns the connection that a state stands for, unless it is lost.
-fn ready(state: &State) -> Option<&Arc<Ready>> {
-    match state {
-        State::Ready(ready) if !ready.link.is_lost() => Some(ready),
-        _ => None,
-    }
-}
-
-/// Returns why the schema is not up to date, by the state of the connection that migrates it.
-fn not_migrated(writes: &State) -> String {
-    let waits = "the connection for writes has not migrated the schema yet";
-    match writes {
-        State::Away(_, why) | State::Outdated(_, why) | State::Unusable(why) => format!("{waits}: {why}"),
-        State::Ready(_) => waits.to_owned(),
     }
 }
 
@@ -179,14 +74,14 @@ impl Keeper {
     /// Returns the keepers of a store's two connections, which do nothing until they run, and what they keep: that for
     /// reads, then that for writes.
     pub fn pair(target: &Target, service: &'static Service, database: &Database) -> [(Self, Links); 2] {
-        let away = || watch::channel(State::Away(Instant::now(), "not connected yet".to_owned()));
+        let away = || watch::channel(State::away("not connected yet".to_owned()));
         let (reads, writes) = (away(), away());
         let keeper = |purpose,
                       state: watch::Sender<State>,
                       own: &watch::Receiver<State>,
                       other: &watch::Receiver<State>| {
             let (target, database) = (target.clone(), database.clone());
-            let links = Links { own: own.clone(), other: other.clone() };
+            let links = Links::new(own.clone(), other.clone());
             (Self { target, service, purpose, database, state, other: other.clone() }, links)
         };
         [
@@ -233,7 +128,7 @@ impl Keeper {
                         reason = why,
                         "lost the connection to PostgreSQL"
                     );
-                    self.state.send_replace(State::Away(Instant::now(), why));
+                    self.state.send_replace(State::away(why));
                     if ready.opened.elapsed() >= LASTED {
                         for waits in [&mut backoff, &mut tables, &mut slow] {
                             waits.reset();
@@ -269,19 +164,16 @@ impl Keeper {
     /// Notes why there is no connection, and keeps the time since when. `fresh` is true if there has been none yet.
     fn fail(&self, unusable: Unusable, fresh: bool) {
         self.state.send_modify(|state| {
-            let since = match state {
-                State::Away(since, _) | State::Outdated(since, _) => *since,
-                State::Ready(_) | State::Unusable(_) => Instant::now(),
+            let (since, outdated) = match state {
+                State::Away(away) => (away.since, away.outdated),
+                State::Ready(_) | State::Unusable(_) => (Instant::now(), false),
             };
             *state = match unusable {
                 Unusable::Foreign(why) => State::Unusable(why),
                 // it has not been migrated meanwhile
-                Unusable::Failed(why) if matches!(state, State::Outdated(..)) => State::Outdated(since, why),
-                Unusable::InUse(why) | Unusable::Slow(why) | Unusable::Older(why) if fresh => {
-                    State::Outdated(since, why)
-                }
-                Unusable::InUse(why) | Unusable::Slow(why) | Unusable::Older(why) | Unusable::Failed(why) => {
-                    State::Away(since, why)
+                Unusable::Failed(why) => State::Away(Away { since, why, outdated }),
+                Unusable::InUse(why) | Unusable::Slow(why) | Unusable::Older(why) => {
+                    State::Away(Away { since, why, outdated: fresh })
                 }
             };
         });
@@ -344,7 +236,7 @@ impl Keeper {
             }
         }
         // this may take minutes, and older instances go on meanwhile
-        if fresh && self.purpose == Purpose::Writes && !matches!(*self.state.borrow(), State::Outdated(..)) {
+        if fresh && self.purpose == Purpose::Writes && !self.state.borrow().is_outdated() {
             self.fail(Unusable::Older("the schema is being migrated".to_owned()), fresh);
         }
         let timeline = link.timeline();

@@ -27,6 +27,7 @@ mod schema;
 mod service;
 mod session;
 mod sql;
+mod state;
 mod timeline;
 mod writer;
 

@@ -14,7 +14,8 @@ use super::super::progress::Progress;
 use super::batch::Write;
 use super::commit::{BEGIN, Fate, LEAST, Times, absent, commit};
 use super::failure::Failure;
-use super::keeper::{Links, Ready, SLACK};
+use super::keeper::SLACK;
+use super::state::{Links, Ready};
 use crate::server::input;
 use crate::telemetry::log::LogThrottle;
 
