@@ -162,7 +162,8 @@ impl Postgres {
 #[async_trait]
 impl Health for Postgres {
     /// Fails for a database that this program cannot work with, or not until it is migrated, and when a task of the store
-    /// has ended. One that is away is away for every instance, and leaving the registry would help nobody.
+    /// has ended. One that is away is away for every instance, and leaving the registry would help nobody. So a store
+    /// that is opened meanwhile passes until a server is reached and its schema is found not to be migrated.
     async fn usable(&self) -> Result<(), StoreError> {
         for links in [&self.writes, &self.reads] {
             if let State::Unusable(why) | State::Away(Away { outdated: true, why, .. }) = links.state() {

@@ -73,6 +73,9 @@ pub struct Keeper {
 impl Keeper {
     /// Returns the keepers of a store's two connections, which do nothing until they run, and what they keep: that for
     /// reads, then that for writes.
+    ///
+    /// Both begin as if the database were away, and that is no reason to leave the registry: a store opens without it. That
+    /// the schema is not migrated is known once a server is reached.
     pub fn pair(target: &Target, service: &'static Service, database: &Database) -> [(Self, Links); 2] {
         let away = || watch::channel(State::away("not connected yet".to_owned()));
         let (reads, writes) = (away(), away());
@@ -161,7 +164,8 @@ impl Keeper {
         }
     }
 
-    /// Notes why there is no connection, and keeps the time since when. `fresh` is true if there has been none yet.
+    /// Notes why there is no connection, and keeps the time since when. `fresh` is true if there has been none yet: what was
+    /// then found in the database counts until a connection is opened.
     fn fail(&self, unusable: Unusable, fresh: bool) {
         self.state.send_modify(|state| {
             let (since, outdated) = match state {
@@ -170,7 +174,8 @@ impl Keeper {
             };
             *state = match unusable {
                 Unusable::Foreign(why) => State::Unusable(why),
-                // it has not been migrated meanwhile
+                // nobody has put it right or migrated it meanwhile, as far as is known
+                Unusable::Failed(_) if fresh && matches!(state, State::Unusable(_)) => return,
                 Unusable::Failed(why) => State::Away(Away { since, why, outdated }),
                 Unusable::InUse(why) | Unusable::Slow(why) | Unusable::Older(why) => {
                     State::Away(Away { since, why, outdated: fresh })
@@ -336,3 +341,7 @@ async fn found(state: &mut watch::Receiver<State>) -> usize {
     }
     std::future::pending().await
 }
+
+#[cfg(test)]
+#[path = "keeper_tests.rs"]
+mod tests;
