@@ -26,11 +26,11 @@ use crate::telemetry::log::LogThrottle;
 const FIRST_WAIT: Duration = Duration::from_millis(50);
 const LONGEST_WAIT: Duration = Duration::from_millis(250);
 /// Waits after migrations that wanted a table that others use. Each try holds up whoever comes after it for 0.5 to 1.5 s:
-/// soon that is a small part of the time.
+/// soon that is a small part of the time. Each instance has waits of its own, so the tries of several add up.
 const FIRST_IN_USE: Duration = Duration::from_secs(2);
 const LONGEST_IN_USE: Duration = Duration::from_secs(20);
 /// Waits after migrations that failed or took too long, perhaps a minute or two, in which nobody else could use their tables.
-/// Each instance has its own. If another process has made them meanwhile, the connection for reads finds that out.
+/// Each instance has its own here, too. If another process has made them meanwhile, the connection for reads finds that out.
 const FIRST_SLOW: Duration = Duration::from_mins(1);
 const LONGEST_SLOW: Duration = Duration::from_mins(30);
 /// How long reads wait for the connection for writes, which migrates, before they connect anew.
