@@ -193,15 +193,28 @@ async fn execute<'a>(
         if running.iter().all(Option::is_none) { Poll::Ready(()) } else { Poll::Pending }
     })
     .await;
-    // the first error is the reason of the others
     answers.sort_unstable_by_key(|(number, _)| *number);
-    let mut found = Vec::with_capacity(answers.len());
+    let answers = answers.into_iter().map(|(_, answer)| answer.map_err(|error| Failure::of(&error)));
+    outcome(answers, begins).map_err(|failure| failed(ready, failure))
+}
+
+/// Returns what the statements of a transaction have answered, by the answers in their order. `begins` is true if the first
+/// is that of its BEGIN.
+///
+/// # Errors
+/// Why it failed. Unless that is [`Failure::Unknown`], nothing was changed.
+fn outcome<T>(
+    answers: impl Iterator<Item = Result<Option<T>, Failure>>,
+    begins: bool,
+) -> Result<Vec<T>, Failure> {
+    let mut found = Vec::new();
+    // the first error is the reason of the others
     let (mut not_begun, mut refused, mut unknown) = (None, None, None);
-    for (number, answer) in answers {
-        match answer.map_err(|error| Failure::of(&error)) {
+    for (number, answer) in answers.enumerate() {
+        match answer {
             Ok(answer) => found.extend(answer),
-            Err(failure @ Failure::Unknown(_)) => unknown = unknown.or(Some(failure)),
             Err(failure) if begins && number == 0 => not_begun = Some(failure),
+            Err(failure @ Failure::Unknown(_)) => unknown = unknown.or(Some(failure)),
             Err(failure) => refused = refused.or(Some(failure)),
         }
     }
@@ -211,9 +224,9 @@ async fn execute<'a>(
             let why = StoreError::from(failure);
             Err(Failure::Unknown(format!("a transaction did not begin, but its statements were made: {why}")))
         }
-        (Some(_), _, Some(failure)) | (None, None, Some(failure)) => Err(failed(ready, failure)),
+        (Some(failure), _, unknown) => Err(unknown.unwrap_or(failure)),
         // an error that the server has told is certain, whatever happened to the connection afterwards
-        (Some(failure), _, None) | (None, Some(failure), _) => Err(failure),
+        (None, Some(failure), _) | (None, None, Some(failure)) => Err(failure),
         (None, None, None) => Ok(found),
     }
 }
@@ -263,5 +276,34 @@ mod tests {
         }
         assert!(times(15 * MS).is_none());
         assert!(times(Duration::ZERO).is_none());
+    }
+
+    #[test]
+    fn statements_behind_a_begin_that_failed_may_have_been_made() {
+        let unknown = || Err(Failure::Unknown("lost".to_owned()));
+        let refused = || Err(Failure::Refused("no".to_owned()));
+        let (done, made) = (|| Ok(None), || Ok(Some(())));
+        let cases = [
+            // BEGIN, two writes, COMMIT: is it certain that nothing was changed?
+            ([done(), made(), refused(), done()], true),
+            ([done(), made(), refused(), unknown()], true),
+            ([refused(), refused(), refused(), done()], true),
+            ([unknown(), unknown(), unknown(), unknown()], false),
+            ([unknown(), made(), refused(), done()], false),
+            ([unknown(), refused(), refused(), done()], false),
+            ([refused(), made(), refused(), done()], false),
+            ([refused(), made(), made(), done()], false),
+            ([refused(), refused(), unknown(), unknown()], false),
+            ([done(), made(), made(), unknown()], false),
+        ];
+        for (answers, certain) in cases {
+            let told = format!("{answers:?}");
+            let failure = outcome(answers.into_iter(), true).unwrap_err();
+            assert_eq!(!matches!(failure, Failure::Unknown(_)), certain, "{told}: {failure:?}");
+        }
+        assert_eq!(outcome([done(), made(), made(), done()].into_iter(), true).unwrap().len(), 2);
+        // without a BEGIN of its own, as in a transaction that has begun
+        let failure = outcome([refused(), refused(), done()].into_iter(), false).unwrap_err();
+        assert!(matches!(failure, Failure::Refused(_)), "{failure:?}");
     }
 }
