@@ -240,12 +240,7 @@ impl Schema {
             let check = format!("SET client_connection_check_interval = {}", LOOK.as_millis());
             let _ = client.batch_execute(&check).await;
             let lock = client.execute("SELECT pg_advisory_lock($1, $2)", &[&LOCK, &self.lock]).await;
-            let why = |error: &Error| format!("another process migrates: {}", reason(error));
-            lock.map_err(|error| match error.code() {
-                // the connection for reads finds out when that one has done it
-                Some(&SqlState::LOCK_NOT_AVAILABLE) => Unusable::Slow(why(&error)),
-                _ => older(&error, why(&error)),
-            })
+            lock.map_err(|error| not_locked(&error))
         };
         let locked = tokio::time::timeout(LOCK_WAIT + LOCK_SLACK, lock).await;
         locked.map_err(|_| {
@@ -348,6 +343,16 @@ fn is_time(text: &str) -> bool {
     OffsetDateTime::parse(text, &Rfc3339).is_ok()
 }
 
+/// Returns why the lock of the migrations was not got.
+fn not_locked(error: &Error) -> Unusable {
+    let why = format!("another process migrates: {}", reason(error));
+    match error.code() {
+        // the connection for reads finds out when that one has done it
+        Some(&SqlState::LOCK_NOT_AVAILABLE) => Unusable::Slow(why),
+        _ => older(error, why),
+    }
+}
+
 /// Returns why the migrations have failed.
 fn not_migrated(error: &refinery::Error) -> Unusable {
     let why = crate::api::error::chain(error);
@@ -371,7 +376,19 @@ fn older(error: &Error, why: String) -> Unusable {
 
 #[cfg(test)]
 mod tests {
+    use super::super::failure::tests::told;
     use super::*;
+
+    #[tokio::test]
+    async fn whoever_has_waited_long_for_another_that_migrates_asks_again_rarely() {
+        let timeout = told(&["SERROR", "C55P03", "Mcanceling statement due to lock timeout"]).await;
+        let why = "another process migrates: canceling statement due to lock timeout (SQLSTATE 55P03)";
+        assert_eq!(not_locked(&timeout), Unusable::Slow(why.to_owned()));
+        let refused = told(&["SERROR", "C42501", "Mpermission denied"]).await;
+        assert!(matches!(not_locked(&refused), Unusable::Older(_)));
+        let gone = told(&["SFATAL", "C57P01", "Mterminating connection"]).await;
+        assert!(matches!(not_locked(&gone), Unusable::Failed(_)));
+    }
 
     #[test]
     fn a_statement_waits_longer_only_where_that_ends_an_autovacuum() {

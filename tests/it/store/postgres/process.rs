@@ -6,11 +6,15 @@ use std::time::Duration;
 use microservice_app::api::proto::feed::{FeedRecord, GetFeedsRequest, GetFeedsResponse, OkResponse};
 use rustix::process::Signal;
 use tonic::{Code, Request, Status};
+use tonic_health::pb::HealthCheckRequest;
+use tonic_health::pb::health_check_response::ServingStatus;
+use tonic_health::pb::health_client::HealthClient;
 
 use super::feed;
-use crate::kit::grpc::call;
+use super::schema::{LOCK, UNLOCK};
+use crate::kit::grpc::{call, channel};
 use crate::kit::http::get;
-use crate::kit::postgres::Postgres;
+use crate::kit::postgres::{Postgres, connect};
 use crate::kit::process::Process;
 use crate::kit::{SOON, wait_for};
 
@@ -63,6 +67,28 @@ async fn a_database_that_is_away_is_a_warning_and_calls_are_refused() {
     for answer in [write(addr, 2).await.map(|_| ()), read(addr).await.map(|_| ())] {
         assert_eq!(answer.unwrap_err().code(), Code::Unavailable);
     }
+    process.stop(Duration::from_secs(10));
+}
+
+async fn health(addr: SocketAddr) -> ServingStatus {
+    let asked = HealthCheckRequest { service: "feed.Feed".to_owned() };
+    HealthClient::new(channel(addr).await).check(asked).await.unwrap().into_inner().status()
+}
+
+#[tokio::test]
+async fn an_instance_whose_schema_is_not_migrated_is_not_serving_from_its_first_answer_on() {
+    let server = Postgres::start().await;
+    let other = connect(server.addr, "app", "msa").await.unwrap();
+    other.batch_execute(LOCK).await.unwrap();
+    let mut process = launch(&server.url());
+    let (addr, admin) = process.wait_for_role("feed");
+    assert_eq!(health(addr).await, ServingStatus::NotServing);
+    wait_for("it is not ready either", || async {
+        (get(admin, "/readyz").await.status == 503).then_some(())
+    })
+    .await;
+    other.batch_execute(UNLOCK).await.unwrap();
+    wait_for("it serves", || async { (health(addr).await == ServingStatus::Serving).then_some(()) }).await;
     process.stop(Duration::from_secs(10));
 }
 

@@ -5,12 +5,17 @@ use microservice_app::store::{self, FeedStore};
 use super::super::contract::{at, metrics, record, soon};
 use super::{MS, feed, found, open, wait_until_well};
 use crate::kit::postgres::{Postgres, connect};
+use crate::kit::relay::{Faults, Relay};
 use crate::kit::{wait_for, wait_long_for};
 
 /// Waits for the next try of migrations that have met a table in use, which comes ever later, after 20 s at most.
 pub async fn wait_until_migrated(store: &dyn FeedStore) {
     wait_long_for("the store is well", || async { store.warnings().is_empty().then_some(()) }).await;
 }
+
+/// The lock under which the schema of feeds is migrated, and its end.
+pub const LOCK: &str = "SELECT pg_advisory_lock(7172961, 1)";
+pub const UNLOCK: &str = "SELECT pg_advisory_unlock(7172961, 1)";
 
 /// Writes a version into the history, as a newer program would.
 const NEWER: &str = "INSERT INTO feed.migrations VALUES (9, 'later', '2030-01-01T00:00:00Z', '1')";
@@ -153,7 +158,7 @@ async fn a_role_that_can_create_nothing_uses_what_is_there() {
 async fn a_start_waits_for_another_that_migrates() {
     let server = Postgres::start().await;
     let other = connect(server.addr, "app", "msa").await.unwrap();
-    other.batch_execute("SELECT pg_advisory_lock(7172961, 1)").await.unwrap();
+    other.batch_execute(LOCK).await.unwrap();
     let store = feed(&server.url()).await;
     let told = store.warnings();
     assert!(
@@ -162,10 +167,30 @@ async fn a_start_waits_for_another_that_migrates() {
     );
     let unhealthy = store.usable().await.unwrap_err().to_string();
     assert!(unhealthy.contains("the schema is being migrated"), "{unhealthy}");
-    other.batch_execute("SELECT pg_advisory_unlock(7172961, 1)").await.unwrap();
+    other.batch_execute(UNLOCK).await.unwrap();
     wait_until_well(store.as_ref()).await;
     store.usable().await.unwrap();
     store.create(record(7, 1, "x"), soon()).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_schema_that_is_not_migrated_is_not_usable_while_the_database_is_away() {
+    let server = Postgres::start().await;
+    let other = connect(server.addr, "app", "msa").await.unwrap();
+    other.batch_execute(LOCK).await.unwrap();
+    let relay = Relay::start(server.addr, 7).await;
+    let store = feed(&Postgres::url_at(&[relay.addr])).await;
+    let waits = "the schema is being migrated";
+    let unhealthy = store.usable().await.unwrap_err().to_string();
+    assert!(unhealthy.contains(waits), "{unhealthy}");
+    relay.set(Faults { refuse: true, ..Faults::default() });
+    relay.reset();
+    wait_for("its connection fails", || async { (!store.warnings()[0].contains(waits)).then_some(()) }).await;
+    store.usable().await.unwrap_err();
+    relay.heal();
+    other.batch_execute(UNLOCK).await.unwrap();
+    wait_until_well(store.as_ref()).await;
+    store.usable().await.unwrap();
 }
 
 #[tokio::test]
