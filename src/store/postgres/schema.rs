@@ -3,7 +3,7 @@
 //! *Shape*: schema `feed` has the table `feeds`, the table `migrations` (one row for each migration that was made), and
 //! the table `compatibility` (one row: the version, and the oldest version whose programs can work with it).
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use refinery::{Migration, Runner};
 use time::OffsetDateTime;
@@ -32,6 +32,9 @@ const LONGEST_TABLE_WAIT: Duration = Duration::from_millis(1500);
 const STATEMENT: Duration = Duration::from_mins(1);
 /// Longest time for all of them.
 const LIMIT: Duration = Duration::from_mins(2);
+/// Time after which migrations that end with their session are not begun again at once: a limit of the server or of a proxy may
+/// have ended them, and would do so again.
+const SHORT: Duration = Duration::from_secs(5);
 /// Longest pause of this program between two statements of the migrations. Then the server ends the session, and so frees its
 /// locks: the host may be gone without a word. A wait for a lock is no pause.
 const PAUSE: Duration = Duration::from_secs(10);
@@ -103,7 +106,12 @@ fn unusable(table: &str, error: &Error) -> Unusable {
         SqlState::DATATYPE_MISMATCH,
     ];
     let has_other_shape = error.code().is_some_and(|code| shapes.contains(code));
-    if has_other_shape { foreign(table, &reason(error)) } else { Unusable::Failed(reason(error)) }
+    if has_other_shape {
+        return foreign(table, &reason(error));
+    }
+    // the server has answered, and says the same to every instance of this program
+    let refused = error.code() == Some(&SqlState::INSUFFICIENT_PRIVILEGE);
+    if refused { Unusable::Older(reason(error)) } else { Unusable::Failed(reason(error)) }
 }
 
 fn foreign(table: &str, why: &str) -> Unusable {
@@ -297,7 +305,8 @@ impl Schema {
             .map_err(|error: refinery::Error| Unusable::Foreign(error.to_string()))?;
         let mut runner = Runner::new(&migrations).set_grouped(true);
         runner.set_migration_table_name(format!("{name}.migrations"));
-        let report = runner.run_async(client).await.map_err(|error| not_migrated(&error))?;
+        let begun = Instant::now();
+        let report = runner.run_async(client).await.map_err(|error| not_migrated(&error, begun.elapsed()))?;
         for migration in report.applied_migrations() {
             tracing::info!(schema = name, %migration, "migrated");
         }
@@ -353,8 +362,8 @@ fn not_locked(error: &Error) -> Unusable {
     }
 }
 
-/// Returns why the migrations have failed.
-fn not_migrated(error: &refinery::Error) -> Unusable {
+/// Returns why the migrations have failed, after so long.
+fn not_migrated(error: &refinery::Error, took: Duration) -> Unusable {
     let why = crate::api::error::chain(error);
     let refinery::error::Kind::Connection(_, cause) = error.kind() else { return Unusable::Foreign(why) };
     let Some(error) = cause.downcast_ref::<Error>() else { return Unusable::Failed(why) };
@@ -363,8 +372,9 @@ fn not_migrated(error: &refinery::Error) -> Unusable {
         Some(&SqlState::QUERY_CANCELED) => {
             Unusable::Slow(format!("a migration took longer than {STATEMENT:?}, or was cancelled: {why}"))
         }
-        _ if is_away(error) => Unusable::Failed(why),
-        // after who knows what time, in which others were kept out
+        // it may be the migrations that cost the server its time, or the session its life
+        _ if is_away(error) && took < SHORT => Unusable::Failed(why),
+        // others were kept out meanwhile
         _ => Unusable::Slow(why),
     }
 }

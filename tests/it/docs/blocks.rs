@@ -144,6 +144,7 @@ pub const BLOCKS: &[(&str, &str, Use)] = &[
     ("docs/storage.md", "failsafe_mode: true", Text),
     ("docs/storage.md", "for s in feed profile topic; do # roles", Not("store::postgres::rights runs it")),
     ("docs/storage.md", "for s in feed profile topic; do # rights", Not("store::postgres::rights runs it")),
+    ("docs/storage.md", "for s in feed profile topic; do # owners", Not("store::postgres::rights runs it")),
     ("docs/storage.md", "cargo test --release --test it what_durability_costs", Not(BUILD)),
     ("docs/storage.md", "curl localhost:6062/status", Run(Choice)),
     ("docs/telemetry.md", "ts=", Run(Alone)),

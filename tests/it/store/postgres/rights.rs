@@ -42,6 +42,15 @@ async fn refused(client: &Client, statement: &str) -> Option<String> {
     }
 }
 
+/// Waits until all services have migrated.
+async fn wait_for_tables(admin: &Client) {
+    wait_for("all have migrated", || async {
+        let tables = "SELECT count(*) FROM pg_tables WHERE tablename IN ('feeds', 'profiles', 'topics')";
+        (admin.query_one(tables, &[]).await.unwrap().get::<_, i64>(0) == 3).then_some(())
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn a_service_can_do_in_the_database_what_it_needs_and_nothing_more() {
     let server = Postgres::start().await;
@@ -52,11 +61,7 @@ async fn a_service_can_do_in_the_database_what_it_needs_and_nothing_more() {
     store::profile(&at(&url("profile_owner")), &metrics()).await.unwrap();
     store::topic(&at(&url("topic_owner")), &metrics()).await.unwrap();
     let admin = server.admin().await;
-    wait_for("all have migrated", || async {
-        let tables = "SELECT count(*) FROM pg_tables WHERE tablename IN ('feeds', 'profiles', 'topics')";
-        (admin.query_one(tables, &[]).await.unwrap().get::<_, i64>(0) == 3).then_some(())
-    })
-    .await;
+    wait_for_tables(&admin).await;
     run(&server, &block("for s in feed profile topic; do # rights"));
 
     let store = open(&at(&url("feed"))).await.unwrap();
@@ -146,4 +151,55 @@ async fn a_service_can_do_in_the_database_what_it_needs_and_nothing_more() {
     assert_eq!(topics.list(0, 10).await.unwrap().topics.len(), 1);
     let granted = "SELECT has_table_privilege('topic', 'feed.feeds', 'SELECT')";
     assert!(!admin.query_one(granted, &[]).await.unwrap().get::<_, bool>(0));
+}
+
+/// A database that one role has filled gets roles with the least rights while its services run.
+#[tokio::test]
+async fn schemas_that_are_there_get_owners_under_those_who_use_them() {
+    let server = Postgres::start().await;
+    let before = feed(&server.url()).await;
+    let _profiles = store::profile(&at(&server.url()), &metrics()).await.unwrap();
+    let _topics = store::topic(&at(&server.url()), &metrics()).await.unwrap();
+    let admin = server.admin().await;
+    wait_for_tables(&admin).await;
+    wait_until_well(before.as_ref()).await;
+    before.create(record(7, 1, "x"), soon()).await.unwrap();
+    let url = server.url().replace("app@", "feed@");
+    let new = async || {
+        let store = open(&at(&url)).await.unwrap();
+        let told = wait_for("what it finds", || async {
+            let told = store.usable().await;
+            (told.is_err() || store.warnings().is_empty()).then_some(told)
+        });
+        (told.await, store)
+    };
+    // with no more than a login it is not ready: it may not read the schema
+    admin.batch_execute("CREATE ROLE feed LOGIN").await.unwrap();
+    let told = new().await.0.unwrap_err().to_string();
+    assert!(told.contains("permission denied"), "{told}");
+    admin.batch_execute("DROP ROLE feed").await.unwrap();
+
+    run(&server, &block("for s in feed profile topic; do # owners"));
+    run(&server, &block("for s in feed profile topic; do # rights"));
+    let (told, after) = new().await;
+    told.unwrap();
+    after.create(record(7, 2, "x"), soon()).await.unwrap();
+    before.create(record(7, 3, "x"), soon()).await.unwrap();
+    assert_eq!(found(after.as_ref(), 7).await, [1, 2, 3]);
+    // it was app's once, and is nobody's but the owner's when that ends
+    admin.batch_execute("REVOKE feed_owner, profile_owner, topic_owner FROM app").await.unwrap();
+    let app = connect(server.addr, "app", "msa").await.unwrap();
+    let statements =
+        ["SELECT * FROM feed.feeds", "DROP TABLE topic.topics", "CREATE TABLE profile.other (id int)"];
+    let mut failed = Vec::new();
+    for statement in statements {
+        failed.extend(refused(&app, statement).await);
+    }
+    let feed = connect(server.addr, "feed", "msa").await.unwrap();
+    for statement in
+        ["DROP TABLE feed.feeds", "SELECT * FROM topic.topics", "UPDATE feed.compatibility SET version = 9"]
+    {
+        failed.extend(refused(&feed, statement).await);
+    }
+    assert!(failed.is_empty(), "{failed:#?}");
 }

@@ -277,8 +277,7 @@ async fn a_migration_whose_program_stands_still_frees_the_table() {
     wait_for("its session is ended", || async { server.log().contains(why).then_some(()) }).await;
     old.create(record(7, 2, "x"), soon()).await.unwrap();
     assert_eq!(versions(&admin).await, [1]);
-    relay.heal();
-    wait_until_migrated(new.as_ref()).await;
+    drop(new);
 }
 
 #[tokio::test]
