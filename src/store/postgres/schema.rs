@@ -367,6 +367,11 @@ fn not_migrated(error: &refinery::Error, took: Duration) -> Unusable {
     let why = crate::api::error::chain(error);
     let refinery::error::Kind::Connection(_, cause) = error.kind() else { return Unusable::Foreign(why) };
     let Some(error) = cause.downcast_ref::<Error>() else { return Unusable::Failed(why) };
+    statement_failed(error, why, took)
+}
+
+/// Returns why the migrations have failed, by the error of a statement.
+fn statement_failed(error: &Error, why: String, took: Duration) -> Unusable {
     match error.code() {
         Some(&SqlState::LOCK_NOT_AVAILABLE) => Unusable::InUse(format!("others use a table: {why}")),
         Some(&SqlState::QUERY_CANCELED) => {
@@ -398,6 +403,21 @@ mod tests {
         assert!(matches!(not_locked(&refused), Unusable::Older(_)));
         let gone = told(&["SFATAL", "C57P01", "Mterminating connection"]).await;
         assert!(matches!(not_locked(&gone), Unusable::Failed(_)));
+    }
+
+    #[tokio::test]
+    async fn migrations_that_cost_the_server_time_are_not_begun_again_at_once() {
+        let failed = async |severity: &str, code: &str, took: u64| {
+            let error = told(&[&format!("S{severity}"), &format!("C{code}"), "Mno"]).await;
+            statement_failed(&error, String::new(), Duration::from_secs(took))
+        };
+        assert!(matches!(failed("FATAL", "57P01", 1).await, Unusable::Failed(_)));
+        assert!(matches!(failed("FATAL", "57P01", 30).await, Unusable::Slow(_)));
+        // `transaction_timeout` of PostgreSQL 17, `query_timeout` of PgBouncer
+        assert!(matches!(failed("FATAL", "25P04", 30).await, Unusable::Slow(_)));
+        assert!(matches!(failed("FATAL", "08P01", 30).await, Unusable::Slow(_)));
+        assert!(matches!(failed("ERROR", "42P01", 0).await, Unusable::Slow(_)));
+        assert!(matches!(failed("ERROR", "55P03", 0).await, Unusable::InUse(_)));
     }
 
     #[test]
