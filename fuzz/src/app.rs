@@ -5,10 +5,16 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::sync::{Mutex, Once, OnceLock, PoisonError};
 
+use http::HeaderMap;
+use http_body_util::BodyExt as _;
 use microservice_app::app::process::Process;
 use microservice_app::app::role::ServiceKind;
 use microservice_app::config::{ListenAddr, Role, Settings, Store, StoreUrl};
+use microservice_app::context::Context;
+use microservice_app::gateway::Problem;
+use serde_json::Value;
 use tokio::runtime::{Builder, Runtime};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 /// Runs a future on the runtime of this thread.
@@ -41,6 +47,15 @@ fn note_panics() {
         }
         before(panic);
     }));
+}
+
+/// Returns head and body of the answer that tells a problem.
+pub fn answer_of(problem: Problem) -> (HeaderMap, Value) {
+    let mut response = warp::reply::Response::default();
+    problem.write(&mut response, &Context::new(Instant::now()));
+    let (head, body) = response.into_parts();
+    let body = block_on(body.collect()).expect("a body in memory").to_bytes();
+    (head.headers, serde_json::from_slice(&body).expect("a problem is JSON"))
 }
 
 /// Returns what `run` does, and panics if a task panics meanwhile that it has begun on this thread.

@@ -3,7 +3,6 @@
 use std::io;
 use std::time::Duration;
 
-use http_body_util::BodyExt as _;
 use microservice_app::api::proto::{feed, profile, topic};
 use microservice_app::api::received::{Feeds, Profile, Topic, Topics};
 use microservice_app::api::rpc::Rpc;
@@ -21,8 +20,8 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tokio::runtime::Builder;
 use tokio::time::Instant;
 
-use super::app::watch_panics;
-use super::server::{PREFACE, SETTINGS, frames};
+use super::app::{answer_of, watch_panics};
+use super::server::{PREFACE, SETTINGS, frame, frames};
 
 /// How long a call may take.
 const DEADLINE: Duration = Duration::from_secs(2);
@@ -101,7 +100,8 @@ pub fn service_answer(data: &[u8]) {
 
 /// Asks a service that answers so.
 async fn ask(question: Question, script: Script) -> Result<Vec<u8>, Problem> {
-    let name = rpc(question).service();
+    let rpc = rpc(question);
+    let name = rpc.service();
     let registry = Local::default();
     let _registered = registry.register(Instance::bare(name, ADDR));
     let metrics = Metrics::register(&prometheus::Registry::new()).expect("metrics");
@@ -109,7 +109,6 @@ async fn ask(question: Question, script: Script) -> Result<Vec<u8>, Problem> {
     let connector = Connector::new(Scripted(script));
     let client = Client::new(&[name], &settings, "/services/", &registry.view(), &metrics, &connector);
     let context = Context::new(Instant::now() + DEADLINE);
-    let rpc = rpc(question);
     Ok(match question {
         Question::Feeds => {
             let asked = feed::GetFeedsRequest { user_id: 1, size: 20, before: 0 };
@@ -222,10 +221,7 @@ fn decoded<T: Message + Default>(message: &[u8]) -> Option<T> {
 
 /// Checks that a failure is a problem in an answer of bounded length, and that a malformed message is the service's fault.
 fn check_problem(problem: Problem, malformed: bool) {
-    let mut response = warp::reply::Response::default();
-    problem.write(&mut response, &Context::new(Instant::now()));
-    let body = super::app::block_on(response.into_body().collect()).expect("a body in memory").to_bytes();
-    let body: Value = serde_json::from_slice(&body).expect("a problem is JSON");
+    let (_, body) = answer_of(problem);
     let status = body["status"].as_u64().expect("a status");
     assert!(matches!(status, 400 | 404 | 429 | 500 | 503 | 504) && (!malformed || status == 503), "{body}");
     // a text of the service is in a header
@@ -303,9 +299,4 @@ fn begin(id: [u8; 4]) -> Vec<u8> {
 fn field(name: &str, value: &str) -> Vec<u8> {
     let length = |text: &str| [u8::try_from(text.len()).expect("a short text")];
     [&[0], &length(name)[..], name.as_bytes(), &length(value), value.as_bytes()].concat()
-}
-
-fn frame(kind: u8, flags: u8, id: [u8; 4], payload: &[u8]) -> Vec<u8> {
-    let [_, length @ ..] = u32::try_from(payload.len()).expect("a short frame").to_be_bytes();
-    [&length[..], &[kind, flags], &id, payload].concat()
 }

@@ -4,7 +4,6 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http_body_util::BodyExt as _;
 use microservice_app::api::proto::feed::{FeedRecord, GetFeedsRequest};
 use microservice_app::api::validate::{DEFAULT_SIZE, MAX_CONTENT, MAX_SIZE, Validate as _};
 use microservice_app::config::{Role, Settings};
@@ -18,7 +17,7 @@ use microservice_app::server::pause::Pauses;
 use serde_json::{Value, json};
 use tokio::time::Instant;
 
-use super::app::block_on;
+use super::app::{answer_of, block_on};
 
 /// A body of `PUT /api/feed/create_feed`.
 pub fn json_body(data: &[u8]) {
@@ -82,10 +81,7 @@ fn page_of(text: &str) -> Option<GetFeedsRequest> {
 
 /// Checks that a refusal is a problem whose caller learns which field is wrong, in an answer of bounded length.
 fn check_refusal(problem: Problem) {
-    let mut response = warp::reply::Response::default();
-    problem.write(&mut response, &Context::new(Instant::now()));
-    let body = block_on(response.into_body().collect()).expect("a body in memory").to_bytes();
-    let body: Value = serde_json::from_slice(&body).expect("a problem is JSON");
+    let (_, body) = answer_of(problem);
     let status = body["status"].as_u64().expect("a status");
     assert!(matches!(status, 400 | 408 | 413), "{body}");
     let (field, detail) = (body["field"].as_str(), body["detail"].as_str().expect("a detail"));

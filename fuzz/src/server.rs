@@ -84,10 +84,14 @@ pub fn frames(mut data: &[u8]) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(2 * data.len());
     while let [kind, flags, stream, length, rest @ ..] = data {
         let (payload, rest) = rest.split_at(rest.len().min(usize::from(*length)));
-        let length = u8::try_from(payload.len()).expect("at most 255");
-        bytes.extend_from_slice(&[0, 0, length, *kind, *flags, 0, 0, 0, *stream]);
-        bytes.extend_from_slice(payload);
+        bytes.extend(frame(*kind, *flags, [0, 0, 0, *stream], payload));
         data = rest;
     }
     bytes
+}
+
+/// Returns a frame of HTTP/2 on a stream.
+pub fn frame(kind: u8, flags: u8, id: [u8; 4], payload: &[u8]) -> Vec<u8> {
+    let [_, length @ ..] = u32::try_from(payload.len()).expect("a short frame").to_be_bytes();
+    [&length[..], &[kind, flags], &id, payload].concat()
 }

@@ -7,15 +7,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use http::{HeaderMap, HeaderValue, header};
-use http_body_util::BodyExt as _;
 use microservice_app::config::{Http, Role, Settings};
-use microservice_app::context::Context;
 use microservice_app::gateway::{Auth, Metrics, Problem, ROUTES};
 use ring::signature::{Ed25519KeyPair, KeyPair as _};
 use serde_json::{Value, json};
-use tokio::time::Instant;
 
-use super::app::block_on;
+use super::app::{answer_of, block_on};
 
 const ISSUER: &str = "https://issuer.example/";
 const AUDIENCE: &str = "microservice-app";
@@ -106,12 +103,9 @@ fn is_accepted(auth: &Auth, authorization: HeaderValue) -> bool {
         }
         Err(problem) => problem,
     };
-    let mut response = warp::reply::Response::default();
-    problem.write(&mut response, &Context::new(Instant::now()));
-    let challenge = response.headers()[header::WWW_AUTHENTICATE].as_bytes().to_vec();
+    let (head, body) = answer_of(problem);
+    let challenge = head[header::WWW_AUTHENTICATE].as_bytes().to_vec();
     assert!(challenge.starts_with(b"Bearer ") && challenge.len() < 512, "{challenge:?}");
-    let body = block_on(response.into_body().collect()).expect("a body in memory").to_bytes();
-    let body: Value = serde_json::from_slice(&body).expect("a problem is JSON");
     assert_eq!(body["status"], 401, "{body}");
     false
 }
